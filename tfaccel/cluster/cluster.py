@@ -1,0 +1,35 @@
+"""The answer every resolver gives: the workers of this job, and which one we are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The workers of one job, as seen from one of them.
+
+    Attributes:
+        workers: `host:port` of every worker, in rank order; rank 0 is the chief.
+        rank: our own place in `workers`.
+        source: where this was found, for messages (for example ``"TF_CONFIG"``).
+    """
+
+    workers: tuple[str, ...]
+    rank: int
+    source: str
+
+    @property
+    def size(self) -> int:
+        """The number of workers."""
+        return len(self.workers)
+
+    @property
+    def is_chief(self) -> bool:
+        """Whether we are rank 0, the worker that writes files for all."""
+        return self.rank == 0
+
+    @property
+    def address(self) -> str:
+        """Our own `host:port`."""
+        return self.workers[self.rank]

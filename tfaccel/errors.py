@@ -1,0 +1,30 @@
+"""The mistakes tfaccel can tell you about, one class per kind.
+
+Every message says what was found, what was expected and what to do, on one line.
+"""
+
+from __future__ import annotations
+
+
+class TfaccelError(Exception):
+    """Base of every error that tfaccel raises on purpose."""
+
+
+class StrategyError(TfaccelError, ValueError):
+    """A strategy was asked for that this hardware, cluster or option set cannot give."""
+
+
+class ClusterError(TfaccelError, ValueError):
+    """The environment describes a cluster that cannot be right."""
+
+
+class LaunchError(TfaccelError, RuntimeError):
+    """A job could not be started, or gave up waiting for one of its workers."""
+
+
+class ScopeError(TfaccelError, RuntimeError):
+    """A model, optimizer or metric was made outside the scope of the strategy it runs under."""
+
+
+class InputError(TfaccelError, ValueError):
+    """A dataset cannot be divided among the replicas without repeating or losing rows."""
