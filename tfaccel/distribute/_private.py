@@ -1,0 +1,121 @@
+"""Every private TensorFlow and Keras name that tfaccel uses, each with its reason.
+
+Seen with TensorFlow 2.21 and Keras 3.15. `tests/distribute/test_private.py` watches each one:
+when a release moves a name, that test says which and this file is the one place to mend.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+# The Extended classes hold what a strategy does; TensorFlow exports only their owners. We
+# override how variables are made, whether replicas may pause for each other, and which of a
+# worker's devices are used.
+from tensorflow.python.distribute.collective_all_reduce_strategy import (
+    CollectiveAllReduceExtended,
+)
+from tensorflow.python.distribute.distribute_utils import regroup, select_replica
+from tensorflow.python.distribute.mirrored_strategy import MirroredExtended
+
+__all__ = [
+    "CollectiveAllReduceExtended",
+    "MirroredExtended",
+    "adopt_optimizer",
+    "array_pipeline",
+    "calling_fit",
+    "compiled_losses",
+    "is_keras_function",
+    "keras_mask",
+    "regroup",
+    "select_replica",
+    "set_initial_epoch",
+]
+
+
+def adopt_optimizer(optimizer: Any, strategy: tf.distribute.Strategy) -> None:
+    """Ties an optimizer to `strategy`, also one that was made before the scope was entered.
+
+    Keras remembers `tf.distribute.get_strategy()` when the optimizer is constructed and updates
+    variables through it; there is no public way to say it later.
+    """
+    optimizer._distribution_strategy = strategy
+
+
+def compiled_losses(model: keras.Model) -> list[keras.losses.Loss]:
+    """The `Loss` objects that `model.compile(loss=...)` made or was given.
+
+    `model.loss` holds what the user wrote (a name, a function, a nest of them); the objects that
+    are called live in the compiled loss alone.
+    """
+    compiled = getattr(model, "_compile_loss", None)
+    flat = getattr(compiled, "_flat_losses", None) or []
+    return [entry[1] for entry in flat if isinstance(entry[1], keras.losses.Loss)]
+
+
+def keras_mask(tensor: Any) -> Any:
+    """The mask Keras hangs on a layer's output, or None."""
+    return getattr(tensor, "_keras_mask", None)
+
+
+def is_keras_function(fn: Any) -> bool:
+    """Whether `fn` is one of the functions `keras.Model` hands to `strategy.run`.
+
+    `train_step` and `test_step` are bound methods of the model; `predict` passes a closure of
+    Keras's trainer module.
+    """
+    if isinstance(getattr(fn, "__self__", None), keras.Model):
+        return True
+    return str(getattr(fn, "__module__", "")).startswith("keras.")
+
+
+def set_initial_epoch(model: keras.Model, epoch: int) -> None:
+    """Makes the running `fit` start at `epoch`, as Keras's BackupAndRestore does."""
+    model._initial_epoch = epoch
+
+
+def calling_fit() -> tuple[keras.Model, Any] | None:
+    """The model and the `callbacks` argument of the `Model.fit` that is asking for its data.
+
+    `fit` tells a strategy about its dataset and its step, never about its callbacks, and two of
+    those must know that they run on many workers. We read the arguments of the calling frame:
+    `fit`, `self` and `callbacks` are Keras's public names.
+    """
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name == "fit":
+            model = frame.f_locals.get("self")
+            if isinstance(model, keras.Model):
+                return model, frame.f_locals.get("callbacks")
+        frame = frame.f_back  # type: ignore[assignment]
+    return None
+
+
+def array_pipeline(dataset: tf.data.Dataset) -> tuple[tf.data.Dataset, list[Any]] | None:
+    """Takes the dataset that Keras makes of in-memory arrays apart.
+
+    Keras gathers every row of a global batch and would leave the choosing of rows for later. To
+    gather only our own, the indices must be cut before they are used, and `tf.data` has no public
+    way to insert a step into a dataset that exists.
+
+    Returns:
+        The innermost dataset, of `(row indices, arrays)` pairs, and the functions mapped over it
+        in order (the first is Keras's gather); None when `dataset` is not of that shape.
+    """
+    functions: list[Any] = []
+    node = dataset
+    while not type(node).__name__.startswith("_ZipDataset"):
+        mapped = getattr(node, "_map_func", None)
+        if mapped is not None:
+            functions.insert(0, mapped._func)
+        elif type(node).__name__ not in ("_PrefetchDataset", "_OptionsDataset"):
+            return None
+        node = getattr(node, "_input_dataset", None)
+        if node is None:
+            return None
+    if not functions or getattr(functions[0], "__name__", "") != "grab_batch":
+        return None
+    return node, functions

@@ -1,0 +1,39 @@
+"""Gives one object a method more, and leaves its class, its name and its files as they are.
+
+Keras 3 has no hook where a strategy could reach an optimizer, a loss or a callback. Instead of
+patching Keras, tfaccel changes the class of the *instances* in question to a subclass of their
+own class. `isinstance` still holds, and because the subclass keeps the name and module of the
+class it came from, what Keras writes into a `.keras` file is the plain class: the file loads
+anywhere, also without tfaccel.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+_made: dict[tuple[type, type], type] = {}
+
+
+def adapt(instance: Any, mixin: type) -> None:
+    """Puts `mixin` before the class of `instance`. Doing it twice is doing it once.
+
+    Args:
+        instance: any object whose class can be subclassed.
+        mixin: a class that overrides some methods, calling `super()`.
+
+    >>> class Loud:
+    ...     def greet(self): return super().greet().upper()
+    >>> class Greeter:
+    ...     def greet(self): return "hello"
+    >>> one, other = Greeter(), Greeter()
+    >>> adapt(one, Loud)
+    >>> one.greet(), other.greet(), type(one).__name__
+    ('HELLO', 'hello', 'Greeter')
+    """
+    cls = type(instance)
+    if issubclass(cls, mixin):
+        return
+    if (mixin, cls) not in _made:
+        names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
+        _made[mixin, cls] = type(cls.__name__, (mixin, cls), {**names, "__doc__": cls.__doc__})
+    instance.__class__ = _made[mixin, cls]

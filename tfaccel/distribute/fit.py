@@ -1,0 +1,161 @@
+"""What every data-parallel strategy of tfaccel does for `keras.Model.fit`.
+
+`KerasFit` goes before a `tf.distribute.Strategy`, `KerasFitExtended` before its Extended. They
+override public methods of the two (and two hooks that TensorFlow names for subclasses), and
+nothing of Keras.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfaccel.distribute import _private, state, step
+from tfaccel.distribute.batches import Batches, Sharded, Starved, shard
+from tfaccel.distribute.loss import whole_batch
+from tfaccel.distribute.optimizer import optimizers_of, reduce_first
+from tfaccel.distribute.split import Placement
+from tfaccel.errors import InputError, ScopeError, StrategyError
+
+
+class KerasFit:
+    """Mixin for a `tf.distribute.Strategy`."""
+
+    extended: Any
+
+    @property
+    def placement(self) -> Placement:
+        """Which of all replicas run in this process."""
+        return Placement(workers=1, rank=0, local=len(self.extended.worker_devices))
+
+    @property
+    def num_replicas_in_sync(self) -> int:
+        """The number of replicas; 1 inside a Keras step, which runs the one-device program."""
+        return 1 if step.current() is not None else self.extended._num_replicas_in_sync
+
+    def experimental_distribute_dataset(self, dataset: Any, options: Any = None) -> Any:
+        """Cuts each global batch of `dataset` by rows, one part for each replica.
+
+        Args:
+            dataset: a `tf.data.Dataset` of global batches, the same on every worker.
+            options: a `tf.distribute.InputOptions`; given, TensorFlow's own distribution is used.
+
+        Raises:
+            InputError: when auto-sharding is off and there is more than one worker.
+        """
+        if options is not None or not isinstance(dataset, tf.data.Dataset):
+            return super().experimental_distribute_dataset(dataset, options)  # type: ignore[misc]
+        self._refuse_unsharded(dataset)
+        self._prepare_fit()
+        return Batches(dataset, self.placement, self.extended.worker_devices)
+
+    def run(self, fn: Any, args: Any = (), kwargs: Any = None, options: Any = None) -> Any:
+        """Runs `fn` on every replica; a step of a Keras model gets what this module gives."""
+        if not _private.is_keras_function(fn):
+            args = tuple(a.data if isinstance(a, (Sharded, Starved)) else a for a in args)
+            return super().run(fn, args, kwargs, options)  # type: ignore[misc]
+        (batch,) = args
+        if not isinstance(batch, (Sharded, Starved)):
+            batch = shard(batch, self.placement)
+        model = getattr(fn, "__self__", None)
+        if model is None:  # predict: no loss, no state, nothing to put together but the rows
+            return super().run(fn, (batch.data,), kwargs, options)  # type: ignore[misc]
+        self._prepare(model)
+        training = getattr(fn, "__name__", "") == "train_step"
+        starved = isinstance(batch, Starved)
+
+        def replica_step(data: Any, share: tf.Tensor) -> Any:
+            with step.entered(step.Step(share, starved)) as here:
+                averaged = state.Averaged(state.statistics(model) if training else ())
+                with state.own_randomness(self.extended.seeds()):
+                    logs = fn(data)
+                return state.merged_logs(model, logs, here, averaged)
+
+        logs = super().run(replica_step, (batch.data, batch.share), kwargs, options)  # type: ignore[misc]
+        return tf.nest.map_structure(self._merged, logs)
+
+    def reduce(self, reduce_op: Any, value: Any, axis: Any = None) -> Any:
+        """Reduces `value` over replicas; values that a Keras step has merged come back as is."""
+        if isinstance(value, (Sharded, Starved)):
+            # Keras averages one batch only to learn its shapes.
+            return tf.nest.map_structure(self._spec, value.data)
+        if isinstance(value, tf.Tensor) and getattr(value, "_tfaccel_merged", False):
+            return value
+        return super().reduce(reduce_op, value, axis)  # type: ignore[misc]
+
+    def _merged(self, value: Any) -> tf.Tensor:
+        first = tf.identity(self.experimental_local_results(value)[0])  # type: ignore[attr-defined]
+        first._tfaccel_merged = True
+        return first
+
+    def _spec(self, value: Any) -> Any:
+        first = self.experimental_local_results(value)[0]  # type: ignore[attr-defined]
+        return tf.TensorSpec([None, *first.shape[1:]], first.dtype)
+
+    def _refuse_unsharded(self, dataset: tf.data.Dataset) -> None:
+        policy = dataset.options().experimental_distribute.auto_shard_policy
+        if policy == tf.data.experimental.AutoShardPolicy.OFF and self.placement.workers > 1:
+            raise InputError(
+                "tfaccel: the dataset's auto_shard_policy is OFF, so every worker would train on "
+                "the same rows; expected DATA (the default: each worker takes its rows of every "
+                "global batch). Leave the policy unset, and let every worker make the same dataset."
+            )
+
+    def _prepare_fit(self) -> None:
+        """Called when Keras asks for its data, before any callback runs."""
+
+    def _prepare(self, model: keras.Model) -> None:
+        """Checks that `model` is ours, and adapts its optimizers and losses."""
+        for variable in model.weights:
+            self._check(variable, f"model {model.name!r}", "build the model")
+        for metric in model.metrics:
+            for variable in metric.variables:
+                self._check(variable, f"metric {metric.name!r}", "call model.compile(...)")
+        for optimizer in optimizers_of(model):
+            for variable in optimizer.variables:
+                self._check(variable, f"optimizer {optimizer.name!r}", "make the optimizer")
+            reduce_first(optimizer, self)
+        if model.jit_compile and any("CPU" in d.upper() for d in self.extended.worker_devices):
+            raise StrategyError(
+                "tfaccel: jit_compile=True was asked for on CPU replicas, where XLA has no "
+                "all-reduce; compile with jit_compile='auto', or use strategy 'one_device'."
+            )
+        whole_batch(model)
+
+    def _check(self, variable: Any, what: str, do: str) -> None:
+        owner = getattr(variable.value, "distribute_strategy", None)
+        if owner is not self:
+            raise ScopeError(
+                f"tfaccel: {what} was made outside the scope of this strategy (variable "
+                f"{variable.path!r} is on one device only); {do} inside `with strategy.scope():`."
+            )
+
+
+class KerasFitExtended:
+    """Mixin for a `tf.distribute.StrategyExtended`."""
+
+    _seeds: list[Any]
+
+    def seeds(self) -> list[Any]:
+        """The states of the Keras seed generators made under this strategy."""
+        return [seed for ref in getattr(self, "_seeds", []) if (seed := ref()) is not None]
+
+    def _use_merge_call(self) -> bool:
+        # Inside a tf.function no replica pauses for another: collectives meet by themselves, and
+        # so updates may stand in a `cond` (gradient accumulation, loss scaling:
+        # https://github.com/keras-team/keras/issues/17429). Eagerly, replicas run one after the
+        # other and must pause.
+        return tf.executing_eagerly()
+
+    def _create_variable(self, next_creator: Any, **kwargs: Any) -> Any:
+        if kwargs.get("aggregation") == tf.VariableAggregation.ONLY_FIRST_REPLICA:
+            # Keras says so of its counters (iterations, learning rate). Every replica counts the
+            # same, and to ask the first one would pause the others.
+            kwargs["aggregation"] = tf.VariableAggregation.NONE
+        variable = super()._create_variable(next_creator, **kwargs)  # type: ignore[misc]
+        if str(kwargs.get("name", "")).endswith("seed_generator_state"):
+            self._seeds = [*getattr(self, "_seeds", []), weakref.ref(variable)]
+        return variable

@@ -1,0 +1,75 @@
+"""Losses whose parts add up to the loss of the whole batch.
+
+A step weighs each replica's loss by its share of the rows, which is right for a mean over rows.
+A sum is not one, and neither is a mean over what a mask or sample weights leave: those are
+brought into that form here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+from absl import logging
+
+from tfaccel.distribute import _private, step
+from tfaccel.distribute.adapt import adapt
+
+_warned: set[str] = set()
+
+
+class WholeBatch:
+    """Mixin for a Keras loss: its row-weighted mean over replicas is the whole batch's loss."""
+
+    name: str
+    reduction: str | None
+
+    def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+        """Computes the loss of our rows, in the scale of the whole batch."""
+        loss = super().__call__(y_true, y_pred, sample_weight)  # type: ignore[misc]
+        here = step.current()
+        if here is None:
+            return loss
+        if self.reduction == "sum":
+            return tf.math.divide_no_nan(loss, tf.cast(here.share, loss.dtype))
+        counted = _counted(self.reduction, _private.keras_mask(y_pred), sample_weight)
+        if counted is None:
+            return loss
+        whole = step.all_reduce_sum(counted)
+        scale = tf.math.divide_no_nan(counted, whole * tf.cast(here.share, counted.dtype))
+        return tf.math.multiply_no_nan(loss, tf.cast(tf.stop_gradient(scale), loss.dtype))
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        """Computes the loss of each row; says so when it is one number for all of them."""
+        values = super().call(y_true, y_pred)  # type: ignore[misc]
+        if step.current() is not None and values.shape.rank == 0 and self.name not in _warned:
+            _warned.add(self.name)
+            logging.warning(
+                "tfaccel: loss %r returns one number for the whole batch, expected one per row; "
+                "it is taken as a mean over the batch's rows. If it is a sum, return one loss per "
+                "row and compile with reduction='sum'.",
+                self.name,
+            )
+        return values
+
+
+def whole_batch(model: keras.Model) -> None:
+    """Makes every compiled loss of `model` add up over replicas."""
+    for loss in _private.compiled_losses(model):
+        adapt(loss, WholeBatch)
+
+
+def _counted(reduction: str | None, mask: Any, sample_weight: Any) -> tf.Tensor | None:
+    """What Keras divides a loss by, where that is not the number of rows."""
+    if reduction == "mean_with_sample_weight" and sample_weight is not None:
+        weights = tf.cast(sample_weight, tf.float32)
+        if mask is not None:
+            valid = tf.cast(mask, tf.float32)
+            while weights.shape.rank < valid.shape.rank:
+                weights = weights[..., None]
+            weights = weights * valid
+        return tf.reduce_sum(weights)
+    if mask is not None and reduction not in (None, "none"):
+        return tf.reduce_sum(tf.cast(mask, tf.float32))
+    return None

@@ -1,0 +1,28 @@
+"""MirroredStrategy that Keras 3 fits under: the devices of one machine, a replica on each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from tfaccel.distribute import _private
+from tfaccel.distribute.fit import KerasFit, KerasFitExtended
+
+
+class MirroredExtended(KerasFitExtended, _private.MirroredExtended):  # type: ignore[misc]
+    """How the variables and steps of `MirroredStrategy` are made."""
+
+
+class MirroredStrategy(KerasFit, tf.distribute.MirroredStrategy):  # type: ignore[misc]
+    """Data parallelism over the devices of this machine.
+
+    Args:
+        devices: device names such as ``["GPU:0", "GPU:1"]``; by default all GPUs, else all CPUs.
+        cross_device_ops: as for `tf.distribute.MirroredStrategy`.
+    """
+
+    def __init__(self, devices: Sequence[str] | None = None, cross_device_ops: Any = None) -> None:
+        extended = MirroredExtended(self, devices=devices, cross_device_ops=cross_device_ops)
+        tf.distribute.Strategy.__init__(self, extended)

@@ -1,0 +1,123 @@
+"""Keeps what a model learns beside its gradients the same on every replica.
+
+Keras gives moving statistics no aggregation (https://github.com/keras-team/keras/pull/20703), so
+each replica would keep its own and the saved file the first one's. And it gives every replica the
+same random state, so that all would drop the same units.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfaccel.distribute.step import Step, all_reduce_packed
+
+# Far apart, and odd, so that no two replicas of one seed meet (the golden ratio of 2**32).
+_STRIDE = 0x9E3779B9
+
+
+def statistics(model: keras.Model) -> list[Any]:
+    """The floating variables of `model` that change without a gradient, such as moving means.
+
+    Weights that were frozen later (`layer.trainable = False`) were made trainable and are not
+    among them.
+    """
+    return [
+        v.value
+        for v in model.non_trainable_weights
+        if not v.value.trainable and v.value.dtype.is_floating
+    ]
+
+
+class Averaged:
+    """Brings the statistics of all replicas together at the end of a step.
+
+    Each replica's *change* over the step is averaged by rows, so that a statistic that did not
+    change stays as it is, to the bit.
+    """
+
+    def __init__(self, variables: Sequence[Any]) -> None:
+        self._variables = list(variables)
+        self._before = [tf.identity(tf.convert_to_tensor(v)) for v in self._variables]
+
+    def changes(self, step: Step) -> list[tf.Tensor]:
+        """Our part of the change of each statistic."""
+        pairs = zip(self._variables, self._before, strict=True)
+        return [step.weight(tf.convert_to_tensor(v) - old) for v, old in pairs]
+
+    def assign(self, totals: Sequence[tf.Tensor]) -> None:
+        """Sets each statistic to what it was plus the change over all replicas."""
+        for variable, old, change in zip(self._variables, self._before, totals, strict=True):
+            variable.assign(old + change)
+
+
+@contextlib.contextmanager
+def own_randomness(seeds: Sequence[Any]) -> Iterator[None]:
+    """Gives this replica random numbers of its own for the length of a step.
+
+    The stored state stays the same on all replicas (it is moved by the replica's number, used, and
+    moved back), so saving and loading need no care.
+
+    Args:
+        seeds: state variables of Keras seed generators, integers of shape `[2]`.
+    """
+    replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+    offsets = []
+    for seed in seeds:
+        shift = tf.cast(replica, tf.int64) * _STRIDE % 0x7FFFFFFF
+        offsets.append(tf.cast(tf.stack([shift, tf.zeros_like(shift)]), seed.dtype))
+    for seed, offset in zip(seeds, offsets, strict=True):
+        seed.assign(seed + offset)
+    try:
+        yield
+    finally:
+        for seed, offset in zip(seeds, offsets, strict=True):
+            seed.assign(seed - offset)
+
+
+def merged_logs(model: keras.Model, logs: Any, step: Step, averaged: Averaged) -> Any:
+    """Ends a step: one message brings statistics, metrics and logs of all replicas together.
+
+    Args:
+        model: the model whose `train_step` or `test_step` returned `logs`.
+        logs: what it returned, a nest of numbers.
+        step: our part of the step.
+        averaged: the statistics to bring together (may be empty).
+
+    Returns:
+        `logs` for the whole batch, the same on every replica. The logs of Keras's own steps are
+        metric results: they are computed anew from the metric states of all replicas. Those of a
+        step that the user wrote are averaged by rows.
+    """
+    changes = averaged.changes(step)
+    exact = _metric_states(model) if _stock_step(model) else []
+    if exact:
+        sums = all_reduce_packed([*changes, *[tf.convert_to_tensor(v.value) for v in exact]])
+        averaged.assign(sums[: len(changes)])
+        states = list(zip(exact, sums[len(changes) :], strict=True))
+        with keras.StatelessScope(state_mapping=states):
+            return model.get_metrics_result()
+    flat = [tf.convert_to_tensor(v) for v in tf.nest.flatten(logs)]
+    weighted = [step.weight(tf.cast(v, tf.float32)) for v in flat]
+    sums = all_reduce_packed([*changes, *weighted])
+    averaged.assign(sums[: len(changes)])
+    return tf.nest.pack_sequence_as(logs, sums[len(changes) :])
+
+
+def _stock_step(model: keras.Model) -> bool:
+    cls = type(model)
+    return all(getattr(cls, n) is getattr(keras.Model, n) for n in ("train_step", "test_step"))
+
+
+def _metric_states(model: keras.Model) -> list[Any]:
+    """All metric variables of `model`, or none where some cannot be summed as floats."""
+    states = [v for metric in model.metrics for v in metric.variables]
+    summable = all(
+        v.value.dtype.is_floating and v.value.aggregation == tf.VariableAggregation.SUM
+        for v in states
+    )
+    return states if summable else []

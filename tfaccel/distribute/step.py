@@ -1,0 +1,81 @@
+"""What a replica knows while it runs its part of a Keras step: its share of the batch."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import tensorflow as tf
+
+_here = threading.local()
+
+
+@dataclass
+class Step:
+    """One replica's part of one Keras step, while it is traced or run.
+
+    Attributes:
+        share: scalar float32 tensor, this replica's rows over all rows of the batch.
+        starved: whether some replica has no rows at all, so that anything a replica computed
+            may be NaN and must count for nothing where its share is zero.
+        weighted: ids of the optimizers whose loss has been multiplied by `share` already.
+    """
+
+    share: tf.Tensor
+    starved: bool = False
+    weighted: set[int] = field(default_factory=set)
+
+    def weight(self, value: Any) -> Any:
+        """`value` times our share; IndexedSlices and None are welcome."""
+        if value is None:
+            return None
+        if isinstance(value, tf.IndexedSlices):
+            return tf.IndexedSlices(self.weight(value.values), value.indices, value.dense_shape)
+        share = tf.cast(self.share, value.dtype)
+        return tf.math.multiply_no_nan(value, share) if self.starved else value * share
+
+
+def current() -> Step | None:
+    """The step that this thread is in, or None outside a Keras step."""
+    return getattr(_here, "step", None)
+
+
+@contextlib.contextmanager
+def entered(step: Step) -> Iterator[Step]:
+    """Makes `step` the current one of this thread (each replica is traced in its own)."""
+    before = current()
+    _here.step = step
+    try:
+        yield step
+    finally:
+        _here.step = before
+
+
+def all_reduce_sum(values: Any) -> Any:
+    """Sums each tensor of a nest over all replicas; call it in a replica's context."""
+    context = tf.distribute.get_replica_context()
+    return context.all_reduce(tf.distribute.ReduceOp.SUM, values)
+
+
+def all_reduce_packed(tensors: list[tf.Tensor]) -> list[tf.Tensor]:
+    """Sums many small float tensors over all replicas in one message.
+
+    Args:
+        tensors: floating tensors of any shape, the same shapes on every replica.
+
+    Returns:
+        The sums, in order, each in its tensor's own dtype. They travel as float32.
+    """
+    if not tensors:
+        return []
+    flat = [tf.reshape(tf.cast(t, tf.float32), [-1]) for t in tensors]
+    sizes = [tf.size(t) for t in flat]
+    total = all_reduce_sum(tf.concat(flat, axis=0))
+    parts = tf.split(total, sizes)
+    return [
+        tf.cast(tf.ensure_shape(tf.reshape(p, tf.shape(t)), t.shape), t.dtype)
+        for p, t in zip(parts, tensors, strict=True)
+    ]
