@@ -1,0 +1,151 @@
+"""Callbacks and files when every worker runs the same script.
+
+Keras 3 has each worker write the same checkpoint. Here one worker, the chief, writes for all, and
+all resume from what the chief read: workers that resume from different backups train on, wrong,
+and nothing says so.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfaccel.distribute import _private
+from tfaccel.distribute.adapt import adapt
+from tfaccel.distribute.step import all_reduce_sum
+
+
+class ChiefWrites:
+    """Mixin for a callback that only writes files: it acts on the chief alone."""
+
+    _strategy: Any
+
+    def _on_chief(name: str) -> Callable[..., None]:  # type: ignore[misc]  # noqa: N805
+        def hook(self: Any, *args: Any, **kwargs: Any) -> None:
+            if self._strategy.cluster.is_chief:
+                getattr(super(ChiefWrites, self), name)(*args, **kwargs)
+
+        return hook
+
+    on_train_begin = _on_chief("on_train_begin")
+    on_train_batch_end = _on_chief("on_train_batch_end")
+    on_epoch_begin = _on_chief("on_epoch_begin")
+    on_epoch_end = _on_chief("on_epoch_end")
+    on_train_end = _on_chief("on_train_end")
+
+
+class ChiefBacksUp(ChiefWrites):
+    """Mixin for `keras.callbacks.BackupAndRestore`: one backup, and all resume from it."""
+
+    model: Any
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Restores on the chief, then hands its weights and its epoch to every worker."""
+        super().on_train_begin(logs)
+        epoch = getattr(self.model, "_initial_epoch", None)
+        found = broadcast(self._strategy, [np.int64(-1 if epoch is None else epoch)])[0]
+        if int(found) < 0:
+            return
+        _private.set_initial_epoch(self.model, int(found))
+        optimizer = self.model.optimizer
+        if not optimizer.built:
+            optimizer.build(self.model.trainable_variables)
+        variables = [*self.model.variables, *optimizer.variables]
+        values = broadcast(self._strategy, [tf.convert_to_tensor(v) for v in variables])
+        for variable, value in zip(variables, values, strict=True):
+            variable.assign(value)
+
+
+def one_writer(callbacks: Any, strategy: Any) -> None:
+    """Adapts the callbacks of a `fit` that writes files.
+
+    Args:
+        callbacks: the `callbacks` argument of `fit`: None, one callback, a nest of them or a
+            `keras.callbacks.CallbackList`.
+        strategy: a strategy with a `cluster`.
+    """
+    held = getattr(callbacks, "callbacks", callbacks)
+    for callback in tf.nest.flatten(held) if held else ():
+        if isinstance(callback, keras.callbacks.BackupAndRestore):
+            adapt(callback, ChiefBacksUp)
+        elif isinstance(callback, (keras.callbacks.ModelCheckpoint, keras.callbacks.CSVLogger)):
+            adapt(callback, ChiefWrites)
+        else:
+            continue
+        callback._strategy = strategy
+
+
+def broadcast(strategy: tf.distribute.Strategy, values: list[Any]) -> list[tf.Tensor]:
+    """Gives every worker the chief's values.
+
+    Args:
+        strategy: a strategy in whose cross-replica context we are; every worker must call.
+        values: tensors or arrays, the same dtypes and shapes on every worker.
+
+    Returns:
+        What the chief passed.
+    """
+
+    def replica(tensors: list[tf.Tensor]) -> list[tf.Tensor]:
+        context = tf.distribute.get_replica_context()
+        chief = tf.equal(tf.cast(context.replica_id_in_sync_group, tf.int32), 0)
+        # A sum in which all but one give zero. float16 and bool have no ring: they travel wider.
+        sent = [tf.where(chief, _wide(t), tf.zeros_like(_wide(t))) for t in tensors]
+        return list(all_reduce_sum(sent))
+
+    @tf.function
+    def everywhere(tensors: list[tf.Tensor]) -> Any:
+        return strategy.run(replica, args=(tensors,))
+
+    tensors = [tf.convert_to_tensor(v) for v in values]
+    got = everywhere(tensors)
+    return [
+        tf.cast(strategy.experimental_local_results(g)[0], t.dtype)
+        for g, t in zip(got, tensors, strict=True)
+    ]
+
+
+def save_whole(model: keras.Model, rank: int) -> None:
+    """Makes `model.save` and `model.save_weights` replace files in one step.
+
+    A script that ends in `model.save(path)` does so on every worker. Each writes a file of its own
+    beside the target and renames it, so that what stands at `path` is whole at any time, on a
+    shared disk as on a disk of its own.
+    """
+    for name in ("save", "save_weights"):
+        write = getattr(model, name)
+        if not hasattr(write, "_tfaccel_whole"):
+            object.__setattr__(model, name, _whole(write, rank))
+
+
+def _whole(write: Callable[..., Any], rank: int) -> Callable[..., Any]:
+    @functools.wraps(write)
+    def replaced(filepath: Any, overwrite: bool = True, **kwargs: Any) -> Any:
+        path = os.fspath(filepath)
+        plain = path.endswith((".keras", ".h5")) and "://" not in path and not kwargs
+        if not plain or not (overwrite or not os.path.exists(path)):
+            return write(filepath, overwrite=overwrite, **kwargs)
+        folder, base = os.path.split(path)
+        own = os.path.join(folder, f".rank{rank}.{base}")
+        write(own, overwrite=True)
+        os.replace(own, path)
+        return None
+
+    replaced._tfaccel_whole = True  # type: ignore[attr-defined]
+    return replaced
+
+
+def _wide(tensor: tf.Tensor) -> tf.Tensor:
+    if tensor.dtype in (tf.float16, tf.bfloat16):
+        return tf.cast(tensor, tf.float32)
+    if tensor.dtype.is_bool or (tensor.dtype.is_integer and tensor.dtype.size < 4):
+        return tf.cast(tensor, tf.int32)
+    if tensor.dtype in (tf.uint32, tf.uint64):
+        return tf.cast(tensor, tf.int64)
+    return tensor

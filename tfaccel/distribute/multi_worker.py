@@ -1,0 +1,106 @@
+"""MultiWorkerMirroredStrategy that Keras 3 fits under: the devices of several workers."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import tensorflow as tf
+
+from tfaccel.cluster.cluster import Cluster
+from tfaccel.distribute import _private, callbacks
+from tfaccel.distribute.fit import KerasFit, KerasFitExtended
+from tfaccel.distribute.split import Placement
+
+
+class MultiWorkerMirroredExtended(KerasFitExtended, _private.CollectiveAllReduceExtended):  # type: ignore[misc]
+    """How the variables and steps of `MultiWorkerMirroredStrategy` are made."""
+
+    def __init__(
+        self, strategy: Any, resolver: Any, options: Any, device_type: str, devices: int
+    ) -> None:
+        self._ours = (device_type, devices)
+        super().__init__(strategy, cluster_resolver=resolver, communication_options=options)
+
+    def _initialize_local_devices(self, resolver: Any, worker: str) -> tuple[tuple[str, ...], str]:
+        # TensorFlow takes one CPU however many there are.
+        kind, number = self._ours
+        return tuple(f"{worker}/device:{kind}:{i}" for i in range(number)), kind
+
+    def __del__(self) -> None:
+        """Leaves TensorFlow's own clean-up to objects that were fully made."""
+        if hasattr(self, "_check_health_thread_should_stop"):
+            super().__del__()
+
+
+class MultiWorkerMirroredStrategy(KerasFit, tf.distribute.MultiWorkerMirroredStrategy):  # type: ignore[misc]
+    """Data parallelism over several workers, each with the same number of devices.
+
+    Make it before anything else asks TensorFlow for a device.
+
+    Args:
+        cluster: the workers, and which of them we are.
+        device_type: ``"CPU"`` or ``"GPU"``.
+        devices: number of devices of that type in each worker.
+        communication: ``"auto"``, ``"ring"`` or ``"nccl"``.
+        timeout_s: seconds after which a collective gives up on a silent worker; None waits for
+            TensorFlow's own heartbeat.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        device_type: str = "CPU",
+        devices: int = 1,
+        communication: str = "auto",
+        timeout_s: float | None = None,
+    ) -> None:
+        implementation = tf.distribute.experimental.CommunicationImplementation
+        options = tf.distribute.experimental.CommunicationOptions(
+            implementation=implementation[communication.upper()], timeout_seconds=timeout_s
+        )
+        resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
+            tf.train.ClusterSpec({"worker": list(cluster.workers)}),
+            task_type="worker",
+            task_id=cluster.rank,
+            rpc_layer="grpc",
+        )
+        self.cluster = cluster
+        with _sigterm_kept():
+            extended = MultiWorkerMirroredExtended(self, resolver, options, device_type, devices)
+        tf.distribute.Strategy.__init__(self, extended)
+
+    @property
+    def placement(self) -> Placement:
+        """Which of all replicas run in this process."""
+        local = len(self.extended.worker_devices)
+        return Placement(self.cluster.size, self.cluster.rank, local)
+
+    def _prepare_fit(self) -> None:
+        fit = _private.calling_fit()
+        if fit is not None:
+            callbacks.one_writer(fit[1], self)
+
+    def _prepare(self, model: Any) -> None:
+        super()._prepare(model)
+        callbacks.save_whole(model, self.cluster.rank)
+
+
+@contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """Keeps the process's SIGTERM handler.
+
+    TensorFlow's preemption notifier takes SIGTERM when a multi-worker context is made, and the
+    process then trains on through it (seen with 2.21).
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler if handler is not None else signal.SIG_DFL)
