@@ -1,5 +1,33 @@
-"""tfaccel: a strategy is the only thing that changes."""
+"""tfaccel: a strategy is the only thing that changes.
+
+Names are imported when they are first used, so that `import tfaccel` costs nothing.
+"""
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tfaccel.strategies import strategy
+    from tfaccel.strategies.describe import describe, is_chief
+
 __version__ = "0.1.0.dev0"
+
+__all__ = ["__version__", "describe", "is_chief", "strategy"]
+
+_HOME = {
+    "strategy": "tfaccel.strategies",
+    "describe": "tfaccel.strategies.describe",
+    "is_chief": "tfaccel.strategies.describe",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'tfaccel' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Device:
-    """One logical device of this process.
+    """One device of this process.
 
     Attributes:
         kind: ``"CPU"``, ``"GPU"`` or ``"TPU"``.
@@ -29,27 +29,30 @@ class Device:
 
 
 def detect() -> tuple[Device, ...]:
-    """Reads the logical devices of this process from TensorFlow (and so configures it).
+    """Reads the devices of this process from TensorFlow, without starting any of them.
 
     Returns:
-        The CPUs, then the GPUs, then the TPU cores, each in TensorFlow's order.
+        The CPUs, then the GPUs, then the TPU cores, each in TensorFlow's order. A physical device
+        that was divided into logical ones counts as those.
     """
     import tensorflow as tf
 
-    physical = tf.config.list_physical_devices("GPU")
-    details = [tf.config.experimental.get_device_details(gpu) for gpu in physical]
     found: list[Device] = []
     for kind in ("CPU", "GPU", "TPU"):
-        for index, _ in enumerate(tf.config.list_logical_devices(kind)):
-            known = details[index] if kind == "GPU" and index < len(details) else {}
-            found.append(
-                Device(
-                    kind,
-                    index,
-                    description=str(known.get("device_name", "")),
-                    compute_capability=known.get("compute_capability"),
+        index = 0
+        for physical in tf.config.list_physical_devices(kind):
+            parts = tf.config.get_logical_device_configuration(physical) or [None]
+            details = tf.config.experimental.get_device_details(physical) if kind == "GPU" else {}
+            for _ in parts:
+                found.append(
+                    Device(
+                        kind,
+                        index,
+                        description=str(details.get("device_name", "")),
+                        compute_capability=details.get("compute_capability"),
+                    )
                 )
-            )
+                index += 1
     return tuple(found)
 
 

@@ -21,6 +21,9 @@ from tensorflow.python.distribute.collective_all_reduce_strategy import (
 from tensorflow.python.distribute.distribute_utils import regroup, select_replica
 from tensorflow.python.distribute.mirrored_strategy import MirroredExtended
 
+# `tf.random.set_seed` has no getter.
+from tensorflow.python.eager.context import global_seed
+
 __all__ = [
     "CollectiveAllReduceExtended",
     "MirroredExtended",
@@ -28,6 +31,7 @@ __all__ = [
     "array_pipeline",
     "calling_fit",
     "compiled_losses",
+    "global_seed",
     "is_keras_function",
     "keras_mask",
     "regroup",

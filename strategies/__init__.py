@@ -1,0 +1,83 @@
+"""The front desk: one thin factory a file, and the registry of their names."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from typing import TYPE_CHECKING, Any
+
+from tfaccel.errors import StrategyError
+from tfaccel.strategies.auto import Choice, choose
+from tfaccel.strategies.options import Options, resolve
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+__all__ = ["FACTORIES", "NAMES", "Choice", "Options", "choose", "strategy"]
+
+FACTORIES = {
+    "one_device": "tfaccel.strategies.one_device",
+    "mirrored": "tfaccel.strategies.mirrored",
+    "multi_worker_mirrored": "tfaccel.strategies.multi_worker_mirrored",
+    "tpu": "tfaccel.strategies.tpu",
+}
+NAMES = ("auto", *FACTORIES)
+
+_REFUSED = {
+    "parameter_server": "Keras 3 does not support ParameterServerStrategy",
+    "central_storage": "Keras 3 does not support CentralStorageStrategy",
+    "model_parallel": "model parallelism is not made yet",
+}
+
+
+def strategy(name: str = "auto", **options: Any) -> tf.distribute.Strategy:
+    """Makes the strategy that fits the hardware. Call it first, before TensorFlow is used.
+
+    Args:
+        name: one of `NAMES`.
+        **options: see `Options`; one that is not given is read from ``TFACCEL_<OPTION>``.
+
+    Returns:
+        A `tf.distribute.Strategy`: build and compile a Keras model under its `scope()`.
+
+    Raises:
+        StrategyError: when hardware, cluster and options do not go together.
+        ClusterError: when the cluster's description is wrong, or workers do not come.
+
+    Example:
+        with tfaccel.strategy("auto").scope():
+            model = build_model()
+            model.compile("adam", "mse")
+        model.fit(x, y, batch_size=64)
+    """
+    from tfaccel import hardware
+    from tfaccel.cluster import resolve as find_cluster
+    from tfaccel.strategies import describe, devices, request, settings
+
+    name = os.environ.get("TFACCEL_STRATEGY", name) if name == "auto" else name
+    _check(name)
+    wanted = resolve(options, os.environ)
+    here = hardware.detect()
+    cluster = find_cluster(os.environ)
+    number = len(wanted.devices) if isinstance(wanted.devices, tuple) else wanted.devices
+    choice = choose(name, here, cluster, number, wanted.device_type)
+    kind = "tpu" if choice.name == "tpu" else wanted.device_type
+    limit = wanted.devices or (1 if choice.name == "one_device" else None)
+    names = devices.pick(here, kind, limit) if choice.name != "tpu" else ()
+    policy = settings.apply(wanted, here, names)
+    factory = importlib.import_module(FACTORIES[choice.name])
+    made: tf.distribute.Strategy = factory.make(request.Request(wanted, names, cluster))
+    describe.remember(made, choice, names, cluster, policy, wanted)
+    return made
+
+
+def _check(name: str) -> None:
+    if name in _REFUSED:
+        raise StrategyError(
+            f"tfaccel: strategy {name!r} cannot be had ({_REFUSED[name]}), expected one of "
+            f"{', '.join(NAMES)}."
+        )
+    if name not in NAMES:
+        raise StrategyError(
+            f"tfaccel: unknown strategy {name!r}, expected one of {', '.join(NAMES)}."
+        )

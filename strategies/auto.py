@@ -1,0 +1,55 @@
+"""`auto`: picks the strategy by what is there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tfaccel.cluster.cluster import Cluster
+from tfaccel.hardware import Device, count
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A strategy's name, and why it was chosen (half a sentence, for people)."""
+
+    name: str
+    reason: str
+
+
+def choose(
+    name: str,
+    here: Sequence[Device],
+    cluster: Cluster | None,
+    devices: int | None = None,
+    device_type: str = "auto",
+) -> Choice:
+    """Decides what `auto` stands for; any other name stands for itself.
+
+    Args:
+        name: a strategy's name, or ``"auto"``.
+        here: the devices of this process.
+        cluster: the workers of this job, or None.
+        devices: how many devices were asked for, or None.
+        device_type: the kind that was asked for, or ``"auto"``.
+
+    >>> choose("auto", [Device("CPU", 0), Device("GPU", 0), Device("GPU", 1)], None)
+    Choice(name='mirrored', reason='2 GPUs in this machine')
+    """
+    if name != "auto":
+        return Choice(name, "you asked for it")
+    if device_type in ("auto", "tpu") and count(here, "TPU"):
+        return Choice("tpu", f"{count(here, 'TPU')} TPU cores")
+    if cluster is not None and cluster.size > 1:
+        return Choice("multi_worker_mirrored", f"{cluster.size} workers in {cluster.source}")
+    gpus = count(here, "GPU") if device_type in ("auto", "gpu") else 0
+    gpus = gpus if devices is None else min(gpus, devices)
+    if gpus > 1:
+        return Choice("mirrored", f"{gpus} GPUs in this machine")
+    if gpus == 1:
+        return Choice("one_device", "one GPU in this machine")
+    if devices is not None and devices > 1:
+        return Choice("mirrored", f"{devices} logical CPUs were asked for")
+    return Choice(
+        "one_device", "no accelerator and no cluster; TensorFlow's threads use all CPU cores"
+    )

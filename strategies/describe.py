@@ -1,0 +1,80 @@
+"""Says in a few lines what was chosen, over which devices, and why."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import tensorflow as tf
+from absl import logging
+
+from tfaccel.cluster.cluster import Cluster
+from tfaccel.strategies.auto import Choice
+from tfaccel.strategies.options import Options
+
+
+@dataclass(frozen=True)
+class Description:
+    """What is known about a strategy that tfaccel made."""
+
+    choice: Choice
+    replicas: int
+    devices: tuple[str, ...]
+    cluster: Cluster | None
+    policy: str
+    options: Options
+
+    def __str__(self) -> str:
+        """Renders it for people."""
+        each = ", ".join(self.devices) or "all TPU cores"
+        lines = [
+            f"strategy   {self.choice.name} ({self.choice.reason})",
+            f"replicas   {self.replicas}: {each}",
+            f"precision  {self.policy}",
+        ]
+        if self.cluster is not None and self.cluster.size > 1:
+            workers = ", ".join(self.cluster.workers)
+            lines[1] += f" on each of {self.cluster.size} workers"
+            lines.insert(2, f"workers    {workers} (we are {self.cluster.rank})")
+        if self.replicas > 1:
+            lines.append(f"all-reduce {self.options.communication}")
+        if self.options.seed is not None:
+            lines.append(f"seed       {self.options.seed}")
+        return "\n".join(lines)
+
+
+_made: weakref.WeakKeyDictionary[tf.distribute.Strategy, Description] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def remember(
+    strategy: tf.distribute.Strategy,
+    choice: Choice,
+    devices: Sequence[str],
+    cluster: Cluster | None,
+    policy: str,
+    options: Options,
+) -> None:
+    """Keeps the description of a strategy, and logs it."""
+    replicas = int(strategy.num_replicas_in_sync)
+    _made[strategy] = Description(choice, replicas, tuple(devices), cluster, policy, options)
+    logging.info("tfaccel\n%s", _made[strategy])
+
+
+def describe(strategy: tf.distribute.Strategy) -> str:
+    """Says what `strategy` is: its name and why, its devices and workers, its precision.
+
+    Args:
+        strategy: what `tfaccel.strategy` returned, or any `tf.distribute.Strategy`.
+    """
+    if strategy in _made:
+        return str(_made[strategy])
+    return f"strategy   {type(strategy).__name__} (not made by tfaccel)"
+
+
+def is_chief(strategy: tf.distribute.Strategy) -> bool:
+    """Whether this process is the one that writes files and reports for all workers."""
+    cluster = getattr(strategy, "cluster", None)
+    return cluster is None or bool(cluster.is_chief)

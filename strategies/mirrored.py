@@ -1,0 +1,27 @@
+"""Mirrored: the devices of one machine, each with a copy of the model and a share of the batch."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from tfaccel.distribute.mirrored import MirroredStrategy
+from tfaccel.errors import StrategyError
+from tfaccel.strategies.request import Request
+
+
+def make(request: Request) -> tf.distribute.Strategy:
+    """Returns a `MirroredStrategy` over the devices of the request.
+
+    Raises:
+        StrategyError: when the job has more than one worker, or NCCL is asked for without GPUs.
+    """
+    request.refuse_cluster("mirrored")
+    gpus = all(name.startswith("GPU") for name in request.devices)
+    if request.options.communication == "nccl" and not gpus:
+        raise StrategyError(
+            "tfaccel: communication='nccl' was asked for on CPUs, expected 'ring' or 'auto'."
+        )
+    reduction = None
+    if request.options.communication == "ring" and gpus:
+        reduction = tf.distribute.HierarchicalCopyAllReduce()
+    return MirroredStrategy(list(request.devices), cross_device_ops=reduction)

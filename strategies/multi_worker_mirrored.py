@@ -1,0 +1,47 @@
+"""Multi-worker mirrored: several machines, each device with a copy of the model."""
+
+from __future__ import annotations
+
+import os
+
+import tensorflow as tf
+
+from tfaccel.cluster.rendezvous import meet
+from tfaccel.distribute import agreement
+from tfaccel.distribute.multi_worker import MultiWorkerMirroredStrategy
+from tfaccel.errors import StrategyError
+from tfaccel.strategies.request import Request
+
+
+def make(request: Request) -> tf.distribute.Strategy:
+    """Meets the other workers, agrees on a seed, and returns the strategy over all of them.
+
+    Raises:
+        StrategyError: when there is no cluster, or NCCL is asked for without GPUs.
+        ClusterError: when a worker does not come in time, or belongs to another job.
+    """
+    cluster, options = request.cluster, request.options
+    if cluster is None:
+        raise StrategyError(
+            "tfaccel: strategy 'multi_worker_mirrored' found no cluster; set TF_CONFIG on every "
+            "worker, or start the script with `tfaccel launch --nproc 2 script.py`."
+        )
+    kind = request.devices[0].partition(":")[0]
+    if options.communication == "nccl" and kind != "GPU":
+        raise StrategyError(
+            "tfaccel: communication='nccl' was asked for on CPUs, expected 'ring' or 'auto'."
+        )
+    meeting = meet(
+        cluster,
+        timeout_s=options.start_timeout,
+        job_id=os.environ.get("TFACCEL_JOB_ID", ""),
+        payload=agreement.offer(),
+    )
+    agreement.adopt(meeting.payload)
+    return MultiWorkerMirroredStrategy(
+        cluster,
+        device_type=kind,
+        devices=len(request.devices),
+        communication=options.communication,
+        timeout_s=options.collective_timeout,
+    )

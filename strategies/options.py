@@ -1,0 +1,137 @@
+"""What can be asked of a strategy: resolved once, from the argument, then the environment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from tfaccel.errors import StrategyError
+
+_CHOICES = {
+    "device_type": ("auto", "cpu", "gpu", "tpu"),
+    "precision": ("float32", "mixed_bfloat16", "mixed_float16", "auto"),
+    "communication": ("auto", "ring", "nccl"),
+}
+_BOOLEANS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of every strategy. A strategy for which one makes no sense refuses it.
+
+    Attributes:
+        devices: how many devices (of each worker) to use, or their names such as ``"GPU:0"``;
+            None for all of the best kind. More CPUs than there are become logical ones.
+        device_type: ``"auto"`` (a TPU, else GPUs, else CPUs), ``"cpu"``, ``"gpu"`` or ``"tpu"``.
+        precision: Keras's global dtype policy; ``"auto"`` takes mixed_bfloat16 on TPUs and on
+            GPUs from compute capability 8.0, mixed_float16 from 7.0, else float32; None leaves
+            the policy as it is.
+        xla: compile clusters of operations with XLA on GPUs.
+        memory_growth: let GPU memory grow with need instead of taking it all at the start.
+        seed: seeds Python, NumPy and TensorFlow. None leaves them; workers whose states differ
+            then agree on a seed, so that all shuffle alike.
+        deterministic: only operations that give the same bits in every run (slower on GPUs).
+        communication: between devices and workers, ``"auto"``, ``"ring"`` or ``"nccl"``.
+        start_timeout: seconds to wait for all workers to arrive.
+        collective_timeout: seconds after which an all-reduce gives up on a silent worker; more
+            than the slowest step takes. None waits for TensorFlow's heartbeat.
+        tpu: name or address of a TPU; ``"local"`` on a TPU VM; None finds it.
+    """
+
+    devices: int | tuple[str, ...] | None = None
+    device_type: str = "auto"
+    precision: str | None = None
+    xla: bool = False
+    memory_growth: bool = True
+    seed: int | None = None
+    deterministic: bool = False
+    communication: str = "auto"
+    start_timeout: float = 300.0
+    collective_timeout: float | None = None
+    tpu: str | None = None
+
+
+def resolve(given: Mapping[str, Any], environ: Mapping[str, str]) -> Options:
+    """Fills in what was not given: first from ``TFACCEL_<OPTION>``, then with the default.
+
+    Args:
+        given: options by name; None counts as not given.
+        environ: the environment.
+
+    Raises:
+        StrategyError: for an option that does not exist or a value it cannot have.
+
+    >>> resolve({"devices": None}, {"TFACCEL_DEVICES": "2"}).devices
+    2
+    >>> resolve({"devices": "GPU:0,GPU:1"}, {}).devices
+    ('GPU:0', 'GPU:1')
+    """
+    known = {f.name for f in fields(Options)}
+    for name in given:
+        if name not in known:
+            raise StrategyError(
+                f"tfaccel: unknown option {name!r}, expected one of {', '.join(sorted(known))}."
+            )
+    values: dict[str, Any] = {}
+    for name in known:
+        source, value = name, given.get(name)
+        if value is None:
+            source = f"TFACCEL_{name.upper()}"
+            value = environ.get(source) or None
+        if value is not None:
+            values[name] = _parse(name, value, source)
+    return Options(**values)
+
+
+def _parse(name: str, value: Any, source: str) -> Any:
+    if name in _CHOICES:
+        if value not in _CHOICES[name]:
+            raise _wrong(source, value, f"one of {', '.join(_CHOICES[name])}")
+        return value
+    if name == "devices":
+        return _parse_devices(value, source)
+    if name in ("xla", "memory_growth", "deterministic"):
+        if isinstance(value, bool):
+            return value
+        if str(value).lower() not in _BOOLEANS:
+            raise _wrong(source, value, "true or false")
+        return _BOOLEANS[str(value).lower()]
+    if name in ("start_timeout", "collective_timeout", "seed"):
+        number = _number(value, int if name == "seed" else float)
+        if number is None or number < 0:
+            raise _wrong(source, value, "a number of at least 0")
+        return number
+    return value
+
+
+def _parse_devices(value: Any, source: str) -> int | tuple[str, ...]:
+    if isinstance(value, str):
+        number = _number(value, int)
+        names = tuple(n.strip().upper() for n in value.split(",") if n.strip())
+        value = names if number is None else number
+    elif not isinstance(value, int):
+        value = tuple(str(name).upper() for name in value)
+    if isinstance(value, int):
+        if value < 1:
+            raise _wrong(source, value, "at least 1")
+        return value
+    plain = tuple(name.removeprefix("/").removeprefix("DEVICE:") for name in value)
+    for name in plain:
+        kind, _, index = name.partition(":")
+        if kind not in ("CPU", "GPU", "TPU") or not index.isdigit():
+            raise _wrong(source, name, "a number of devices, or names such as GPU:0,GPU:1")
+    if not plain or len(set(plain)) != len(plain) or len({n[:3] for n in plain}) != 1:
+        raise _wrong(source, ",".join(plain), "different devices of one kind, such as GPU:0,GPU:1")
+    return plain
+
+
+def _number(value: Any, kind: type) -> Any:
+    try:
+        return kind(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def _wrong(source: str, value: Any, expected: str) -> StrategyError:
+    return StrategyError(f"tfaccel: {source} is {value!r}, expected {expected}.")

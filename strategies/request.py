@@ -1,0 +1,33 @@
+"""What a factory gets to read: the options, the hardware and the cluster, all decided."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tfaccel.cluster.cluster import Cluster
+from tfaccel.errors import StrategyError
+from tfaccel.strategies.options import Options
+
+
+@dataclass(frozen=True)
+class Request:
+    """Everything a factory needs.
+
+    Attributes:
+        options: what the user asked for.
+        devices: the names of the devices of this process to use.
+        cluster: the workers of this job, or None.
+    """
+
+    options: Options
+    devices: tuple[str, ...]
+    cluster: Cluster | None
+
+    def refuse_cluster(self, name: str) -> None:
+        """Raises when this process is one of several workers, which `name` would ignore."""
+        if self.cluster is not None and self.cluster.size > 1:
+            raise StrategyError(
+                f"tfaccel: strategy {name!r} uses this process alone, but {self.cluster.source} "
+                f"describes {self.cluster.size} workers, which would each train a model of their "
+                f"own; use 'multi_worker_mirrored' or 'auto', or unset {self.cluster.source}."
+            )

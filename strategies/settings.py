@@ -1,0 +1,98 @@
+"""Settings of the whole process that a strategy makes before its first device is used."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import keras
+import tensorflow as tf
+from absl import logging
+
+from tfaccel.errors import StrategyError
+from tfaccel.hardware import Device
+from tfaccel.strategies.options import Options
+
+
+def apply(options: Options, here: Sequence[Device], names: Sequence[str]) -> str:
+    """Applies precision, XLA, memory growth, seeds and determinism.
+
+    Args:
+        options: what was asked for.
+        here: the devices of this process.
+        names: the devices the strategy will use.
+
+    Returns:
+        The dtype policy in force.
+    """
+    _backend()
+    _logical_cpus(sum(name.startswith("CPU") for name in names))
+    if options.memory_growth:
+        _memory_growth()
+    if options.xla:
+        if not any(name.startswith("GPU") for name in names):
+            raise StrategyError(
+                "tfaccel: xla=True was asked for without a GPU, where it changes nothing; leave it "
+                "out (TPUs always use XLA, a lone CPU does through compile(jit_compile=True))."
+            )
+        tf.config.optimizer.set_jit("autoclustering")
+    if options.seed is not None:
+        keras.utils.set_random_seed(options.seed)
+    if options.deterministic:
+        if options.seed is None:
+            raise StrategyError("tfaccel: deterministic=True needs a seed; add seed=0.")
+        tf.config.experimental.enable_op_determinism()
+    if options.precision is not None:
+        keras.config.set_dtype_policy(precision(options.precision, here, names))
+    return str(keras.config.dtype_policy().name)
+
+
+def precision(asked: str, here: Sequence[Device], names: Sequence[str]) -> str:
+    """What ``"auto"`` means on these devices; anything else means itself.
+
+    >>> gpu = Device("GPU", 0, compute_capability=(7, 5))
+    >>> precision("auto", [gpu], ["GPU:0"])
+    'mixed_float16'
+    """
+    if asked != "auto":
+        return asked
+    used = [d for d in here if d.name in names]
+    if used and all(d.kind == "TPU" for d in used):
+        return "mixed_bfloat16"
+    capabilities = [d.compute_capability or (0, 0) for d in used if d.kind == "GPU"]
+    if not capabilities or min(capabilities) < (7, 0):
+        return "float32"
+    return "mixed_bfloat16" if min(capabilities) >= (8, 0) else "mixed_float16"
+
+
+def _backend() -> None:
+    if keras.backend.backend() != "tensorflow":
+        raise StrategyError(
+            f"tfaccel: Keras runs on {keras.backend.backend()!r}, expected 'tensorflow'; unset "
+            "KERAS_BACKEND or set it to tensorflow."
+        )
+
+
+def _logical_cpus(wanted: int) -> None:
+    if wanted < 2:
+        return
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    if len(tf.config.get_logical_device_configuration(cpu) or [cpu]) >= wanted:
+        return
+    try:
+        tf.config.set_logical_device_configuration(
+            cpu, [tf.config.LogicalDeviceConfiguration()] * wanted
+        )
+    except RuntimeError:
+        raise StrategyError(
+            f"tfaccel: {wanted} logical CPUs were asked for after TensorFlow had started with "
+            "fewer; make the strategy before anything else uses TensorFlow."
+        ) from None
+
+
+def _memory_growth() -> None:
+    for gpu in tf.config.list_physical_devices("GPU"):
+        try:
+            tf.config.experimental.set_memory_growth(gpu, True)
+        except (RuntimeError, ValueError) as reason:
+            logging.warning("tfaccel: memory growth stays as it is: %s", reason)
+            return
