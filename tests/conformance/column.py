@@ -1,0 +1,63 @@
+"""Runs every case of the table under one strategy, in this process, and keeps the results.
+
+Usage: python -m tests.conformance.column OUT --strategy NAME --devices N [--only CASE,CASE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import os
+import pickle
+import shutil
+import time
+import traceback
+from typing import Any
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("out")
+    parser.add_argument("--strategy", default="one_device")
+    parser.add_argument("--devices", type=int, default=1)
+    parser.add_argument("--only", default="")
+    asked = parser.parse_args()
+
+    import tfaccel
+
+    strategy = tfaccel.strategy(asked.strategy, devices=asked.devices, device_type="cpu")
+    alone = asked.strategy == "one_device"
+    scope: Any = contextlib.nullcontext if alone else strategy.scope
+    rank = 0 if alone or not hasattr(strategy, "cluster") else strategy.cluster.rank
+    expected = 1 if alone else strategy.num_replicas_in_sync
+
+    from tests.conformance import cases
+
+    chosen = [n for n in asked.only.split(",") if n] or [*cases.CASES, *cases.SCRIPTS]
+    os.makedirs(asked.out, exist_ok=True)
+    for name in chosen:
+        print(f"{name} ...", flush=True)
+        started = time.monotonic()
+        folder = os.path.join(asked.out, "files", name)
+        os.makedirs(folder, exist_ok=True)
+        try:
+            if name in cases.CASES:
+                result = cases.run_case(cases.CASES[name], scope, folder)
+            else:
+                result = cases.SCRIPTS[name](scope, folder)
+        except Exception:
+            result = {"error": traceback.format_exc()}
+        digest = hashlib.sha256()
+        for array in result.get("weights", ()):
+            digest.update(array.tobytes())
+        result |= {"sha": digest.hexdigest(), "replicas": expected}
+        result["seconds"] = time.monotonic() - started
+        path = os.path.join(asked.out, f"{name}.rank{rank}.pickle")
+        with open(path + ".part", "wb") as file:
+            pickle.dump(result, file)
+        shutil.move(path + ".part", path)
+
+
+if __name__ == "__main__":
+    main()
