@@ -427,12 +427,13 @@ case("jit_auto", compile=compiled(jit_compile="auto"))
 case("deferred_build", model=deferred)
 case("subclassed", model=Subclassed)
 case("custom_train_step", model=OwnStep, equal=("history", "evaluate", "predict", "weights"))
-case("custom_loss_in_train_step", model=OwnLoss)
+case("custom_loss_in_train_step", model=OwnLoss, equal=("history", "weights", "batches"))
 case("gan", model=Gan, compile=dict, equal=("history", "weights"))
 case("batch_norm_synchronized", model=lambda: cnn(synchronized=True), data=images)
 case("batch_norm", model=cnn, data=images, equal=())
 case("lstm", model=lambda: embedded(keras.layers.LSTM(6), keras.layers.Dense(3)), data=tokens)
-case("attention", model=attention, data=tokens)
+# Not Adam: the key's bias has no gradient but rounding, which Adam makes as large as any other.
+case("attention", model=attention, data=tokens, compile=optimized(sgd, 0.1))
 case("embedding_sparse_gradients", model=lambda: embedded(
     keras.layers.Flatten(), keras.layers.Dense(3), mask=False), data=tokens)  # fmt: skip
 
@@ -638,7 +639,7 @@ class Drops(keras.Model):
         return self.dense(self.drop(x, training=training))
 
     def train_step(self, data: Any) -> dict[str, Any]:
-        x, _ = data
+        x = data[0]
         mask = tf.cast(self.drop(x, training=True) > 0, tf.float32)
         with tf.GradientTape() as tape:
             loss = tf.reduce_mean(self.dense(x))
@@ -658,6 +659,10 @@ def refusals(scope: Any, folder: str) -> dict[str, Any]:
         jitted = mlp()
         jitted.compile(**classify(jit_compile=True))
     late.compile(**classify())
+    optimizer = adam(0.01)
+    with scope():
+        foreign = mlp()
+        foreign.compile(optimizer, crossentropy())
     unsharded = dataset().batch(BATCH)
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
@@ -668,6 +673,7 @@ def refusals(scope: Any, folder: str) -> dict[str, Any]:
     for name, call in {
         "model_outside_scope": lambda: fit_in(scope, outside),
         "compile_outside_scope": lambda: late.fit(**arrays(), verbose=0),
+        "optimizer_outside_scope": lambda: foreign.fit(**arrays(), verbose=0),
         "jit_compile": lambda: jitted.fit(**arrays(), verbose=0),
         "autoshard_off": lambda: inside.fit(unsharded.with_options(options), verbose=0),
         "unbatched": lambda: inside.fit(**unbatched, verbose=0),
@@ -683,15 +689,3 @@ def refusals(scope: Any, folder: str) -> dict[str, Any]:
 def fit_in(scope: Any, model: keras.Model) -> None:
     with scope():
         model.fit(**arrays(), verbose=0)
-
-
-@script
-def optimizer_outside_scope(scope: Any, folder: str) -> dict[str, Any]:
-    """An optimizer that was made before the scope was entered is taken in."""
-    keras.utils.set_random_seed(7)
-    optimizer = adam(0.01, clipnorm=0.1)
-    with scope():
-        model = mlp()
-        model.compile(optimizer, crossentropy(), metrics=["accuracy"])
-    model.fit(**arrays(), epochs=2, verbose=0)
-    return {"weights": model.get_weights()}

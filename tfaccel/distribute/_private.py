@@ -18,26 +18,50 @@ import tensorflow as tf
 from tensorflow.python.distribute.collective_all_reduce_strategy import (
     CollectiveAllReduceExtended,
 )
-from tensorflow.python.distribute.distribute_utils import regroup, select_replica
 from tensorflow.python.distribute.mirrored_strategy import MirroredExtended
+
+# What a replica is handed, and how tf.function sees it.
+from tensorflow.python.distribute.values import PerReplica, PerReplicaSpec
 
 # `tf.random.set_seed` has no getter.
 from tensorflow.python.eager.context import global_seed
 
 __all__ = [
+    "AnyRows",
     "CollectiveAllReduceExtended",
     "MirroredExtended",
     "adopt_optimizer",
     "array_pipeline",
-    "calling_fit",
+    "calling_model",
     "compiled_losses",
     "global_seed",
     "is_keras_function",
     "keras_mask",
-    "regroup",
-    "select_replica",
+    "loss_trackers",
     "set_initial_epoch",
 ]
+
+
+class AnyRows(PerReplica):  # type: ignore[misc]
+    """A PerReplica batch whose number of rows `tf.function` does not look at.
+
+    A step is then traced once for all batch sizes and sees `None` rows, as with the iterator of
+    a dataset on one device. TensorFlow asks a value for its `_type_spec`.
+    """
+
+    @property
+    def _type_spec(self) -> PerReplicaSpec:
+        return PerReplicaSpec(*(_any_rows(tf.type_spec_from_value(v)) for v in self.values))
+
+
+def _any_rows(spec: Any) -> Any:
+    shape = spec.shape
+    if shape.rank in (None, 0):
+        return spec
+    shape = [None, *shape[1:]]
+    if isinstance(spec, tf.RaggedTensorSpec):
+        return tf.RaggedTensorSpec(shape, spec.dtype, spec.ragged_rank, spec.row_splits_dtype)
+    return type(spec)(shape, spec.dtype)
 
 
 def adopt_optimizer(optimizer: Any, strategy: tf.distribute.Strategy) -> None:
@@ -58,6 +82,11 @@ def compiled_losses(model: keras.Model) -> list[keras.losses.Loss]:
     compiled = getattr(model, "_compile_loss", None)
     flat = getattr(compiled, "_flat_losses", None) or []
     return [entry[1] for entry in flat if isinstance(entry[1], keras.losses.Loss)]
+
+
+def loss_trackers(model: keras.Model) -> list[keras.metrics.Mean]:
+    """The metrics in which a model of several outputs keeps the loss of each."""
+    return list(getattr(getattr(model, "_compile_loss", None), "metrics", ()))
 
 
 def keras_mask(tensor: Any) -> Any:
@@ -81,16 +110,16 @@ def set_initial_epoch(model: keras.Model, epoch: int) -> None:
     model._initial_epoch = epoch
 
 
-def calling_fit() -> tuple[keras.Model, Any] | None:
-    """The model and the `callbacks` argument of the `Model.fit` that is asking for its data.
+def calling_model() -> tuple[keras.Model, Any] | None:
+    """The model, and `fit`'s `callbacks`, of the `Model` method that is asking for its data.
 
-    `fit` tells a strategy about its dataset and its step, never about its callbacks, and two of
-    those must know that they run on many workers. We read the arguments of the calling frame:
-    `fit`, `self` and `callbacks` are Keras's public names.
+    Keras tells a strategy about a dataset and a step, never about callbacks, and two of those must
+    know that they run on many workers. We read the arguments of the calling frame: `fit`, `self`
+    and `callbacks` are public names.
     """
     frame = sys._getframe(1)
     while frame is not None:
-        if frame.f_code.co_name == "fit":
+        if frame.f_code.co_name in ("fit", "evaluate", "predict"):
             model = frame.f_locals.get("self")
             if isinstance(model, keras.Model):
                 return model, frame.f_locals.get("callbacks")

@@ -13,7 +13,7 @@ Keras iterates it from Python. Three habits of its trainer are met here:
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -69,7 +69,7 @@ class Batches:
     def __iter__(self) -> BatchIterator:
         abandoned = self._reader is None or self._reader() is None
         if self._feed is None or not (abandoned and self._feed.push_back()):
-            self._feed = _Feed(self._open)
+            self._feed = _Feed(self._open())
         iterator = BatchIterator(self._feed)
         self._reader = weakref.ref(iterator)
         return iterator
@@ -111,11 +111,10 @@ class BatchIterator:
 
 
 class _Feed:
-    """A source opened at the first batch, which can take its only batch back."""
+    """A source of batches that can take its only batch back."""
 
-    def __init__(self, open_source: Callable[[], Iterator[Any]]) -> None:
-        self._open = open_source
-        self._source: Iterator[Any] | None = None
+    def __init__(self, source: Iterator[Any]) -> None:
+        self._source = source
         self._taken: list[Any] = []
         self._back: list[Any] = []
         self._ended = False
@@ -124,8 +123,6 @@ class _Feed:
         if self._back:
             batch = self._back.pop()
         else:
-            if self._source is None:
-                self._source = self._open()
             try:
                 batch = next(self._source)
             except StopIteration:
@@ -137,7 +134,7 @@ class _Feed:
 
     def push_back(self) -> bool:
         """Takes the one batch back that was read; False when it cannot (the pass is under way)."""
-        if self._ended or len(self._taken) > 1:
+        if self._ended or len(self._taken) != 1:
             return False
         self._back, self._taken = self._taken, []
         return True
@@ -164,6 +161,7 @@ def _on_device(tensor: Any, device: str) -> Any:
 
 def _regroup(parts: tuple[Any, ...], shares: tuple[Any, ...], starved: bool) -> Sharded | Starved:
     kind = Starved if starved else Sharded
-    return kind(
-        _private.regroup(parts, always_wrap=True), _private.regroup(shares, always_wrap=True)
+    data = tf.nest.map_structure(
+        lambda *t: None if t[0] is None else _private.AnyRows(t), *parts, expand_composites=False
     )
+    return kind(data, _private.AnyRows(shares))

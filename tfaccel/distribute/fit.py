@@ -49,7 +49,10 @@ class KerasFit:
         if options is not None or not isinstance(dataset, tf.data.Dataset):
             return super().experimental_distribute_dataset(dataset, options)  # type: ignore[misc]
         self._refuse_unsharded(dataset)
-        self._prepare_fit()
+        caller = _private.calling_model()
+        if caller is not None:
+            self._check_scope(caller[0])
+            self._prepare_callbacks(caller[1])
         return Batches(dataset, self.placement, self.extended.worker_devices)
 
     def run(self, fn: Any, args: Any = (), kwargs: Any = None, options: Any = None) -> Any:
@@ -104,26 +107,31 @@ class KerasFit:
                 "global batch). Leave the policy unset, and let every worker make the same dataset."
             )
 
-    def _prepare_fit(self) -> None:
-        """Called when Keras asks for its data, before any callback runs."""
+    def _prepare_callbacks(self, callbacks: Any) -> None:
+        """Called with the callbacks of a `fit` before any of them runs."""
 
     def _prepare(self, model: keras.Model) -> None:
         """Checks that `model` is ours, and adapts its optimizers and losses."""
-        for variable in model.weights:
-            self._check(variable, f"model {model.name!r}", "build the model")
-        for metric in model.metrics:
-            for variable in metric.variables:
-                self._check(variable, f"metric {metric.name!r}", "call model.compile(...)")
-        for optimizer in optimizers_of(model):
-            for variable in optimizer.variables:
-                self._check(variable, f"optimizer {optimizer.name!r}", "make the optimizer")
-            reduce_first(optimizer, self)
+        self._check_scope(model)
         if model.jit_compile and any("CPU" in d.upper() for d in self.extended.worker_devices):
             raise StrategyError(
                 "tfaccel: jit_compile=True was asked for on CPU replicas, where XLA has no "
                 "all-reduce; compile with jit_compile='auto', or use strategy 'one_device'."
             )
+        for optimizer in optimizers_of(model):
+            reduce_first(optimizer, self)
         whole_batch(model)
+
+    def _check_scope(self, model: keras.Model) -> None:
+        """Raises when a part of `model` was made outside our scope."""
+        for variable in model.weights:
+            self._check(variable, f"model {model.name!r}", "build the model")
+        for optimizer in optimizers_of(model):
+            for variable in optimizer.variables:
+                self._check(variable, f"optimizer {optimizer.name!r}", "make the optimizer")
+        for metric in model.metrics:
+            for variable in metric.variables:
+                self._check(variable, f"metric {metric.name!r}", "call model.compile(...)")
 
     def _check(self, variable: Any, what: str, do: str) -> None:
         owner = getattr(variable.value, "distribute_strategy", None)

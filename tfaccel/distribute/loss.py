@@ -31,6 +31,9 @@ class WholeBatch:
         here = step.current()
         if here is None:
             return loss
+        if here.starved:
+            # Keras leaves the losses of no rows unreduced, and a mean over none is NaN.
+            loss = tf.where(here.share > 0, tf.reduce_sum(loss), tf.zeros([], loss.dtype))
         if self.reduction == "sum":
             return tf.math.divide_no_nan(loss, tf.cast(here.share, loss.dtype))
         counted = _counted(self.reduction, _private.keras_mask(y_pred), sample_weight)
@@ -54,10 +57,26 @@ class WholeBatch:
         return values
 
 
+class ByShare:
+    """Mixin for the metric that tracks one output's loss: it counts a batch, not a replica, once.
+
+    Keras gives it the number of rows only where that is known when the step is traced.
+    """
+
+    def update_state(self, values: Any, sample_weight: Any = None) -> None:
+        """Adds our part of a batch's loss."""
+        here = step.current()
+        if here is not None and sample_weight is None:
+            sample_weight = here.share
+        super().update_state(values, sample_weight)  # type: ignore[misc]
+
+
 def whole_batch(model: keras.Model) -> None:
     """Makes every compiled loss of `model` add up over replicas."""
     for loss in _private.compiled_losses(model):
         adapt(loss, WholeBatch)
+    for metric in _private.loss_trackers(model):
+        adapt(metric, ByShare)
 
 
 def _counted(reduction: str | None, mask: Any, sample_weight: Any) -> tf.Tensor | None:

@@ -79,10 +79,8 @@ class MultiWorkerMirroredStrategy(KerasFit, tf.distribute.MultiWorkerMirroredStr
         local = len(self.extended.worker_devices)
         return Placement(self.cluster.size, self.cluster.rank, local)
 
-    def _prepare_fit(self) -> None:
-        fit = _private.calling_fit()
-        if fit is not None:
-            callbacks.one_writer(fit[1], self)
+    def _prepare_callbacks(self, held: Any) -> None:
+        callbacks.one_writer(held, self)
 
     def _prepare(self, model: Any) -> None:
         super()._prepare(model)

@@ -37,6 +37,12 @@ class ReduceFirst:
         """Applies the gradient of the whole batch."""
         if getattr(_reduced, "now", False) or not _in_replica():
             return super().apply(grads, trainable_variables)  # type: ignore[misc]
+        if not self.built and trainable_variables is not None:  # type: ignore[has-type]
+            # An optimizer that `fit` does not know of is built here, out of the graph: a variable
+            # made in a graph is made in a `cond`, where no collective can be.
+            with tf.init_scope():
+                self.build(list(trainable_variables))  # type: ignore[attr-defined]
+            self.built = True
         here = step.current()
         grads = list(grads)
         if here is not None and id(self) not in here.weighted:

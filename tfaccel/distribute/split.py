@@ -56,9 +56,6 @@ def split(batch: Any, placement: Placement) -> tuple[tuple[Any, ...], tf.Tensor,
     Returns:
         The part of `batch` for each of our replicas, each one's share of all rows (float32, shape
         `[local]`), and the number of rows in the whole batch (int64).
-
-    Raises:
-        InputError: when a tensor has no first dimension.
     """
     rows = _rows(batch)
     parts, shares = [], []
@@ -74,7 +71,11 @@ def split_dataset(dataset: tf.data.Dataset, placement: Placement) -> tf.data.Dat
 
     Arrays given to `fit` are cut before their rows are gathered, so that a worker copies only the
     rows its own replicas need.
+
+    Raises:
+        InputError: when an element of `dataset` is not a batch.
     """
+    _check_batched(dataset.element_spec)
     arrays = _private.array_pipeline(dataset)
     if arrays is None:
         divided = dataset.map(
@@ -105,14 +106,17 @@ def _gather_own(indices: tf.Tensor, data: Any, functions: list[Any], placement: 
     return tuple(parts), shares, rows
 
 
-def _rows(batch: Any) -> tf.Tensor:
-    leaves = [t for t in tf.nest.flatten(batch) if not _is_optional(t)]
-    if not leaves or any(t.shape.rank == 0 for t in leaves):
+def _check_batched(spec: Any) -> None:
+    if any(s.shape.rank == 0 for s in tf.nest.flatten(spec) if hasattr(s, "shape")):
+        shapes = ", ".join(f"{s.dtype.name}{s.shape}" for s in tf.nest.flatten(spec))
         raise InputError(
-            f"tfaccel: the dataset yields {tf.nest.map_structure(_shape, batch)}, expected batches "
-            "whose first dimension is the rows; batch it with dataset.batch(global_batch_size)."
+            f"tfaccel: the dataset yields ({shapes}), expected batches whose first dimension is "
+            "the rows; batch it with dataset.batch(global_batch_size)."
         )
-    first = leaves[0]
+
+
+def _rows(batch: Any) -> tf.Tensor:
+    first = next(t for t in tf.nest.flatten(batch) if not _is_optional(t))
     if isinstance(first, tf.SparseTensor):
         return first.dense_shape[0]
     if isinstance(first, tf.RaggedTensor):
@@ -144,6 +148,3 @@ def _rows_of(tensor: Any, start: tf.Tensor, size: tf.Tensor) -> Any:
 def _is_optional(tensor: Any) -> bool:
     return isinstance(tensor, tf.experimental.Optional)
 
-
-def _shape(tensor: Any) -> str:
-    return "None" if _is_optional(tensor) else f"{tensor.dtype.name}{list(tensor.shape)}"

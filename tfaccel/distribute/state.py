@@ -114,10 +114,7 @@ def _stock_step(model: keras.Model) -> bool:
 
 
 def _metric_states(model: keras.Model) -> list[Any]:
-    """All metric variables of `model`, or none where some cannot be summed as floats."""
+    """All metric variables of `model`, or none where some are not summed over replicas."""
     states = [v for metric in model.metrics for v in metric.variables]
-    summable = all(
-        v.value.dtype.is_floating and v.value.aggregation == tf.VariableAggregation.SUM
-        for v in states
-    )
-    return states if summable else []
+    summed = all(v.value.aggregation == tf.VariableAggregation.SUM for v in states)
+    return states if summed else []

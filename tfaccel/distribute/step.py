@@ -61,21 +61,23 @@ def all_reduce_sum(values: Any) -> Any:
 
 
 def all_reduce_packed(tensors: list[tf.Tensor]) -> list[tf.Tensor]:
-    """Sums many small float tensors over all replicas in one message.
+    """Sums many small tensors over all replicas in one message (two, where some are integers).
 
     Args:
-        tensors: floating tensors of any shape, the same shapes on every replica.
+        tensors: numbers of any shape, the same shapes and dtypes on every replica.
 
     Returns:
-        The sums, in order, each in its tensor's own dtype. They travel as float32.
+        The sums, in order, each in its tensor's own dtype. They travel as float32 and int64.
     """
-    if not tensors:
-        return []
-    flat = [tf.reshape(tf.cast(t, tf.float32), [-1]) for t in tensors]
-    sizes = [tf.size(t) for t in flat]
-    total = all_reduce_sum(tf.concat(flat, axis=0))
-    parts = tf.split(total, sizes)
-    return [
-        tf.cast(tf.ensure_shape(tf.reshape(p, tf.shape(t)), t.shape), t.dtype)
-        for p, t in zip(parts, tensors, strict=True)
-    ]
+    sums: dict[int, tf.Tensor] = {}
+    for wire, integer in ((tf.float32, False), (tf.int64, True)):
+        chosen = [i for i, t in enumerate(tensors) if t.dtype.is_integer == integer]
+        if not chosen:
+            continue
+        flat = [tf.reshape(tf.cast(tensors[i], wire), [-1]) for i in chosen]
+        total = all_reduce_sum(tf.concat(flat, axis=0))
+        parts = tf.split(total, [tf.size(t) for t in flat])
+        for i, part in zip(chosen, parts, strict=True):
+            whole = tf.reshape(part, tf.shape(tensors[i]))
+            sums[i] = tf.cast(tf.ensure_shape(whole, tensors[i].shape), tensors[i].dtype)
+    return [sums[i] for i in range(len(tensors))]
