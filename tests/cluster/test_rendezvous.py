@@ -171,7 +171,8 @@ def test_a_worker_that_left_may_come_again() -> None:
             line.sendall(hello(rank=1, size=3))
     with call(host, int(port)) as line:
         line.sendall(hello(rank=1, size=3))
-        leader.join(30)
+        assert b"did not come" in line.recv(1 << 12)
+    leader.join(30)
     assert "1 of 3 workers did not come within 0.7 s: worker 2 (127.0.0.1:1);" in str(came[0])
 
 
