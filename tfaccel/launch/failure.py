@@ -11,6 +11,8 @@ TRACEBACK_LINES = 40
 TAIL_LINES = 20
 SAME_MOMENT_S = 1.0
 
+_TRACEBACK = "Traceback (most recent call last)"
+
 # What a worker's last words are when it died only because another one did.
 _PEER_LOST = re.compile(
     r"UnavailableError|DeadlineExceededError|AbortedError"
@@ -69,8 +71,12 @@ class Exit:
 
     @property
     def lost_a_peer(self) -> bool:
-        """Whether its last words are about another worker that is gone."""
-        return any(_PEER_LOST.search(line) for line in last_words(self.stderr))
+        """Whether it died of another worker's end, as its exception or its last lines say."""
+        words = last_words(self.stderr)
+        if words and _TRACEBACK in words[0]:
+            # Only the exception itself: TensorFlow may log about its peers on any way out.
+            words = next(((line,) for line in words[1:] if line and not line[0].isspace()), ())
+        return any(_PEER_LOST.search(line) for line in words)
 
 
 def first_failure(exits: Sequence[Exit], window_s: float = SAME_MOMENT_S) -> Exit | None:
@@ -94,8 +100,8 @@ def first_failure(exits: Sequence[Exit], window_s: float = SAME_MOMENT_S) -> Exi
 def last_words(stderr: Sequence[str]) -> tuple[str, ...]:
     """The last traceback among lines of stderr and all after it, else the last lines."""
     for place in range(len(stderr) - 1, -1, -1):
-        if "Traceback (most recent call last)" in stderr[place]:
-            return tuple(stderr[place:][-TRACEBACK_LINES:])
+        if _TRACEBACK in stderr[place]:
+            return tuple(stderr[place : place + TRACEBACK_LINES])
     return tuple(stderr[-TAIL_LINES:])
 
 
