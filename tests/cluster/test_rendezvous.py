@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tfaccel.cluster import Cluster, Meeting, meet, rendezvous
+from tfaccel.cluster import Cluster, Meeting, meet, wire
 from tfaccel.cluster.rendezvous import MAX_PAYLOAD_BYTES, installed_versions
 from tfaccel.errors import ClusterError
 
@@ -238,4 +238,4 @@ def call(host: str, port: int) -> socket.socket:
 
 def hello(rank: int, size: int) -> bytes:
     body = json.dumps({"rank": rank, "size": size, "job_id": "job", "versions": VERSIONS}).encode()
-    return rendezvous._HEADER.pack(rendezvous._MAGIC, len(body)) + body
+    return wire.frame(body)

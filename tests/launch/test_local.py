@@ -19,8 +19,14 @@ from tfaccel.launch.local import run
 PREAMBLE = """
 import json, os, signal, subprocess, sys, time
 rank = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
+def ready():
+    open(__file__ + ".ready", "w").close()
+def await_ready():
+    while not os.path.exists(__file__ + ".ready"):
+        time.sleep(0.01)
 def asleep():
     print("pid", os.getpid())
+    ready()
     time.sleep(60)
 """
 
@@ -144,8 +150,11 @@ def test_the_exit_code_is_the_failed_ranks(start: Start, end: str, code: int, sa
 
 def test_the_one_that_lost_its_peer_is_not_the_cause(start: Start) -> None:
     script = """
-if rank == 0: raise RuntimeError("UnavailableError: Connection reset by peer")
-time.sleep(0.4)
+if rank == 0:
+    await_ready()
+    raise RuntimeError("UnavailableError: Connection reset by peer")
+ready()
+time.sleep(0.3)
 raise ValueError("the cause")
 """
     code, _, err = finish(start(script))
@@ -199,11 +208,16 @@ for number in (signal.SIGINT, signal.SIGTERM):
 
 
 def test_a_worker_that_ignores_sigterm_is_killed_after_the_grace(start: Start) -> None:
-    process = start(
-        DEAF + "print('pid', os.getpid())\nif rank: sys.exit(3)\nasleep()", "--grace=0.3"
-    )
-    pids = pids_of(process, 2)
-    assert finish(process)[0] == 3
+    script = """
+if rank == 1:
+    await_ready()
+    sys.exit(3)
+asleep()
+"""
+    process = start(DEAF + script, "--grace=0.3")
+    pids = pids_of(process, 1)
+    code, _, err = finish(process)
+    assert (code, "rank 0 was stopped" in err) == (3, True)
     assert_gone(pids)
 
 
@@ -225,9 +239,10 @@ def test_grandchildren_end_with_the_job(start: Start, code: int) -> None:
 deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
 child = subprocess.Popen([sys.executable, "-c", deaf] if rank else ["sleep", "60"])
 print("pid", child.pid)
-time.sleep(0.3)
 if rank == 0:
+    await_ready()
     sys.exit({code})
+ready()
 time.sleep(0.3)
 """
     process = start(script, "--grace=0.3")
