@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tfaccel.cluster import Cluster, Meeting, meet, rendezvous
+from tfaccel.cluster import Cluster, Meeting, meet, wire
 from tfaccel.cluster.rendezvous import MAX_PAYLOAD_BYTES, installed_versions
 from tfaccel.errors import ClusterError
 
@@ -171,7 +171,8 @@ def test_a_worker_that_left_may_come_again() -> None:
             line.sendall(hello(rank=1, size=3))
     with call(host, int(port)) as line:
         line.sendall(hello(rank=1, size=3))
-        leader.join(30)
+        assert b"did not come" in line.recv(1 << 12)
+    leader.join(30)
     assert "1 of 3 workers did not come within 0.7 s: worker 2 (127.0.0.1:1);" in str(came[0])
 
 
@@ -237,4 +238,4 @@ def call(host: str, port: int) -> socket.socket:
 
 def hello(rank: int, size: int) -> bytes:
     body = json.dumps({"rank": rank, "size": size, "job_id": "job", "versions": VERSIONS}).encode()
-    return rendezvous._HEADER.pack(rendezvous._MAGIC, len(body)) + body
+    return wire.frame(body)

@@ -15,7 +15,6 @@ import json
 import os
 import selectors
 import socket
-import struct
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -23,13 +22,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import tfaccel
+from tfaccel.cluster import wire
 from tfaccel.cluster.cluster import Cluster
 from tfaccel.errors import ClusterError
 
 MAX_PAYLOAD_BYTES = 1 << 20
 
-_MAGIC = b"tfaccel1"
-_HEADER = struct.Struct("!8sI")
 _MAX_HELLO_BYTES = 1 << 14
 _ATTEMPT_S = 5.0
 _FAREWELL_S = 5.0
@@ -142,10 +140,6 @@ class _About:
         return [f"{what} {its!r} against {ours!r}" for what, its, ours in pairs if its != ours]
 
 
-class _ForeignError(Exception):
-    """Whoever is at the other end does not speak this protocol."""
-
-
 @dataclass
 class _Guest:
     """A connection to rank 0, and what has come through it so far."""
@@ -211,17 +205,17 @@ class _Host:
         try:
             chunk = guest.connection.recv(1 << 14)
             guest.received += chunk
-            hello = _first_frame(guest.received, _MAX_HELLO_BYTES)
+            hello = wire.first_frame(guest.received, _MAX_HELLO_BYTES)
         except BlockingIOError:
             return True
-        except (OSError, _ForeignError):
+        except (OSError, wire.ForeignError):
             return False
         if chunk and hello is not None and guest.rank is None:
             self._admit(guest, hello)
         return bool(chunk)
 
     def _admit(self, guest: _Guest, body: bytes) -> None:
-        hello = _as_object(body)
+        hello = wire.as_object(body)
         rank = hello.get("rank")
         valid = isinstance(rank, int) and 0 <= rank < self._cluster.size
         address = self._cluster.workers[rank] if valid and rank is not None else guest.peer
@@ -278,10 +272,10 @@ def _join(cluster: Cluster, about: _About, started: float, timeout_s: float) -> 
                 # With nobody listening, a local call can by chance reach its own end.
                 if line.getsockname() == line.getpeername():
                     raise ConnectionRefusedError("nobody is listening")
-                line.sendall(_HEADER.pack(_MAGIC, len(hello)) + hello)
+                line.sendall(wire.frame(hello))
                 # Rank 0 was there before this call, so its deadline comes before this one.
                 return _hear_answer(cluster, line, time.monotonic() + timeout_s + _FAREWELL_S)
-        except _ForeignError:
+        except wire.ForeignError:
             raise ClusterError(
                 f"worker {cluster.rank} called worker 0 at {cluster.workers[0]} and something "
                 "other than tfaccel answered; expected worker 0 of this job: stop what is left "
@@ -302,7 +296,7 @@ def _hear_answer(cluster: Cluster, line: socket.socket, deadline: float) -> byte
     """Rank 0's payload, from two frames: a verdict, then the payload."""
     received = bytearray()
     verdict = _read_frame(line, received, deadline)
-    error = _as_object(verdict).get("error")
+    error = wire.as_object(verdict).get("error")
     if error is not None:
         raise ClusterError(f"worker {cluster.rank} heard from worker 0: {error}")
     return _read_frame(line, received, deadline)
@@ -310,9 +304,9 @@ def _hear_answer(cluster: Cluster, line: socket.socket, deadline: float) -> byte
 
 def _read_frame(line: socket.socket, received: bytearray, deadline: float) -> bytes:
     while True:
-        body = _first_frame(received, MAX_PAYLOAD_BYTES)
+        body = wire.first_frame(received, MAX_PAYLOAD_BYTES)
         if body is not None:
-            del received[: _HEADER.size + len(body)]
+            del received[: len(wire.frame(body))]
             return body
         line.settimeout(max(0.01, deadline - time.monotonic()))
         chunk = line.recv(1 << 16)
@@ -321,35 +315,12 @@ def _read_frame(line: socket.socket, received: bytearray, deadline: float) -> by
         received += chunk
 
 
-def _first_frame(received: bytearray, limit: int) -> bytes | None:
-    """The body of the first frame, or None while it has not all come."""
-    if not received.startswith(_MAGIC[: len(received)]):
-        raise _ForeignError
-    if len(received) < _HEADER.size:
-        return None
-    _, length = _HEADER.unpack_from(received)
-    if length > limit:
-        raise _ForeignError
-    body = bytes(received[_HEADER.size : _HEADER.size + length])
-    return body if len(body) == length else None
-
-
-def _as_object(body: bytes) -> dict[str, Any]:
-    try:
-        found = json.loads(body)
-    except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def _tell(connections: Sequence[socket.socket], body: Mapping[str, str], payload: bytes) -> None:
     """Sends verdict and payload to all, then lets each hang up first.
 
     Whoever hangs up first keeps the address busy for a minute (TIME_WAIT): not rank 0's port.
     """
-    verdict = json.dumps(body).encode()
-    message = _HEADER.pack(_MAGIC, len(verdict)) + verdict
-    message += _HEADER.pack(_MAGIC, len(payload)) + payload
+    message = wire.frame(json.dumps(body).encode()) + wire.frame(payload)
     # A guest that is gone is not our error: what it died of is in its own output.
     for connection in connections:
         with contextlib.suppress(OSError):

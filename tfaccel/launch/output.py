@@ -1,0 +1,167 @@
+"""Many workers, one terminal: whole lines, each with its rank, and progress bars that stay tidy."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import IO, TextIO
+
+STDERR_LINES = 400
+MAX_LINE_BYTES = 1 << 16
+BAR_EVERY_S = 10.0
+
+_COLOURS = ("cyan", "green", "magenta", "yellow", "blue", "red")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a worker; a progress bar's is redrawn by the next one."""
+
+    text: str
+    redrawn: bool = False
+
+
+class LineSplitter:
+    r"""Turns chunks of bytes into lines, at ``\n``, ``\r\n`` and the ``\r`` of progress bars.
+
+    >>> split = LineSplitter()
+    >>> list(split.feed(b"1/2\r2/2\r\nnext"))
+    [Line(text='1/2', redrawn=True), Line(text='2/2', redrawn=False)]
+    >>> list(split.end())
+    [Line(text='next', redrawn=False)]
+    """
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, chunk: bytes) -> Iterator[Line]:
+        """The lines that this chunk completes."""
+        # A \r at the very end waits: a \n may follow.
+        *pieces, self._rest = re.split(rb"(\r\n|\n|\r(?=[^\n]))", self._rest + chunk)
+        for content, end in zip(pieces[::2], pieces[1::2], strict=True):
+            line = Line(_text(content), redrawn=end == b"\r")
+            if line.text.strip() or not line.redrawn:
+                yield line
+        if len(self._rest) > MAX_LINE_BYTES:
+            yield from self.end()
+
+    def end(self) -> Iterator[Line]:
+        """The last line, when it has no end."""
+        text = _text(self._rest)
+        self._rest = b""
+        if text.strip():
+            yield Line(text)
+
+
+def _text(content: bytes) -> str:
+    return content.decode(errors="replace").rstrip("\r").lstrip("\b")
+
+
+class Screen:
+    """Where all lines go: one at a time, however many threads bring them.
+
+    On a terminal a progress bar stays on the last row and is redrawn in place. In a file it
+    would be a thousand lines; there its last state counts, and one state every `BAR_EVERY_S`.
+    """
+
+    def __init__(self, stream: TextIO, *, terminal: bool, colour: bool) -> None:
+        self._stream = stream
+        self._terminal = terminal
+        self._colour = colour
+        self._lock = threading.Lock()
+        self._bar = ""
+        self._bar_rank: int | None = None
+        self._bar_at: dict[int, float] = {}
+
+    def show(self, rank: int, line: Line) -> None:
+        """Writes one line of one rank."""
+        row = f"{self._prefix(rank)} {line.text}"
+        with self._lock:
+            if not self._terminal:
+                if not line.redrawn or self._is_due(rank):
+                    self._write(f"{row}\n")
+                return
+            if line.redrawn:
+                # A bar that wraps could not be redrawn: only its last row would be cleared.
+                room = max(10, shutil.get_terminal_size().columns - len(f"[{rank}] ") - 1)
+                self._bar = f"{self._prefix(rank)} {line.text[:room]}\x1b[0m"
+                self._bar_rank = rank
+                self._write(f"\r\x1b[K{self._bar}")
+                return
+            if self._bar_rank == rank:  # Its own next line takes the bar's place.
+                self._bar, self._bar_rank = "", None
+            self._write(f"\r\x1b[K{row}\n{self._bar}")
+
+    def close(self) -> None:
+        """Leaves the last progress bar on a row of its own."""
+        with self._lock:
+            if self._bar:
+                self._write("\n")
+            self._bar, self._bar_rank = "", None
+
+    def _is_due(self, rank: int) -> bool:
+        now = time.monotonic()
+        if now - self._bar_at.setdefault(rank, now) < BAR_EVERY_S:
+            return False
+        self._bar_at[rank] = now
+        return True
+
+    def _prefix(self, rank: int) -> str:
+        if not self._colour:
+            return f"[{rank}]"
+        from rich.color import ColorSystem
+        from rich.style import Style
+
+        style = Style.parse(_COLOURS[rank % len(_COLOURS)])
+        return style.render(f"[{rank}]", color_system=ColorSystem.STANDARD)
+
+    def _write(self, text: str) -> None:
+        encoding = self._stream.encoding or "utf-8"
+        self._stream.write(text.encode(encoding, "replace").decode(encoding))
+        self._stream.flush()
+
+
+class Pump(threading.Thread):
+    """Carries one pipe of one worker to a screen and to its log, until the pipe's end."""
+
+    def __init__(
+        self, pipe: IO[bytes], rank: int, screen: Screen, log: IO[bytes] | None = None
+    ) -> None:
+        super().__init__(name=f"tfaccel-output-{rank}", daemon=True)
+        self._pipe = pipe
+        self._rank = rank
+        self._screen = screen
+        self._log = log
+        self._last: deque[str] = deque(maxlen=STDERR_LINES)
+
+    @property
+    def last_lines(self) -> tuple[str, ...]:
+        """The last lines that came, without those that a progress bar redrew."""
+        return tuple(self._last)
+
+    def run(self) -> None:
+        """Reads to the end, whatever becomes of screen and log: a full pipe stops a worker."""
+        split = LineSplitter()
+        with contextlib.suppress(OSError, ValueError), self._pipe:
+            while chunk := os.read(self._pipe.fileno(), 1 << 16):
+                for line in split.feed(chunk):
+                    self._carry(line)
+        for line in split.end():
+            self._carry(line)
+
+    def _carry(self, line: Line) -> None:
+        if not line.redrawn:
+            self._last.append(line.text)
+            if self._log is not None:
+                with contextlib.suppress(OSError, ValueError):
+                    self._log.write(f"{line.text}\n".encode())
+                    self._log.flush()
+        with contextlib.suppress(OSError, ValueError):
+            self._screen.show(self._rank, line)
