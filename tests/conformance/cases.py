@@ -329,7 +329,13 @@ case("arrays")
 case("arrays_unshuffled", fit={"shuffle": False})
 case("tf_data", data=lambda: {"x": dataset().batch(BATCH)})
 case("tf_data_shuffled", data=lambda: {"x": dataset().shuffle(ROWS, seed=3).batch(BATCH)})
-case("tf_data_unknown_size", data=lambda: {"x": dataset().filter(lambda x, y: y >= 0).batch(BATCH)})
+# Not Adam: on one device Keras counts one step too many where such data end, which moves its
+# bias correction (the counter does not wait for the data: keras 3.15).
+case(
+    "tf_data_unknown_size",
+    data=lambda: {"x": dataset().filter(lambda x, y: y >= 0).batch(BATCH)},
+    compile=optimized(sgd, 0.1),
+)
 case(
     "tf_data_repeated",
     data=lambda: {"x": dataset().repeat().batch(BATCH, drop_remainder=True)},
@@ -427,7 +433,7 @@ case("jit_auto", compile=compiled(jit_compile="auto"))
 case("deferred_build", model=deferred)
 case("subclassed", model=Subclassed)
 case("custom_train_step", model=OwnStep, equal=("history", "evaluate", "predict", "weights"))
-case("custom_loss_in_train_step", model=OwnLoss, equal=("history", "weights", "batches"))
+case("custom_loss_in_train_step", model=OwnLoss, compile=compiled(metrics=None), equal=("history", "weights", "batches"))
 case("gan", model=Gan, compile=dict, equal=("history", "weights"))
 case("batch_norm_synchronized", model=lambda: cnn(synchronized=True), data=images)
 case("batch_norm", model=cnn, data=images, equal=())

@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from tfaccel.distribute import _private
 from tfaccel.distribute.adapt import adapt
-from tfaccel.distribute.step import all_reduce_sum
+from tfaccel.distribute.step import all_reduce_sum, wire_dtype
 
 
 class ChiefWrites:
@@ -95,16 +95,16 @@ def broadcast(strategy: tf.distribute.Strategy, values: list[Any]) -> list[tf.Te
     def replica(tensors: list[tf.Tensor]) -> list[tf.Tensor]:
         context = tf.distribute.get_replica_context()
         chief = tf.equal(tf.cast(context.replica_id_in_sync_group, tf.int32), 0)
-        # A sum in which all but one give zero. float16 and bool have no ring: they travel wider.
-        sent = [tf.where(chief, _wide(t), tf.zeros_like(_wide(t))) for t in tensors]
-        return list(all_reduce_sum(sent))
+        # A sum in which all but one give zero.
+        sent = [tf.where(chief, t, tf.zeros_like(t)) for t in tensors]
+        return [all_reduce_sum(t) for t in sent]
 
     @tf.function
     def everywhere(tensors: list[tf.Tensor]) -> Any:
         return strategy.run(replica, args=(tensors,))
 
     tensors = [tf.convert_to_tensor(v) for v in values]
-    got = everywhere(tensors)
+    got = everywhere([tf.cast(t, wire_dtype(t.dtype)) for t in tensors])
     return [
         tf.cast(strategy.experimental_local_results(g)[0], t.dtype)
         for g, t in zip(got, tensors, strict=True)
@@ -140,12 +140,3 @@ def _whole(write: Callable[..., Any], rank: int) -> Callable[..., Any]:
     replaced._tfaccel_whole = True  # type: ignore[attr-defined]
     return replaced
 
-
-def _wide(tensor: tf.Tensor) -> tf.Tensor:
-    if tensor.dtype in (tf.float16, tf.bfloat16):
-        return tf.cast(tensor, tf.float32)
-    if tensor.dtype.is_bool or (tensor.dtype.is_integer and tensor.dtype.size < 4):
-        return tf.cast(tensor, tf.int32)
-    if tensor.dtype in (tf.uint32, tf.uint64):
-        return tf.cast(tensor, tf.int64)
-    return tensor

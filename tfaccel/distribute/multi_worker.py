@@ -14,6 +14,7 @@ from tfaccel.cluster.cluster import Cluster
 from tfaccel.distribute import _private, callbacks
 from tfaccel.distribute.fit import KerasFit, KerasFitExtended
 from tfaccel.distribute.split import Placement
+from tfaccel.distribute.step import wire_dtype
 
 
 class MultiWorkerMirroredExtended(KerasFitExtended, _private.CollectiveAllReduceExtended):  # type: ignore[misc]
@@ -78,6 +79,16 @@ class MultiWorkerMirroredStrategy(KerasFit, tf.distribute.MultiWorkerMirroredStr
         """Which of all replicas run in this process."""
         local = len(self.extended.worker_devices)
         return Placement(self.cluster.size, self.cluster.rank, local)
+
+    def gather(self, value: Any, axis: int) -> tf.Tensor:
+        """Concatenates `value` of all replicas along `axis`, in any numeric dtype."""
+        local = self.experimental_local_results(value)
+        dtype = local[0].dtype
+        wide = wire_dtype(dtype)
+        if wide != dtype:
+            cast = tuple(tf.cast(v, wide) for v in local)
+            value = _private.PerReplica(cast) if len(cast) > 1 else cast[0]
+        return tf.cast(super().gather(value, axis), dtype)
 
     def _prepare_callbacks(self, held: Any) -> None:
         callbacks.one_writer(held, self)

@@ -81,3 +81,20 @@ def all_reduce_packed(tensors: list[tf.Tensor]) -> list[tf.Tensor]:
             whole = tf.reshape(part, tf.shape(tensors[i]))
             sums[i] = tf.cast(tf.ensure_shape(whole, tensors[i].shape), tensors[i].dtype)
     return [sums[i] for i in range(len(tensors))]
+
+
+def wire_dtype(dtype: tf.DType) -> tf.DType:
+    """The dtype in which tensors of `dtype` can travel between workers without loss.
+
+    TensorFlow's collectives take float16, float32, float64, int32 and int64.
+
+    >>> wire_dtype(tf.bfloat16)
+    tf.float32
+    """
+    if dtype == tf.bfloat16:
+        return tf.float32
+    if dtype.is_bool or (dtype.is_integer and dtype.size < 4):
+        return tf.int32
+    if dtype in (tf.uint32, tf.uint64):
+        return tf.int64
+    return dtype
