@@ -71,7 +71,7 @@ def main(_):
         model.save(FLAGS.out)
         reloaded = keras.models.load_model(FLAGS.out)
         _, again = reloaded.evaluate(x_held_out, y_held_out, verbose=0)
-        if abs(again - accuracy) > 1e-6 + (keras.config.dtype_policy().name != "float32") * 0.01:
+        if abs(again - accuracy) > 1.5 / len(x_held_out):  # rounding may tip one image
             raise SystemExit(f"{FLAGS.out} reloads with accuracy {again}, trained to {accuracy}")
         print(f"saved {FLAGS.out}, which reloads on one device with accuracy {again:.4f}")
     print(f"throughput: {len(x) * (FLAGS.epochs - 1) / seconds:,.0f} examples/s")

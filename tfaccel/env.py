@@ -97,6 +97,7 @@ def report(environ: Mapping[str, str] = os.environ) -> Report:
     """
     import tfaccel
 
+    variables = _variables(environ)  # first: importing Keras sets some
     problems: list[str] = []
     cuda, cudnn, devices = _tensorflow(problems)
     backend = _backend(environ, problems)
@@ -119,7 +120,7 @@ def report(environ: Mapping[str, str] = os.environ) -> Report:
         memory=_memory(),
         cuda=cuda,
         cudnn=cudnn,
-        variables=_variables(environ),
+        variables=variables,
         devices=devices,
         cluster=workers,
         auto=auto,
@@ -206,8 +207,8 @@ def _variables(environ: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
 
 
 def to_json(found: Report) -> str:
-    """The report as JSON, one key for each attribute of `Report`."""
-    return json.dumps(dataclasses.asdict(found), indent=2)
+    """The report as JSON, one key for each attribute of `Report`; `variables` is an object."""
+    return json.dumps({**dataclasses.asdict(found), "variables": dict(found.variables)}, indent=2)
 
 
 def rows(found: Report) -> list[tuple[str, str]]:

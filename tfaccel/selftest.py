@@ -112,12 +112,12 @@ def missing(case: Case, gpus: int, tpus: int) -> str:
     """Why this machine cannot hold a case; ``""`` if it can.
 
     >>> missing(Case("mirrored-gpus", "mirrored", gpus=2), gpus=1, tpus=0)
-    'needs 2 GPUs, found 1'
+    'GPUs needed: 2, found: 1'
     """
     if case.gpus > gpus:
-        return f"needs {case.gpus} GPUs, found {gpus}"
+        return f"GPUs needed: {case.gpus}, found: {gpus}"
     if case.tpus > tpus:
-        return "needs a TPU, found none"
+        return f"TPU cores needed: {case.tpus}, found: {tpus}"
     return ""
 
 
@@ -252,7 +252,7 @@ def train(case: Case) -> Trained:
 
     generator = np.random.default_rng(0)
     x = generator.normal(size=(64, 8)).astype("float32")
-    y = (x[:, 0] * x[:, 1] > 0).astype("int32")
+    y = (x[:, 0] > x[:, 1]).astype("int32")
     with strategy.scope():
         model = keras.Sequential(
             [
