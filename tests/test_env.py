@@ -141,6 +141,12 @@ def test_an_unusable_tf_config_is_a_problem_and_no_crash():
     assert shown["auto"] == ""
 
 
+def test_what_auto_chooses_follows_the_environment():
+    shown = found(CUDA_VISIBLE_DEVICES="-1", TFACCEL_DEVICES="2")
+    assert shown["auto"] == "mirrored"
+    assert shown["variables"]["TFACCEL_DEVICES"] == "2"
+
+
 def test_a_backend_that_is_not_there_and_legacy_keras_are_problems():
     shown = found(KERAS_BACKEND="no_such_backend", TF_USE_LEGACY_KERAS="1")
     legacy, backend = shown["problems"]

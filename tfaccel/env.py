@@ -105,7 +105,7 @@ def report(environ: Mapping[str, str] = os.environ) -> Report:
     auto, reason = "", ""
     try:
         workers = cluster.resolve(environ)
-        auto, reason = _choose(devices, workers)
+        auto, reason = _choose(environ, devices, workers)
     except TfaccelError as error:
         problems.append(str(error))
     return Report(
@@ -129,12 +129,19 @@ def report(environ: Mapping[str, str] = os.environ) -> Report:
     )
 
 
-def _choose(devices: tuple[Device, ...], workers: Cluster | None) -> tuple[str, str]:
+def _choose(
+    environ: Mapping[str, str], devices: tuple[Device, ...], workers: Cluster | None
+) -> tuple[str, str]:
+    """What `tfaccel.strategy()` would take with the environment as it is, and why."""
     from tfaccel import strategies
+    from tfaccel.strategies.options import resolve
 
     if not devices:  # TensorFlow did not start, and the line that says so is there already
         return "", ""
-    choice = strategies.choose("auto", devices, workers)
+    options = resolve({}, environ)
+    number = len(options.devices) if isinstance(options.devices, tuple) else options.devices
+    name = environ.get("TFACCEL_STRATEGY", "auto")
+    choice = strategies.choose(name, devices, workers, number, options.device_type)
     return choice.name, choice.reason
 
 
