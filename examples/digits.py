@@ -10,7 +10,7 @@ Reaches a held-out accuracy of at least 0.95 (0.97 to 0.99 are usual) under ever
 import time
 
 import keras
-from absl import app
+from absl import app, logging
 from absl import flags as absl_flags
 from keras import layers
 from sklearn.datasets import load_digits
@@ -79,6 +79,7 @@ def main(_):
 
 
 if __name__ == "__main__":
+    FLAGS.verbosity = logging.WARNING  # app.run turns on INFO, where TensorFlow tells of every step
     flags.define(seed=1)
     absl_flags.DEFINE_integer("epochs", 12, "Passes over the images.", lower_bound=2)
     absl_flags.DEFINE_integer("batch_size", 64, "Images a step, over all replicas together.")

@@ -14,7 +14,7 @@ from pydoc_data.topics import topics
 
 import keras
 import numpy as np
-from absl import app
+from absl import app, logging
 from absl import flags as absl_flags
 from keras import layers, ops
 
@@ -94,6 +94,7 @@ def main(_):
 
 
 if __name__ == "__main__":
+    FLAGS.verbosity = logging.WARNING  # app.run turns on INFO, where TensorFlow tells of every step
     flags.define(seed=1)
     absl_flags.DEFINE_integer("epochs", 7, "Passes over the text.", lower_bound=2)
     absl_flags.DEFINE_integer("batch_size", 32, "Rows a step, over all replicas together.")

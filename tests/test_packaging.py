@@ -102,8 +102,7 @@ def test_metadata(wheel: Path):
     metadata = Parser().parsestr(archive.read(name).decode())
     assert metadata["Version"] == tfaccel.__version__
     assert metadata["Requires-Python"] == ">=3.10"
-    # The first is the field of setuptools 77 and later.
-    assert (metadata["License-Expression"] or metadata["License"]) == "Apache-2.0"
+    assert metadata["License"] == "Apache-2.0"
     requires = metadata.get_all("Requires-Dist")
     assert {"keras>=3.8", "numpy", "absl-py", "rich"} == {r for r in requires if ";" not in r}
     assert 'tensorflow-cpu>=2.18; extra == "cpu"' in requires
