@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 ready  := $(VENV)/.ready
 
-.PHONY: train test lint clean
+.PHONY: train test lint lint-code lint-format lint-types clean
 
 train: $(ready)
 	$(VENV)/bin/python examples/digits.py --strategy=auto
@@ -11,9 +11,15 @@ train: $(ready)
 test: $(ready)
 	$(VENV)/bin/python -m pytest
 
-lint: $(ready)
+lint: lint-code lint-format lint-types
+
+lint-code: $(ready)
 	$(VENV)/bin/ruff check .
+
+lint-format: $(ready)
 	$(VENV)/bin/ruff format --check .
+
+lint-types: $(ready)
 	$(VENV)/bin/mypy
 
 clean:
