@@ -1,0 +1,33 @@
+# `make train` and `make test` need Python 3.10 to 3.13 with pip, and nothing else.
+PYTHON ?= python3
+VENV   ?= .venv
+ready  := $(VENV)/.ready
+
+.PHONY: train test lint lint-code lint-format lint-types clean
+
+train: $(ready)
+	$(VENV)/bin/python examples/digits.py --strategy=auto
+
+test: $(ready)
+	$(VENV)/bin/python -m pytest
+
+lint: lint-code lint-format lint-types
+
+lint-code: $(ready)
+	$(VENV)/bin/ruff check .
+
+lint-format: $(ready)
+	$(VENV)/bin/ruff format --check .
+
+lint-types: $(ready)
+	$(VENV)/bin/mypy
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
+
+# Made once, and again when what it installs changes.
+$(ready): setup.py pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 10) <= v[:2] <= (3, 13) else "tfaccel needs Python 3.10 to 3.13 and found %d.%d: run make PYTHON=/path/to/python3.12" % v[:2])'
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[cpu,examples,dev]'
+	@touch $@

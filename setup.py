@@ -1,0 +1,71 @@
+"""Packages tfaccel, with the top-level `strategies/` room installed as `tfaccel.strategies`.
+
+`tfaccel/strategies` is a relative symbolic link to `../strategies`; setuptools follows it, so the
+same files reach an editable install, a wheel and an sdist.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+
+def version() -> str:
+    """Reads `__version__` as text: a build environment cannot import what tfaccel imports."""
+    text = (HERE / "tfaccel" / "__init__.py").read_text(encoding="utf-8")
+    found = re.search(r'^__version__ = "([^"]+)"$', text, re.MULTILINE)
+    if found is None:
+        raise RuntimeError('tfaccel/__init__.py has no line `__version__ = "X.Y.Z"`; add one')
+    return found.group(1)
+
+
+def readme() -> str:
+    """The long description."""
+    path = HERE / "README.md"
+    return path.read_text(encoding="utf-8") if path.exists() else ""
+
+
+if not (HERE / "tfaccel" / "strategies" / "__init__.py").is_file():
+    raise RuntimeError(
+        "tfaccel/strategies does not lead to the folder strategies/: the checkout made no symbolic "
+        "links; run `git config core.symlinks true` and check the files out again"
+    )
+
+setup(
+    name="tfaccel",
+    version=version(),
+    description="A strategy is the only thing that changes: Keras 3 on many devices and workers",
+    long_description=readme(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    packages=find_packages(include=["tfaccel", "tfaccel.*"]),
+    package_data={"tfaccel": ["py.typed"]},
+    python_requires=">=3.10",
+    # TensorFlow itself is an extra: `tensorflow` and `tensorflow-cpu` hold the same package, and a
+    # requirement on either would install it over the other.
+    install_requires=["keras>=3.8", "numpy", "absl-py", "rich"],
+    extras_require={
+        "cpu": ["tensorflow-cpu>=2.18"],
+        "gpu": ["tensorflow[and-cuda]>=2.18"],
+        "examples": ["scikit-learn"],
+        "dev": ["pytest>=8", "ruff==0.17.*", "mypy==2.4.*", "setuptools>=77"],
+    },
+    entry_points={"console_scripts": ["tfaccel = tfaccel.cli:main"]},
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+)

@@ -1,0 +1,290 @@
+"""`tfaccel env`: what a bug report needs to know about a machine, on one page.
+
+`report` looks, `table` and `to_json` show; nothing here fails on a broken installation, since that
+is what it is asked about.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from typing import TYPE_CHECKING
+
+from tfaccel import cluster, hardware
+from tfaccel.cluster import Cluster
+from tfaccel.errors import TfaccelError
+from tfaccel.hardware import Device
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+MISSING = "not installed"
+
+# The distributions that hold the `tensorflow` package, the usual one first.
+_TENSORFLOWS = ("tensorflow", "tensorflow-cpu", "tf-nightly", "tf-nightly-cpu")
+
+_VARIABLES = (
+    "KERAS_BACKEND",
+    "TF_USE_LEGACY_KERAS",
+    "TF_CONFIG",
+    "XLA_FLAGS",
+    "TF_XLA_FLAGS",
+    "TF_ENABLE_ONEDNN_OPTS",
+    "TF_FORCE_GPU_ALLOW_GROWTH",
+    "CUDA_VISIBLE_DEVICES",
+    "TPU_NAME",
+)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `tfaccel env` found.
+
+    Attributes:
+        tfaccel: our version.
+        python: Python's version.
+        platform: operating system and processor architecture.
+        tensorflow: version, and the distribution it came from.
+        keras: Keras's version.
+        backend: the backend that Keras runs on; ``""`` if it does not start.
+        numpy: NumPy's version.
+        cores: processor cores this process may use.
+        memory: the machine's memory in GiB; None where the system does not tell.
+        cuda: the CUDA version TensorFlow was built for; ``""`` for a build without CUDA.
+        cudnn: the same for cuDNN.
+        variables: name and value of the environment variables that change a run.
+        devices: the devices TensorFlow sees.
+        cluster: the workers of this job; None outside one.
+        auto: the strategy that `auto` would choose; ``""`` if it cannot.
+        reason: why that one.
+        problems: what is wrong, a line each.
+    """
+
+    tfaccel: str
+    python: str
+    platform: str
+    tensorflow: str
+    keras: str
+    backend: str
+    numpy: str
+    cores: int
+    memory: float | None
+    cuda: str
+    cudnn: str
+    variables: tuple[tuple[str, str], ...]
+    devices: tuple[Device, ...]
+    cluster: Cluster | None
+    auto: str
+    reason: str
+    problems: tuple[str, ...]
+
+
+def report(environ: Mapping[str, str] = os.environ) -> Report:
+    """Looks at this machine. Imports TensorFlow and Keras, and so starts their devices.
+
+    Args:
+        environ: the environment to read settings and the cluster from.
+
+    Returns:
+        What was found; what went wrong is in `Report.problems`.
+    """
+    import tfaccel
+
+    variables = _variables(environ)  # first: importing Keras sets some
+    problems: list[str] = []
+    cuda, cudnn, devices = _tensorflow(problems)
+    backend = _backend(environ, problems)
+    workers = None
+    auto, reason = "", ""
+    try:
+        workers = cluster.resolve(environ)
+        auto, reason = _choose(environ, devices, workers)
+    except TfaccelError as error:
+        problems.append(str(error))
+    return Report(
+        tfaccel=tfaccel.__version__,
+        python=platform.python_version(),
+        platform=platform.platform(),
+        tensorflow=_installed(*_TENSORFLOWS),
+        keras=_installed("keras"),
+        backend=backend,
+        numpy=_installed("numpy"),
+        cores=_cores(),
+        memory=_memory(),
+        cuda=cuda,
+        cudnn=cudnn,
+        variables=variables,
+        devices=devices,
+        cluster=workers,
+        auto=auto,
+        reason=reason,
+        problems=tuple(problems),
+    )
+
+
+def _choose(
+    environ: Mapping[str, str], devices: tuple[Device, ...], workers: Cluster | None
+) -> tuple[str, str]:
+    """What `tfaccel.strategy()` would take with the environment as it is, and why."""
+    from tfaccel import strategies
+    from tfaccel.strategies.options import resolve
+
+    if not devices:  # TensorFlow did not start, and the line that says so is there already
+        return "", ""
+    options = resolve({}, environ)
+    number = len(options.devices) if isinstance(options.devices, tuple) else options.devices
+    name = environ.get("TFACCEL_STRATEGY", "auto")
+    choice = strategies.choose(name, devices, workers, number, options.device_type)
+    return choice.name, choice.reason
+
+
+def _tensorflow(problems: list[str]) -> tuple[str, str, tuple[Device, ...]]:
+    """CUDA, cuDNN and devices; a TensorFlow that does not start is a problem, not an error."""
+    try:
+        import tensorflow as tf
+
+        build = tf.sysconfig.get_build_info()
+        devices = hardware.detect()
+    except Exception as error:
+        problems.append(f"TensorFlow does not start: {_line(error)}")
+        return "", "", ()
+    return str(build.get("cuda_version", "")), str(build.get("cudnn_version", "")), devices
+
+
+def _backend(environ: Mapping[str, str], problems: list[str]) -> str:
+    """Keras's backend; what tfaccel cannot work with is a problem."""
+    if environ.get("TF_USE_LEGACY_KERAS", "").lower() in ("1", "true"):
+        problems.append(
+            "TF_USE_LEGACY_KERAS asks for Keras 2 and tfaccel needs Keras 3: unset the variable"
+        )
+    try:
+        import keras
+
+        backend = str(keras.backend.backend())
+    except Exception as error:
+        problems.append(f"Keras does not start: {_line(error)}")
+        return ""
+    if backend != "tensorflow":
+        problems.append(
+            f"Keras runs on {backend} and tfaccel needs tensorflow: set KERAS_BACKEND=tensorflow"
+        )
+    return backend
+
+
+def _line(error: Exception) -> str:
+    text = str(error).strip() or repr(error)
+    return f"{type(error).__name__}: {text.splitlines()[0]}"
+
+
+def _installed(*distributions: str) -> str:
+    """The version of the first of these that is installed, and its name if it is not the usual."""
+    for distribution in distributions:
+        try:
+            version = metadata.version(distribution)
+        except metadata.PackageNotFoundError:
+            continue
+        return version if distribution == distributions[0] else f"{version} ({distribution})"
+    return MISSING
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _memory() -> float | None:
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return None
+    return round(total / 2**30, 1)
+
+
+def _variables(environ: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    names = (*_VARIABLES, *sorted(name for name in environ if name.startswith("TFACCEL_")))
+    return tuple((name, environ[name]) for name in names if name in environ)
+
+
+def to_json(found: Report) -> str:
+    """The report as JSON, one key for each attribute of `Report`; `variables` is an object."""
+    return json.dumps({**dataclasses.asdict(found), "variables": dict(found.variables)}, indent=2)
+
+
+def rows(found: Report) -> list[tuple[str, str]]:
+    """The report as lines of a subject and what was found."""
+    workers = found.cluster
+    lines = [
+        ("tfaccel", found.tfaccel),
+        ("Python", f"{found.python} on {found.platform}"),
+        ("TensorFlow", found.tensorflow),
+        ("Keras", found.keras + (f" on {found.backend}" if found.backend else "")),
+        ("NumPy", found.numpy),
+        ("cores", str(found.cores)),
+        ("memory", "unknown" if found.memory is None else f"{found.memory} GiB"),
+        ("built for", _built(found)),
+        *((device.name, device.description or device.kind) for device in found.devices),
+        *found.variables,
+    ]
+    if workers is not None:
+        lines.append(("cluster", f"worker {workers.rank} of {workers.size}, by {workers.source}"))
+        lines += [(f"worker {rank}", address) for rank, address in enumerate(workers.workers)]
+    if found.auto:
+        lines.append(("auto", f"{found.auto}: {found.reason}"))
+    lines += [("problem", problem) for problem in found.problems]
+    return lines
+
+
+def _built(found: Report) -> str:
+    if not found.cuda:
+        return "CPU (no CUDA)"
+    return f"CUDA {found.cuda}, cuDNN {found.cudnn}"
+
+
+def table(found: Report) -> Table:
+    """The report as a table for people."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    shown = Table(show_header=False, title="tfaccel env", title_justify="left")
+    shown.add_column(style="bold", no_wrap=True)
+    shown.add_column(overflow="fold")
+    for subject, text in rows(found):
+        style = "red" if subject == "problem" else None
+        shown.add_row(escape(subject), escape(text), style=style)
+    return shown
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs `tfaccel env`.
+
+    Args:
+        argv: the arguments after `env`; the process's own when None.
+
+    Returns:
+        The exit code: 0, also when there are problems to report.
+    """
+    parser = argparse.ArgumentParser(
+        prog="tfaccel env", description="What a bug report needs to know about this machine."
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON in place of a table")
+    arguments = parser.parse_args(argv)
+    found = report()
+    if arguments.json:
+        print(to_json(found))
+    else:
+        from rich.console import Console
+
+        Console().print(table(found))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,235 @@
+"""Command-line flags for scripts: define them once, and get the strategy in one line.
+
+    from absl import app
+    from tfaccel import flags
+
+    def main(_):
+        strategy = flags.strategy()
+        ...
+
+    if __name__ == "__main__":
+        flags.define()
+        app.run(main)
+
+Names and values follow the TensorFlow Model Garden (`official/common/distribute_utils.py`), whose
+spellings of a value are understood wherever they can mean one thing only. Where we differ:
+
+=========================================  =====================================================
+Model Garden                               tfaccel
+=========================================  =====================================================
+``--distribution_strategy=mirrored``       ``--strategy=mirrored``; the default is ``auto``
+``--distribution_strategy=off``            refused: ``one_device`` runs the same script
+``--distribution_strategy=parameter_...``  refused: Keras 3 does not support it
+``--num_gpus=4``                           ``--devices=4``, of any kind; leave it out for all
+``--num_gpus=0``                           ``--device_type=cpu``
+``--dtype=fp16``, ``bf16``, ``fp32``       ``--precision=mixed_float16``, ``mixed_bfloat16``,
+                                           ``float32``
+``--all_reduce_alg=ring``, ``nccl``        ``--communication=ring``, ``nccl``
+``--all_reduce_alg=hierarchical_copy``     refused: ``auto`` chooses it where it fits
+``--enable_xla``                           ``--xla``
+``--tpu=NAME``                             the same
+``--worker_hosts``, ``--task_index``       none: the cluster is read from the environment
+=========================================  =====================================================
+
+What is given on the command line wins, then ``TFACCEL_<OPTION>`` in the environment, then the
+default that the script gave to `define`, then tfaccel's own.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from absl import flags
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+_NO_KERAS_3 = "Keras 3 does not support it; use mirrored or multi_worker_mirrored"
+_REFUSED_STRATEGIES = {
+    "off": "use one_device, under which the script stays as it is",
+    "default": "use auto",
+    "collective": "use multi_worker_mirrored",
+    "parameter_server": _NO_KERAS_3,
+    "central_storage": _NO_KERAS_3,
+}
+_PRECISIONS = {
+    "auto": "auto",
+    "float32": "float32",
+    "fp32": "float32",
+    "mixed_bfloat16": "mixed_bfloat16",
+    "bfloat16": "mixed_bfloat16",
+    "bf16": "mixed_bfloat16",
+    "mixed_float16": "mixed_float16",
+    "float16": "mixed_float16",
+    "fp16": "mixed_float16",
+}
+
+
+def _strategy(text: str) -> str:
+    """A strategy's name, in any case.
+
+    >>> _strategy("Mirrored")
+    'mirrored'
+    >>> _strategy("off")
+    Traceback (most recent call last):
+    ValueError: 'off' is a Model Garden name without a match here: use one_device, ...
+    """
+    from tfaccel.strategies import NAMES
+
+    name = text.lower()
+    if name in _REFUSED_STRATEGIES:
+        raise ValueError(
+            f"{text!r} is a Model Garden name without a match here: {_REFUSED_STRATEGIES[name]}"
+        )
+    if name not in NAMES:
+        raise ValueError(f"{text!r} is no strategy; use one of {', '.join(NAMES)}")
+    return name
+
+
+def _precision(text: str) -> str:
+    """A Keras dtype policy, also in the Model Garden's spelling.
+
+    >>> _precision("fp16")
+    'mixed_float16'
+    """
+    try:
+        return _PRECISIONS[text.lower()]
+    except KeyError:
+        raise ValueError(
+            f"{text!r} is no precision; use auto, float32, mixed_bfloat16 or mixed_float16"
+        ) from None
+
+
+def _devices(text: str) -> int | str:
+    """A count of devices, or their names.
+
+    >>> _devices("4"), _devices("GPU:0,GPU:2")
+    (4, 'GPU:0,GPU:2')
+    """
+    try:
+        number = int(text)
+    except ValueError:
+        return text
+    if number < 1:
+        raise ValueError(
+            f"{number} devices make no sense; give 1 or more, leave the flag out for all, "
+            "or use --device_type=cpu for none but the CPU"
+        )
+    return number
+
+
+def _one_of(*values: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text.lower() not in values:
+            raise ValueError(f"{text!r} is not one of {', '.join(values)}")
+        return text.lower()
+
+    return parse
+
+
+class _Parser(flags.ArgumentParser):  # type: ignore[misc]
+    """A function from text to value as an absl parser; values that are no text pass through it."""
+
+    syntactic_help = ""
+
+    def __init__(self, parse: Callable[[str], Any]) -> None:
+        super().__init__()
+        self._parse = parse
+
+    def parse(self, argument: Any) -> Any:
+        return self._parse(str(argument))
+
+
+# The parser of each flag (None for a yes or no), and its help.
+_FLAGS: dict[str, tuple[Callable[[str], Any] | None, str]] = {
+    "strategy": (_strategy, "Strategy to train under: auto, or one of tfaccel.strategies.NAMES."),
+    "devices": (_devices, "How many devices of this worker to use, or which: 4, or GPU:0,GPU:2."),
+    "device_type": (_one_of("auto", "cpu", "gpu", "tpu"), "Kind of device: auto, cpu, gpu, tpu."),
+    "precision": (
+        _precision,
+        "Keras dtype policy: auto (by hardware), float32, mixed_bfloat16, mixed_float16.",
+    ),
+    "xla": (None, "Compile what TensorFlow can with XLA."),
+    "communication": (
+        _one_of("auto", "ring", "nccl"),
+        "How workers reduce gradients: auto, ring, nccl.",
+    ),
+    "seed": (int, "Seed of Python, NumPy and Keras; agreed among workers when not given."),
+    "deterministic": (None, "Ask TensorFlow for deterministic ops: slower, the same each run."),
+    "memory_growth": (None, "Take GPU memory as it is needed and not all at the start."),
+    "tpu": (str, "Name or address of the TPU; 'local' on a TPU VM."),
+}
+
+
+def define(*, flag_values: flags.FlagValues = flags.FLAGS, **defaults: object) -> None:
+    """Defines tfaccel's flags; again, it only sets the defaults.
+
+    Args:
+        flag_values: where to define them; absl's global `FLAGS` for a script.
+        **defaults: the script's own default for a flag, for example ``precision="auto"``.
+
+    Raises:
+        TypeError: a default is given for a flag that does not exist.
+        ValueError: a default is not a value its flag can have.
+        absl.flags.DuplicateFlagError: the script has defined a flag of the same name.
+    """
+    if unknown := sorted(set(defaults) - set(_FLAGS)):
+        raise TypeError(f"no such flag: {', '.join(unknown)}; the flags are {', '.join(_FLAGS)}")
+    flags.disclaim_key_flags()  # so that `script.py --help` shows them with the script's own
+    for name, (parse, text) in _FLAGS.items():
+        if name in flag_values and flag_values[name].help == text:
+            continue
+        if parse is None:
+            flags.DEFINE_bool(name, None, text, flag_values=flag_values)
+        else:
+            flags.DEFINE(_Parser(parse), name, None, text, flag_values=flag_values)
+    for name, value in defaults.items():
+        flag_values.set_default(name, value)
+
+
+def options(
+    *,
+    flag_values: flags.FlagValues = flags.FLAGS,
+    environ: Mapping[str, str] = os.environ,
+) -> dict[str, Any]:
+    """The arguments of `tfaccel.strategy` that the flags give.
+
+    A default of the script's steps back where the environment has the option, so that
+    ``TFACCEL_PRECISION=float32`` works on every script.
+
+    Args:
+        flag_values: the parsed flags.
+        environ: the environment.
+
+    Returns:
+        Keyword arguments; an option that nobody gave is not among them. The strategy's name is
+        under ``"name"``.
+    """
+    given: dict[str, Any] = {}
+    for name in _FLAGS:
+        flag = flag_values[name]
+        if flag.value is None:
+            continue
+        if flag.using_default_value and f"TFACCEL_{name.upper()}" in environ:
+            continue
+        given["name" if name == "strategy" else name] = flag.value
+    return given
+
+
+def strategy(*, flag_values: flags.FlagValues = flags.FLAGS) -> tf.distribute.Strategy:
+    """The strategy that the flags ask for; call it once, at the start of `main`.
+
+    Args:
+        flag_values: the parsed flags.
+
+    Returns:
+        What `tfaccel.strategy` returns for them.
+
+    Raises:
+        StrategyError: this machine or cluster cannot give what was asked for.
+    """
+    import tfaccel
+
+    return tfaccel.strategy(**options(flag_values=flag_values))
