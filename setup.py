@@ -53,7 +53,7 @@ setup(
         "cpu": ["tensorflow-cpu>=2.18"],
         "gpu": ["tensorflow[and-cuda]>=2.18"],
         "examples": ["scikit-learn"],
-        "dev": ["pytest>=8", "ruff==0.17.*", "mypy==2.4.*", "setuptools>=77"],
+        "dev": ["pytest>=8", "tensorboard", "ruff==0.17.*", "mypy==2.4.*", "setuptools>=77"],
     },
     entry_points={"console_scripts": ["tfaccel = tfaccel.cli:main"]},
     classifiers=[

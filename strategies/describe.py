@@ -44,9 +44,7 @@ class Description:
         return "\n".join(lines)
 
 
-_made: weakref.WeakKeyDictionary[tf.distribute.Strategy, Description] = (
-    weakref.WeakKeyDictionary()
-)
+_made: weakref.WeakKeyDictionary[tf.distribute.Strategy, Description] = weakref.WeakKeyDictionary()
 
 
 def remember(

@@ -6,6 +6,7 @@ meets a ragged last batch, and gives back all that can be compared with one devi
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -302,7 +303,9 @@ def classify(optimizer: Any = None, **more: Any) -> dict[str, Any]:
 
 
 def compiled(**more: Any) -> Callable[[], dict[str, Any]]:
-    return lambda: classify(**{k: v() if callable(v) and k == "loss" else v for k, v in more.items()})
+    return lambda: classify(
+        **{k: v() if callable(v) and k == "loss" else v for k, v in more.items()}
+    )
 
 
 def optimized(kind: Any, *args: Any, **kwargs: Any) -> Callable[[], dict[str, Any]]:
@@ -317,7 +320,9 @@ def scalar_loss(y_true: Any, y_pred: Any) -> Any:
 
 def loss_scaled(initial: float = 2.0**15) -> Any:
     return keras.optimizers.LossScaleOptimizer(
-        keras.optimizers.SGD(0.1, global_clipnorm=0.3), initial_scale=initial, dynamic_growth_steps=2
+        keras.optimizers.SGD(0.1, global_clipnorm=0.3),
+        initial_scale=initial,
+        dynamic_growth_steps=2,
     )
 
 
@@ -433,7 +438,12 @@ case("jit_auto", compile=compiled(jit_compile="auto"))
 case("deferred_build", model=deferred)
 case("subclassed", model=Subclassed)
 case("custom_train_step", model=OwnStep, equal=("history", "evaluate", "predict", "weights"))
-case("custom_loss_in_train_step", model=OwnLoss, compile=compiled(metrics=None), equal=("history", "weights", "batches"))
+case(
+    "custom_loss_in_train_step",
+    model=OwnLoss,
+    compile=compiled(metrics=None),
+    equal=("history", "weights", "batches"),
+)
 case("gan", model=Gan, compile=dict, equal=("history", "weights"))
 case("batch_norm_synchronized", model=lambda: cnn(synchronized=True), data=images)
 case("batch_norm", model=cnn, data=images, equal=())
@@ -488,6 +498,7 @@ def run_case(row: Case, scope: Any, folder: str) -> dict[str, Any]:
         "history": {k: np.array(v, "float64") for k, v in history.history.items()},
         "weights": [np.asarray(w) for w in model.get_weights()],
         "batches": np.array(seen.batches),
+        "copies_equal": np.array(copies_equal([*model.weights, *model.optimizer.variables])),
     }
     data = {**arrays(), **row.data()}
     if "evaluate" in row.equal and isinstance(data["x"], (np.ndarray, dict)):
@@ -496,6 +507,15 @@ def run_case(row: Case, scope: Any, folder: str) -> dict[str, Any]:
         predicted = model.predict(data["x"], batch_size=BATCH, verbose=0)
         result["predict"] = [np.asarray(p, "float32") for p in tf.nest.flatten(predicted)]
     return result
+
+
+def copies_equal(variables: list[Any]) -> bool:
+    """Whether all replicas of this process hold the same bits."""
+    for variable in variables:
+        copies = [np.asarray(c) for c in getattr(variable.value, "values", ())]
+        if any(c.tobytes() != copies[0].tobytes() for c in copies):
+            return False
+    return True
 
 
 # Scripts
@@ -557,13 +577,13 @@ def checkpoints(scope: Any, folder: str) -> dict[str, Any]:
         best = keras.callbacks.ModelCheckpoint(
             os.path.join(folder, "best.keras"), monitor="loss", save_best_only=True
         )
-        model.fit(**arrays(), epochs=4, shuffle=False, verbose=0, callbacks=[kept, best, *callbacks])
+        model.fit(
+            **arrays(), epochs=4, shuffle=False, verbose=0, callbacks=[kept, best, *callbacks]
+        )
         return model
 
-    try:
+    with contextlib.suppress(InterruptedError):
         train(Cut())
-    except InterruptedError:
-        pass
     resumed = train()
     best = keras.models.load_model(os.path.join(folder, "best.keras"))
     return {
@@ -572,6 +592,21 @@ def checkpoints(scope: Any, folder: str) -> dict[str, Any]:
         "iterations": np.array(int(resumed.optimizer.iterations.numpy())),
         "left": np.array(os.path.exists(os.path.join(folder, "backup"))),
     }
+
+
+@script
+def batch_norm_in_the_file(scope: Any, folder: str) -> dict[str, Any]:
+    """What evaluate says under the strategy is what the saved file says on one device."""
+    path = os.path.join(folder, "model.keras")
+    keras.utils.set_random_seed(7)
+    with scope():
+        model = cnn()
+        model.compile(**classify())
+    model.fit(**images(), epochs=3, verbose=0)
+    here = model.evaluate(**images(), verbose=0)
+    model.save(path)
+    file = keras.models.load_model(path).evaluate(**images(), verbose=0)
+    return {"own_here": np.array(here), "own_file": np.array(file), "weights": model.get_weights()}
 
 
 @script
@@ -596,6 +631,27 @@ class Squares(keras.metrics.Metric):
 
     def result(self) -> Any:
         return self.total
+
+
+@script
+def distributed_by_hand(scope: Any, folder: str) -> dict[str, Any]:
+    """A dataset that the script has distributed itself, with `tf.distribute`'s own function."""
+    keras.utils.set_random_seed(7)
+    with scope():
+        model = mlp()
+        model.compile(**classify(lambda: sgd(0.1)))
+
+    def own_rows(context: Any) -> tf.data.Dataset:
+        batch = context.get_per_replica_batch_size(12)
+        rows_here = dataset().shard(context.num_input_pipelines, context.input_pipeline_id)
+        return rows_here.batch(batch, drop_remainder=True)
+
+    strategy = model.distribute_strategy
+    model.fit(strategy.distribute_datasets_from_function(own_rows), steps_per_epoch=3, verbose=0)
+    return {
+        "own_weights": np.array([float(np.sum(w)) for w in model.get_weights()]),
+        "weights": model.get_weights(),
+    }
 
 
 @script

@@ -30,6 +30,7 @@ __all__ = [
     "AnyRows",
     "CollectiveAllReduceExtended",
     "MirroredExtended",
+    "PerReplica",
     "adopt_optimizer",
     "array_pipeline",
     "calling_model",

@@ -21,7 +21,7 @@ def offer() -> bytes:
     """The state of Python, NumPy and TensorFlow here; TensorFlow gets a seed if it has none."""
     if _private.global_seed() is None:
         tf.random.set_seed(random.SystemRandom().randrange(2**31))
-    name, keys, *rest = np.random.get_state()  # noqa: NPY002 - the global state is what scripts use
+    name, keys, *rest = np.random.get_state()
     state = {
         "python": random.getstate(),
         "numpy": [name, np.asarray(keys).tolist(), *rest],
@@ -36,6 +36,6 @@ def adopt(offered: bytes) -> None:
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     name, keys, *rest = state["numpy"]
-    np.random.set_state((name, np.array(keys, np.uint32), *rest))  # noqa: NPY002
+    np.random.set_state((name, np.array(keys, np.uint32), *rest))
     if _private.global_seed() != state["tensorflow"]:
         tf.random.set_seed(state["tensorflow"])

@@ -26,18 +26,31 @@ class ChiefWrites:
 
     _strategy: Any
 
-    def _on_chief(name: str) -> Callable[..., None]:  # type: ignore[misc]  # noqa: N805
-        def hook(self: Any, *args: Any, **kwargs: Any) -> None:
-            if self._strategy.cluster.is_chief:
-                getattr(super(ChiefWrites, self), name)(*args, **kwargs)
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Acts on the chief."""
+        if self._strategy.cluster.is_chief:
+            super().on_train_begin(logs)  # type: ignore[misc]
 
-        return hook
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Acts on the chief."""
+        if self._strategy.cluster.is_chief:
+            super().on_train_batch_end(batch, logs)  # type: ignore[misc]
 
-    on_train_begin = _on_chief("on_train_begin")
-    on_train_batch_end = _on_chief("on_train_batch_end")
-    on_epoch_begin = _on_chief("on_epoch_begin")
-    on_epoch_end = _on_chief("on_epoch_end")
-    on_train_end = _on_chief("on_train_end")
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Acts on the chief."""
+        if self._strategy.cluster.is_chief:
+            super().on_epoch_begin(epoch, logs)  # type: ignore[misc]
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Acts on the chief."""
+        if self._strategy.cluster.is_chief:
+            super().on_epoch_end(epoch, logs)  # type: ignore[misc]
+
+    def on_train_end(self, logs: Any = None) -> None:
+        """Acts on the chief, while the others wait: after `fit` all may read what it wrote."""
+        if self._strategy.cluster.is_chief:
+            super().on_train_end(logs)  # type: ignore[misc]
+        broadcast(self._strategy, [np.int32(0)])
 
 
 class ChiefBacksUp(ChiefWrites):
@@ -139,4 +152,3 @@ def _whole(write: Callable[..., Any], rank: int) -> Callable[..., Any]:
 
     replaced._tfaccel_whole = True  # type: ignore[attr-defined]
     return replaced
-

@@ -13,7 +13,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfaccel.distribute import _private, state, step
+from tfaccel.distribute import _private, logs, state, step
 from tfaccel.distribute.batches import Batches, Sharded, Starved, shard
 from tfaccel.distribute.loss import whole_batch
 from tfaccel.distribute.optimizer import optimizers_of, reduce_first
@@ -62,7 +62,7 @@ class KerasFit:
             return super().run(fn, args, kwargs, options)  # type: ignore[misc]
         (batch,) = args
         if not isinstance(batch, (Sharded, Starved)):
-            batch = shard(batch, self.placement)
+            batch = self._shard(batch)
         model = getattr(fn, "__self__", None)
         if model is None:  # predict: no loss, no state, nothing to put together but the rows
             return super().run(fn, (batch.data,), kwargs, options)  # type: ignore[misc]
@@ -71,23 +71,32 @@ class KerasFit:
         starved = isinstance(batch, Starved)
 
         def replica_step(data: Any, share: tf.Tensor) -> Any:
+            share = step.share_of(data) if share is None else share
             with step.entered(step.Step(share, starved)) as here:
                 averaged = state.Averaged(state.statistics(model) if training else ())
                 with state.own_randomness(self.extended.seeds()):
-                    logs = fn(data)
-                return state.merged_logs(model, logs, here, averaged)
+                    said = fn(data)
+                return logs.merged(model, said, here, averaged)
 
-        logs = super().run(replica_step, (batch.data, batch.share), kwargs, options)  # type: ignore[misc]
-        return tf.nest.map_structure(self._merged, logs)
+        merged = super().run(replica_step, (batch.data, batch.share), kwargs, options)  # type: ignore[misc]
+        return tf.nest.map_structure(self._merged, merged)
 
     def reduce(self, reduce_op: Any, value: Any, axis: Any = None) -> Any:
         """Reduces `value` over replicas; values that a Keras step has merged come back as is."""
-        if isinstance(value, (Sharded, Starved)):
+        if isinstance(value, (tuple, list, dict)):
             # Keras averages one batch only to learn its shapes.
-            return tf.nest.map_structure(self._spec, value.data)
+            batch = value.data if isinstance(value, (Sharded, Starved)) else value
+            return tf.nest.map_structure(self._spec, batch)
         if isinstance(value, tf.Tensor) and getattr(value, "_tfaccel_merged", False):
             return value
         return super().reduce(reduce_op, value, axis)  # type: ignore[misc]
+
+    def _shard(self, batch: Any) -> Sharded | Starved:
+        """Cuts a batch that is whole; one that `tf.distribute` has cut already stays as it is."""
+        leaves = tf.nest.flatten(batch)
+        if any(isinstance(leaf, tf.distribute.DistributedValues) for leaf in leaves):
+            return Starved(batch, None)  # nobody says how many rows each replica has: maybe none
+        return shard(batch, self.placement)
 
     def _merged(self, value: Any) -> tf.Tensor:
         first = tf.identity(self.experimental_local_results(value)[0])  # type: ignore[attr-defined]
@@ -156,7 +165,7 @@ class KerasFitExtended:
         # so updates may stand in a `cond` (gradient accumulation, loss scaling:
         # https://github.com/keras-team/keras/issues/17429). Eagerly, replicas run one after the
         # other and must pause.
-        return tf.executing_eagerly()
+        return bool(tf.executing_eagerly())
 
     def _create_variable(self, next_creator: Any, **kwargs: Any) -> Any:
         if kwargs.get("aggregation") == tf.VariableAggregation.ONLY_FIRST_REPLICA:

@@ -132,7 +132,9 @@ def _block(rows: tf.Tensor, block: int, blocks: int) -> tuple[tf.Tensor, tf.Tens
 
 
 def _share(size: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
-    return tf.cast(tf.math.divide_no_nan(tf.cast(size, tf.float64), tf.cast(rows, tf.float64)), tf.float32)
+    return tf.cast(
+        tf.math.divide_no_nan(tf.cast(size, tf.float64), tf.cast(rows, tf.float64)), tf.float32
+    )
 
 
 def _rows_of(tensor: Any, start: tf.Tensor, size: tf.Tensor) -> Any:
@@ -147,4 +149,3 @@ def _rows_of(tensor: Any, start: tf.Tensor, size: tf.Tensor) -> Any:
 
 def _is_optional(tensor: Any) -> bool:
     return isinstance(tensor, tf.experimental.Optional)
-

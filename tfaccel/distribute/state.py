@@ -14,7 +14,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfaccel.distribute.step import Step, all_reduce_packed
+from tfaccel.distribute.step import Step
 
 # Far apart, and odd, so that no two replicas of one seed meet (the golden ratio of 2**32).
 _STRIDE = 0x9E3779B9
@@ -77,44 +77,3 @@ def own_randomness(seeds: Sequence[Any]) -> Iterator[None]:
     finally:
         for seed, offset in zip(seeds, offsets, strict=True):
             seed.assign(seed - offset)
-
-
-def merged_logs(model: keras.Model, logs: Any, step: Step, averaged: Averaged) -> Any:
-    """Ends a step: one message brings statistics, metrics and logs of all replicas together.
-
-    Args:
-        model: the model whose `train_step` or `test_step` returned `logs`.
-        logs: what it returned, a nest of numbers.
-        step: our part of the step.
-        averaged: the statistics to bring together (may be empty).
-
-    Returns:
-        `logs` for the whole batch, the same on every replica. The logs of Keras's own steps are
-        metric results: they are computed anew from the metric states of all replicas. Those of a
-        step that the user wrote are averaged by rows.
-    """
-    changes = averaged.changes(step)
-    exact = _metric_states(model) if _stock_step(model) else []
-    if exact:
-        sums = all_reduce_packed([*changes, *[tf.convert_to_tensor(v.value) for v in exact]])
-        averaged.assign(sums[: len(changes)])
-        states = list(zip(exact, sums[len(changes) :], strict=True))
-        with keras.StatelessScope(state_mapping=states):
-            return model.get_metrics_result()
-    flat = [tf.convert_to_tensor(v) for v in tf.nest.flatten(logs)]
-    weighted = [step.weight(tf.cast(v, tf.float32)) for v in flat]
-    sums = all_reduce_packed([*changes, *weighted])
-    averaged.assign(sums[: len(changes)])
-    return tf.nest.pack_sequence_as(logs, sums[len(changes) :])
-
-
-def _stock_step(model: keras.Model) -> bool:
-    cls = type(model)
-    return all(getattr(cls, n) is getattr(keras.Model, n) for n in ("train_step", "test_step"))
-
-
-def _metric_states(model: keras.Model) -> list[Any]:
-    """All metric variables of `model`, or none where some are not summed over replicas."""
-    states = [v for metric in model.metrics for v in metric.variables]
-    summed = all(v.value.aggregation == tf.VariableAggregation.SUM for v in states)
-    return states if summed else []

@@ -60,6 +60,12 @@ def all_reduce_sum(values: Any) -> Any:
     return context.all_reduce(tf.distribute.ReduceOp.SUM, values)
 
 
+def share_of(batch: Any) -> tf.Tensor:
+    """Our rows over all rows, where only the replicas themselves can count them."""
+    rows = tf.cast(tf.shape(tf.nest.flatten(batch)[0])[0], tf.float32)
+    return tf.math.divide_no_nan(rows, all_reduce_sum(rows))
+
+
 def all_reduce_packed(tensors: list[tf.Tensor]) -> list[tf.Tensor]:
     """Sums many small tensors over all replicas in one message (two, where some are integers).
 

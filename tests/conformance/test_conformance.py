@@ -1,0 +1,223 @@
+"""Every case of the table under every strategy, compared with one device.
+
+A column runs all cases in one process (or one job of two workers), two columns at a time; the
+tests below read what it left.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+import subprocess
+import sys
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.conformance import cases
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+TIME_LIMIT_S = 1500
+
+
+@dataclass(frozen=True)
+class Column:
+    """One strategy of the table."""
+
+    strategy: str
+    workers: int
+    devices: int
+
+    @property
+    def replicas(self) -> int:
+        return self.workers * self.devices
+
+    def command(self, out: str) -> list[str]:
+        module = ["tests.conformance.column", out, "--strategy", self.strategy]
+        module += ["--devices", str(self.devices)]
+        if self.workers == 1:
+            return [sys.executable, "-m", *module]
+        launch = [sys.executable, "-m", "tfaccel.cli", "launch", "--nproc", str(self.workers)]
+        return [*launch, "-m", "--", *module]
+
+
+COLUMNS = {
+    "one_device": Column("one_device", 1, 1),
+    "mirrored_4": Column("mirrored", 1, 4),
+    "multi_worker_2x2": Column("multi_worker_mirrored", 2, 2),
+    "multi_worker_2x1": Column("multi_worker_mirrored", 2, 1),
+    "mirrored_2": Column("mirrored", 1, 2),
+}
+DISTRIBUTED = [name for name in COLUMNS if name != "one_device"]
+EVERY_CASE = [*cases.CASES, *cases.SCRIPTS]
+
+
+class Table:
+    """The results of the columns that the chosen tests need."""
+
+    def __init__(self, folder: Path, columns: set[str]) -> None:
+        self._folder = folder
+        self._pool = ThreadPoolExecutor(max_workers=2)
+        self._runs: dict[str, Future[str]] = {
+            name: self._pool.submit(self._run, name) for name in COLUMNS if name in columns
+        }
+
+    def result(self, column: str, case: str, rank: int = 0) -> dict[str, Any]:
+        output = self._runs[column].result()
+        path = self._folder / column / f"{case}.rank{rank}.pickle"
+        assert path.exists(), f"{column} gave no result for {case}. It printed:\n{output[-6000:]}"
+        result = pickle.loads(path.read_bytes())
+        assert "error" not in result, f"{case} under {column}:\n{result['error']}"
+        return result
+
+    def file(self, column: str, case: str, name: str) -> Path:
+        return self._folder / column / "files" / case / name
+
+    def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def _run(self, name: str) -> str:
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("TFACCEL_")}
+        environment.pop("TF_CONFIG", None)
+        process = subprocess.Popen(
+            COLUMNS[name].command(str(self._folder / name)),
+            cwd=ROOT,
+            env={**environment, "TF_CPP_MIN_LOG_LEVEL": "2", "CUDA_VISIBLE_DEVICES": ""},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        try:
+            return process.communicate(timeout=TIME_LIMIT_S)[0]
+        except subprocess.TimeoutExpired:
+            process.terminate()  # the launcher stops its workers
+            return process.communicate()[0] + f"\n(no end after {TIME_LIMIT_S} s)"
+
+
+@pytest.fixture(scope="session")
+def table(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    parameters = [getattr(item, "callspec", None) for item in request.session.items]
+    columns = {p.params["column"] for p in parameters if p and "column" in p.params}
+    made = Table(tmp_path_factory.mktemp("conformance"), columns | {"one_device"})
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("case", EVERY_CASE)
+@pytest.mark.parametrize("column", DISTRIBUTED)
+def test_equals_one_device(table: Table, column: str, case: str) -> None:
+    got = table.result(column, case)
+    assert got["replicas"] == COLUMNS[column].replicas
+    row = cases.CASES.get(case)
+    if row is not None:
+        assert got["copies_equal"], "the replicas of one process hold different weights"
+        compared = row.equal
+        rtol, atol = row.rtol, 1e-6 if row.rtol <= 1e-4 else row.rtol
+    else:
+        compared = tuple(k for k in got if k in ("history", "weights", "predict", "iterations"))
+        rtol, atol = 1e-4, 1e-6
+        if case in ("batch_norm_in_the_file", "distributed_by_hand"):
+            compared = ()  # other batches than one device has, on purpose
+    want = table.result("one_device", case) if compared else {}
+    for key in compared:
+        assert (key in want) == (key in got)
+        if key in want:
+            assert_equal(want[key], got[key], key, rtol, atol)
+
+
+@pytest.mark.parametrize("case", EVERY_CASE)
+@pytest.mark.parametrize("column", [c for c in DISTRIBUTED if COLUMNS[c].workers > 1])
+def test_workers_agree_to_the_bit(table: Table, column: str, case: str) -> None:
+    chief, other = table.result(column, case), table.result(column, case, rank=1)
+    assert chief["sha"] == other["sha"]
+    for key in ("history", "evaluate", "predict", "batches"):
+        if key in chief:
+            assert_equal(chief[key], other[key], key, rtol=0, atol=0)
+
+
+def assert_equal(want: Any, got: Any, where: str, rtol: float, atol: float) -> None:
+    if isinstance(want, dict):
+        assert set(want) == set(got), where
+        for key in want:
+            assert_equal(want[key], got[key], f"{where}[{key}]", rtol, atol)
+    elif isinstance(want, (list, tuple)):
+        assert len(want) == len(got), where
+        for i, (a, b) in enumerate(zip(want, got, strict=True)):
+            assert_equal(a, b, f"{where}[{i}]", rtol, atol)
+    else:
+        want, got = np.asarray(want, "float64"), np.asarray(got, "float64")
+        np.testing.assert_allclose(got, want, rtol=rtol, atol=atol, err_msg=where)
+
+
+@pytest.mark.parametrize("column", DISTRIBUTED)
+def test_dropout_differs_between_replicas_and_repeats(table: Table, column: str) -> None:
+    result = table.result(column, "dropout")
+    assert result["repeated"]
+    kept_of_eight = result["own_masks"] * 8  # each replica has 8 / replicas of the rows
+    together = np.mod(np.round(kept_of_eight), COLUMNS[column].replicas)
+    assert np.any(together != 0), "every replica kept the same units"
+
+
+@pytest.mark.parametrize("column", DISTRIBUTED)
+def test_saved_batch_norm_evaluates_the_same(table: Table, column: str) -> None:
+    result = table.result(column, "batch_norm_in_the_file")
+    np.testing.assert_allclose(result["own_here"], result["own_file"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("column", list(COLUMNS))
+def test_an_unseeded_shuffle_covers_every_row(table: Table, column: str) -> None:
+    squares = table.result(column, "sees_every_row_once")["history"]["squares"]
+    assert squares.tolist() == [sum(i * i for i in range(cases.ROWS))] * 3
+
+
+@pytest.mark.parametrize("column", DISTRIBUTED)
+def test_the_log_file_has_one_line_an_epoch(table: Table, column: str) -> None:
+    table.result(column, "csv_and_tensorboard")
+    lines = table.file(column, "csv_and_tensorboard", "log.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in lines] == ["epoch", "0", "1"]
+
+
+@pytest.mark.parametrize("column", DISTRIBUTED)
+def test_a_saved_optimizer_is_keras_own(table: Table, column: str) -> None:
+    assert table.result(column, "save_and_load")["optimizer"].tolist() == [1.0, 0.05]
+
+
+@pytest.mark.parametrize("column", DISTRIBUTED)
+def test_a_resumed_run_ends_with_its_backup_gone(table: Table, column: str) -> None:
+    result = table.result(column, "checkpoints")
+    assert result["iterations"] == 12
+    assert not result["left"]
+
+
+REFUSED = {
+    "model_outside_scope": "ScopeError: tfaccel: model .* build the model inside",
+    "optimizer_outside_scope": "ScopeError: tfaccel: optimizer .* make the optimizer inside",
+    "compile_outside_scope": "ScopeError: tfaccel: .* was made outside the scope",
+    "jit_compile": "StrategyError: tfaccel: jit_compile=True .* compile with jit_compile='auto'",
+    "unbatched": r"InputError: tfaccel: the dataset yields .* dataset.batch\(global_batch_size\)",
+}
+
+
+@pytest.mark.parametrize("column", DISTRIBUTED)
+@pytest.mark.parametrize("what", REFUSED)
+def test_refuses_in_one_line(table: Table, column: str, what: str) -> None:
+    said = json.loads(table.result(column, "refusals")["said"])[what]
+    assert "\n" not in said
+    assert re.match(REFUSED[what], said), said
+
+
+@pytest.mark.parametrize("column", DISTRIBUTED)
+def test_unsharded_data_is_refused_where_rows_would_repeat(table: Table, column: str) -> None:
+    said = json.loads(table.result(column, "refusals")["said"])["autoshard_off"]
+    if COLUMNS[column].workers > 1:
+        assert "InputError: tfaccel: the dataset's auto_shard_policy is OFF" in said
+    else:
+        assert said == "nothing"

@@ -1,0 +1,94 @@
+"""Ends a Keras step: what its replicas say of the batch becomes one statement about the whole.
+
+Keras takes the mean over replicas of what each metric says of its own rows, and reduces each log
+by itself; a mean of areas under curves is no area under a curve, and every message between
+workers costs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfaccel.distribute.state import Averaged
+from tfaccel.distribute.step import Step, all_reduce_packed
+
+
+def merged(model: keras.Model, logs: Any, step: Step, averaged: Averaged) -> Any:
+    """Ends a step: one message brings statistics, metrics and logs of all replicas together.
+
+    A log that is the result of a metric, as those of Keras's own steps are, is computed anew from
+    the metric states of all replicas. Any other is averaged by rows.
+
+    Args:
+        model: the model whose `train_step` or `test_step` returned `logs`.
+        logs: what it returned, a nest of numbers.
+        step: our part of the step.
+        averaged: the statistics to bring together (may be empty).
+
+    Returns:
+        `logs` for the whole batch, the same on every replica.
+    """
+    changes = averaged.changes(step)
+    states = _metric_states(model)
+    ours = [tf.convert_to_tensor(v.value) for v in states]
+    if states and _stock_step(model):
+        summed = all_reduce_packed([*changes, *ours])
+        averaged.assign(summed[: len(changes)])
+        return _results(model, states, summed[len(changes) :])
+
+    flat = [(path, tf.convert_to_tensor(v)) for path, v in _leaves(logs)]
+    weighted = [step.weight(tf.cast(v, tf.float32)) for _, v in flat]
+    local = dict(_leaves(_results(model, states, ours))) if states else {}
+    is_result = [
+        tf.cast(_same(v, local[path[-1:]]), tf.float32) if path[-1:] in local else tf.zeros([])
+        for path, v in flat
+    ]
+    sent = [*changes, *ours, *weighted, *is_result, tf.ones([])]
+    sums = iter(all_reduce_packed(sent))
+    averaged.assign([next(sums) for _ in changes])
+    whole = dict(_leaves(_results(model, states, [next(sums) for _ in ours]))) if states else {}
+    means = [next(sums) for _ in flat]
+    agreed = [next(sums) for _ in flat]
+    replicas = next(sums)
+    together = [
+        tf.where(agree >= replicas, tf.cast(whole[path[-1:]], mean.dtype), mean)
+        if path[-1:] in whole and whole[path[-1:]].shape == mean.shape
+        else mean
+        for (path, _), mean, agree in zip(flat, means, agreed, strict=True)
+    ]
+    return keras.tree.pack_sequence_as(logs, together)
+
+
+def _results(model: keras.Model, states: list[Any], values: Sequence[tf.Tensor]) -> Any:
+    """What the metrics of `model` would say if their states had these values."""
+    with keras.StatelessScope(state_mapping=list(zip(states, values, strict=True))):
+        return model.get_metrics_result()
+
+
+def _leaves(logs: Any) -> list[tuple[tuple[Any, ...], Any]]:
+    """The leaves of a nest with their paths, in the order of `keras.tree`."""
+    if isinstance(logs, dict):
+        return [(tuple(p), v) for p, v in keras.tree.flatten_with_path(logs)]
+    return [((i,), v) for i, v in enumerate(keras.tree.flatten(logs))]
+
+
+def _same(a: tf.Tensor, b: Any) -> tf.Tensor:
+    b = tf.convert_to_tensor(b)
+    return tf.reduce_all(tf.equal(a, tf.cast(b, a.dtype))) if a.shape == b.shape else False
+
+
+def _stock_step(model: keras.Model) -> bool:
+    """Whether the logs are Keras's own, and so all of them metric results."""
+    own = ("train_step", "test_step", "compute_metrics")
+    return all(getattr(type(model), name) is getattr(keras.Model, name) for name in own)
+
+
+def _metric_states(model: keras.Model) -> list[Any]:
+    """All metric variables of `model`, or none where some are not summed over replicas."""
+    states = [v for metric in model.metrics for v in metric.variables]
+    summed = all(v.value.aggregation == tf.VariableAggregation.SUM for v in states)
+    return states if summed else []
