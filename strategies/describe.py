@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -59,6 +60,18 @@ def remember(
     replicas = int(strategy.num_replicas_in_sync)
     _made[strategy] = Description(choice, replicas, tuple(devices), cluster, policy, options)
     logging.info("tfaccel\n%s", _made[strategy])
+    if hasattr(strategy, "used"):
+        atexit.register(_say_if_unused, strategy)
+
+
+def _say_if_unused(strategy: tf.distribute.Strategy) -> None:
+    """Tells a script that made a strategy and then trained without it; nothing else would."""
+    if not strategy.used:
+        logging.warning(
+            "tfaccel: nothing was trained under strategy %r; build and compile the model inside "
+            "`with strategy.scope():`.",
+            _made[strategy].choice.name,
+        )
 
 
 def describe(strategy: tf.distribute.Strategy) -> str:

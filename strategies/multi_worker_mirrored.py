@@ -10,6 +10,7 @@ from tfaccel.cluster.rendezvous import meet
 from tfaccel.distribute import agreement
 from tfaccel.distribute.multi_worker import MultiWorkerMirroredStrategy
 from tfaccel.errors import StrategyError
+from tfaccel.strategies import settings
 from tfaccel.strategies.request import Request
 
 
@@ -31,6 +32,7 @@ def make(request: Request) -> tf.distribute.Strategy:
         raise StrategyError(
             "tfaccel: communication='nccl' was asked for on CPUs, expected 'ring' or 'auto'."
         )
+    settings.show_only(request.devices)
     meeting = meet(
         cluster,
         timeout_s=options.start_timeout,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import keras
@@ -64,11 +65,31 @@ def precision(asked: str, here: Sequence[Device], names: Sequence[str]) -> str:
     return "mixed_bfloat16" if min(capabilities) >= (8, 0) else "mixed_float16"
 
 
+def show_only(names: Sequence[str]) -> None:
+    """Hides the GPUs that are not in `names`, so that TensorFlow numbers and uses ours alone."""
+    gpus = tf.config.list_physical_devices("GPU")
+    ours = [gpu for i, gpu in enumerate(gpus) if f"GPU:{i}" in names]
+    if gpus == ours:
+        return
+    try:
+        tf.config.set_visible_devices(ours, "GPU")
+    except RuntimeError:
+        raise StrategyError(
+            f"tfaccel: {', '.join(names)} was asked for after TensorFlow had started on other "
+            "devices; make the strategy before anything else uses TensorFlow."
+        ) from None
+
+
 def _backend() -> None:
     if keras.backend.backend() != "tensorflow":
         raise StrategyError(
             f"tfaccel: Keras runs on {keras.backend.backend()!r}, expected 'tensorflow'; unset "
             "KERAS_BACKEND or set it to tensorflow."
+        )
+    if os.environ.get("TF_USE_LEGACY_KERAS", "0").lower() in ("1", "true"):
+        logging.warning(
+            "tfaccel: TF_USE_LEGACY_KERAS is set, so tf.keras is Keras 2, which tfaccel does not "
+            "distribute; import keras instead of tf.keras, or unset it."
         )
 
 

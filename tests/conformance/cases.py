@@ -101,6 +101,13 @@ class Pages(keras.utils.PyDataset):
         return x[here], y[here]
 
 
+def one_huge_row() -> dict[str, Any]:
+    x, y = rows()
+    x = x.copy()
+    x[3] = 1e6  # infinite in float16, in one batch of each epoch
+    return {"x": x, "y": y, "batch_size": BATCH}
+
+
 def images() -> dict[str, Any]:
     rng = np.random.default_rng(1)
     x = rng.integers(0, 256, (ROWS, 6, 6, 1)).astype("uint8")
@@ -427,6 +434,13 @@ case(
     "mixed_float16_overflow",
     policy="mixed_float16",
     compile=lambda: classify(lambda: loss_scaled(2.0**30)),
+    rtol=5e-3,
+)
+case(
+    "overflow_on_one_replica",
+    data=one_huge_row,
+    policy="mixed_float16",
+    compile=lambda: classify(loss_scaled),
     rtol=5e-3,
 )
 case("run_eagerly", compile=compiled(run_eagerly=True))

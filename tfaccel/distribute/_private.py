@@ -6,6 +6,7 @@ when a release moves a name, that test says which and this file is the one place
 
 from __future__ import annotations
 
+import itertools
 import sys
 from typing import Any
 
@@ -39,6 +40,7 @@ __all__ = [
     "is_keras_function",
     "keras_mask",
     "loss_trackers",
+    "own_collectives",
     "set_initial_epoch",
 ]
 
@@ -63,6 +65,19 @@ def _any_rows(spec: Any) -> Any:
     if isinstance(spec, tf.RaggedTensorSpec):
         return tf.RaggedTensorSpec(shape, spec.dtype, spec.ragged_rank, spec.row_splits_dtype)
     return type(spec)(shape, spec.dtype)
+
+
+def own_collectives(strategy: tf.distribute.Strategy) -> None:
+    """Gives `strategy` collective keys of its own; call it before its Extended is made.
+
+    All strategies of a process start from the same keys, so that the second one's first message
+    meets what is left of the first one's ("Shape mismatch in the collective instance"). Workers
+    make their strategies in the same order, and so agree.
+    """
+    strategy._collective_key_base = next(_key_bases)
+
+
+_key_bases = itertools.count(1 << 20, 1 << 10)
 
 
 def adopt_optimizer(optimizer: Any, strategy: tf.distribute.Strategy) -> None:

@@ -22,9 +22,14 @@ from tfaccel.errors import InputError, ScopeError, StrategyError
 
 
 class KerasFit:
-    """Mixin for a `tf.distribute.Strategy`."""
+    """Mixin for a `tf.distribute.Strategy`.
+
+    Attributes:
+        used: whether anything has run under this strategy.
+    """
 
     extended: Any
+    used = False
 
     @property
     def placement(self) -> Placement:
@@ -57,6 +62,7 @@ class KerasFit:
 
     def run(self, fn: Any, args: Any = (), kwargs: Any = None, options: Any = None) -> Any:
         """Runs `fn` on every replica; a step of a Keras model gets what this module gives."""
+        self.used = True
         if not _private.is_keras_function(fn):
             args = tuple(a.data if isinstance(a, (Sharded, Starved)) else a for a in args)
             return super().run(fn, args, kwargs, options)  # type: ignore[misc]

@@ -24,5 +24,6 @@ class MirroredStrategy(KerasFit, tf.distribute.MirroredStrategy):  # type: ignor
     """
 
     def __init__(self, devices: Sequence[str] | None = None, cross_device_ops: Any = None) -> None:
+        _private.own_collectives(self)
         extended = MirroredExtended(self, devices=devices, cross_device_ops=cross_device_ops)
         tf.distribute.Strategy.__init__(self, extended)
