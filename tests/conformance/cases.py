@@ -644,7 +644,7 @@ class Squares(keras.metrics.Metric):
         self.total.assign_add(keras.ops.sum(keras.ops.square(y)))
 
     def result(self) -> Any:
-        return self.total
+        return self.total + 0.0
 
 
 @script

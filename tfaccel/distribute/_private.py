@@ -39,6 +39,7 @@ __all__ = [
     "global_seed",
     "is_keras_function",
     "keras_mask",
+    "layers_of",
     "loss_trackers",
     "own_collectives",
     "set_initial_epoch",
@@ -98,6 +99,11 @@ def compiled_losses(model: keras.Model) -> list[keras.losses.Loss]:
     compiled = getattr(model, "_compile_loss", None)
     flat = getattr(compiled, "_flat_losses", None) or []
     return [entry[1] for entry in flat if isinstance(entry[1], keras.losses.Loss)]
+
+
+def layers_of(model: keras.Model) -> list[keras.layers.Layer]:
+    """All layers of `model`, those inside other layers too."""
+    return list(model._flatten_layers())
 
 
 def loss_trackers(model: keras.Model) -> list[keras.metrics.Mean]:

@@ -178,6 +178,9 @@ class KerasFitExtended:
             # Keras says so of its counters (iterations, learning rate). Every replica counts the
             # same, and to ask the first one would pause the others.
             kwargs["aggregation"] = tf.VariableAggregation.NONE
+        if kwargs.get("aggregation") == tf.VariableAggregation.SUM:
+            # Metric states are summed when they are read; before Keras 3.10 they did not say when.
+            kwargs["synchronization"] = tf.VariableSynchronization.ON_READ
         variable = super()._create_variable(next_creator, **kwargs)  # type: ignore[misc]
         if str(kwargs.get("name", "")).endswith("seed_generator_state"):
             self._seeds = [*getattr(self, "_seeds", []), weakref.ref(variable)]

@@ -7,6 +7,7 @@ brought into that form here.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import keras
@@ -17,6 +18,9 @@ from tfaccel.distribute import _private, step
 from tfaccel.distribute.adapt import adapt
 
 _warned: set[str] = set()
+_KERAS = tuple(int(part) for part in keras.version().split(".")[:2])
+# Keras 3.13 and older sum an activity regularizer over rows, later ones take the mean.
+_ACTIVITY_IS_A_MEAN = (3, 14)
 
 
 class WholeBatch:
@@ -71,12 +75,30 @@ class ByShare:
         super().update_state(values, sample_weight)  # type: ignore[misc]
 
 
+class SummedOverRows:
+    """Mixin for an activity regularizer of a Keras that sums it over the batch's rows."""
+
+    def __call__(self, x: Any) -> Any:
+        """Computes the penalty of our rows, in the scale of the whole batch."""
+        value = super().__call__(x)  # type: ignore[misc]
+        here = step.current()
+        share = None if here is None else tf.cast(here.share, value.dtype)
+        return value if share is None else tf.math.divide_no_nan(value, share)
+
+
 def whole_batch(model: keras.Model) -> None:
-    """Makes every compiled loss of `model` add up over replicas."""
+    """Makes every compiled loss of `model`, and every penalty on rows, add up over replicas."""
     for loss in _private.compiled_losses(model):
         adapt(loss, WholeBatch)
     for metric in _private.loss_trackers(model):
         adapt(metric, ByShare)
+    if _KERAS < _ACTIVITY_IS_A_MEAN:
+        for layer in _private.layers_of(model):
+            penalty = getattr(layer, "activity_regularizer", None)
+            if penalty is not None and not isinstance(penalty, SummedOverRows):
+                # A copy: the same object may be the layer's kernel regularizer too.
+                layer.activity_regularizer = copy.copy(penalty)
+                adapt(layer.activity_regularizer, SummedOverRows)
 
 
 def _counted(reduction: str | None, mask: Any, sample_weight: Any) -> tf.Tensor | None:
