@@ -79,8 +79,8 @@ def test_summary_tells_who_how_what_and_the_others() -> None:
     exits = [cause, ended(2, 0, 0.1, stopped=True), ended(0, 1, 0.2)]
     assert summary(cause, exits).splitlines() == [
         "rank 1 failed first: killed by SIGKILL (pid 101)",
+        "the others: rank 0 exit code 1, rank 2 was stopped",
         "the end of its stderr:",
         *(f"  {line}" for line in CAUSE),
-        "the others: rank 0 exit code 1, rank 2 was stopped",
     ]
     assert "its stderr is empty" in summary(ended(0, 1, 0.0), [])

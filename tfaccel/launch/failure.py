@@ -106,14 +106,8 @@ def last_words(stderr: Sequence[str]) -> tuple[str, ...]:
 
 
 def summary(cause: Exit, exits: Sequence[Exit]) -> str:
-    """What to print last: the cause, what it said, and how the others ended."""
+    """What to print last: the cause, how the others ended, and what the cause said."""
     lines = [f"rank {cause.rank} failed first: {cause.how} (pid {cause.pid})"]
-    words = last_words(cause.stderr)
-    if words:
-        lines.append("the end of its stderr:")
-        lines += [f"  {line}" for line in words]
-    else:
-        lines.append("its stderr is empty")
     others = [
         f"rank {one.rank} {'was stopped' if one.stopped else one.how}"
         for one in sorted(exits, key=lambda one: one.rank)
@@ -121,4 +115,6 @@ def summary(cause: Exit, exits: Sequence[Exit]) -> str:
     ]
     if others:
         lines.append(f"the others: {', '.join(others)}")
-    return "\n".join(lines)
+    words = last_words(cause.stderr)
+    lines.append("the end of its stderr:" if words else "its stderr is empty")
+    return "\n".join([*lines, *(f"  {line}" for line in words)])

@@ -30,7 +30,7 @@ def supervise(
     *,
     log_dir: str | os.PathLike[str] | None,
     grace_s: float,
-) -> int:
+) -> End:
     """Runs one command in each of these environments; all end together.
 
     Args:
@@ -40,10 +40,23 @@ def supervise(
         grace_s: how long a worker that was asked to stop may take, in seconds.
 
     Returns:
-        The exit code of the job, as `tfaccel.launch.local.run` describes it.
+        How the job ended.
     """
     with contextlib.ExitStack() as stack:
         return _Job(stack, command, environments, log_dir, grace_s).wait()
+
+
+@dataclass(frozen=True)
+class End:
+    """How a job ended.
+
+    Attributes:
+        code: its exit code, as `tfaccel.launch.local.run` describes it.
+        signalled: whether somebody stopped it with a signal to this launcher.
+    """
+
+    code: int
+    signalled: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,7 +113,7 @@ class _Job:
             self._running.add(worker)
             threading.Thread(target=self._watch, args=(worker,), daemon=True).start()
 
-    def wait(self) -> int:
+    def wait(self) -> End:
         """Waits for all workers; stops them at the first failure or signal."""
         stop_at: float | None = None
         while self._running:
@@ -164,16 +177,16 @@ class _Job:
         for worker in self._workers:
             worker.send(number)
 
-    def _verdict(self) -> int:
+    def _verdict(self) -> End:
         self._end_all()
         if self._signal:
-            _say(f"stopped all {len(self._workers)} workers after {self._signal.name}")
-            return 128 + self._signal
+            say(f"stopped all {len(self._workers)} workers after {self._signal.name}")
+            return End(128 + self._signal, signalled=True)
         cause = first_failure(self._exits)
         if cause is None:
-            return 0
-        _say(summary(cause, self._exits))
-        return cause.code
+            return End(0)
+        say(summary(cause, self._exits))
+        return End(cause.code)
 
     def _end_all(self) -> None:
         """Leaves no process behind, whatever happened, and no output unread."""
@@ -237,7 +250,8 @@ def _screen(stream: TextIO) -> Screen:
     return Screen(stream, terminal=stream.isatty() and not console.is_dumb_terminal, colour=colour)
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """Says something about the job on stderr, its first line so that nobody misses it."""
     from rich.console import Console
 
     first, _, rest = text.partition("\n")

@@ -6,11 +6,12 @@ import argparse
 import os
 import uuid
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from tfaccel.errors import LaunchError
 from tfaccel.launch.command import add_command, command_of, variable
 from tfaccel.launch.environment import worker_environment
-from tfaccel.launch.job import supervise
+from tfaccel.launch.job import say, supervise
 from tfaccel.launch.ports import free_ports
 
 START_TIMEOUT_S = 300.0
@@ -25,6 +26,7 @@ def run(
     log_dir: str | os.PathLike[str] | None = None,
     start_timeout_s: float = START_TIMEOUT_S,
     grace_s: float = GRACE_S,
+    max_restarts: int = 0,
 ) -> int:
     """Runs one command as `nproc` workers, until all have ended or one has failed.
 
@@ -35,6 +37,8 @@ def run(
         log_dir: a directory for `rank-N.log`, one a worker; files of earlier jobs are replaced.
         start_timeout_s: how long the workers wait for each other when they start, in seconds.
         grace_s: how long a worker that was asked to stop may take, in seconds.
+        max_restarts: how often to start all workers again after one has failed. A script that
+            keeps its state in `keras.callbacks.BackupAndRestore` goes on where it was.
 
     Returns:
         0 when all workers ended well; else the exit code of the one that failed first (128 plus
@@ -45,12 +49,28 @@ def run(
     """
     if nproc < 1:
         raise LaunchError(f"--nproc is {nproc}; expected at least 1 worker")
+    if max_restarts < 0:
+        raise LaunchError(f"--max-restarts is {max_restarts}; expected 0 or more")
     if not command:
         raise LaunchError("there is no command; expected a script or a program to run")
-    base = {**os.environ, **(env or {})}
+    for attempt in range(max_restarts + 1):
+        logs = log_dir if log_dir is None or not attempt else Path(log_dir, f"restart-{attempt}")
+        environments = _environments({**os.environ, **(env or {})}, nproc, start_timeout_s)
+        end = supervise(command, environments, log_dir=logs, grace_s=grace_s)
+        if end.code == 0 or end.signalled or attempt == max_restarts:
+            break
+        # All of them: a worker that is started alone kills the others and waits for them.
+        say(f"starting all {nproc} workers again (restart {attempt + 1} of {max_restarts})")
+    return end.code
+
+
+def _environments(
+    base: Mapping[str, str], nproc: int, start_timeout_s: float
+) -> list[dict[str, str]]:
+    """The environment of each worker of a new job, on ports of its own."""
     addresses = [f"127.0.0.1:{port}" for port in free_ports(nproc)]
     job_id = uuid.uuid4().hex
-    environments = [
+    return [
         worker_environment(
             base,
             workers=addresses,
@@ -61,7 +81,6 @@ def run(
         )
         for rank in range(nproc)
     ]
-    return supervise(command, environments, log_dir=log_dir, grace_s=grace_s)
 
 
 def _cores() -> int:
@@ -93,6 +112,13 @@ def main(argv: Sequence[str]) -> int:
         metavar="S",
         help="how long a worker that is asked to stop may take, in seconds (%(default)g)",
     )
+    parser.add_argument(
+        "--max-restarts",
+        type=int,
+        default=0,
+        metavar="N",
+        help="how often to start all workers again after one has failed (%(default)d)",
+    )
     parser.add_argument("--log-dir", metavar="D", help="also write D/rank-N.log, one a worker")
     parser.add_argument(
         "--env",
@@ -111,4 +137,5 @@ def main(argv: Sequence[str]) -> int:
         log_dir=options.log_dir,
         start_timeout_s=options.start_timeout,
         grace_s=options.grace,
+        max_restarts=options.max_restarts,
     )
