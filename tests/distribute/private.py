@@ -1,0 +1,148 @@
+"""Uses each private name of `tfaccel.distribute._private`, and prints what came of it."""
+
+import json
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import tfaccel
+from tfaccel.distribute import _private
+
+
+def main():
+    ours = tfaccel.strategy("mirrored", devices=2, device_type="cpu")
+
+    x, y = np.ones((10, 3), "float32"), np.arange(10) % 2
+    seen = {}
+
+    def model(outputs=1):
+        inputs = keras.Input((3,))
+        heads = [keras.layers.Dense(1, name=f"head{i}")(inputs) for i in range(outputs)]
+        made = keras.Model(inputs, heads if outputs > 1 else heads[0])
+        made.compile(keras.optimizers.SGD(0.1), ["mse"] * outputs if outputs > 1 else "mse")
+        return made
+
+    class Spy(tf.distribute.MirroredStrategy):
+        def __init__(self, devices):
+            super().__init__(devices)
+            self.got = []
+
+        def experimental_distribute_dataset(self, dataset, options=None):
+            caller = _private.calling_model()
+            self.got.append((type(caller[0]).__name__, type(caller[1]).__name__))
+            self.arrays = _private.array_pipeline(dataset)
+            return super().experimental_distribute_dataset(dataset, options)
+
+        def run(self, fn, args=(), kwargs=None, options=None):
+            name = "predict" if getattr(fn, "__self__", None) is None else fn.__name__
+            seen.setdefault("keras functions", {})[name] = _private.is_keras_function(fn)
+            return super().run(fn, args, kwargs, options)
+
+    spy = Spy(["CPU:0", "CPU:1"])
+    with spy.scope():
+        one, two = model(), model(2)
+    pipelines = {}
+    for name, how in {
+        "shuffled": {},
+        "in order": {"shuffle": False},
+        "batches shuffled": {"shuffle": "batch"},
+        "class weights": {"class_weight": {0: 1.0, 1: 2.0}},
+        "sample weights": {"sample_weight": y + 1.0},
+    }.items():
+        one.fit(x, y, batch_size=4, verbose=0, **how)
+        pipelines[name] = spy.arrays is not None and spy.arrays[1][0].__name__ == "grab_batch"
+    one.fit(tf.data.Dataset.from_tensor_slices((x, y)).batch(4), verbose=0)
+    pipelines["a user's own"] = spy.arrays is not None
+    seen["array pipelines"] = pipelines
+
+    spy.got.clear()
+    note = keras.callbacks.LambdaCallback()
+    one.fit(x, y, batch_size=10, verbose=0)
+    one.fit(x, y, batch_size=10, verbose=0, callbacks=[note])
+    one.evaluate(x, y, batch_size=10, verbose=0)
+    one.predict(x, batch_size=10, verbose=0)
+    seen["callers"] = list(spy.got)
+    two.fit(x, [y, y], batch_size=10, verbose=0)
+    seen["losses"] = [
+        [type(loss).__name__ for loss in _private.compiled_losses(m)] for m in (one, two)
+    ]
+    seen["trackers"] = [len(_private.loss_trackers(m)) for m in (one, two)]
+    seen["layers"] = len(
+        _private.layers_of(
+            keras.Sequential([keras.Input((3,)), keras.Sequential([keras.layers.Dense(1)])])
+        )
+    )
+    seen["plain function"] = _private.is_keras_function(lambda: None)
+
+    masked = keras.layers.Masking()(tf.zeros((2, 3, 4)))
+    seen["mask"] = list(_private.keras_mask(masked).shape)
+    seen["no mask"] = _private.keras_mask(tf.zeros(3)) is None
+    seen["seed unset"] = _private.global_seed()
+    tf.random.set_seed(11)
+    seen["seed set"] = _private.global_seed()
+
+    epochs = []
+
+    class Epochs(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            _private.set_initial_epoch(self.model, 3)
+
+        def on_epoch_begin(self, epoch, logs=None):
+            epochs.append(epoch)
+
+    alone = model()
+    alone.fit(x, y, epochs=5, verbose=0, callbacks=[Epochs()])
+    seen["epochs"] = epochs
+
+    optimizer = keras.optimizers.SGD()
+    _private.adopt_optimizer(optimizer, ours)
+    with ours.scope():
+        variable = keras.Variable(1.0)
+        optimizer.build([variable])
+    seen["adopted"] = optimizer._distribution_strategy is ours
+
+    traces = []
+
+    @tf.function(reduce_retracing=True)
+    def rows(batch):
+        traces.append(1)
+        first = ours.experimental_local_results(batch)[0]
+        if isinstance(first, tf.SparseTensor):
+            return first.dense_shape[0]
+        return tf.cast(
+            first.nrows() if isinstance(first, tf.RaggedTensor) else tf.shape(first)[0], "int64"
+        )
+
+    kinds = {
+        "dense": lambda n: tf.zeros((n, 2)),
+        "ragged": lambda n: tf.RaggedTensor.from_row_lengths(tf.zeros(n), tf.ones(n, tf.int64)),
+        "sparse": lambda n: tf.sparse.from_dense(tf.eye(n)[:, :1]),
+    }
+    seen["traces"] = {}
+    for kind, make in kinds.items():
+        traces.clear()
+        counted = [int(rows(_private.AnyRows((make(n), make(n + 1))))) for n in (3, 5, 4)]
+        seen["traces"][kind] = [len(traces), counted]
+
+    class Bases:
+        pass
+
+    a, b = Bases(), Bases()
+    _private.own_collectives(a)
+    _private.own_collectives(b)
+    from tensorflow.python.distribute.collective_all_reduce_strategy import (
+        CollectiveAllReduceStrategy,
+    )
+
+    seen["key bases"] = [
+        a._collective_key_base != b._collective_key_base,
+        ours.extended._collective_keys._group_key > 1 << 20,
+        hasattr(CollectiveAllReduceStrategy, "_collective_key_base"),
+    ]
+    print()
+    print("SEEN " + json.dumps(seen))
+
+
+if __name__ == "__main__":
+    main()

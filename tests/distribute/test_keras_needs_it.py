@@ -1,0 +1,101 @@
+"""Does Keras still need our mends? Each test shows a defect of docs/keras3.md on a plain strategy.
+
+When one of these fails, a release of TensorFlow or Keras has mended a defect: take our mend out.
+D3 and D12 cannot be seen today: `fit` fails with MultiWorkerMirroredStrategy before (D1).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+
+
+def observed(command: list[str]) -> dict[int, dict[str, Any]]:
+    """What each rank of a run of `tests.distribute.plain` saw."""
+    environment = {k: v for k, v in os.environ.items() if k != "TF_CONFIG"}
+    done = subprocess.run(
+        [sys.executable, "-m", *command],
+        cwd=ROOT,
+        env={**environment, "TF_CPP_MIN_LOG_LEVEL": "2", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    found = re.findall(r"observed (\d+) (\{.*\})", done.stdout)
+    assert found, done.stdout[-3000:] + done.stderr[-3000:]
+    return {int(rank): json.loads(seen) for rank, seen in found}
+
+
+@pytest.fixture(scope="module")
+def mirrored() -> dict[str, Any]:
+    return observed(["tests.distribute.plain", "mirrored"])[0]
+
+
+@pytest.fixture(scope="module")
+def workers() -> dict[int, dict[str, Any]]:
+    launch = ["tfaccel.cli", "launch", "--nproc", "2", "-m", "--"]
+    return observed([*launch, "tests.distribute.plain", "multi_worker"])
+
+
+MENDED = {
+    "d1_generator_loses_rows": "D1 (distribute/batches.py)",
+    "d2_statistics_differ": "D2 (distribute/state.py)",
+    "d4_overflow_on_one_replica": "D4 (distribute/optimizer.py)",
+    "d5_clipping": "D5 (distribute/optimizer.py)",
+    "d6_scalar_loss": "D6 (distribute/loss.py)",
+    "d10_same_dropout_masks": "D10 (distribute/state.py)",
+    "d11_predict_on_batch": "D11 (distribute/fit.py)",
+    "d14_ragged_batch": "D14 (distribute/step.py)",
+    "d15_logged_loss": "D15 (distribute/logs.py)",
+}
+
+
+@pytest.mark.parametrize("defect", MENDED)
+def test_is_silently_wrong(mirrored: dict[str, Any], defect: str) -> None:
+    assert mirrored[defect] is True, (
+        f"the plain MirroredStrategy no longer shows {defect} ({mirrored[defect]}): "
+        f"the mend of {MENDED[defect]} may go"
+    )
+
+
+FAILS = {
+    "d1_uneven_first_batch": ("AddN must have the same size", "D1 (distribute/fit.py)"),
+    "d7_steps_per_execution": ("Placeholder", "D7 (distribute/batches.py)"),
+    "d8_gradient_accumulation": ("merge_call", "D8 (distribute/fit.py)"),
+}
+
+
+@pytest.mark.parametrize("defect", FAILS)
+def test_fails(mirrored: dict[str, Any], defect: str) -> None:
+    words, mend = FAILS[defect]
+    assert words in str(mirrored[defect]), (
+        f"the plain MirroredStrategy says {mirrored[defect]!r} of {defect}, not {words!r}: "
+        f"the mend of {mend} may go"
+    )
+
+
+def test_fit_fails_with_several_workers(workers: dict[int, dict[str, Any]]) -> None:
+    said = workers[0]["d1_fit"]
+    assert "Attempt to convert a value (PerReplica" in str(said), f"D1 may go: fit says {said!r}"
+
+
+def test_an_unseeded_shuffle_repeats_and_loses_rows(workers: dict[int, dict[str, Any]]) -> None:
+    seen = [i for rank in (0, 1) for i in workers[rank]["d9_rows_of_an_unseeded_shuffle"]]
+    assert len(seen) == 64
+    assert len(set(seen)) < 64, "D9 (distribute/agreement.py) may go"
+
+
+def test_without_sharding_all_workers_see_the_same(workers: dict[int, dict[str, Any]]) -> None:
+    first, second = (workers[rank]["d13_rows_without_sharding"] for rank in (0, 1))
+    assert first == second, "the refusal of D13 (distribute/fit.py) may go"

@@ -1,0 +1,90 @@
+"""Watches the private names of TensorFlow and Keras: says which one moved.
+
+The observations are made in one child process, because some of them set up logical devices.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def seen() -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.distribute.private"],
+        cwd=ROOT,
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    lines = [line for line in done.stdout.splitlines() if line.startswith("SEEN ")]
+    assert lines, done.stdout[-2000:] + done.stderr[-4000:]
+    return json.loads(lines[0].removeprefix("SEEN "))
+
+
+def test_keras_array_pipeline_can_be_taken_apart(seen: dict[str, Any]) -> None:
+    own = seen["array pipelines"].pop("a user's own")
+    assert own is False, "array_pipeline takes a user's dataset for Keras's own"
+    assert all(seen["array pipelines"].values()), (
+        f"array_pipeline no longer knows what fit makes of arrays: {seen['array pipelines']}"
+    )
+
+
+def test_fit_can_be_seen_from_its_dataset(seen: dict[str, Any]) -> None:
+    assert seen["callers"] == [
+        ["Functional", "NoneType"],
+        ["Functional", "list"],
+        ["Functional", "NoneType"],
+        ["Functional", "NoneType"],
+    ], "calling_model no longer finds the model and the callbacks of fit, evaluate and predict"
+
+
+def test_keras_functions_are_known(seen: dict[str, Any]) -> None:
+    assert seen["keras functions"] == {"train_step": True, "test_step": True, "predict": True}
+    assert seen["plain function"] is False
+
+
+def test_compiled_losses_and_their_trackers(seen: dict[str, Any]) -> None:
+    wrapped = "LossFunctionWrapper"
+    names = [[n.replace("MeanSquaredError", wrapped) for n in names] for names in seen["losses"]]
+    assert names == [[wrapped], [wrapped, wrapped]]
+    assert seen["trackers"] == [0, 2]
+    assert seen["layers"] >= 3
+
+
+def test_masks(seen: dict[str, Any]) -> None:
+    assert seen["mask"] == [2, 3], "Keras no longer hangs _keras_mask on an output"
+    assert seen["no mask"] is True
+
+
+def test_global_seed(seen: dict[str, Any]) -> None:
+    assert (seen["seed unset"], seen["seed set"]) == (None, 11)
+
+
+def test_initial_epoch(seen: dict[str, Any]) -> None:
+    assert seen["epochs"] == [3, 4], "fit no longer starts at model._initial_epoch"
+
+
+def test_optimizer_can_be_adopted(seen: dict[str, Any]) -> None:
+    assert seen["adopted"] is True
+
+
+@pytest.mark.parametrize("kind", ["dense", "ragged", "sparse"])
+def test_batches_of_any_size_are_one_trace(seen: dict[str, Any], kind: str) -> None:
+    traces, counted = seen["traces"][kind]
+    assert counted == [3, 5, 4]
+    assert traces == 1, "tf.function no longer asks AnyRows for its _type_spec"
+
+
+def test_strategies_have_collective_keys_of_their_own(seen: dict[str, Any]) -> None:
+    assert all(seen["key bases"]), f"TensorFlow no longer reads _collective_key_base: {seen}"
