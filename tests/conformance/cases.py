@@ -649,7 +649,7 @@ class Squares(keras.metrics.Metric):
 
 @script
 def distributed_by_hand(scope: Any, folder: str) -> dict[str, Any]:
-    """A dataset that the script has distributed itself, with `tf.distribute`'s own function."""
+    """Datasets that the script has distributed itself, with `tf.distribute`'s own functions."""
     keras.utils.set_random_seed(7)
     with scope():
         model = mlp()
@@ -662,10 +662,39 @@ def distributed_by_hand(scope: Any, folder: str) -> dict[str, Any]:
 
     strategy = model.distribute_strategy
     model.fit(strategy.distribute_datasets_from_function(own_rows), steps_per_epoch=3, verbose=0)
-    return {
-        "own_weights": np.array([float(np.sum(w)) for w in model.get_weights()]),
-        "weights": model.get_weights(),
-    }
+    whole = strategy.experimental_distribute_dataset(dataset().batch(12))
+    model.fit(whole, steps_per_epoch=3, verbose=0)
+    return {"weights": model.get_weights()}
+
+
+@script
+def loop_by_hand(scope: Any, folder: str) -> dict[str, Any]:
+    """The custom training loop of TensorFlow's guide: `tf.distribute` as it has always been."""
+    keras.utils.set_random_seed(7)
+    with scope():
+        strategy = tf.distribute.get_strategy()
+        model = mlp()
+        optimizer = sgd(0.1)
+        per_row = crossentropy(reduction="none")
+        optimizer.build(model.trainable_variables)
+
+    def step(batch: Any) -> Any:
+        x, y = batch
+        with tf.GradientTape() as tape:
+            loss = tf.nn.compute_average_loss(per_row(y, model(x)), global_batch_size=12)
+        of = model.trainable_variables
+        optimizer.apply(tape.gradient(loss, of), of)
+        return loss
+
+    @tf.function
+    def next_step(iterator: Any) -> Any:
+        losses = strategy.run(step, args=(next(iterator),))
+        return strategy.reduce(tf.distribute.ReduceOp.SUM, losses, axis=None)
+
+    data = dataset().take(36).batch(12, drop_remainder=True)
+    iterator = iter(strategy.experimental_distribute_dataset(data))
+    losses = [float(next_step(iterator)) for _ in range(3)]
+    return {"history": {"loss": np.array(losses)}, "weights": model.get_weights()}
 
 
 @script

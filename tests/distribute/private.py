@@ -8,6 +8,7 @@ import tensorflow as tf
 
 import tfaccel
 from tfaccel.distribute import _private
+from tfaccel.distribute.mirrored import MirroredStrategy
 
 
 def main():
@@ -24,13 +25,7 @@ def main():
         return made
 
     class Spy(tf.distribute.MirroredStrategy):
-        def __init__(self, devices):
-            super().__init__(devices)
-            self.got = []
-
         def experimental_distribute_dataset(self, dataset, options=None):
-            caller = _private.calling_model()
-            self.got.append((type(caller[0]).__name__, type(caller[1]).__name__))
             self.arrays = _private.array_pipeline(dataset)
             return super().experimental_distribute_dataset(dataset, options)
 
@@ -56,13 +51,20 @@ def main():
     pipelines["a user's own"] = spy.arrays is not None
     seen["array pipelines"] = pipelines
 
-    spy.got.clear()
-    note = keras.callbacks.LambdaCallback()
-    one.fit(x, y, batch_size=10, verbose=0)
-    one.fit(x, y, batch_size=10, verbose=0, callbacks=[note])
-    one.evaluate(x, y, batch_size=10, verbose=0)
-    one.predict(x, batch_size=10, verbose=0)
-    seen["callers"] = list(spy.got)
+    class Asked(MirroredStrategy):
+        def _prepare_callbacks(self, callbacks):
+            callers.append(type(callbacks).__name__)
+
+    callers = []
+    asked = Asked(["CPU:0", "CPU:1"])
+    with asked.scope():
+        other = model()
+    other.fit(x, y, batch_size=10, verbose=0)
+    other.fit(x, y, batch_size=10, verbose=0, callbacks=[keras.callbacks.LambdaCallback()])
+    other.evaluate(x, y, batch_size=10, verbose=0)
+    other.predict(x, batch_size=10, verbose=0)
+    asked.experimental_distribute_dataset(tf.data.Dataset.range(4).batch(2))
+    seen["callers"] = callers
     two.fit(x, [y, y], batch_size=10, verbose=0)
     seen["losses"] = [
         [type(loss).__name__ for loss in _private.compiled_losses(m)] for m in (one, two)

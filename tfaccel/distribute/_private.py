@@ -138,15 +138,24 @@ def calling_model() -> tuple[keras.Model, Any] | None:
     Keras tells a strategy about a dataset and a step, never about callbacks, and two of those must
     know that they run on many workers. We read the arguments of the calling frame: `fit`, `self`
     and `callbacks` are public names.
+
+    Returns:
+        None when it is not Keras that asks, but a script.
     """
     frame = sys._getframe(1)
-    while frame is not None:
+    while frame is not None and _module(frame).startswith("tfaccel."):
+        frame = frame.f_back  # type: ignore[assignment]
+    while frame is not None and _module(frame).startswith("keras."):
         if frame.f_code.co_name in ("fit", "evaluate", "predict"):
             model = frame.f_locals.get("self")
             if isinstance(model, keras.Model):
                 return model, frame.f_locals.get("callbacks")
         frame = frame.f_back  # type: ignore[assignment]
     return None
+
+
+def _module(frame: Any) -> str:
+    return str(frame.f_globals.get("__name__", ""))
 
 
 def array_pipeline(dataset: tf.data.Dataset) -> tuple[tf.data.Dataset, list[Any]] | None:

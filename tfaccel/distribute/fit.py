@@ -42,29 +42,32 @@ class KerasFit:
         return 1 if step.current() is not None else self.extended._num_replicas_in_sync
 
     def experimental_distribute_dataset(self, dataset: Any, options: Any = None) -> Any:
-        """Cuts each global batch of `dataset` by rows, one part for each replica.
+        """Distributes a dataset; one that `Model.fit` asks for, in tfaccel's way.
+
+        Each of its global batches is cut by rows, one part for each replica. A script of its own
+        that calls this gets what TensorFlow's strategy gives.
 
         Args:
             dataset: a `tf.data.Dataset` of global batches, the same on every worker.
-            options: a `tf.distribute.InputOptions`; given, TensorFlow's own distribution is used.
+            options: a `tf.distribute.InputOptions`.
 
         Raises:
             InputError: when auto-sharding is off and there is more than one worker.
+            ScopeError: when a part of the model was made outside our scope.
         """
-        if options is not None or not isinstance(dataset, tf.data.Dataset):
-            return super().experimental_distribute_dataset(dataset, options)  # type: ignore[misc]
-        self._refuse_unsharded(dataset)
         caller = _private.calling_model()
-        if caller is not None:
-            self._check_scope(caller[0])
-            self._prepare_callbacks(caller[1])
+        if caller is None:
+            return super().experimental_distribute_dataset(dataset, options)  # type: ignore[misc]
+        model, callbacks = caller
+        self._check_scope(model)
+        self._refuse_unsharded(dataset)
+        self._prepare_callbacks(callbacks)
         return Batches(dataset, self.placement, self.extended.worker_devices)
 
     def run(self, fn: Any, args: Any = (), kwargs: Any = None, options: Any = None) -> Any:
         """Runs `fn` on every replica; a step of a Keras model gets what this module gives."""
         self.used = True
         if not _private.is_keras_function(fn):
-            args = tuple(a.data if isinstance(a, (Sharded, Starved)) else a for a in args)
             return super().run(fn, args, kwargs, options)  # type: ignore[misc]
         (batch,) = args
         if not isinstance(batch, (Sharded, Starved)):
