@@ -51,6 +51,9 @@ def main():
     pipelines["a user's own"] = spy.arrays is not None
     seen["array pipelines"] = pipelines
 
+    one.evaluate(x, y, batch_size=10, verbose=0)
+    one.predict(x, batch_size=10, verbose=0)
+
     class Asked(MirroredStrategy):
         def _prepare_callbacks(self, callbacks):
             callers.append(type(callbacks).__name__)
