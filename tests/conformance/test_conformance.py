@@ -1,4 +1,4 @@
-"""Every case of the table under every strategy, compared with one device.
+"""Every case of the table under every strategy, compared with plain Keras on one device.
 
 A column runs all cases in one process (or one job of two workers), two columns at a time; the
 tests below read what it left.
@@ -50,13 +50,15 @@ class Column:
 
 
 COLUMNS = {
+    "plain": Column("plain", 1, 1),
     "one_device": Column("one_device", 1, 1),
     "mirrored_4": Column("mirrored", 1, 4),
     "multi_worker_2x2": Column("multi_worker_mirrored", 2, 2),
     "multi_worker_2x1": Column("multi_worker_mirrored", 2, 1),
     "mirrored_2": Column("mirrored", 1, 2),
 }
-DISTRIBUTED = [name for name in COLUMNS if name != "one_device"]
+STRATEGIES = [name for name in COLUMNS if name != "plain"]
+DISTRIBUTED = [name for name in STRATEGIES if name != "one_device"]
 EVERY_CASE = [*cases.CASES, *cases.SCRIPTS]
 
 
@@ -106,13 +108,13 @@ class Table:
 def table(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     parameters = [getattr(item, "callspec", None) for item in request.session.items]
     columns = {p.params["column"] for p in parameters if p and "column" in p.params}
-    made = Table(tmp_path_factory.mktemp("conformance"), columns | {"one_device"})
+    made = Table(tmp_path_factory.mktemp("conformance"), columns | {"plain"})
     yield made
     made.close()
 
 
 @pytest.mark.parametrize("case", EVERY_CASE)
-@pytest.mark.parametrize("column", DISTRIBUTED)
+@pytest.mark.parametrize("column", STRATEGIES)
 def test_equals_one_device(table: Table, column: str, case: str) -> None:
     got = table.result(column, case)
     assert got["replicas"] == COLUMNS[column].replicas
@@ -126,7 +128,7 @@ def test_equals_one_device(table: Table, column: str, case: str) -> None:
         rtol, atol = 1e-4, 1e-6
         if case in ("batch_norm_in_the_file", "distributed_by_hand"):
             compared = ()  # other batches than one device has, on purpose
-    want = table.result("one_device", case) if compared else {}
+    want = table.result("plain", case) if compared else {}
     for key in compared:
         assert (key in want) == (key in got)
         if key in want:
