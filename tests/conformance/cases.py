@@ -268,6 +268,12 @@ class OwnLoss(Subclassed):
         return {"loss": loss}
 
 
+class DecoratedStep(Subclassed):
+    @tf.function
+    def train_step(self, data: Any) -> dict[str, Any]:
+        return super().train_step(data)
+
+
 class Gan(keras.Model):
     def __init__(self) -> None:
         super().__init__()
@@ -762,6 +768,8 @@ def refusals(scope: Any, folder: str) -> dict[str, Any]:
         late = mlp()
         outside.compile(**classify())
         jitted = mlp()
+        decorated = DecoratedStep()
+        decorated.compile(**classify())
         jitted.compile(**classify(jit_compile=True))
     late.compile(**classify())
     optimizer = adam(0.01)
@@ -780,6 +788,7 @@ def refusals(scope: Any, folder: str) -> dict[str, Any]:
         "compile_outside_scope": lambda: late.fit(**arrays(), verbose=0),
         "optimizer_outside_scope": lambda: foreign.fit(**arrays(), verbose=0),
         "jit_compile": lambda: jitted.fit(**arrays(), verbose=0),
+        "decorated_train_step": lambda: decorated.fit(**arrays(), verbose=0),
         "autoshard_off": lambda: inside.fit(unsharded.with_options(options), verbose=0),
         "unbatched": lambda: inside.fit(**unbatched, verbose=0),
     }.items():

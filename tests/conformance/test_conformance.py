@@ -204,6 +204,7 @@ REFUSED = {
     "optimizer_outside_scope": "ScopeError: tfaccel: optimizer .* make the optimizer inside",
     "compile_outside_scope": "ScopeError: tfaccel: .* was made outside the scope",
     "jit_compile": "StrategyError: tfaccel: jit_compile=True .* compile with jit_compile='auto'",
+    "decorated_train_step": "StrategyError: tfaccel: fit runs .* take the decorator off",
     "unbatched": r"InputError: tfaccel: the dataset yields .* dataset.batch\(global_batch_size\)",
 }
 

@@ -123,7 +123,7 @@ def is_keras_function(fn: Any) -> bool:
     Keras's trainer module.
     """
     if isinstance(getattr(fn, "__self__", None), keras.Model):
-        return True
+        return getattr(fn, "__name__", "") in ("train_step", "test_step")
     return str(getattr(fn, "__module__", "")).startswith("keras.")
 
 

@@ -68,6 +68,11 @@ class KerasFit:
         """Runs `fn` on every replica; a step of a Keras model gets what this module gives."""
         self.used = True
         if not _private.is_keras_function(fn):
+            if any(isinstance(arg, (Sharded, Starved)) for arg in args):
+                raise StrategyError(
+                    f"tfaccel: fit runs {fn}, expected a plain method train_step or test_step of "
+                    "the model; take the decorator off it (fit makes a tf.function of it itself)."
+                )
             return super().run(fn, args, kwargs, options)  # type: ignore[misc]
         (batch,) = args
         if not isinstance(batch, (Sharded, Starved)):
