@@ -1,10 +1,10 @@
 """Gives one object a method more, and leaves its class, its name and its files as they are.
 
 Keras 3 has no hook where a strategy could reach an optimizer, a loss or a callback. Instead of
-patching Keras, tfaccel changes the class of the *instances* in question to a subclass of their
-own class. `isinstance` still holds, and because the subclass keeps the name and module of the
-class it came from, what Keras writes into a `.keras` file is the plain class: the file loads
-anywhere, also without tfaccel.
+patching Keras, tfaccel makes the *instances* in question those of a subclass of their own class.
+`isinstance` still holds, and asked for its `__class__` an instance names the class it came from:
+what Keras writes into a `.keras` file is the plain class, and the file loads anywhere, also
+without tfaccel.
 """
 
 from __future__ import annotations
@@ -27,13 +27,15 @@ def adapt(instance: Any, mixin: type) -> None:
     ...     def greet(self): return "hello"
     >>> one, other = Greeter(), Greeter()
     >>> adapt(one, Loud)
-    >>> one.greet(), other.greet(), type(one).__name__
-    ('HELLO', 'hello', 'Greeter')
+    >>> one.greet(), other.greet(), one.__class__ is Greeter
+    ('HELLO', 'hello', True)
     """
     cls = type(instance)
     if issubclass(cls, mixin):
         return
     if (mixin, cls) not in _made:
-        names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
-        _made[mixin, cls] = type(cls.__name__, (mixin, cls), {**names, "__doc__": cls.__doc__})
-    instance.__class__ = _made[mixin, cls]
+        plain = instance.__class__
+        body: dict[str, Any] = {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
+        body |= {"__doc__": cls.__doc__, "__class__": property(lambda self: plain)}
+        _made[mixin, cls] = type(cls.__name__, (mixin, cls), body)
+    object.__dict__["__class__"].__set__(instance, _made[mixin, cls])

@@ -87,12 +87,12 @@ def reduce_first(optimizer: keras.optimizers.Optimizer, strategy: tf.distribute.
 
 def optimizers_of(model: keras.Model) -> list[keras.optimizers.Optimizer]:
     """The compiled optimizer of `model` and every other one it holds, as a GAN does."""
-    found = []
+    found: dict[int, keras.optimizers.Optimizer] = {}
     for value in vars(model).values():
         several = value.values() if isinstance(value, dict) else value
         held = several if isinstance(value, (list, tuple, dict)) else [value]
-        found += [v for v in held if isinstance(v, keras.optimizers.Optimizer)]
-    return found
+        found |= {id(v): v for v in held if isinstance(v, keras.optimizers.Optimizer)}
+    return list(found.values())
 
 
 def _in_replica() -> bool:

@@ -1,0 +1,82 @@
+"""How Keras reads batches: it looks at one first, and ends in two ways."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import tensorflow as tf
+
+from tfaccel.distribute.batches import Batches, Sharded, Starved, shard
+from tfaccel.distribute.split import Placement
+
+TWO = Placement(1, 0, 2)
+
+
+def batches(dataset: tf.data.Dataset) -> Batches:
+    return Batches(dataset, TWO, ("/CPU:0", "/CPU:0"))
+
+
+def rows(batch: Sharded) -> list[int]:
+    return [int(i) for part in batch.data.values for i in part]
+
+
+def from_generator() -> tuple[tf.data.Dataset, list[int]]:
+    made: list[int] = []
+
+    def generate() -> Iterator[list[int]]:
+        for start in range(0, 12, 4):
+            made.append(start)
+            yield list(range(start, start + 4))
+
+    return tf.data.Dataset.from_generator(generate, output_signature=tf.TensorSpec([4])), made
+
+
+def test_a_look_costs_a_generator_nothing() -> None:
+    dataset, made = from_generator()
+    data = batches(dataset)
+    assert rows(next(iter(data))) == [0, 1, 2, 3]  # looked at, and left
+    assert [rows(batch) for batch in data] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+    assert made == [0, 4, 8]
+
+
+def test_a_pass_that_is_under_way_is_not_taken_over() -> None:
+    data = batches(tf.data.Dataset.range(12).batch(4))
+    reader = iter(data)
+    next(reader)
+    other = iter(data)
+    assert rows(next(other)) == [0, 1, 2, 3]
+    assert rows(next(reader)) == [4, 5, 6, 7]
+
+
+def test_a_pass_of_one_batch_that_was_used_is_not_repeated() -> None:
+    data = batches(tf.data.Dataset.range(40).shuffle(40, seed=1).batch(40))
+    first = iter(data)
+    order = rows(next(first))
+    second = iter(data)  # Keras asks for the next pass while it holds the last one
+    del first
+    assert rows(next(second)) != order
+
+
+def test_a_pass_that_has_ended_begins_anew() -> None:
+    data = batches(tf.data.Dataset.range(4).batch(4))
+    assert [rows(batch) for batch in data] == [[0, 1, 2, 3]]
+    assert [rows(batch) for batch in data] == [[0, 1, 2, 3]]
+
+
+def test_the_end_raises_at_the_start_of_an_execution_and_stops_inside_one() -> None:
+    reader = iter(batches(tf.data.Dataset.range(12).batch(4)))
+    executions = [[rows(b) for _, b in zip(range(2), reader, strict=False)] for _ in range(2)]
+    assert [len(execution) for execution in executions] == [2, 1]
+    with pytest.raises(tf.errors.OutOfRangeError):
+        next(iter(reader))
+
+
+def test_a_batch_with_too_few_rows_is_marked() -> None:
+    found = [type(batch) for batch in batches(tf.data.Dataset.range(5).batch(4))]
+    assert found == [Sharded, Starved]
+    assert isinstance(shard((tf.zeros((1, 2)), None), TWO), Starved)
+    cut = shard((tf.zeros((3, 2)), None), TWO)
+    assert isinstance(cut, Sharded)
+    assert [part.shape[0] for part in cut.data[0].values] == [2, 1]
+    assert cut.data[1] is None

@@ -1,0 +1,169 @@
+"""Instances that were given a method more: what they are, save and write stays as it was."""
+
+from __future__ import annotations
+
+import copy
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfaccel.distribute import agreement, callbacks
+from tfaccel.distribute.adapt import adapt
+from tfaccel.distribute.loss import WholeBatch
+from tfaccel.distribute.optimizer import ReduceFirst, optimizers_of, reduce_first
+
+
+def test_an_adapted_optimizer_is_saved_as_keras_own() -> None:
+    optimizer = keras.optimizers.Adam(0.01, clipnorm=0.5)
+    plain = keras.optimizers.serialize(optimizer)
+    adapt(optimizer, ReduceFirst)
+    adapt(optimizer, ReduceFirst)
+    assert type(optimizer).__mro__[1:3] == (ReduceFirst, keras.optimizers.Adam)
+    assert keras.optimizers.serialize(optimizer) == plain
+    again = keras.optimizers.deserialize(keras.optimizers.serialize(optimizer))
+    assert type(again) is keras.optimizers.Adam
+    assert again.clipnorm == 0.5
+
+
+def test_an_adapted_loss_is_the_same_outside_a_step() -> None:
+    loss = keras.losses.MeanSquaredError(reduction="sum")
+    y, p = tf.ones((4, 2)), tf.zeros((4, 2))
+    before, config = float(loss(y, p)), keras.losses.serialize(loss)
+    adapt(loss, WholeBatch)
+    assert float(loss(y, p)) == before
+    assert keras.losses.serialize(loss) == config
+    assert isinstance(copy.deepcopy(loss), keras.losses.MeanSquaredError)
+
+
+def test_the_optimizer_inside_a_loss_scale_optimizer_is_reached() -> None:
+    outer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD())
+    reduce_first(outer, tf.distribute.get_strategy())
+    assert isinstance(outer, ReduceFirst)
+    assert isinstance(outer.inner_optimizer, ReduceFirst)
+
+
+def test_every_optimizer_of_a_model_is_found() -> None:
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    model.second = keras.optimizers.Adam()
+    model.more = [keras.optimizers.Lion()]
+    names = sorted(type(optimizer).__name__ for optimizer in optimizers_of(model))
+    assert names == ["Adam", "Lion", "SGD"]
+
+
+def strategy(rank: int) -> Any:
+    return SimpleNamespace(cluster=SimpleNamespace(is_chief=rank == 0))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_only_the_chief_writes_a_log(rank: int, tmp_path: Path) -> None:
+    log = keras.callbacks.CSVLogger(str(tmp_path / "log.csv"))
+    callbacks.one_writer([log], strategy(rank))
+    log.set_model(keras.Sequential([keras.Input((1,))]))
+    log.on_train_begin()
+    log.on_epoch_end(0, {"loss": 1.0})
+    assert (tmp_path / "log.csv").exists() == (rank == 0)
+    if rank == 0:
+        log.csv_file.close()
+
+
+def test_writers_are_found_however_they_are_given(tmp_path: Path) -> None:
+    def fresh() -> keras.callbacks.Callback:
+        return keras.callbacks.ModelCheckpoint(str(tmp_path / "x.keras"))
+
+    alone, listed, nested, contained = fresh(), fresh(), fresh(), fresh()
+    backup = keras.callbacks.BackupAndRestore(str(tmp_path))
+    other = keras.callbacks.EarlyStopping()
+    callbacks.one_writer(None, strategy(0))
+    callbacks.one_writer(alone, strategy(0))
+    callbacks.one_writer([listed, other, (nested, backup)], strategy(0))
+    callbacks.one_writer(keras.callbacks.CallbackList([contained]), strategy(0))
+    assert all(isinstance(c, callbacks.ChiefWrites) for c in (alone, listed, nested, contained))
+    assert isinstance(backup, callbacks.ChiefBacksUp)
+    assert type(other) is keras.callbacks.EarlyStopping
+
+
+def test_a_file_is_replaced_in_one_step(tmp_path: Path) -> None:
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    callbacks.save_whole(model, rank=1)
+    callbacks.save_whole(model, rank=1)
+    path, seen = tmp_path / "m.weights.h5", []
+    path.write_text("the old file")
+    write = model.save_weights.__wrapped__
+
+    def slow(filepath: str, overwrite: bool) -> None:
+        write(filepath, overwrite=overwrite)
+        seen.append((Path(filepath).name, path.read_text()))
+
+    replaced = callbacks._whole(slow, rank=1)
+    replaced(path)
+    assert seen == [(".rank1.m.weights.h5", "the old file")]
+    assert [p.name for p in tmp_path.iterdir()] == ["m.weights.h5"]
+    model.load_weights(path)
+    model.save(tmp_path / "m.keras")
+    assert keras.models.load_model(tmp_path / "m.keras").count_params() == 3
+
+
+def draws() -> list[float]:
+    return [random.random(), float(np.random.rand()), float(tf.random.uniform([]))]
+
+
+def test_workers_that_adopt_a_state_draw_alike() -> None:
+    random.seed(1)
+    np.random.seed(2)
+    tf.random.set_seed(3)
+    offered = agreement.offer()
+    first = draws()
+    random.seed(8)
+    np.random.seed(9)
+    tf.random.set_seed(10)
+    agreement.adopt(offered)
+    assert draws() == first
+
+
+def test_a_worker_that_was_seeded_alike_is_left_alone() -> None:
+    keras.utils.set_random_seed(5)
+    want = draws()
+    keras.utils.set_random_seed(5)
+    agreement.adopt(agreement.offer())
+    assert draws() == want
+
+
+TURNS = """
+import tfaccel
+ours = tfaccel.strategy("mirrored", devices=2, device_type="cpu")
+import keras, numpy as np, tensorflow as tf
+again = tfaccel.strategy("mirrored", devices=2, device_type="cpu")
+plain = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+x = np.random.default_rng(0).normal(size=(12, 3)).astype("float32")
+for round_ in range(2):
+    for width, strategy in enumerate([ours, plain, again, ours], start=1):
+        with strategy.scope():
+            hidden = keras.layers.Dense(width * 3)
+            model = keras.Sequential([keras.Input((3,)), hidden, keras.layers.Dense(1)])
+            model.compile("adam", "mse")
+        model.fit(x, x[:, :1], batch_size=6, verbose=0)
+print("all trained")
+"""
+
+
+def test_strategies_of_one_process_train_in_turn() -> None:
+    """As in a notebook whose cells run twice, and beside TensorFlow's own."""
+    done = subprocess.run(
+        [sys.executable, "-c", TURNS],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert "all trained" in done.stdout, done.stderr[-3000:]

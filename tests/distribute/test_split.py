@@ -1,0 +1,81 @@
+"""Cutting a batch: every row once, in the order in which Keras puts predictions together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfaccel.distribute.split import Placement, split, split_dataset
+from tfaccel.errors import InputError
+
+PLACES = [(1, 1), (1, 2), (1, 4), (2, 1), (2, 2), (3, 1), (4, 2)]
+
+
+def all_parts(batch: Any, workers: int, local: int) -> list[Any]:
+    """The parts of all replicas, in the order of Keras's `predict`."""
+    ranks = [split(batch, Placement(workers, rank, local)) for rank in range(workers)]
+    return [ranks[rank][0][replica] for replica in range(local) for rank in range(workers)]
+
+
+@pytest.mark.parametrize(("workers", "local"), PLACES)
+def test_every_row_once_and_in_order(workers: int, local: int) -> None:
+    for rows in range(21):
+        parts = all_parts(tf.range(rows), workers, local)
+        assert np.concatenate(parts).tolist() == list(range(rows))
+        sizes = [len(part) for part in parts]
+        assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize(("workers", "local"), PLACES)
+def test_shares_add_up(workers: int, local: int) -> None:
+    shares = []
+    for rank in range(workers):
+        _, own, rows = split(tf.zeros((11, 2)), Placement(workers, rank, local))
+        assert int(rows) == 11
+        shares += own.numpy().tolist()
+    assert sum(shares) == pytest.approx(1.0)
+
+
+def test_kinds_of_tensors() -> None:
+    batch = {
+        "dense": tf.reshape(tf.range(10), (5, 2)),
+        "text": (tf.constant(["a", "b", "c", "d", "e"]),),
+        "ragged": tf.ragged.constant([[1], [2, 3], [], [4], [5, 6]]),
+        "sparse": tf.sparse.from_dense(tf.eye(5)),
+    }
+    first, second = all_parts(batch, 1, 2)
+    assert first["dense"].shape == (3, 2)
+    assert second["text"][0].numpy().tolist() == [b"d", b"e"]
+    assert first["ragged"].to_list() == [[1], [2, 3], []]
+    assert second["ragged"].to_list() == [[4], [5, 6]]
+    np.testing.assert_array_equal(tf.sparse.to_dense(second["sparse"]), np.eye(5)[3:])
+
+
+def test_what_is_no_batch_is_refused() -> None:
+    single = tf.data.Dataset.range(4).map(lambda i: {"x": tf.zeros(3), "i": i})
+    with pytest.raises(InputError, match=r"yields \(int64\(\), .*dataset.batch\("):
+        split_dataset(single, Placement(1, 0, 2))
+
+
+@pytest.mark.parametrize("shuffle", [False, True, "batch"])
+def test_arrays_are_cut_before_their_rows_are_gathered(shuffle: Any) -> None:
+    """Two workers together gather what one process gathers, and each only its half."""
+    x = np.arange(22, dtype="float32")[:, None]
+
+    def gathered(placement: Placement) -> list[np.ndarray]:
+        from keras.src.trainers.data_adapters.array_data_adapter import ArrayDataAdapter
+
+        tf.random.set_seed(3)
+        adapter = ArrayDataAdapter(x, batch_size=8, shuffle=shuffle)
+        data = split_dataset(adapter.get_tf_dataset(), placement)
+        return [tf.nest.flatten(parts)[0].numpy()[:, 0] for parts, _, _ in data]
+
+    whole = gathered(Placement(1, 0, 1))
+    halves = [gathered(Placement(2, rank, 1)) for rank in (0, 1)]
+    assert [len(batch) for batch in halves[0]] == [4, 4, 3]
+    for batch, first, second in zip(whole, *halves, strict=True):
+        assert np.concatenate([first, second]).tolist() == batch.tolist()
+    assert sorted(np.concatenate(whole)) == list(range(22))

@@ -1,0 +1,174 @@
+"""What is chosen, from plain data: no device is touched."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tfaccel import strategies
+from tfaccel.cluster import Cluster
+from tfaccel.errors import StrategyError
+from tfaccel.hardware import Device, count
+from tfaccel.strategies import choose, options
+from tfaccel.strategies.devices import kind_of, pick
+from tfaccel.strategies.request import Request
+from tfaccel.strategies.settings import precision
+
+CPU = [Device("CPU", 0)]
+ONE_GPU = [*CPU, Device("GPU", 0, compute_capability=(8, 0))]
+TWO_GPUS = [*ONE_GPU, Device("GPU", 1, compute_capability=(7, 5))]
+TPU = [*CPU, Device("TPU", 0), Device("TPU", 1)]
+TWO_WORKERS = Cluster(("a:1", "b:1"), 0, "TF_CONFIG")
+
+
+@pytest.mark.parametrize(
+    ("here", "cluster", "asked", "name", "why"),
+    [
+        (CPU, None, {}, "one_device", "no accelerator and no cluster"),
+        (ONE_GPU, None, {}, "one_device", "one GPU"),
+        (TWO_GPUS, None, {}, "mirrored", "2 GPUs"),
+        (TWO_GPUS, None, {"devices": 1}, "one_device", "one GPU"),
+        (TWO_GPUS, None, {"device_type": "cpu"}, "one_device", "no accelerator"),
+        (TWO_GPUS, None, {"device_type": "cpu", "devices": 2}, "mirrored", "2 logical CPUs"),
+        (CPU, None, {"devices": 4}, "mirrored", "4 logical CPUs"),
+        (CPU, TWO_WORKERS, {}, "multi_worker_mirrored", "2 workers in TF_CONFIG"),
+        (TWO_GPUS, TWO_WORKERS, {}, "multi_worker_mirrored", "2 workers"),
+        (TWO_GPUS, Cluster(("a:1",), 0, "TF_CONFIG"), {}, "mirrored", "2 GPUs"),
+        (TPU, None, {}, "tpu", "2 TPU cores"),
+        (TPU, TWO_WORKERS, {}, "tpu", "2 TPU cores"),
+        (TPU, None, {"device_type": "cpu"}, "one_device", "no accelerator"),
+    ],
+)
+def test_auto(here: Any, cluster: Any, asked: dict[str, Any], name: str, why: str) -> None:
+    choice = choose("auto", here, cluster, **asked)
+    assert choice.name == name
+    assert why in choice.reason
+
+
+def test_a_name_stands_for_itself() -> None:
+    assert choose("mirrored", CPU, TWO_WORKERS) == strategies.Choice("mirrored", "you asked for it")
+
+
+@pytest.mark.parametrize(
+    ("here", "device_type", "devices", "names"),
+    [
+        (CPU, "auto", None, ("CPU:0",)),
+        (CPU, "cpu", 3, ("CPU:0", "CPU:1", "CPU:2")),
+        (TWO_GPUS, "auto", None, ("GPU:0", "GPU:1")),
+        (TWO_GPUS, "gpu", 1, ("GPU:0",)),
+        (TWO_GPUS, "cpu", None, ("CPU:0",)),
+        (TWO_GPUS, "auto", ("GPU:1",), ("GPU:1",)),
+        ([Device("CPU", i) for i in range(2)], "auto", None, ("CPU:0", "CPU:1")),
+    ],
+)
+def test_devices(here: Any, device_type: str, devices: Any, names: tuple[str, ...]) -> None:
+    assert pick(here, device_type, devices) == names
+
+
+@pytest.mark.parametrize(
+    ("here", "device_type", "devices", "says"),
+    [
+        (CPU, "gpu", None, "a GPU was asked for and TensorFlow sees CPU:0"),
+        (TWO_GPUS, "gpu", 4, "GPU:2, GPU:3 was asked for and this machine has 2 GPUs"),
+        (ONE_GPU, "auto", ("GPU:3",), "GPU:3 was asked for and this machine has 1 GPU;"),
+        (TWO_GPUS, "cpu", ("GPU:0",), "device_type is 'cpu', expected the same kind"),
+    ],
+)
+def test_devices_that_are_not_here(here: Any, device_type: str, devices: Any, says: str) -> None:
+    with pytest.raises(StrategyError, match=says):
+        pick(here, device_type, devices)
+
+
+def test_kind_and_count() -> None:
+    assert kind_of(TPU, "auto", None) == "TPU"
+    assert kind_of(TWO_GPUS, "auto", ("CPU:0",)) == "CPU"
+    assert count(TWO_GPUS, "GPU") == 2
+
+
+@pytest.mark.parametrize(
+    ("here", "names", "policy"),
+    [
+        (CPU, ["CPU:0"], "float32"),
+        (ONE_GPU, ["GPU:0"], "mixed_bfloat16"),
+        (TWO_GPUS, ["GPU:0", "GPU:1"], "mixed_float16"),
+        (TWO_GPUS, ["GPU:0"], "mixed_bfloat16"),
+        ([Device("GPU", 0, compute_capability=(6, 1))], ["GPU:0"], "float32"),
+        ([Device("GPU", 0)], ["GPU:0"], "float32"),
+        (TPU, ["TPU:0", "TPU:1"], "mixed_bfloat16"),
+        (ONE_GPU, ["CPU:0"], "float32"),
+    ],
+)
+def test_auto_precision(here: Any, names: list[str], policy: str) -> None:
+    assert precision("auto", here, names) == policy
+    assert precision("mixed_float16", here, names) == "mixed_float16"
+
+
+GIVEN = {
+    "devices": (2, "3", 3),
+    "device_type": ("cpu", "gpu", "gpu"),
+    "precision": ("float32", "mixed_bfloat16", "mixed_bfloat16"),
+    "xla": (True, "yes", True),
+    "memory_growth": (False, "0", False),
+    "seed": (1, "7", 7),
+    "deterministic": (True, "TRUE", True),
+    "communication": ("ring", "nccl", "nccl"),
+    "start_timeout": (5.0, "20", 20.0),
+    "collective_timeout": (5.0, "2.5", 2.5),
+    "tpu": ("mine", "local", "local"),
+}
+
+
+@pytest.mark.parametrize("name", GIVEN)
+def test_an_option_comes_from_the_argument_then_from_the_environment(name: str) -> None:
+    argument, text, value = GIVEN[name]
+    environ = {f"TFACCEL_{name.upper()}": text}
+    assert getattr(options.resolve({name: argument}, environ), name) == argument
+    assert getattr(options.resolve({name: None}, environ), name) == value
+    assert getattr(options.resolve({}, environ), name) == value
+    assert options.resolve({}, {f"TFACCEL_{name.upper()}": ""}) == options.Options()
+
+
+def test_every_option_is_in_the_table_above() -> None:
+    assert set(GIVEN) == set(options.Options.__dataclass_fields__)
+
+
+@pytest.mark.parametrize(
+    ("given", "environ", "says"),
+    [
+        ({"device": 2}, {}, "unknown option 'device', expected one of .*devices"),
+        ({"devices": 0}, {}, "devices is 0, expected at least 1"),
+        ({"devices": "GPU"}, {}, "devices is 'GPU', expected a number of devices, or names"),
+        ({"devices": "GPU:0,CPU:0"}, {}, "expected different devices of one kind"),
+        ({"devices": ["GPU:0", "GPU:0"]}, {}, "expected different devices of one kind"),
+        ({"precision": "fp8"}, {}, "precision is 'fp8', expected one of float32, mixed_bfloat16"),
+        ({}, {"TFACCEL_XLA": "maybe"}, "TFACCEL_XLA is 'maybe', expected true or false"),
+        ({}, {"TFACCEL_SEED": "x"}, "TFACCEL_SEED is 'x', expected a number"),
+        ({"start_timeout": -1}, {}, "start_timeout is -1, expected a number of at least 0"),
+        ({"communication": "mpi"}, {}, "communication is 'mpi', expected one of auto, ring, nccl"),
+    ],
+)
+def test_a_wrong_option_is_named(given: Any, environ: Any, says: str) -> None:
+    with pytest.raises(StrategyError, match=says):
+        options.resolve(given, environ)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("parameter_server", "Keras 3 does not support ParameterServerStrategy"),
+        ("central_storage", "Keras 3 does not support CentralStorageStrategy"),
+        ("model_parallel", "not made yet"),
+        ("miroredd", "unknown strategy 'miroredd', expected one of auto, one_device, mirrored"),
+    ],
+)
+def test_refused_names(name: str, says: str) -> None:
+    with pytest.raises(StrategyError, match=says):
+        strategies.strategy(name)
+
+
+def test_one_process_of_several_is_refused() -> None:
+    alone = Request(options.Options(), ("CPU:0",), TWO_WORKERS)
+    with pytest.raises(StrategyError, match="'mirrored' uses this process alone, but TF_CONFIG"):
+        alone.refuse_cluster("mirrored")
+    Request(options.Options(), ("CPU:0",), None).refuse_cluster("mirrored")
