@@ -33,3 +33,12 @@ class Cluster:
     def address(self) -> str:
         """Our own `host:port`."""
         return self.workers[self.rank]
+
+    def host_and_port(self, rank: int) -> tuple[str, int]:
+        """One worker's host, without the brackets of an IPv6 address, and its port.
+
+        >>> Cluster(("[::1]:2222",), 0, "example").host_and_port(0)
+        ('::1', 2222)
+        """
+        host, _, port = self.workers[rank].rpartition(":")
+        return host.strip("[]"), int(port)
