@@ -35,9 +35,10 @@ def main() -> None:
         scope, replicas = strategy.scope, strategy.num_replicas_in_sync
         rank = strategy.cluster.rank if hasattr(strategy, "cluster") else 0
 
-    from tests.conformance import cases
+    from tests.conformance.cases import CASES, run_case
+    from tests.conformance.scripts import SCRIPTS
 
-    chosen = [n for n in asked.only.split(",") if n] or [*cases.CASES, *cases.SCRIPTS]
+    chosen = [n for n in asked.only.split(",") if n] or [*CASES, *SCRIPTS]
     os.makedirs(asked.out, exist_ok=True)
     for name in chosen:
         print(f"{name} ...", flush=True)
@@ -45,10 +46,10 @@ def main() -> None:
         folder = os.path.join(asked.out, "files", name)
         os.makedirs(folder, exist_ok=True)
         try:
-            if name in cases.CASES:
-                result = cases.run_case(cases.CASES[name], scope, folder)
+            if name in CASES:
+                result = run_case(CASES[name], scope, folder)
             else:
-                result = cases.SCRIPTS[name](scope, folder)
+                result = SCRIPTS[name](scope, folder)
         except Exception:
             result = {"error": traceback.format_exc()}
         digest = hashlib.sha256()

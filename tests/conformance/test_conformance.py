@@ -20,7 +20,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.conformance import cases
+from tests.conformance.cases import CASES
+from tests.conformance.data import ROWS
+from tests.conformance.scripts import SCRIPTS
 
 pytestmark = pytest.mark.slow
 
@@ -59,7 +61,7 @@ COLUMNS = {
 }
 STRATEGIES = [name for name in COLUMNS if name != "plain"]
 DISTRIBUTED = [name for name in STRATEGIES if name != "one_device"]
-EVERY_CASE = [*cases.CASES, *cases.SCRIPTS]
+EVERY_CASE = [*CASES, *SCRIPTS]
 
 
 class Table:
@@ -118,7 +120,7 @@ def table(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def test_equals_one_device(table: Table, column: str, case: str) -> None:
     got = table.result(column, case)
     assert got["replicas"] == COLUMNS[column].replicas
-    row = cases.CASES.get(case)
+    row = CASES.get(case)
     if row is not None:
         assert got["copies_equal"], "the replicas of one process hold different weights"
         compared = row.equal
@@ -177,7 +179,7 @@ def test_saved_batch_norm_evaluates_the_same(table: Table, column: str) -> None:
 @pytest.mark.parametrize("column", list(COLUMNS))
 def test_an_unseeded_shuffle_covers_every_row(table: Table, column: str) -> None:
     squares = table.result(column, "sees_every_row_once")["history"]["squares"]
-    assert squares.tolist() == [sum(i * i for i in range(cases.ROWS))] * 3
+    assert squares.tolist() == [sum(i * i for i in range(ROWS))] * 3
 
 
 @pytest.mark.parametrize("column", DISTRIBUTED)

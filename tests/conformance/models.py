@@ -1,0 +1,202 @@
+"""The models, custom steps, losses and optimizers of the table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tests.conformance.data import CLASSES, FEATURES
+
+
+def mlp(**last: Any) -> keras.Model:
+    return keras.Sequential(
+        [
+            keras.Input((FEATURES,)),
+            keras.layers.Dense(8, activation="tanh"),
+            keras.layers.Dense(CLASSES, **last),
+        ]
+    )
+
+
+def yes_no() -> keras.Model:
+    return keras.Sequential([keras.Input((FEATURES,)), keras.layers.Dense(1, activation="sigmoid")])
+
+
+def deferred() -> keras.Model:
+    return keras.Sequential([keras.layers.Dense(8, "tanh"), keras.layers.Dense(CLASSES)])
+
+
+def regularized() -> keras.Model:
+    return keras.Sequential(
+        [
+            keras.Input((FEATURES,)),
+            keras.layers.Dense(8, kernel_regularizer="l2", activity_regularizer="l2"),
+            keras.layers.Dense(CLASSES, bias_regularizer="l1"),
+        ]
+    )
+
+
+class AddsLoss(keras.layers.Layer):
+    def call(self, x: Any) -> Any:
+        self.add_loss(0.1 * keras.ops.mean(keras.ops.square(x)))
+        return x
+
+
+def with_add_loss() -> keras.Model:
+    return keras.Sequential(
+        [keras.Input((FEATURES,)), keras.layers.Dense(8), AddsLoss(), keras.layers.Dense(CLASSES)]
+    )
+
+
+def cnn(**norm: Any) -> keras.Model:
+    return keras.Sequential(
+        [
+            keras.Input((6, 6, 1)),
+            keras.layers.Rescaling(1 / 255),
+            keras.layers.Conv2D(4, 3, activation="relu"),
+            keras.layers.BatchNormalization(**norm),
+            keras.layers.GlobalAveragePooling2D(),
+            keras.layers.Dense(CLASSES),
+        ]
+    )
+
+
+def embedded(*layers: Any, mask: bool = True) -> keras.Model:
+    return keras.Sequential(
+        [keras.Input((5,)), keras.layers.Embedding(9, 4, mask_zero=mask), *layers]
+    )
+
+
+def tagger() -> keras.Model:
+    return embedded(keras.layers.GRU(6, return_sequences=True), keras.layers.Dense(9))
+
+
+def attention() -> keras.Model:
+    x = keras.Input((5,))
+    h = keras.layers.Embedding(9, 8)(x)
+    h = h + keras.layers.MultiHeadAttention(2, 4)(h, h, use_causal_mask=True)
+    h = keras.layers.GlobalAveragePooling1D()(keras.layers.LayerNormalization()(h))
+    return keras.Model(x, keras.layers.Dense(CLASSES)(h))
+
+
+def two_heads() -> keras.Model:
+    a, b = keras.Input((2,), name="a"), keras.Input((4,), name="b")
+    h = keras.layers.Dense(8, "tanh")(keras.layers.Concatenate()([a, b]))
+    c, d = keras.layers.Dense(CLASSES, name="c")(h), keras.layers.Dense(1, name="d")(h)
+    return keras.Model({"a": a, "b": b}, {"c": c, "d": d})
+
+
+@keras.saving.register_keras_serializable("tests")
+class Subclassed(keras.Model):
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.hidden = keras.layers.Dense(8, "tanh")
+        self.out = keras.layers.Dense(CLASSES)
+
+    def call(self, x: Any) -> Any:
+        return self.out(self.hidden(x))
+
+
+class OwnStep(Subclassed):
+    """The custom train_step of Keras's guide."""
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = self.compute_loss(y=y, y_pred=self(x, training=True))
+        grads = tape.gradient(loss, self.trainable_variables)
+        self.optimizer.apply(grads, self.trainable_variables)
+        for metric in self.metrics:
+            if metric.name == "loss":
+                metric.update_state(loss, sample_weight=tf.shape(x)[0])
+            else:
+                metric.update_state(y, self(x))
+        return {m.name: m.result() for m in self.metrics}
+
+
+class OwnLoss(Subclassed):
+    """A step that knows nothing of replicas and writes its loss as a plain mean."""
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        x, y = data
+        with tf.GradientTape() as tape:
+            per_row = keras.losses.sparse_categorical_crossentropy(y, self(x), from_logits=True)
+            loss = keras.ops.mean(per_row)
+        self.optimizer.apply(
+            tape.gradient(loss, self.trainable_variables), self.trainable_variables
+        )
+        return {"loss": loss}
+
+
+class DecoratedStep(Subclassed):
+    @tf.function
+    def train_step(self, data: Any) -> dict[str, Any]:
+        return super().train_step(data)
+
+
+class Gan(keras.Model):
+    def __init__(self) -> None:
+        super().__init__()
+        self.make = keras.Sequential([keras.Input((FEATURES,)), keras.layers.Dense(FEATURES)])
+        self.judge = keras.Sequential([keras.Input((FEATURES,)), keras.layers.Dense(1)])
+        self.built = True
+
+    def compile(self, **kwargs: Any) -> None:
+        super().compile(optimizer=keras.optimizers.Adam(0.01, clipnorm=0.1), loss="mse", **kwargs)
+        self.judge_optimizer = keras.optimizers.Adam(0.02, global_clipnorm=0.1)
+
+    def call(self, x: Any) -> Any:
+        return self.judge(self.make(x))
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        x, _ = data
+        with tf.GradientTape() as tape:
+            spread = tf.reduce_mean(tf.square(self.judge(x) - 1)) + tf.reduce_mean(
+                tf.square(self.judge(self.make(x)))
+            )
+        of = self.judge.trainable_variables
+        self.judge_optimizer.apply(tape.gradient(spread, of), of)
+        with tf.GradientTape() as tape:
+            fooled = tf.reduce_mean(tf.square(self.judge(self.make(x)) - 1))
+        of = self.make.trainable_variables
+        self.optimizer.apply(tape.gradient(fooled, of), of)
+        return {"spread": spread, "fooled": fooled}
+
+
+def crossentropy(**kwargs: Any) -> keras.losses.Loss:
+    return keras.losses.SparseCategoricalCrossentropy(from_logits=True, **kwargs)
+
+
+def classify(optimizer: Any = None, **more: Any) -> dict[str, Any]:
+    made = optimizer() if optimizer else keras.optimizers.Adam(0.01)
+    return {"optimizer": made, "loss": crossentropy(), "metrics": ["accuracy"], **more}
+
+
+def compiled(**more: Any) -> Callable[[], dict[str, Any]]:
+    return lambda: classify(
+        **{k: v() if callable(v) and k == "loss" else v for k, v in more.items()}
+    )
+
+
+def optimized(kind: Any, *args: Any, **kwargs: Any) -> Callable[[], dict[str, Any]]:
+    return lambda: classify(lambda: kind(*args, **kwargs))
+
+
+def scalar_loss(y_true: Any, y_pred: Any) -> Any:
+    return keras.ops.mean(
+        keras.losses.sparse_categorical_crossentropy(y_true, y_pred, from_logits=True)
+    )
+
+
+def loss_scaled(initial: float = 2.0**15) -> Any:
+    return keras.optimizers.LossScaleOptimizer(
+        keras.optimizers.SGD(0.1, global_clipnorm=0.3),
+        initial_scale=initial,
+        dynamic_growth_steps=2,
+    )
+
+
+adam, sgd = keras.optimizers.Adam, keras.optimizers.SGD
