@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 PASS, FAIL, NOT_HERE = "pass", "fail", "not here"
 TIME_LIMIT_S = 180.0
+_GRACE_S = 30.0  # the launcher gives its workers 10
 
 
 @dataclass(frozen=True)
@@ -94,13 +95,17 @@ def _results(task: str, case: Case, time_limit_s: float) -> list[dict[str, Any]]
 def _stop(process: subprocess.Popen[str]) -> str:
     """Ends a launcher, which ends its workers; what they had said."""
     process.terminate()
-    return process.communicate()[0]
+    try:
+        return process.communicate(timeout=_GRACE_S)[0]
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.communicate()[0]
 
 
 def _environment(environ: Mapping[str, str], case: Case) -> dict[str, str]:
     """Ours, without what describes another job."""
     ours = {k: v for k, v in environ.items() if k != "TF_CONFIG" and not k.startswith("TFACCEL_")}
-    ours["TF_CPP_MIN_LOG_LEVEL"] = "2"
+    ours |= {"TF_CPP_MIN_LOG_LEVEL": "2", "NO_COLOR": "1", "TERM": "dumb"}
     # The child must find the package that this process runs, installed or not.
     root = str(Path(__file__).resolve().parents[2])
     ours["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environ.get("PYTHONPATH", "")]))
