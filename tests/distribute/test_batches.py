@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import tensorflow as tf
 
-from tfaccel.distribute.batches import Batches, Sharded, Starved, shard
+from tfaccel.distribute.batches import Batches, Sharded, Starved, _ahead, shard
 from tfaccel.distribute.split import Placement
 
 TWO = Placement(1, 0, 2)
@@ -80,3 +80,15 @@ def test_a_batch_with_too_few_rows_is_marked() -> None:
     assert isinstance(cut, Sharded)
     assert [part.shape[0] for part in cut.data[0].values] == [2, 1]
     assert cut.data[1] is None
+
+
+def test_accelerators_get_a_batch_while_they_work_on_the_one_before() -> None:
+    started: list[int] = []
+
+    def source() -> Iterator[int]:
+        for batch in range(3):
+            started.append(batch)
+            yield batch
+
+    seen = [(batch, list(started)) for batch in _ahead(source())]
+    assert seen == [(0, [0, 1]), (1, [0, 1, 2]), (2, [0, 1, 2])]

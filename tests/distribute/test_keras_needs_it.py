@@ -1,7 +1,8 @@
 """Does Keras still need our mends? Each test shows a defect of docs/keras3.md on a plain strategy.
 
 When one of these fails, a release of TensorFlow or Keras has mended a defect: take our mend out.
-D3 and D12 cannot be seen today: `fit` fails with MultiWorkerMirroredStrategy before (D1).
+D3 and D12 hide behind D1 (`fit` fails with the plain MultiWorkerMirroredStrategy), so those are
+shown on ours, with their mends taken out.
 """
 
 from __future__ import annotations
@@ -21,13 +22,18 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 
 
-def observed(command: list[str]) -> dict[int, dict[str, Any]]:
+def observed(command: list[str], folder: str = "") -> dict[int, dict[str, Any]]:
     """What each rank of a run of `tests.distribute.plain` saw."""
     environment = {k: v for k, v in os.environ.items() if k != "TF_CONFIG"}
     done = subprocess.run(
         [sys.executable, "-m", *command],
         cwd=ROOT,
-        env={**environment, "TF_CPP_MIN_LOG_LEVEL": "2", "CUDA_VISIBLE_DEVICES": ""},
+        env={
+            **environment,
+            "TF_CPP_MIN_LOG_LEVEL": "2",
+            "CUDA_VISIBLE_DEVICES": "",
+            "TFACCEL_TEST_FOLDER": folder,
+        },
         capture_output=True,
         text=True,
         timeout=300,
@@ -46,6 +52,13 @@ def mirrored() -> dict[str, Any]:
 def workers() -> dict[int, dict[str, Any]]:
     launch = ["tfaccel.cli", "launch", "--nproc", "2", "-m", "--"]
     return observed([*launch, "tests.distribute.plain", "multi_worker"])
+
+
+@pytest.fixture(scope="module")
+def half_mended(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]]:
+    launch = ["tfaccel.cli", "launch", "--nproc", "2", "-m", "--"]
+    folder = tmp_path_factory.mktemp("half_mended")
+    return observed([*launch, "tests.distribute.plain", "half_mended"], str(folder))
 
 
 MENDED = {
@@ -99,3 +112,15 @@ def test_an_unseeded_shuffle_repeats_and_loses_rows(workers: dict[int, dict[str,
 def test_without_sharding_all_workers_see_the_same(workers: dict[int, dict[str, Any]]) -> None:
     first, second = (workers[rank]["d13_rows_without_sharding"] for rank in (0, 1))
     assert first == second, "the refusal of D13 (distribute/fit.py) may go"
+
+
+def test_every_worker_writes_the_same_log(half_mended: dict[int, dict[str, Any]]) -> None:
+    lines = max(seen["d3_lines_of_a_log_that_all_write"] for seen in half_mended.values())
+    assert lines == 4, f"two epochs gave {lines} lines: D3 (distribute/callbacks.py) may go"
+
+
+def test_workers_report_other_losses_when_compiled_outside(
+    half_mended: dict[int, dict[str, Any]],
+) -> None:
+    first, second = (half_mended[rank]["d12_loss_when_compiled_outside"] for rank in (0, 1))
+    assert first != second, f"{first} on both: the refusal of D12 (distribute/fit.py) may go"
