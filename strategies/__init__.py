@@ -63,7 +63,8 @@ def strategy(name: str = "auto", **options: Any) -> tf.distribute.Strategy:
     choice = choose(name, here, cluster, number, wanted.device_type)
     kind = "tpu" if choice.name == "tpu" else wanted.device_type
     limit = wanted.devices or (1 if choice.name == "one_device" else None)
-    names = devices.pick(here, kind, limit) if choice.name != "tpu" else ()
+    # The cores of a TPU have no names before the factory has started it.
+    names = devices.pick(here, kind, limit) if choice.name != "tpu" else ("TPU",)
     policy = settings.apply(wanted, here, names)
     factory = importlib.import_module(FACTORIES[choice.name])
     made: tf.distribute.Strategy = factory.make(request.Request(wanted, names, cluster))

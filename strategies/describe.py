@@ -28,7 +28,7 @@ class Description:
 
     def __str__(self) -> str:
         """Renders it for people."""
-        each = ", ".join(self.devices) or "all TPU cores"
+        each = "all cores" if self.devices == ("TPU",) else ", ".join(self.devices)
         lines = [
             f"strategy   {self.choice.name} ({self.choice.reason})",
             f"replicas   {self.replicas}: {each}",

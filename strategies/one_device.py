@@ -16,10 +16,10 @@ def make(request: Request) -> tf.distribute.Strategy:
         StrategyError: when more than one device or worker was asked for.
     """
     request.refuse_cluster("one_device")
-    if isinstance(request.options.devices, int) and request.options.devices > 1:
+    if len(request.devices) > 1:
         raise StrategyError(
-            f"tfaccel: strategy 'one_device' got devices={request.options.devices}, expected 1; "
-            "use strategy 'mirrored' for more."
+            f"tfaccel: strategy 'one_device' got {', '.join(request.devices)}, expected one "
+            "device; use strategy 'mirrored' for more."
         )
-    settings.show_only(request.devices[:1])
+    settings.show_only(request.devices)
     return tf.distribute.get_strategy()

@@ -99,7 +99,7 @@ def _parse(name: str, value: Any, source: str) -> Any:
         return _BOOLEANS[str(value).lower()]
     if name in ("start_timeout", "collective_timeout", "seed"):
         number = _number(value, int if name == "seed" else float)
-        if number is None or number < 0:
+        if number is None or not number >= 0:  # NaN too
             raise _wrong(source, value, "a number of at least 0")
         return number
     return value
@@ -110,8 +110,10 @@ def _parse_devices(value: Any, source: str) -> int | tuple[str, ...]:
         number = _number(value, int)
         names = tuple(n.strip().upper() for n in value.split(",") if n.strip())
         value = names if number is None else number
-    elif not isinstance(value, int):
+    elif isinstance(value, (list, tuple)):
         value = tuple(str(name).upper() for name in value)
+    if isinstance(value, bool) or not isinstance(value, (int, tuple)):
+        raise _wrong(source, value, "a number of devices, or names such as GPU:0,GPU:1")
     if isinstance(value, int):
         if value < 1:
             raise _wrong(source, value, "at least 1")

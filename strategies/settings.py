@@ -56,9 +56,9 @@ def precision(asked: str, here: Sequence[Device], names: Sequence[str]) -> str:
     """
     if asked != "auto":
         return asked
-    used = [d for d in here if d.name in names]
-    if used and all(d.kind == "TPU" for d in used):
+    if all(name.startswith("TPU") for name in names):
         return "mixed_bfloat16"
+    used = [d for d in here if d.name in names]
     capabilities = [d.compute_capability or (0, 0) for d in used if d.kind == "GPU"]
     if not capabilities or min(capabilities) < (7, 0):
         return "float32"

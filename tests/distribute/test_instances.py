@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import os
+import pickle
 import random
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -42,6 +44,16 @@ def test_an_adapted_loss_is_the_same_outside_a_step() -> None:
     assert float(loss(y, p)) == before
     assert keras.losses.serialize(loss) == config
     assert isinstance(copy.deepcopy(loss), keras.losses.MeanSquaredError)
+
+
+@pytest.mark.parametrize("make", [keras.losses.MeanSquaredError, lambda: Counter([1, 1])])
+def test_an_adapted_instance_is_pickled_as_a_plain_one(make: Any) -> None:
+    instance = make()
+    plain = type(instance)
+    adapt(instance, WholeBatch)
+    again = pickle.loads(pickle.dumps(instance))
+    assert type(again) is plain
+    assert vars(again) == vars(instance)
 
 
 def test_the_optimizer_inside_a_loss_scale_optimizer_is_reached() -> None:

@@ -96,6 +96,7 @@ def test_kind_and_count() -> None:
         ([Device("GPU", 0, compute_capability=(6, 1))], ["GPU:0"], "float32"),
         ([Device("GPU", 0)], ["GPU:0"], "float32"),
         (TPU, ["TPU:0", "TPU:1"], "mixed_bfloat16"),
+        (CPU, ["TPU"], "mixed_bfloat16"),  # one that has not been started
         (ONE_GPU, ["CPU:0"], "float32"),
     ],
 )
@@ -138,6 +139,9 @@ def test_every_option_is_in_the_table_above() -> None:
     [
         ({"device": 2}, {}, "unknown option 'device', expected one of .*devices"),
         ({"devices": 0}, {}, "devices is 0, expected at least 1"),
+        ({"devices": True}, {}, "devices is True, expected a number of devices, or names"),
+        ({"devices": 1.5}, {}, "devices is 1.5, expected a number of devices, or names"),
+        ({"start_timeout": float("nan")}, {}, "start_timeout is nan, expected a number"),
         ({"devices": "GPU"}, {}, "devices is 'GPU', expected a number of devices, or names"),
         ({"devices": "GPU:0,CPU:0"}, {}, "expected different devices of one kind"),
         ({"devices": ["GPU:0", "GPU:0"]}, {}, "expected different devices of one kind"),
@@ -172,3 +176,11 @@ def test_one_process_of_several_is_refused() -> None:
     with pytest.raises(StrategyError, match="'mirrored' uses this process alone, but TF_CONFIG"):
         alone.refuse_cluster("mirrored")
     Request(options.Options(), ("CPU:0",), None).refuse_cluster("mirrored")
+
+
+@pytest.mark.parametrize("devices", [("GPU:0", "GPU:1"), ("CPU:0", "CPU:1")])
+def test_one_device_takes_one(devices: tuple[str, ...]) -> None:
+    from tfaccel.strategies import one_device
+
+    with pytest.raises(StrategyError, match=f"got {', '.join(devices)}, expected one device"):
+        one_device.make(Request(options.Options(), devices, None))

@@ -140,11 +140,13 @@ def calling_model() -> tuple[keras.Model, Any] | None:
     and `callbacks` are public names.
 
     Returns:
-        None when it is not Keras that asks, but a script.
+        None when it is not Keras's trainer that asks, but a script or a callback.
     """
     frame = sys._getframe(1)
-    while frame is not None and _module(frame).startswith("tfaccel."):
+    while frame is not None and not _module(frame).startswith("keras."):
         frame = frame.f_back  # type: ignore[assignment]
+    if frame is None or frame.f_code.co_name != "__init__":  # of Keras's iterator over an epoch
+        return None
     while frame is not None and _module(frame).startswith("keras."):
         if frame.f_code.co_name in ("fit", "evaluate", "predict"):
             model = frame.f_locals.get("self")

@@ -34,8 +34,26 @@ def adapt(instance: Any, mixin: type) -> None:
     if issubclass(cls, mixin):
         return
     if (mixin, cls) not in _made:
-        plain = instance.__class__
-        body: dict[str, Any] = {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
-        body |= {"__doc__": cls.__doc__, "__class__": property(lambda self: plain)}
-        _made[mixin, cls] = type(cls.__name__, (mixin, cls), body)
+        _made[mixin, cls] = _subclass(mixin, cls, plain=instance.__class__)
     object.__dict__["__class__"].__set__(instance, _made[mixin, cls])
+
+
+def _subclass(mixin: type, cls: type, plain: type) -> type:
+    made: Any
+
+    def reduce_as_plain(self: Any, protocol: Any) -> Any:
+        # A pickle names the plain class too, and gives a plain instance back.
+        how, arguments, *rest = super(made, self).__reduce_ex__(protocol)
+        if getattr(how, "__self__", None) is made:
+            how = getattr(plain, how.__name__)
+        return (how, tuple(plain if a is made else a for a in arguments), *rest)
+
+    body = {
+        "__module__": cls.__module__,
+        "__qualname__": cls.__qualname__,
+        "__doc__": cls.__doc__,
+        "__class__": property(lambda self: plain),
+        "__reduce_ex__": reduce_as_plain,
+    }
+    made = type(cls.__name__, (mixin, cls), body)
+    return made  # type: ignore[no-any-return]
