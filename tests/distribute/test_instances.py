@@ -125,6 +125,19 @@ def test_a_file_is_replaced_in_one_step(tmp_path: Path) -> None:
     assert keras.models.load_model(tmp_path / "m.keras").count_params() == 3
 
 
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "m.weights.h5"
+    path.write_text("the old file")
+
+    def full(filepath: str, overwrite: bool) -> None:
+        Path(filepath).write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        callbacks._whole(full, rank=0)(path)
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [(path.name, "the old file")]
+
+
 def draws() -> list[float]:
     return [random.random(), float(np.random.rand()), float(tf.random.uniform([]))]
 

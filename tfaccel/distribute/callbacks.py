@@ -7,6 +7,7 @@ and nothing says so.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 from collections.abc import Callable
@@ -146,8 +147,12 @@ def _whole(write: Callable[..., Any], rank: int) -> Callable[..., Any]:
             return write(filepath, overwrite=overwrite, **kwargs)
         folder, base = os.path.split(path)
         own = os.path.join(folder, f".rank{rank}.{base}")
-        write(own, overwrite=True)
-        os.replace(own, path)
+        try:
+            write(own, overwrite=True)
+            os.replace(own, path)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(own)
         return None
 
     replaced._tfaccel_whole = True  # type: ignore[attr-defined]
