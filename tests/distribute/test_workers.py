@@ -1,0 +1,113 @@
+"""Two workers of two devices each: what needs a second worker to be seen."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import random
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfaccel
+from tests.distribute.watched import data, linear
+from tfaccel.distribute.callbacks import ChiefBacksUp, broadcast
+
+pytestmark = pytest.mark.child(workers=2, group="pairs")
+
+
+@functools.cache
+def strategy() -> Any:
+    # The workers arrive with different random states.
+    random.seed()
+    np.random.seed()
+    return tfaccel.strategy("multi_worker_mirrored", devices=2, device_type="cpu")
+
+
+def everywhere(values: Any) -> list[list[float]]:
+    """One row of numbers of each replica, in the order of workers."""
+    made = tf.constant([values], tf.float64)
+    gathered = tf.function(
+        lambda: strategy().gather(strategy().run(lambda: tf.identity(made)), axis=0)
+    )()
+    return gathered.numpy().tolist()
+
+
+def test_each_worker_uses_its_two_devices() -> None:
+    # TensorFlow by itself takes one CPU: `CollectiveAllReduceExtended._initialize_local_devices`.
+    assert strategy().num_replicas_in_sync == 4
+    assert len(strategy().extended.worker_devices) == 2
+    place = strategy().placement
+    assert (place.workers, place.local) == (2, 2)
+    ranks = [row[0] for row in everywhere([float(place.rank)])]
+    assert ranks == [0, 0, 1, 1]
+
+
+def test_workers_that_were_not_seeded_draw_alike() -> None:
+    drawn = [random.random(), np.random.random(), float(tf.random.uniform([]))]
+    drawn += [float(i) for i in tf.data.Dataset.range(20).shuffle(20)]
+    first, *others = everywhere(drawn)
+    assert others == [first] * 3
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64", "int8", "int64", "bool"])
+def test_broadcast_gives_every_worker_the_chief_s_value(dtype: str) -> None:
+    rank = strategy().placement.rank
+    mine = tf.cast(tf.constant([1.0, 0.0] if rank == 0 else [0.0, 1.0]), dtype)
+    (found,) = broadcast(strategy(), [mine])
+    assert found.dtype == dtype
+    assert tf.cast(found, tf.int32).numpy().tolist() == [1, 0]
+
+
+def test_broadcast_keeps_what_is_not_finite() -> None:
+    (found,) = broadcast(strategy(), [np.array([np.nan, np.inf, 1.0], "float32")])
+    np.testing.assert_array_equal(found, [np.nan, np.inf, 1.0])
+
+
+def test_all_resume_from_the_chief_s_backup(tmp_path: Any) -> None:
+    # Each worker has a folder of its own here, and only the chief's has a backup in it.
+    begun: list[int] = []
+
+    class Watch(keras.callbacks.Callback):
+        def __init__(self, last: int) -> None:
+            super().__init__()
+            self.last = last
+
+        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+            begun.append(epoch)
+            if epoch == self.last:
+                raise InterruptedError
+
+    def train(last: int) -> Any:
+        keras.utils.set_random_seed(1)
+        with strategy().scope():
+            model = linear(lambda: keras.optimizers.Adam(0.1))
+        backup = keras.callbacks.BackupAndRestore(tmp_path / "backup")
+        held = [backup, Watch(last)]
+        with contextlib.suppress(InterruptedError):
+            model.fit(*data(8), batch_size=4, epochs=3, shuffle=False, verbose=0, callbacks=held)
+        assert isinstance(backup, ChiefBacksUp)
+        return model
+
+    train(2)
+    has = (tmp_path / "backup").exists() and any((tmp_path / "backup").iterdir())
+    assert has == (strategy().placement.rank == 0)
+    model = train(9)
+    assert begun == [0, 1, 2, 2]
+    assert int(model.optimizer.iterations.numpy()) == 6
+    first, *others = everywhere(np.concatenate([w.ravel() for w in model.get_weights()]))
+    assert others == [first] * 3
+
+
+def test_every_worker_saves_a_whole_file(tmp_path: Any) -> None:
+    with strategy().scope():
+        model = linear()
+    model.fit(*data(8), batch_size=4, verbose=0)
+    model.save(tmp_path / "model.keras")
+    assert [path.name for path in tmp_path.iterdir()] == ["model.keras"]
+    again = keras.models.load_model(tmp_path / "model.keras")
+    for mine, loaded in zip(model.get_weights(), again.get_weights(), strict=True):
+        np.testing.assert_array_equal(mine, loaded)

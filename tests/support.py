@@ -1,0 +1,200 @@
+"""Tests that need devices or workers of their own run in child processes, through this module.
+
+TensorFlow's devices are set once in a process. A test marked `child` is therefore run by a pytest
+of its own, together with all other tests that asked for the same child:
+
+    @pytest.mark.child(devices=3)             one process with three logical CPUs
+    @pytest.mark.child(workers=2)             two workers of `tfaccel launch`, both run the test
+    @pytest.mark.child(devices=2, group="a")  as the first, and apart from other groups
+
+A `conftest.py` takes part by importing `pytest_configure` and `pytest_pyfunc_call` from here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+LIMIT_S = 240.0
+
+_LAUNCH = "import sys; from tfaccel.launch.local import run; "
+_LAUNCH += "sys.exit(run(sys.argv[2:], nproc=int(sys.argv[1]), start_timeout_s=60, grace_s=2))"
+_OUT = "TESTS_CHILD_OUT"
+_DEVICES = "TESTS_CHILD_DEVICES"
+
+
+def environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
+    """This process's environment without what describes another job."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("TF_CONFIG", "KERAS_BACKEND") and not name.startswith("TFACCEL_")
+    }
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    fixed = {"PYTHONPATH": path, "TF_CPP_MIN_LOG_LEVEL": "2", "CUDA_VISIBLE_DEVICES": "-1"}
+    return {**kept, **fixed, **(more or {})}
+
+
+def run_child(
+    command: Sequence[str],
+    *,
+    workers: int = 1,
+    env: Mapping[str, str] | None = None,
+    limit_s: float = LIMIT_S,
+    codes: Sequence[int] = (0,),
+) -> str:
+    """Runs Python with these arguments in one process, or as the workers of one job.
+
+    Args:
+        command: what follows `python`: ``["-c", snippet]``, ``["-m", module]`` or a script.
+        workers: more than one are started by the launcher, on free ports.
+        env: variables on top of `environment()`.
+        limit_s: seconds after which the processes are ended.
+        codes: the exit codes that are no failure.
+
+    Returns:
+        What all workers printed; the lines of several carry their rank.
+
+    Raises:
+        AssertionError: it failed or ran out of time; every rank's output is in the message.
+    """
+    command = [sys.executable, *command]
+    if workers > 1:
+        command = [sys.executable, "-c", _LAUNCH, str(workers), *command]
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
+        process = subprocess.Popen(
+            command,
+            env=environment(env),
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        late = False
+        try:
+            process.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            late = True
+        finally:
+            _end(process)
+        log.seek(0)
+        output = log.read()
+    if late:
+        raise AssertionError(f"the child was not done after {limit_s:g} s\n{output}")
+    if process.returncode not in codes:
+        raise AssertionError(f"the child exited with {process.returncode}\n{output}")
+    return output
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Ends a child and all it started; a launcher gets the time to end its workers."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(10)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+# --- The marker -----------------------------------------------------------------------------
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "child(devices, workers, group): run in a child process")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Iterator[None]:
+    if pyfuncitem.get_closest_marker("child") is None:
+        return (yield)
+    if _OUT in os.environ:
+        return (yield from _in_child(pyfuncitem))
+    # The test's own body runs in the child alone.
+    pyfuncitem.obj = functools.partial(_reported, pyfuncitem)
+    return (yield)
+
+
+def _in_child(item: pytest.Function) -> Iterator[None]:
+    """Runs the test here, and notes how it ended before the next one can hang."""
+    _logical_cpus(int(os.environ[_DEVICES]))
+    said = ""
+    try:
+        return (yield)
+    except BaseException:
+        said = traceback.format_exc()
+        raise
+    finally:
+        rank = json.loads(os.environ.get("TF_CONFIG", "{}")).get("task", {}).get("index", 0)
+        with open(Path(os.environ[_OUT]) / f"rank-{rank}.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps([item.nodeid, said]) + "\n")
+
+
+@functools.cache
+def _logical_cpus(number: int) -> None:
+    if number < 2:
+        return
+    import tensorflow as tf
+
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    parts = [tf.config.LogicalDeviceConfiguration()] * number
+    tf.config.set_logical_device_configuration(cpu, parts)
+
+
+def _reported(item: pytest.Function, **_: Any) -> None:
+    """Stands for a test that ran in a child: passes or fails as it did there."""
+    asked = _asked(item)
+    ran = item.session.stash.setdefault(_RAN, {})
+    if asked not in ran:
+        same = [i.nodeid for i in item.session.items if _asked(i) == asked]
+        ran[asked] = _run_all(same, **dict(asked))
+    output, ranks = ran[asked]
+    for rank, found in enumerate(ranks):
+        if item.nodeid not in found:
+            pytest.fail(f"rank {rank} of the child did not end this test\n{output}", False)
+        if found[item.nodeid]:
+            pytest.fail(f"rank {rank}: {found[item.nodeid]}", False)
+
+
+_RAN: pytest.StashKey[dict[Any, Any]] = pytest.StashKey()
+
+
+def _asked(item: pytest.Item) -> tuple[tuple[str, Any], ...]:
+    marker = item.get_closest_marker("child")
+    return tuple(sorted(marker.kwargs.items())) if marker else ()
+
+
+def _run_all(
+    nodeids: Sequence[str], devices: int = 1, workers: int = 1, group: str = ""
+) -> tuple[str, list[dict[str, str]]]:
+    with tempfile.TemporaryDirectory() as out:
+        options = ["-q", "--runxfail", "--no-header", "-p", "no:cacheprovider", "-o", "addopts="]
+        try:
+            output = run_child(
+                ["-m", "pytest", *options, *nodeids],
+                workers=workers,
+                env={_OUT: out, _DEVICES: str(devices)},
+                codes=(0, 1),
+            )
+        except AssertionError as error:
+            output = str(error)
+        ranks = []
+        for rank in range(workers):
+            path = Path(out) / f"rank-{rank}.jsonl"
+            lines = path.read_text("utf-8").splitlines() if path.exists() else []
+            ranks.append(dict(json.loads(line) for line in lines))
+    return output, ranks
