@@ -20,13 +20,13 @@ FACTORIES = {
     "mirrored": "tfaccel.strategies.mirrored",
     "multi_worker_mirrored": "tfaccel.strategies.multi_worker_mirrored",
     "tpu": "tfaccel.strategies.tpu",
+    "model_parallel": "tfaccel.strategies.model_parallel",
 }
 NAMES = ("auto", *FACTORIES)
 
 _REFUSED = {
     "parameter_server": "Keras 3 does not support ParameterServerStrategy",
     "central_storage": "Keras 3 does not support CentralStorageStrategy",
-    "model_parallel": "model parallelism is not made yet",
 }
 
 
@@ -52,6 +52,7 @@ def strategy(name: str = "auto", **options: Any) -> tf.distribute.Strategy:
     """
     from tfaccel import hardware
     from tfaccel.cluster import resolve as find_cluster
+    from tfaccel.distribute.model_parallel.mesh import MeshShape
     from tfaccel.strategies import describe, devices, request, settings
 
     name = os.environ.get("TFACCEL_STRATEGY", name) if name == "auto" else name
@@ -60,9 +61,16 @@ def strategy(name: str = "auto", **options: Any) -> tf.distribute.Strategy:
     here = hardware.detect()
     cluster = find_cluster(os.environ)
     number = len(wanted.devices) if isinstance(wanted.devices, tuple) else wanted.devices
-    choice = choose(name, here, cluster, number, wanted.device_type)
+    if name == "auto" and wanted.mesh is not None:
+        choice = Choice("model_parallel", "a mesh was asked for")
+    else:
+        choice = choose(name, here, cluster, number, wanted.device_type)
+    _check_mesh(choice.name, wanted)
     kind = "tpu" if choice.name == "tpu" else wanted.device_type
     limit = wanted.devices or (1 if choice.name == "one_device" else None)
+    if choice.name == "model_parallel" and limit is None:
+        workers = cluster.size if cluster is not None else 1
+        limit = MeshShape.devices_for(wanted.mesh, workers)
     # The cores of a TPU have no names before the factory has started it.
     names = devices.pick(here, kind, limit) if choice.name != "tpu" else ("TPU",)
     policy = settings.apply(wanted, here, names)
@@ -70,6 +78,15 @@ def strategy(name: str = "auto", **options: Any) -> tf.distribute.Strategy:
     made: tf.distribute.Strategy = factory.make(request.Request(wanted, names, cluster))
     describe.remember(made, choice, names, cluster, policy, wanted)
     return made
+
+
+def _check_mesh(name: str, wanted: Options) -> None:
+    for option in ("mesh", "layouts"):
+        if name != "model_parallel" and getattr(wanted, option) is not None:
+            raise StrategyError(
+                f"tfaccel: {option}={getattr(wanted, option)!r} was asked for with strategy "
+                f"{name!r}, which has no mesh; use strategy 'model_parallel', or leave it out."
+            )
 
 
 def _check(name: str) -> None:

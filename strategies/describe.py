@@ -29,9 +29,11 @@ class Description:
     def __str__(self) -> str:
         """Renders it for people."""
         each = "all cores" if self.devices == ("TPU",) else ", ".join(self.devices)
+        mesh = self.options.mesh
+        over = f"replicas   {self.replicas}" if mesh is None else f"mesh       {mesh}"
         lines = [
             f"strategy   {self.choice.name} ({self.choice.reason})",
-            f"replicas   {self.replicas}: {each}",
+            f"{over}: {each}",
             f"precision  {self.policy}",
         ]
         if self.cluster is not None and self.cluster.size > 1:
@@ -40,6 +42,10 @@ class Description:
             lines.insert(2, f"workers    {workers} (we are {self.cluster.rank})")
         if self.replicas > 1:
             lines.append(f"all-reduce {self.options.communication}")
+        if mesh is not None:
+            layouts = self.options.layouts
+            layouts = layouts if isinstance(layouts, (str, type(None))) else f"{len(layouts)} rules"
+            lines.append(f"layouts    {layouts or 'auto'}")
         if self.options.seed is not None:
             lines.append(f"seed       {self.options.seed}")
         return "\n".join(lines)

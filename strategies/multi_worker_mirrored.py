@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-
 import tensorflow as tf
 
-from tfaccel.cluster.rendezvous import meet
 from tfaccel.distribute import agreement
 from tfaccel.distribute.multi_worker import MultiWorkerMirroredStrategy
 from tfaccel.errors import StrategyError
-from tfaccel.strategies import settings
+from tfaccel.strategies import meeting, settings
 from tfaccel.strategies.request import Request
 
 
@@ -33,13 +30,7 @@ def make(request: Request) -> tf.distribute.Strategy:
             "tfaccel: communication='nccl' was asked for on CPUs, expected 'ring' or 'auto'."
         )
     settings.show_only(request.devices)
-    meeting = meet(
-        cluster,
-        timeout_s=options.start_timeout,
-        job_id=os.environ.get("TFACCEL_JOB_ID", ""),
-        payload=agreement.offer(),
-    )
-    agreement.adopt(meeting.payload)
+    agreement.adopt(meeting.of(cluster, options, agreement.offer()).payload)
     return MultiWorkerMirroredStrategy(
         cluster,
         device_type=kind,

@@ -36,6 +36,11 @@ class Options:
         start_timeout: seconds to wait for all workers to arrive.
         collective_timeout: seconds after which an all-reduce gives up on a silent worker; more
             than the slowest step takes. None waits for TensorFlow's heartbeat.
+        mesh: axes and sizes of a model-parallel mesh, such as ``"batch=2,model=4"``; an axis of -1
+            takes the devices that the others leave.
+        layouts: how a model lies on the mesh: ``"auto"``, ``"fully_sharded"``, or a `LayoutMap`, a
+            `keras.distribution.LayoutMap` or a dict from regular expressions of variable paths to
+            axes. None is ``"auto"``.
         tpu: name or address of a TPU; ``"local"`` on a TPU VM; None finds it.
     """
 
@@ -49,6 +54,8 @@ class Options:
     communication: str = "auto"
     start_timeout: float = 300.0
     collective_timeout: float | None = None
+    mesh: Any = None
+    layouts: Any = None
     tpu: str | None = None
 
 

@@ -28,3 +28,7 @@ class ScopeError(TfaccelError, RuntimeError):
 
 class InputError(TfaccelError, ValueError):
     """A dataset cannot be divided among the replicas without repeating or losing rows."""
+
+
+class LayoutError(TfaccelError, ValueError):
+    """A mesh, or the layout of a variable on it, that cannot be."""

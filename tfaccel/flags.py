@@ -159,6 +159,11 @@ _FLAGS: dict[str, tuple[Callable[[str], Any] | None, str]] = {
     "seed": (int, "Seed of Python, NumPy and Keras; agreed among workers when not given."),
     "deterministic": (None, "Ask TensorFlow for deterministic ops: slower, the same each run."),
     "memory_growth": (None, "Take GPU memory as it is needed and not all at the start."),
+    "mesh": (str, "Mesh of strategy model_parallel: axes and sizes, such as batch=2,model=4."),
+    "layouts": (
+        _one_of("auto", "fully_sharded"),
+        "How a model lies on the mesh: auto, fully_sharded.",
+    ),
     "tpu": (str, "Name or address of the TPU; 'local' on a TPU VM."),
 }
 

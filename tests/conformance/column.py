@@ -1,6 +1,7 @@
 """Runs every case of the table under one strategy, in this process, and keeps the results.
 
-Usage: python -m tests.conformance.column OUT --strategy NAME --devices N [--only CASE,CASE]
+Usage: python -m tests.conformance.column OUT --strategy NAME --devices N
+           [--mesh MESH] [--layouts LAYOUTS] [--only CASE,CASE]
 
 The strategy `plain` is Keras without tfaccel.
 """
@@ -23,6 +24,8 @@ def main() -> None:
     parser.add_argument("out")
     parser.add_argument("--strategy", default="plain")
     parser.add_argument("--devices", type=int, default=1)
+    parser.add_argument("--mesh")
+    parser.add_argument("--layouts")
     parser.add_argument("--only", default="")
     asked = parser.parse_args()
 
@@ -31,7 +34,13 @@ def main() -> None:
     if asked.strategy != "plain":
         import tfaccel
 
-        strategy = tfaccel.strategy(asked.strategy, devices=asked.devices, device_type="cpu")
+        strategy = tfaccel.strategy(
+            asked.strategy,
+            devices=asked.devices,
+            device_type="cpu",
+            mesh=asked.mesh,
+            layouts=asked.layouts,
+        )
         scope, replicas = strategy.scope, strategy.num_replicas_in_sync
         rank = strategy.cluster.rank if hasattr(strategy, "cluster") else 0
 

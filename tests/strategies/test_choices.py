@@ -162,7 +162,6 @@ def test_a_wrong_option_is_named(given: Any, environ: Any, says: str) -> None:
     [
         ("parameter_server", "Keras 3 does not support ParameterServerStrategy"),
         ("central_storage", "Keras 3 does not support CentralStorageStrategy"),
-        ("model_parallel", "not made yet"),
         ("miroredd", "unknown strategy 'miroredd', expected one of auto, one_device, mirrored"),
     ],
 )

@@ -13,6 +13,16 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+# The stack of Keras's name scopes knows which layers are being built around a variable; under a
+# mesh its layout follows from them. Public are only the path and the layer once all is made.
+from keras.src.backend.common import global_state
+from keras.src.backend.common.name_scope import current_path
+
+# Host tensors up to this many elements become constants of a graph, larger ones its inputs.
+from tensorflow.core.function.capture.capture_container import (
+    _EAGER_CONST_THRESHOLD as LARGEST_CONSTANT,
+)
+
 # The Extended classes hold what a strategy does; TensorFlow exports only their owners. We
 # override how variables are made, whether replicas may pause for each other, and which of a
 # worker's devices are used.
@@ -28,6 +38,7 @@ from tensorflow.python.distribute.values import PerReplica, PerReplicaSpec
 from tensorflow.python.eager.context import global_seed
 
 __all__ = [
+    "LARGEST_CONSTANT",
     "AnyRows",
     "CollectiveAllReduceExtended",
     "MirroredExtended",
@@ -39,10 +50,12 @@ __all__ = [
     "global_seed",
     "is_keras_function",
     "keras_mask",
+    "layers_being_built",
     "layers_of",
     "loss_trackers",
     "own_collectives",
     "set_initial_epoch",
+    "variable_path",
 ]
 
 
@@ -125,6 +138,17 @@ def is_keras_function(fn: Any) -> bool:
     if isinstance(getattr(fn, "__self__", None), keras.Model):
         return getattr(fn, "__name__", "") in ("train_step", "test_step")
     return str(getattr(fn, "__module__", "")).startswith("keras.")
+
+
+def variable_path(name: str | None) -> str:
+    """The Keras path of the variable that is being made now, such as ``"mlp/dense/kernel"``."""
+    return "/".join(part for part in (current_path(), name or "variable") if part)
+
+
+def layers_being_built() -> tuple[keras.layers.Layer, ...]:
+    """The layers inside whose `build` we are, the innermost last."""
+    entries = global_state.get_global_attribute("name_scope_stack") or []
+    return tuple(e.caller for e in entries if isinstance(e.caller, keras.layers.Layer))
 
 
 def set_initial_epoch(model: keras.Model, epoch: int) -> None:

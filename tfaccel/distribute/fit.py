@@ -13,12 +13,12 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfaccel.distribute import _private, logs, state, step
+from tfaccel.distribute import _private, logs, scope, state, step
 from tfaccel.distribute.batches import Batches, Sharded, Starved, shard
 from tfaccel.distribute.loss import whole_batch
 from tfaccel.distribute.optimizer import optimizers_of, reduce_first
 from tfaccel.distribute.split import Placement
-from tfaccel.errors import InputError, ScopeError, StrategyError
+from tfaccel.errors import InputError, StrategyError
 
 
 class KerasFit:
@@ -59,7 +59,7 @@ class KerasFit:
         if caller is None:
             return super().experimental_distribute_dataset(dataset, options)  # type: ignore[misc]
         model, callbacks = caller
-        self._check_scope(model)
+        scope.check(model, self)
         self._refuse_unsharded(dataset)
         self._prepare_callbacks(callbacks)
         return Batches(dataset, self.placement, self.extended.worker_devices)
@@ -135,7 +135,7 @@ class KerasFit:
 
     def _prepare(self, model: keras.Model) -> None:
         """Checks that `model` is ours, and adapts its optimizers and losses."""
-        self._check_scope(model)
+        scope.check(model, self)
         if model.jit_compile and any("CPU" in d.upper() for d in self.extended.worker_devices):
             raise StrategyError(
                 "tfaccel: jit_compile=True was asked for on CPU replicas, where XLA has no "
@@ -144,25 +144,6 @@ class KerasFit:
         for optimizer in optimizers_of(model):
             reduce_first(optimizer, self)
         whole_batch(model)
-
-    def _check_scope(self, model: keras.Model) -> None:
-        """Raises when a part of `model` was made outside our scope."""
-        for variable in model.weights:
-            self._check(variable, f"model {model.name!r}", "build the model")
-        for optimizer in optimizers_of(model):
-            for variable in optimizer.variables:
-                self._check(variable, f"optimizer {optimizer.name!r}", "make the optimizer")
-        for metric in model.metrics:
-            for variable in metric.variables:
-                self._check(variable, f"metric {metric.name!r}", "call model.compile(...)")
-
-    def _check(self, variable: Any, what: str, do: str) -> None:
-        owner = getattr(variable.value, "distribute_strategy", None)
-        if owner is not self:
-            raise ScopeError(
-                f"tfaccel: {what} was made outside the scope of this strategy (variable "
-                f"{variable.path!r} is on one device only); {do} inside `with strategy.scope():`."
-            )
 
 
 class KerasFitExtended:

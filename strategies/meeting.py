@@ -1,0 +1,23 @@
+"""The workers of a strategy meet before TensorFlow starts."""
+
+from __future__ import annotations
+
+import os
+
+from tfaccel.cluster.cluster import Cluster
+from tfaccel.cluster.rendezvous import Meeting, meet
+from tfaccel.strategies.options import Options
+
+
+def of(cluster: Cluster, options: Options, payload: bytes) -> Meeting:
+    """Waits for all workers of `cluster`; rank 0's `payload` is given to all.
+
+    Raises:
+        ClusterError: when a worker does not come in time, or belongs to another job.
+    """
+    return meet(
+        cluster,
+        timeout_s=options.start_timeout,
+        job_id=os.environ.get("TFACCEL_JOB_ID", ""),
+        payload=payload,
+    )

@@ -1,0 +1,39 @@
+"""Model parallel: a mesh of devices, each with a share of the model, of the batch, or of both."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from tfaccel.distribute import agreement
+from tfaccel.distribute.model_parallel.strategy import ModelParallelStrategy
+from tfaccel.errors import StrategyError
+from tfaccel.strategies import meeting, settings
+from tfaccel.strategies.request import Request
+
+
+def make(request: Request) -> tf.distribute.Strategy:
+    """Meets the other workers, if there are any, and returns the strategy over all devices.
+
+    Raises:
+        StrategyError: when no mesh was asked for.
+        LayoutError: when the mesh does not fit the devices, or a rule not the mesh.
+        ClusterError: when a worker does not come in time, or belongs to another job.
+    """
+    cluster, options = request.cluster, request.options
+    workers = cluster.size if cluster is not None else 1
+    if options.mesh is None:
+        raise StrategyError(
+            "tfaccel: strategy 'model_parallel' needs a mesh; ask for one, such as "
+            f"mesh='batch=1,model={len(request.devices) * workers}' for the "
+            f"{len(request.devices) * workers} devices here."
+        )
+    if request.devices[0].startswith("GPU"):
+        settings.show_only(request.devices)
+    if cluster is not None and workers > 1:
+        agreement.adopt(meeting.of(cluster, options, agreement.offer()).payload)
+    return ModelParallelStrategy(
+        options.mesh,
+        "auto" if options.layouts is None else options.layouts,
+        devices=request.devices,
+        cluster=cluster if workers > 1 else None,
+    )

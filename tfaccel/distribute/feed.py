@@ -1,0 +1,91 @@
+"""What a strategy hands to Keras in place of a dataset: batches where they are needed.
+
+Keras iterates it from Python. Three habits of its trainer are met here:
+
+* before training it takes one batch only to see shapes, and throws it away together with its
+  iterator (https://github.com/keras-team/keras/issues/20585): the next iterator starts with that
+  batch again, so that a generator loses no rows;
+* it calls `zip(range(steps_per_execution), iterator)` for each execution: at the end of the data
+  an execution that has run some steps must stop quietly, one that has run none must raise;
+* it takes `OutOfRangeError` for the end of the data.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import tensorflow as tf
+
+
+class Feed:
+    """Batches that can be iterated again and again; a subclass says where they come from."""
+
+    def __init__(self) -> None:
+        self._source: Source | None = None
+        self._reader: weakref.ref[BatchIterator] | None = None
+
+    def __iter__(self) -> BatchIterator:
+        abandoned = self._reader is None or self._reader() is None
+        if self._source is None or not (abandoned and self._source.push_back()):
+            self._source = Source(self._open())
+        iterator = BatchIterator(self._source)
+        self._reader = weakref.ref(iterator)
+        return iterator
+
+    def _open(self) -> Iterator[Any]:
+        """One more pass over the batches."""
+        raise NotImplementedError
+
+
+class BatchIterator:
+    """One pass over the batches, in the way Keras's trainer reads it."""
+
+    def __init__(self, feed: Source) -> None:
+        self._feed = feed
+        self._fresh = True
+
+    def __iter__(self) -> BatchIterator:
+        self._fresh = True  # an execution of one or more steps begins
+        return self
+
+    def __next__(self) -> Any:
+        try:
+            batch = next(self._feed)
+        except StopIteration:
+            if self._fresh:
+                raise tf.errors.OutOfRangeError(None, None, "End of the dataset") from None
+            raise
+        self._fresh = False
+        return batch
+
+
+class Source:
+    """A source of batches that can take its only batch back."""
+
+    def __init__(self, source: Iterator[Any]) -> None:
+        self._source = source
+        self._taken: list[Any] = []
+        self._back: list[Any] = []
+        self._ended = False
+
+    def __next__(self) -> Any:
+        if self._back:
+            batch = self._back.pop()
+        else:
+            try:
+                batch = next(self._source)
+            except StopIteration:
+                self._ended = True
+                raise
+        # One batch is enough to know whether only one was taken; do not hold on to more.
+        self._taken = [batch] if not self._taken else [None, None]
+        return batch
+
+    def push_back(self) -> bool:
+        """Takes the one batch back that was read; False when it cannot (the pass is under way)."""
+        if self._ended or len(self._taken) != 1:
+            return False
+        self._back, self._taken = self._taken, []
+        return True

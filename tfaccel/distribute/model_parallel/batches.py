@@ -1,0 +1,87 @@
+"""Global batches laid out on the mesh."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import tensorflow as tf
+
+from tfaccel.distribute import _private
+from tfaccel.distribute.feed import Feed
+from tfaccel.distribute.model_parallel import host
+from tfaccel.errors import InputError
+
+
+class MeshBatches(Feed):
+    """The global batches of a dataset, each with its rows over the batch axis.
+
+    A batch whose rows do not divide is given whole to every device: the numbers stay those of the
+    global batch, and that batch gains no speed.
+
+    Args:
+        dataset: of global batches, the same in every process.
+        mesh: a DTensor mesh.
+        axis: the axis that divides rows, or None.
+    """
+
+    def __init__(self, dataset: tf.data.Dataset, mesh: Any, axis: str | None) -> None:
+        super().__init__()
+        self.element_spec = dataset.element_spec
+        _check(dataset.element_spec)
+        self._dataset = dataset.prefetch(tf.data.AUTOTUNE)
+        self._mesh = mesh
+        self._axis = axis
+
+    def _open(self) -> Iterator[Any]:
+        with tf.device("/CPU:0"):
+            source = iter(self._dataset)
+        return (on_mesh(batch, self._mesh, self._axis) for batch in source)
+
+
+def unwrap(batch: Any) -> Any:
+    """The DTensors of a nest that `on_mesh` made."""
+    return tf.nest.map_structure(
+        lambda leaf: leaf.values[0] if isinstance(leaf, _private.PerReplica) else leaf,
+        batch,
+        expand_composites=False,
+    )
+
+
+def on_mesh(batch: Any, mesh: Any, axis: str | None) -> Any:
+    """Puts a nest of host tensors on the mesh, rows divided over `axis`."""
+    return tf.nest.map_structure(lambda leaf: _leaf_on_mesh(leaf, mesh, axis), batch)
+
+
+def _leaf_on_mesh(leaf: Any, mesh: Any, axis: str | None) -> Any:
+    if leaf is None or isinstance(leaf, tf.experimental.Optional):
+        return leaf
+    _refuse_uneven(leaf)
+    with tf.device("/CPU:0"):
+        leaf = tf.convert_to_tensor(leaf)
+    rank = leaf.shape.rank
+    divides = (
+        rank and axis is not None and leaf.shape[0] and leaf.shape[0] % mesh.dim_size(axis) == 0
+    )
+    first = (axis,) if divides else (None,)
+    placed = host.scatter(leaf, (*first, *[None] * (rank - 1)) if rank else (), mesh)
+    return _private.AnyRows((placed,))
+
+
+def _check(spec: Any) -> None:
+    for leaf in tf.nest.flatten(spec):
+        _refuse_uneven(leaf)
+
+
+def _refuse_uneven(leaf: Any) -> None:
+    kind = getattr(leaf, "value_type", type(leaf))
+    if isinstance(kind, type) and issubclass(kind, (tf.RaggedTensor, tf.SparseTensor)):
+        raise InputError(
+            f"tfaccel: the batch holds a {kind.__name__}, which strategy 'model_parallel' cannot "
+            "divide, expected dense tensors; call to_tensor() or tf.sparse.to_dense in the dataset."
+        )
+    if getattr(leaf, "dtype", None) == tf.string:
+        raise InputError(
+            "tfaccel: the batch holds strings, which no device of a mesh takes, expected numbers; "
+            "look them up in the dataset (dataset.map), not in the model."
+        )

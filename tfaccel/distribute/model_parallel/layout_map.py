@@ -1,0 +1,100 @@
+"""Rules from the paths of variables to the axes of a mesh, as in `keras.distribution`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, MutableMapping
+from typing import Any
+
+from tfaccel.errors import LayoutError
+
+Axes = tuple[str | None, ...]
+
+
+class LayoutMap(MutableMapping[str, Axes]):
+    """A dict of layouts whose keys are regular expressions of variable paths.
+
+    The semantics are those of `keras.distribution.LayoutMap`: a path is looked up as it is, then
+    as a regular expression that must match the whole of it (`re.fullmatch`), and two expressions
+    that match one path are an error. A path that nothing matches is replicated.
+
+    Args:
+        rules: pairs to begin with.
+        fully_sharded: also shard every parameter and its optimizer slots over the batch axis, and
+            gather each one only while the forward pass uses it (ZeRO-3,
+            https://arxiv.org/abs/1910.02054).
+
+    >>> layouts = LayoutMap({".*dense.*/kernel": (None, "model"), ".*dense.*/bias": ("model",)})
+    >>> layouts["mlp/dense_1/kernel"]
+    (None, 'model')
+    >>> layouts.get("mlp/norm/gamma") is None
+    True
+    """
+
+    def __init__(
+        self, rules: Mapping[str, Any] | None = None, *, fully_sharded: bool = False
+    ) -> None:
+        self.fully_sharded = fully_sharded
+        self._rules: dict[str, Axes] = {}
+        for pattern, axes in (rules or {}).items():
+            self[pattern] = axes
+
+    @classmethod
+    def of(cls, rules: Mapping[str, Any]) -> LayoutMap:
+        """Ours, of a plain dict or a `keras.distribution.LayoutMap`."""
+        return rules if isinstance(rules, cls) else cls(rules)
+
+    def rule_of(self, path: str) -> str | None:
+        """The rule that `path` falls under, or None.
+
+        Raises:
+            LayoutError: when two rules match.
+        """
+        if path in self._rules:
+            return path
+        matching = [pattern for pattern in self._rules if re.fullmatch(pattern, path)]
+        if len(matching) > 1:
+            raise LayoutError(
+                f"tfaccel: variable {path!r} matches {len(matching)} layout rules, "
+                f"{' and '.join(map(repr, matching))}, expected at most one; make them exclusive."
+            )
+        return matching[0] if matching else None
+
+    def __getitem__(self, path: str) -> Axes:
+        """The axes of each dimension of the variable at `path`."""
+        rule = self.rule_of(path)
+        if rule is None:
+            raise KeyError(path)
+        return self._rules[rule]
+
+    def __setitem__(self, pattern: str, axes: Any) -> None:
+        """Adds a rule; `axes` is a tuple of axis names and None, or a Keras TensorLayout."""
+        axes = getattr(axes, "axes", axes)
+        if axes is not None and (
+            isinstance(axes, str) or any(not isinstance(a, (str, type(None))) for a in axes)
+        ):
+            raise LayoutError(
+                f"tfaccel: the layout of rule {pattern!r} is {axes!r}, expected a tuple with an "
+                "axis name or None for each dimension, such as (None, 'model')."
+            )
+        try:
+            re.compile(pattern)
+        except re.error as reason:
+            raise LayoutError(
+                f"tfaccel: layout rule {pattern!r} is no regular expression ({reason}); expected "
+                "one that matches whole variable paths, such as '.*dense.*/kernel'."
+            ) from None
+        if pattern in self._rules:
+            raise LayoutError(
+                f"tfaccel: layout rule {pattern!r} is there already, expected every rule once."
+            )
+        self._rules[pattern] = tuple(axes or ())
+
+    def __delitem__(self, pattern: str) -> None:
+        del self._rules[pattern]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rules)
+
+    def __len__(self) -> int:
+        return len(self._rules)

@@ -1,0 +1,57 @@
+"""Puts host tensors that a traced step meets on the mesh.
+
+A layer may hold a plain tensor (the mean of a Normalization layer). A step's graph takes it as one
+more input, and DTensor wants all inputs of a graph on its mesh.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+from tensorflow.experimental import dtensor
+
+from tfaccel.distribute import _private
+from tfaccel.distribute.adapt import adapt
+from tfaccel.distribute.model_parallel import host
+
+
+class Lifts:
+    """Mixin for the graph of a step: host tensors it captures are put on the mesh, whole."""
+
+    _mesh: Any
+    _lifted: dict[int, tuple[Any, tf.Tensor]]
+
+    def capture(self, tensor: Any, name: Any = None, shape: Any = None) -> Any:
+        """Captures `tensor`, or its copy on the mesh."""
+        if hasattr(tensor, "numpy") and _is_large(tensor):
+            if id(tensor) not in self._lifted:
+                # The tensor is kept with its copy, so that its id stays its own.
+                self._lifted[id(tensor)] = (tensor, self._lift(tensor))
+            tensor = self._lifted[id(tensor)][1]
+        return super().capture(tensor, name, shape)  # type: ignore[misc]
+
+    def _lift(self, tensor: tf.Tensor) -> tf.Tensor:
+        with tf.init_scope():
+            if dtensor.is_dtensor(tensor):
+                return tensor
+            return host.scatter(tensor, (None,) * tensor.shape.rank, self._mesh)
+
+
+def _is_large(tensor: tf.Tensor) -> bool:
+    """Whether the graph takes it as an input; small ones become constants of the graph."""
+    if tensor.dtype in (tf.resource, tf.variant, tf.string):
+        return False
+    size: int = tensor.shape.num_elements()
+    return size > _private.LARGEST_CONSTANT
+
+
+def lift_captures(mesh: Any) -> None:
+    """Makes the graph that is being traced, if any, lift what it captures."""
+    if tf.executing_eagerly():
+        return
+    graph = tf.compat.v1.get_default_graph()
+    if not hasattr(graph, "capture") or isinstance(graph, Lifts):
+        return
+    adapt(graph, Lifts)
+    graph._mesh, graph._lifted = mesh, {}

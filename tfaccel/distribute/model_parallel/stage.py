@@ -1,0 +1,31 @@
+"""Where the program is: on the host, in a step on the mesh, or in an update of the optimizer."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+HOST, STEP, UPDATE = "host", "step", "update"
+
+
+class _Here(threading.local):
+    stage = HOST
+
+
+_here = _Here()
+
+
+def current() -> str:
+    """The stage of this thread."""
+    return _here.stage
+
+
+@contextmanager
+def entered(stage: str) -> Iterator[None]:
+    """Runs what is inside in `stage`."""
+    before, _here.stage = _here.stage, stage
+    try:
+        yield
+    finally:
+        _here.stage = before

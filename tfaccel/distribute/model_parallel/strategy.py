@@ -1,0 +1,173 @@
+"""ModelParallelStrategy: one program over a mesh of devices, each with a share of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+from tensorflow.experimental import dtensor
+
+from tfaccel.cluster.cluster import Cluster
+from tfaccel.distribute import _private, scope
+from tfaccel.distribute.model_parallel import lift, settings, stage
+from tfaccel.distribute.model_parallel.batches import MeshBatches, on_mesh, unwrap
+from tfaccel.distribute.model_parallel.mesh import MeshShape
+from tfaccel.distribute.model_parallel.plan import Planner
+from tfaccel.distribute.model_parallel.variable import MeshVariable
+
+
+class ModelParallelStrategy(tf.distribute.Strategy):  # type: ignore[misc]
+    """Runs ordinary Keras models split over a mesh of devices, with DTensor.
+
+    A step is one program over all devices. It computes what one device would over the whole batch;
+    layouts decide where each piece of it is done.
+
+    Args:
+        mesh: the axes, such as ``"batch=2,model=4"``.
+        layouts: ``"auto"``, ``"fully_sharded"`` or rules as in `LayoutMap`.
+        devices: the devices of this process.
+        cluster: the processes of this job, or None.
+
+    Raises:
+        LayoutError: when the mesh does not fit the devices, or the rules not the mesh.
+
+    Attributes:
+        mesh: DTensor's mesh.
+        planner: decides how each variable lies.
+        used: whether anything has run under this strategy.
+    """
+
+    used = False
+
+    def __init__(
+        self,
+        mesh: str | Mapping[str, int] | MeshShape,
+        layouts: str | Mapping[str, Any] = "auto",
+        devices: Sequence[str] = ("CPU:0",),
+        cluster: Cluster | None = None,
+    ) -> None:
+        workers = cluster.size if cluster is not None else 1
+        if not isinstance(mesh, MeshShape):
+            mesh = MeshShape.parse(mesh, len(devices) * workers)
+        self.planner = Planner(mesh, layouts)
+        self.mesh = settings.start(mesh, devices, cluster)
+        if cluster is not None:
+            self.cluster = cluster
+        super().__init__(ModelParallelExtended(self))
+
+    def experimental_distribute_dataset(self, dataset: Any, options: Any = None) -> Any:
+        """Lays the global batches of `dataset` out on the mesh."""
+        return MeshBatches(dataset, self.mesh, self.planner.mesh.batch_axis)
+
+    def run(self, fn: Any, args: Any = (), kwargs: Any = None, options: Any = None) -> Any:
+        """Runs `fn` once, over the whole mesh; what it returns is whole on every device."""
+        self.used = True
+        if isinstance(model := getattr(fn, "__self__", None), keras.Model):
+            self._prepare(model)
+        if tf.executing_eagerly():
+            args = tf.nest.map_structure(self._on_mesh, args)
+        return super().run(fn, unwrap(args), kwargs, options)
+
+    def reduce(self, reduce_op: Any, value: Any, axis: Any = None) -> Any:
+        """Returns `value`, which is the sum and the mean of one."""
+        return unwrap(value)
+
+    def _on_mesh(self, value: Any) -> Any:
+        if isinstance(value, tf.Tensor) and dtensor.is_dtensor(value):
+            return value
+        return on_mesh(value, self.mesh, self.planner.mesh.batch_axis)
+
+    def _prepare(self, model: keras.Model) -> None:
+        scope.check(model, self)
+        self.planner.check_all_used()
+
+
+class OneProgram(tf.distribute.ReplicaContext):  # type: ignore[misc]
+    """The context of a step: there is one replica, and it is the whole mesh."""
+
+    def all_reduce(self, reduce_op: Any, value: Any, options: Any = None) -> Any:
+        """Returns `value`, which is the sum and the mean of one."""
+        return value
+
+
+class ModelParallelExtended(tf.distribute.StrategyExtended):  # type: ignore[misc]
+    """How variables are made and steps are run."""
+
+    def _create_variable(self, next_creator: Any, **kwargs: Any) -> tf.Variable:
+        owner = self._container_strategy()
+        if not tf.executing_eagerly():
+            with tf.init_scope():
+                return self._create_variable(next_creator, **kwargs)
+        value = kwargs.pop("initial_value")
+        like = kwargs.pop("colocate_with", None)
+        with tf.device("/CPU:0"):
+            value = tf.convert_to_tensor(value() if callable(value) else value, kwargs.get("dtype"))
+        shape, planner = tuple(value.shape), owner.planner
+        if isinstance(like, MeshVariable):
+            plan = planner.slot(shape, tuple(like.shape), like.plan)
+        else:
+            path, layers = _private.variable_path(kwargs.get("name")), _private.layers_being_built()
+            plan = planner.variable(path, shape, bool(kwargs.get("trainable")), layers)
+        kept = {k: kwargs[k] for k in ("trainable", "name", "dtype") if k in kwargs}
+        return MeshVariable(initial_value=value, plan=plan, mesh=owner.mesh, strategy=owner, **kept)
+
+    def call_for_each_replica(self, fn: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Runs `fn` once."""
+        owner = self._container_strategy()
+        lift.lift_captures(owner.mesh)
+        with OneProgram(owner, replica_id_in_sync_group=0), stage.entered(stage.STEP):
+            return tf.nest.map_structure(self._whole, fn(*args, **(kwargs or {})))
+
+    def _whole(self, value: Any) -> Any:
+        """Results leave the step replicated, so that every process can read them."""
+        if not tf.is_tensor(value) or value.shape.rank is None:
+            return value
+        mesh = self._container_strategy().mesh
+        return dtensor.relayout(value, dtensor.Layout.replicated(mesh, value.shape.rank))
+
+    def update(
+        self, var: Any, fn: Any, args: Any = (), kwargs: Any = None, group: bool = True
+    ) -> Any:
+        """Calls `fn` on the variable, which is seen as it is stored."""
+        with stage.entered(stage.UPDATE):
+            return fn(var, *args, **(kwargs or {}))
+
+    def _reduce_to(self, reduce_op: Any, value: Any, destinations: Any, options: Any) -> Any:
+        return value
+
+    def _gather_to_implementation(
+        self, value: Any, destinations: Any, axis: Any, options: Any
+    ) -> Any:
+        return value
+
+    def _local_results(self, value: Any) -> tuple[Any, ...]:
+        return (value,)
+
+    def _get_local_replica_id(self, replica_id_in_sync_group: Any) -> Any:
+        return replica_id_in_sync_group
+
+    def value_container(self, value: Any) -> Any:
+        """Returns `value`."""
+        return value
+
+    def _use_merge_call(self) -> bool:
+        return False
+
+    def _in_multi_worker_mode(self) -> bool:
+        return False
+
+    @property
+    def _num_replicas_in_sync(self) -> int:
+        return 1
+
+    @property
+    def worker_devices(self) -> tuple[str, ...]:
+        """The devices of this process."""
+        return tuple(self._container_strategy().mesh.local_devices())
+
+    @property
+    def parameter_devices(self) -> tuple[str, ...]:
+        """The devices of this process."""
+        return self.worker_devices

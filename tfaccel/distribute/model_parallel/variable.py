@@ -1,0 +1,129 @@
+"""A variable that lies on the mesh, and looks like any other to Keras."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from tensorflow.experimental import dtensor
+
+from tfaccel.distribute.model_parallel import host, stage
+from tfaccel.distribute.model_parallel.plan import Plan
+
+
+class MeshVariable(dtensor.DVariable):  # type: ignore[misc]
+    """Inside a step it is a DTensor; on the host it reads and takes whole arrays.
+
+    Args:
+        initial_value: on the host.
+        plan: how it lies on the mesh.
+        mesh: a DTensor mesh.
+        strategy: the strategy that owns it.
+        **kwargs: as for `tf.Variable`.
+
+    Attributes:
+        plan: how it lies on the mesh.
+    """
+
+    def __init__(
+        self, *, initial_value: Any, plan: Plan, mesh: Any, strategy: Any, **kwargs: Any
+    ) -> None:
+        self.plan = plan
+        self._owner = weakref.ref(strategy)
+        self._mesh = mesh
+        self._gathered = plan.storage != plan.compute
+        super().__init__(host.scatter(initial_value, plan.storage, mesh), **kwargs)
+
+    @property
+    def distribute_strategy(self) -> Any:
+        """The strategy under whose scope it was made."""
+        return self._owner()
+
+    def stored(self) -> tf.Tensor:
+        """The value as it is stored: a DTensor."""
+        return super().read_value()
+
+    def numpy(self) -> np.ndarray:
+        """The whole value; with several processes, every one of them must call."""
+        with tf.init_scope():
+            return host.gather(self.stored())
+
+    def value(self) -> tf.Tensor:
+        """A DTensor laid out to compute with; on the host, the whole value."""
+        if stage.current() == stage.HOST and tf.executing_eagerly():
+            return tf.convert_to_tensor(self.numpy())
+        stored = super().value()
+        if not self._gathered or stage.current() == stage.UPDATE:
+            return stored
+        return dtensor.relayout(stored, host.layout(self.plan.compute, self._mesh))
+
+    def read_value(self) -> tf.Tensor:
+        """As `value`."""
+        return self.value()
+
+    def sparse_read(self, indices: Any, name: Any = None) -> tf.Tensor:
+        """The rows at `indices`."""
+        if self._reads_in_place():
+            return super().sparse_read(indices, name)
+        return tf.gather(self.value(), indices)
+
+    def gather_nd(self, indices: Any, name: Any = None) -> tf.Tensor:
+        """The slices at `indices`."""
+        return tf.gather_nd(self.value(), indices)
+
+    def assign(self, value: Any, *args: Any, **kwargs: Any) -> Any:
+        """Sets the value, from a DTensor in a step, or from an array on the host."""
+        return super().assign(self._laid_out(value), *args, **kwargs)
+
+    def assign_add(self, delta: Any, *args: Any, **kwargs: Any) -> Any:
+        """Adds to the value."""
+        return super().assign_add(self._laid_out(delta), *args, **kwargs)
+
+    def assign_sub(self, delta: Any, *args: Any, **kwargs: Any) -> Any:
+        """Subtracts from the value."""
+        return super().assign_sub(self._laid_out(delta), *args, **kwargs)
+
+    def scatter_add(self, slices: tf.IndexedSlices, *args: Any, **kwargs: Any) -> Any:
+        """Adds rows; DTensor lays out no ResourceScatter operation, so densely."""
+        return self.assign_add(tf.convert_to_tensor(slices))
+
+    def scatter_sub(self, slices: tf.IndexedSlices, *args: Any, **kwargs: Any) -> Any:
+        """Subtracts rows, densely."""
+        return self.assign_sub(tf.convert_to_tensor(slices))
+
+    def scatter_update(self, slices: tf.IndexedSlices, *args: Any, **kwargs: Any) -> Any:
+        """Replaces rows, densely."""
+        indices = slices.indices[:, None]
+        return self.assign(tf.tensor_scatter_nd_update(self.value(), indices, slices.values))
+
+    def _reads_in_place(self) -> bool:
+        return stage.current() != stage.HOST and not self._gathered
+
+    def _laid_out(self, value: Any) -> Any:
+        if stage.current() == stage.HOST and tf.executing_eagerly():
+            value = np.asarray(value, self.dtype.as_numpy_dtype)
+            whole = np.broadcast_to(value, self.shape) if value.ndim == 0 else value
+            if whole.shape != tuple(self.shape):
+                return value  # TensorFlow says what is wrong
+            return host.scatter(whole, self.plan.storage, self._mesh)
+        value = tf.convert_to_tensor(value, self.dtype)
+        if value.shape.rank != len(self.plan.storage):
+            return value
+        return dtensor.relayout(value, host.layout(self.plan.storage, self._mesh))
+
+    def _gather_saveables_for_checkpoint(self) -> dict[str, Any]:
+        return tf.Variable._gather_saveables_for_checkpoint(self)  # type: ignore[no-any-return]
+
+    def _serialize_to_tensors(self) -> dict[str, tf.Tensor]:
+        return {"VARIABLE_VALUE": tf.convert_to_tensor(self.numpy())}
+
+    def _restore_from_tensors(self, restored: dict[str, tf.Tensor]) -> Any:
+        return self.assign(restored["VARIABLE_VALUE"])
+
+    def _copy_trackable_to_cpu(self, object_map: Any) -> None:
+        if self not in object_map:
+            object_map[self] = tf.Variable(self.numpy(), name=self.name.partition(":")[0])
+        else:
+            object_map[self].assign(self.numpy())
