@@ -47,6 +47,7 @@ __all__ = [
     "array_pipeline",
     "calling_model",
     "compiled_losses",
+    "compiling_model",
     "global_seed",
     "is_keras_function",
     "keras_mask",
@@ -176,6 +177,21 @@ def calling_model() -> tuple[keras.Model, Any] | None:
             model = frame.f_locals.get("self")
             if isinstance(model, keras.Model):
                 return model, frame.f_locals.get("callbacks")
+        frame = frame.f_back  # type: ignore[assignment]
+    return None
+
+
+def compiling_model() -> keras.Model | None:
+    """The model inside whose `compile` we are.
+
+    A model on a mesh must be known before its first batch, and the metrics that `compile` makes
+    are the last thing of it that a strategy sees.
+    """
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name == "compile" and _module(frame).startswith("keras."):
+            model = frame.f_locals.get("self")
+            return model if isinstance(model, keras.Model) else None
         frame = frame.f_back  # type: ignore[assignment]
     return None
 

@@ -18,6 +18,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfaccel.errors import InputError
+
 
 class Feed:
     """Batches that can be iterated again and again; a subclass says where they come from."""
@@ -51,6 +53,11 @@ class BatchIterator:
         return self
 
     def __next__(self) -> Any:
+        if not tf.executing_eagerly():
+            raise InputError(
+                "tfaccel: next(iterator) was called inside a tf.function, which would train on one "
+                "batch again and again; take the batch outside and pass it in."
+            )
         try:
             batch = next(self._feed)
         except StopIteration:

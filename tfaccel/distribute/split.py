@@ -75,7 +75,7 @@ def split_dataset(dataset: tf.data.Dataset, placement: Placement) -> tf.data.Dat
     Raises:
         InputError: when an element of `dataset` is not a batch.
     """
-    _check_batched(dataset.element_spec)
+    check_batched(dataset.element_spec)
     arrays = _private.array_pipeline(dataset)
     if arrays is None:
         divided = dataset.map(
@@ -106,7 +106,12 @@ def _gather_own(indices: tf.Tensor, data: Any, functions: list[Any], placement: 
     return tuple(parts), shares, rows
 
 
-def _check_batched(spec: Any) -> None:
+def check_batched(spec: Any) -> None:
+    """Raises when an element of a dataset is not a batch.
+
+    Raises:
+        InputError: says what the dataset yields.
+    """
     if any(s.shape.rank == 0 for s in tf.nest.flatten(spec) if hasattr(s, "shape")):
         shapes = ", ".join(f"{s.dtype.name}{s.shape}" for s in tf.nest.flatten(spec))
         raise InputError(

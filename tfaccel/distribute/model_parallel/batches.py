@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import tensorflow as tf
+from tensorflow.experimental import dtensor
 
 from tfaccel.distribute import _private
 from tfaccel.distribute.feed import Feed
 from tfaccel.distribute.model_parallel import host
+from tfaccel.distribute.split import check_batched
 from tfaccel.errors import InputError
 
 
@@ -28,6 +30,7 @@ class MeshBatches(Feed):
     def __init__(self, dataset: tf.data.Dataset, mesh: Any, axis: str | None) -> None:
         super().__init__()
         self.element_spec = dataset.element_spec
+        check_batched(dataset.element_spec)
         _check(dataset.element_spec)
         self._dataset = dataset.prefetch(tf.data.AUTOTUNE)
         self._mesh = mesh
@@ -36,11 +39,11 @@ class MeshBatches(Feed):
     def _open(self) -> Iterator[Any]:
         with tf.device("/CPU:0"):
             source = iter(self._dataset)
-        return (on_mesh(batch, self._mesh, self._axis) for batch in source)
+        return (place(batch, self._mesh, self._axis) for batch in source)
 
 
 def unwrap(batch: Any) -> Any:
-    """The DTensors of a nest that `on_mesh` made."""
+    """The DTensors of a nest that `place` made."""
     return tf.nest.map_structure(
         lambda leaf: leaf.values[0] if isinstance(leaf, _private.PerReplica) else leaf,
         batch,
@@ -48,13 +51,17 @@ def unwrap(batch: Any) -> Any:
     )
 
 
-def on_mesh(batch: Any, mesh: Any, axis: str | None) -> Any:
+def place(batch: Any, mesh: Any, axis: str | None) -> Any:
     """Puts a nest of host tensors on the mesh, rows divided over `axis`."""
-    return tf.nest.map_structure(lambda leaf: _leaf_on_mesh(leaf, mesh, axis), batch)
+    return tf.nest.map_structure(
+        lambda leaf: _place(leaf, mesh, axis), batch, expand_composites=False
+    )
 
 
-def _leaf_on_mesh(leaf: Any, mesh: Any, axis: str | None) -> Any:
-    if leaf is None or isinstance(leaf, tf.experimental.Optional):
+def _place(leaf: Any, mesh: Any, axis: str | None) -> Any:
+    if leaf is None or isinstance(leaf, (tf.experimental.Optional, _private.PerReplica)):
+        return leaf
+    if tf.is_tensor(leaf) and dtensor.is_dtensor(leaf):
         return leaf
     _refuse_uneven(leaf)
     with tf.device("/CPU:0"):

@@ -11,11 +11,12 @@ from tensorflow.experimental import dtensor
 
 from tfaccel.cluster.cluster import Cluster
 from tfaccel.distribute import _private, scope
-from tfaccel.distribute.model_parallel import lift, settings, stage
-from tfaccel.distribute.model_parallel.batches import MeshBatches, on_mesh, unwrap
+from tfaccel.distribute.model_parallel import lift, on_mesh, settings, stage
+from tfaccel.distribute.model_parallel.batches import MeshBatches, place, unwrap
 from tfaccel.distribute.model_parallel.mesh import MeshShape
 from tfaccel.distribute.model_parallel.plan import Planner
 from tfaccel.distribute.model_parallel.variable import MeshVariable
+from tfaccel.distribute.optimizer import optimizers_of
 
 
 class ModelParallelStrategy(tf.distribute.Strategy):  # type: ignore[misc]
@@ -59,6 +60,8 @@ class ModelParallelStrategy(tf.distribute.Strategy):  # type: ignore[misc]
 
     def experimental_distribute_dataset(self, dataset: Any, options: Any = None) -> Any:
         """Lays the global batches of `dataset` out on the mesh."""
+        if (caller := _private.calling_model()) is not None:
+            self._prepare(caller[0])
         return MeshBatches(dataset, self.mesh, self.planner.mesh.batch_axis)
 
     def run(self, fn: Any, args: Any = (), kwargs: Any = None, options: Any = None) -> Any:
@@ -66,22 +69,24 @@ class ModelParallelStrategy(tf.distribute.Strategy):  # type: ignore[misc]
         self.used = True
         if isinstance(model := getattr(fn, "__self__", None), keras.Model):
             self._prepare(model)
+            self.planner.check_all_used()
         if tf.executing_eagerly():
-            args = tf.nest.map_structure(self._on_mesh, args)
+            args = self.on_mesh(args)
         return super().run(fn, unwrap(args), kwargs, options)
 
     def reduce(self, reduce_op: Any, value: Any, axis: Any = None) -> Any:
         """Returns `value`, which is the sum and the mean of one."""
         return unwrap(value)
 
-    def _on_mesh(self, value: Any) -> Any:
-        if isinstance(value, tf.Tensor) and dtensor.is_dtensor(value):
-            return value
-        return on_mesh(value, self.mesh, self.planner.mesh.batch_axis)
+    def on_mesh(self, batch: Any) -> Any:
+        """Puts a nest of host tensors on the mesh, rows over the batch axis; what is there stays."""
+        return place(batch, self.mesh, self.planner.mesh.batch_axis)
 
     def _prepare(self, model: keras.Model) -> None:
         scope.check(model, self)
-        self.planner.check_all_used()
+        for optimizer in optimizers_of(model):
+            _private.adopt_optimizer(optimizer, self)
+        on_mesh.put(model, self)
 
 
 class OneProgram(tf.distribute.ReplicaContext):  # type: ignore[misc]
@@ -110,8 +115,16 @@ class ModelParallelExtended(tf.distribute.StrategyExtended):  # type: ignore[mis
         else:
             path, layers = _private.variable_path(kwargs.get("name")), _private.layers_being_built()
             plan = planner.variable(path, shape, bool(kwargs.get("trainable")), layers)
+        if (model := _private.compiling_model()) is not None:
+            on_mesh.put(model, owner)
         kept = {k: kwargs[k] for k in ("trainable", "name", "dtype") if k in kwargs}
         return MeshVariable(initial_value=value, plan=plan, mesh=owner.mesh, strategy=owner, **kept)
+
+    def _distribute_datasets_from_function(self, dataset_fn: Any, options: Any) -> Any:
+        # Every process reads the global batches, and puts its own slices on its devices.
+        return self._container_strategy().experimental_distribute_dataset(
+            dataset_fn(tf.distribute.InputContext())
+        )
 
     def call_for_each_replica(self, fn: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Runs `fn` once."""

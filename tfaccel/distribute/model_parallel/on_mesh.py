@@ -1,0 +1,92 @@
+"""What a model does differently on a mesh: nothing that its user would see."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+
+from tfaccel.distribute import _private
+from tfaccel.distribute.adapt import adapt
+from tfaccel.distribute.feed import BatchIterator
+
+
+class OnMesh:
+    """Mixin for a model whose variables lie on a mesh."""
+
+    _tfaccel_strategy: Any
+
+    def make_train_function(self, force: bool = False) -> None:
+        """As Keras's; its function takes host batches too (`train_on_batch`)."""
+        super().make_train_function(force)  # type: ignore[misc]
+        self.train_function = _takes_host_batches(self.train_function, self._tfaccel_strategy)
+
+    def make_test_function(self, force: bool = False) -> None:
+        """As Keras's; its function takes host batches too (`test_on_batch`)."""
+        super().make_test_function(force)  # type: ignore[misc]
+        self.test_function = _takes_host_batches(self.test_function, self._tfaccel_strategy)
+
+    def make_predict_function(self, force: bool = False) -> None:
+        """As Keras's; its function takes host batches too (`predict_on_batch`)."""
+        super().make_predict_function(force)  # type: ignore[misc]
+        self.predict_function = _takes_host_batches(self.predict_function, self._tfaccel_strategy)
+
+    def train_step(self, data: Any) -> Any:
+        """The model's own, with recurrent layers unrolled."""
+        with _unrolled(self):
+            return super().train_step(data)  # type: ignore[misc]
+
+    def test_step(self, data: Any) -> Any:
+        """The model's own, with recurrent layers unrolled."""
+        with _unrolled(self):
+            return super().test_step(data)  # type: ignore[misc]
+
+    def predict_step(self, data: Any) -> Any:
+        """The model's own, with recurrent layers unrolled."""
+        with _unrolled(self):
+            return super().predict_step(data)  # type: ignore[misc]
+
+
+def put(model: keras.Model, strategy: Any) -> None:
+    """Makes `model` one that runs on the mesh of `strategy`."""
+    adapt(model, OnMesh)
+    object.__setattr__(model, "_tfaccel_strategy", strategy)
+
+
+def _takes_host_batches(function: Callable[[Any], Any], strategy: Any) -> Callable[[Any], Any]:
+    if hasattr(function, "_tfaccel_takes_host_batches"):
+        return function
+
+    @functools.wraps(function)
+    def placed(batches: Any) -> Any:
+        if isinstance(batches, list):  # of predict
+            return function([strategy.on_mesh(batch) for batch in batches])
+        if isinstance(batches, BatchIterator):
+            return function(batches)
+        return function(map(strategy.on_mesh, batches))
+
+    placed._tfaccel_takes_host_batches = True  # type: ignore[attr-defined]
+    return placed
+
+
+@contextmanager
+def _unrolled(model: Any) -> Iterator[None]:
+    """Unrolls recurrent layers while a step is traced.
+
+    Their loop keeps its outputs in a TensorList, for which DTensor has no layout.
+    """
+    rolled = [
+        layer
+        for layer in _private.layers_of(model)
+        if isinstance(layer, keras.layers.RNN) and not layer.unroll
+    ]
+    for layer in rolled:
+        layer.unroll = True
+    try:
+        yield
+    finally:
+        for layer in rolled:
+            layer.unroll = False
