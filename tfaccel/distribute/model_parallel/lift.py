@@ -42,8 +42,7 @@ def _is_large(tensor: tf.Tensor) -> bool:
     """Whether the graph takes it as an input; small ones become constants of the graph."""
     if tensor.dtype in (tf.resource, tf.variant, tf.string):
         return False
-    size: int = tensor.shape.num_elements()
-    return size > _private.LARGEST_CONSTANT
+    return bool(tensor.shape.num_elements() > _private.LARGEST_CONSTANT)
 
 
 def lift_captures(mesh: Any) -> None:

@@ -18,6 +18,9 @@ class OnMesh:
     """Mixin for a model whose variables lie on a mesh."""
 
     _tfaccel_strategy: Any
+    train_function: Any
+    test_function: Any
+    predict_function: Any
 
     def make_train_function(self, force: bool = False) -> None:
         """As Keras's; its function takes host batches too (`train_on_batch`)."""

@@ -79,7 +79,7 @@ class ModelParallelStrategy(tf.distribute.Strategy):  # type: ignore[misc]
         return unwrap(value)
 
     def on_mesh(self, batch: Any) -> Any:
-        """Puts a nest of host tensors on the mesh, rows over the batch axis; what is there stays."""
+        """Puts a nest of host tensors on the mesh, rows over the batch axis, if they are not."""
         return place(batch, self.mesh, self.planner.mesh.batch_axis)
 
     def _prepare(self, model: keras.Model) -> None:

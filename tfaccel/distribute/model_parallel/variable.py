@@ -57,7 +57,7 @@ class MeshVariable(dtensor.DVariable):  # type: ignore[misc]
         stored = super().value()
         if not self._gathered or stage.current() == stage.UPDATE:
             return stored
-        return dtensor.relayout(stored, host.layout(self.plan.compute, self._mesh))
+        return self._gather(stored)
 
     def read_value(self) -> tf.Tensor:
         """As `value`."""
@@ -65,9 +65,9 @@ class MeshVariable(dtensor.DVariable):  # type: ignore[misc]
 
     def sparse_read(self, indices: Any, name: Any = None) -> tf.Tensor:
         """The rows at `indices`."""
-        if self._reads_in_place():
-            return super().sparse_read(indices, name)
-        return tf.gather(self.value(), indices)
+        if stage.current() == stage.HOST or self._gathered:
+            return tf.gather(self.value(), indices)
+        return super().sparse_read(indices, name)
 
     def gather_nd(self, indices: Any, name: Any = None) -> tf.Tensor:
         """The slices at `indices`."""
@@ -98,8 +98,24 @@ class MeshVariable(dtensor.DVariable):  # type: ignore[misc]
         indices = slices.indices[:, None]
         return self.assign(tf.tensor_scatter_nd_update(self.value(), indices, slices.values))
 
-    def _reads_in_place(self) -> bool:
-        return stage.current() != stage.HOST and not self._gathered
+    def _gather(self, stored: tf.Tensor) -> tf.Tensor:
+        """`stored` laid out to compute with; its gradient comes back laid out as it is stored."""
+        compute, storage = (
+            host.layout(a, self._mesh) for a in (self.plan.compute, self.plan.storage)
+        )
+
+        @tf.custom_gradient
+        def gathered(stored: tf.Tensor) -> Any:
+            def back(gradient: Any) -> Any:
+                if isinstance(gradient, tf.IndexedSlices):
+                    return gradient  # of an embedding: optimizers count its rows one by one
+                # In two steps, or the storage layout is carried on to the operations that made
+                # the gradient, some of which DTensor then cannot expand.
+                return dtensor.relayout(dtensor.relayout(gradient, compute), storage)
+
+            return dtensor.relayout(stored, compute), back
+
+        return gathered(stored)
 
     def _laid_out(self, value: Any) -> Any:
         if stage.current() == stage.HOST and tf.executing_eagerly():
