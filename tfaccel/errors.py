@@ -30,5 +30,9 @@ class InputError(TfaccelError, ValueError):
     """A dataset cannot be divided among the replicas without repeating or losing rows."""
 
 
+class CheckpointError(TfaccelError, ValueError):
+    """A checkpoint that is not there, not whole, or another model's."""
+
+
 class LayoutError(TfaccelError, ValueError):
     """A mesh, or the layout of a variable on it, that cannot be."""

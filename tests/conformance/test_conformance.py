@@ -37,14 +37,24 @@ class Column:
     strategy: str
     workers: int
     devices: int
+    mesh: str = ""
+    layouts: str = ""
 
     @property
     def replicas(self) -> int:
-        return self.workers * self.devices
+        return 1 if self.mesh else self.workers * self.devices
+
+    @property
+    def shares(self) -> int:
+        """How many parts a batch is cut into."""
+        batch = re.search(r"batch=(\d+)", self.mesh)
+        return int(batch[1]) if batch else self.replicas
 
     def command(self, out: str) -> list[str]:
         module = ["tests.conformance.column", out, "--strategy", self.strategy]
         module += ["--devices", str(self.devices)]
+        if self.mesh:
+            module += ["--mesh", self.mesh, "--layouts", self.layouts]
         if self.workers == 1:
             return [sys.executable, "-m", *module]
         launch = [sys.executable, "-m", "tfaccel.cli", "launch", "--nproc", str(self.workers)]
@@ -58,10 +68,21 @@ COLUMNS = {
     "multi_worker_2x2": Column("multi_worker_mirrored", 2, 2),
     "multi_worker_2x1": Column("multi_worker_mirrored", 2, 1),
     "mirrored_2": Column("mirrored", 1, 2),
+    "mesh_2x2": Column("model_parallel", 2, 2, "batch=2,model=2", "auto"),
+    "mesh_1x4": Column("model_parallel", 1, 4, "model=4", "auto"),
+    "mesh_4x1": Column("model_parallel", 1, 4, "batch=4", "fully_sharded"),
 }
 STRATEGIES = [name for name in COLUMNS if name != "plain"]
 DISTRIBUTED = [name for name in STRATEGIES if name != "one_device"]
+MESHES = [name for name in DISTRIBUTED if COLUMNS[name].mesh]
+REPLICATED = [name for name in DISTRIBUTED if name not in MESHES]
 EVERY_CASE = [*CASES, *SCRIPTS]
+# What a mesh refuses, and the line that says so.
+NOT_ON_A_MESH = {
+    "distributed_by_hand": "Unrecognized data type",
+    "loop_by_hand": r"InputError: tfaccel: next\(iterator\) was called inside a tf.function",
+    "strings_and_ragged": "InputError: tfaccel: the batch holds strings",
+}
 
 
 class Table:
@@ -79,6 +100,9 @@ class Table:
         path = self._folder / column / f"{case}.rank{rank}.pickle"
         assert path.exists(), f"{column} gave no result for {case}. It printed:\n{output[-6000:]}"
         result = pickle.loads(path.read_bytes())
+        if COLUMNS[column].mesh and case in NOT_ON_A_MESH:
+            assert re.search(NOT_ON_A_MESH[case], result.get("error", "")), result
+            pytest.skip("refused")
         assert "error" not in result, f"{case} under {column}:\n{result['error']}"
         return result
 
@@ -165,8 +189,8 @@ def assert_equal(want: Any, got: Any, where: str, rtol: float, atol: float) -> N
 def test_dropout_differs_between_replicas_and_repeats(table: Table, column: str) -> None:
     result = table.result(column, "dropout")
     assert result["repeated"]
-    kept_of_eight = result["own_masks"] * 8  # each replica has 8 / replicas of the rows
-    together = np.mod(np.round(kept_of_eight), COLUMNS[column].replicas)
+    kept_of_eight = result["own_masks"] * 8  # each part has 8 / shares of the rows
+    together = np.mod(np.round(kept_of_eight), max(2, COLUMNS[column].shares))
     assert np.any(together != 0), "every replica kept the same units"
 
 
@@ -212,7 +236,7 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("column", DISTRIBUTED)
+@pytest.mark.parametrize("column", REPLICATED)
 @pytest.mark.parametrize("what", REFUSED)
 def test_refuses_in_one_line(table: Table, column: str, what: str) -> None:
     said = json.loads(table.result(column, "refusals")["said"])[what]
@@ -220,10 +244,21 @@ def test_refuses_in_one_line(table: Table, column: str, what: str) -> None:
     assert re.match(REFUSED[what], said), said
 
 
-@pytest.mark.parametrize("column", DISTRIBUTED)
+@pytest.mark.parametrize("column", REPLICATED)
 def test_unsharded_data_is_refused_where_rows_would_repeat(table: Table, column: str) -> None:
     said = json.loads(table.result(column, "refusals")["said"])["autoshard_off"]
     if COLUMNS[column].workers > 1:
         assert "InputError: tfaccel: the dataset's auto_shard_policy is OFF" in said
     else:
         assert said == "nothing"
+
+
+@pytest.mark.parametrize("column", MESHES)
+def test_a_mesh_refuses_less(table: Table, column: str) -> None:
+    said = json.loads(table.result(column, "refusals")["said"])
+    for what in ("model_outside_scope", "unbatched"):
+        assert re.match(REFUSED[what], said[what]), said[what]
+    for what in ("optimizer_outside_scope", "compile_outside_scope"):
+        assert re.match("ScopeError: tfaccel: .* was made outside the scope", said[what]), said
+    for what in ("jit_compile", "decorated_train_step", "autoshard_off"):
+        assert said[what] == "nothing"

@@ -51,7 +51,7 @@ class ChiefWrites:
         """Acts on the chief, while the others wait: after `fit` all may read what it wrote."""
         if self._strategy.cluster.is_chief:
             super().on_train_end(logs)  # type: ignore[misc]
-        broadcast(self._strategy, [np.int32(0)])
+        self._strategy.broadcast([np.int32(0)])
 
 
 class ChiefBacksUp(ChiefWrites):
@@ -63,7 +63,7 @@ class ChiefBacksUp(ChiefWrites):
         """Restores on the chief, then hands its weights and its epoch to every worker."""
         super().on_train_begin(logs)
         epoch = getattr(self.model, "_initial_epoch", None)
-        found = broadcast(self._strategy, [np.int64(-1 if epoch is None else epoch)])[0]
+        (found,) = self._strategy.broadcast([np.int64(-1 if epoch is None else epoch)])
         if int(found) < 0:
             return
         _private.set_initial_epoch(self.model, int(found))
@@ -71,7 +71,7 @@ class ChiefBacksUp(ChiefWrites):
         if not optimizer.built:
             optimizer.build(self.model.trainable_variables)
         variables = [*self.model.variables, *optimizer.variables]
-        values = broadcast(self._strategy, [tf.convert_to_tensor(v) for v in variables])
+        values = self._strategy.broadcast([tf.convert_to_tensor(v) for v in variables])
         for variable, value in zip(variables, values, strict=True):
             variable.assign(value)
 

@@ -91,6 +91,14 @@ class MultiWorkerMirroredStrategy(KerasFit, tf.distribute.MultiWorkerMirroredStr
             value = _private.PerReplica(cast) if len(cast) > 1 else cast[0]
         return tf.cast(super().gather(value, axis), dtype)
 
+    def broadcast(self, values: list[Any]) -> list[tf.Tensor]:
+        """Gives every worker the chief's values; every worker must call.
+
+        Args:
+            values: tensors or arrays, the same dtypes and shapes on every worker.
+        """
+        return callbacks.broadcast(self, values)
+
     def _prepare_callbacks(self, held: Any) -> None:
         callbacks.one_writer(held, self)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -46,14 +46,25 @@ def scatter(value: Any, axes: Axes, mesh: Any) -> tf.Tensor:
         axes: the axis of each dimension, or None.
         mesh: a DTensor mesh.
     """
+    if not any(axes):
+        return scatter_from(lambda cut: value, tuple(value.shape), axes, mesh)
+    array = np.asarray(value)
+    # A copy of each slice: TensorFlow's own would share, and so keep, the memory of the whole.
+    return scatter_from(lambda cut: array[cut].copy(), array.shape, axes, mesh)
+
+
+def scatter_from(
+    read: Callable[[Slices], Any], shape: tuple[int, ...], axes: Axes, mesh: Any
+) -> tf.Tensor:
+    """As `scatter`, of a value of which `read` gives one slice at a time."""
     with tf.device("/CPU:0"):
         parts: dict[Any, tf.Tensor] = {}
         packed = []
         for place in mesh.local_device_locations():
-            cut = slices_of(axes, tuple(value.shape), mesh, place)
+            cut = slices_of(axes, shape, mesh, place)
             key = tuple((s.start, s.stop) for s in cut)
             if key not in parts:
-                parts[key] = tf.convert_to_tensor(value[cut] if cut else value)
+                parts[key] = tf.convert_to_tensor(read(cut))
             packed.append(parts[key])
     return dtensor.pack(packed, layout(axes, mesh))
 

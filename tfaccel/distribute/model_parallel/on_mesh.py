@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +13,7 @@ import keras
 from tfaccel.distribute import _private
 from tfaccel.distribute.adapt import adapt
 from tfaccel.distribute.feed import BatchIterator
+from tfaccel.distribute.model_parallel import saving
 
 
 class OnMesh:
@@ -36,6 +38,32 @@ class OnMesh:
         """As Keras's; its function takes host batches too (`predict_on_batch`)."""
         super().make_predict_function(force)  # type: ignore[misc]
         self.predict_function = _takes_host_batches(self.predict_function, self._tfaccel_strategy)
+
+    def save(self, filepath: Any, overwrite: bool = True, **kwargs: Any) -> None:
+        """As Keras's; of several processes, which all call, the chief writes."""
+        self._write(super().save, filepath, overwrite, kwargs)  # type: ignore[misc]
+
+    def save_weights(self, filepath: Any, overwrite: bool = True, **kwargs: Any) -> None:
+        """As Keras's; of several processes, which all call, the chief writes."""
+        self._write(super().save_weights, filepath, overwrite, kwargs)  # type: ignore[misc]
+
+    def _write(self, write: Any, filepath: Any, overwrite: bool, kwargs: dict[str, Any]) -> None:
+        strategy = self._tfaccel_strategy
+        if strategy.cluster is None:
+            write(filepath, overwrite=overwrite, **kwargs)
+            return
+        path = os.fspath(filepath)
+        if os.path.exists(path) and not overwrite:
+            raise FileExistsError(
+                f"tfaccel: {path} is there already and overwrite=False; expected a new path."
+            )
+        saving.write_once(
+            self,
+            strategy,
+            path,
+            lambda own: write(own, overwrite=True, **kwargs),
+            atomic=not kwargs,  # several files, or a folder
+        )
 
     def train_step(self, data: Any) -> Any:
         """The model's own, with recurrent layers unrolled."""

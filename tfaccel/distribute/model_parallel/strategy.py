@@ -11,7 +11,7 @@ from tensorflow.experimental import dtensor
 
 from tfaccel.cluster.cluster import Cluster
 from tfaccel.distribute import _private, scope
-from tfaccel.distribute.model_parallel import lift, on_mesh, settings, stage
+from tfaccel.distribute.model_parallel import callbacks, lift, on_mesh, saving, settings, stage
 from tfaccel.distribute.model_parallel.batches import MeshBatches, place, unwrap
 from tfaccel.distribute.model_parallel.mesh import MeshShape
 from tfaccel.distribute.model_parallel.plan import Planner
@@ -37,10 +37,13 @@ class ModelParallelStrategy(tf.distribute.Strategy):  # type: ignore[misc]
     Attributes:
         mesh: DTensor's mesh.
         planner: decides how each variable lies.
+        cluster: the processes of this job, or None.
         used: whether anything has run under this strategy.
+        held: whole values of variables that have been gathered for a file, by id.
     """
 
     used = False
+    held: dict[int, Any] | None = None
 
     def __init__(
         self,
@@ -54,14 +57,16 @@ class ModelParallelStrategy(tf.distribute.Strategy):  # type: ignore[misc]
             mesh = MeshShape.parse(mesh, len(devices) * workers)
         self.planner = Planner(mesh, layouts)
         self.mesh = settings.start(mesh, devices, cluster)
-        if cluster is not None:
-            self.cluster = cluster
+        self.cluster = cluster
+        self._devices = tuple(devices)
         super().__init__(ModelParallelExtended(self))
 
     def experimental_distribute_dataset(self, dataset: Any, options: Any = None) -> Any:
         """Lays the global batches of `dataset` out on the mesh."""
         if (caller := _private.calling_model()) is not None:
             self._prepare(caller[0])
+            if self.cluster is not None:
+                callbacks.one_writer(caller[1], self)
         return MeshBatches(dataset, self.mesh, self.planner.mesh.batch_axis)
 
     def run(self, fn: Any, args: Any = (), kwargs: Any = None, options: Any = None) -> Any:
@@ -81,6 +86,14 @@ class ModelParallelStrategy(tf.distribute.Strategy):  # type: ignore[misc]
     def on_mesh(self, batch: Any) -> Any:
         """Puts a nest of host tensors on the mesh, rows over the batch axis, if they are not."""
         return place(batch, self.mesh, self.planner.mesh.batch_axis)
+
+    def broadcast(self, values: list[Any]) -> list[tf.Tensor]:
+        """Gives every process the chief's values; every process must call.
+
+        Args:
+            values: tensors or arrays, the same dtypes and shapes in every process.
+        """
+        return saving.broadcast(values, self.cluster, self._devices)
 
     def _prepare(self, model: keras.Model) -> None:
         scope.check(model, self)
