@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0.dev0"
 
-__all__ = ["LayoutMap", "__version__", "describe", "is_chief", "strategy"]
+__all__ = ["LayoutMap", "__version__", "checkpoint", "describe", "is_chief", "strategy"]
 
 _HOME = {
     "LayoutMap": "tfaccel.distribute.model_parallel.layout_map",
@@ -26,6 +26,8 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "checkpoint":
+        return importlib.import_module("tfaccel.checkpoint")
     if name not in _HOME:
         raise AttributeError(f"module 'tfaccel' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOME[name]), name)

@@ -143,10 +143,8 @@ def _spec(shape: tuple[int, ...], cut: Slices | None) -> str:
     """
     if cut is None or all(s == slice(None) for s in cut):
         return ""
-    begins = [
-        (s.start or 0, (n if s.stop is None else s.stop)) for s, n in zip(cut, shape, strict=True)
-    ]
-    return f"{' '.join(map(str, shape))} " + ":".join(f"{a},{b - a}" for a, b in begins)
+    ranges = [s.indices(n) for s, n in zip(cut, shape, strict=True)]
+    return f"{' '.join(map(str, shape))} " + ":".join(f"{a},{b - a}" for a, b, _ in ranges)
 
 
 def _read(prefix: str, name: str, variable: Any) -> None:

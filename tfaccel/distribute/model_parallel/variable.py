@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -47,8 +48,27 @@ class MeshVariable(dtensor.DVariable):  # type: ignore[misc]
 
     def numpy(self) -> np.ndarray:
         """The whole value; with several processes, every one of them must call."""
+        held = self._owner().held  # type: ignore[union-attr]
+        if held is not None:
+            return held[id(self)]  # type: ignore[no-any-return]
         with tf.init_scope():
             return host.gather(self.stored())
+
+    def pieces(self) -> Iterator[tuple[host.Slices, tf.Tensor]]:
+        """The slices on the devices of this process, but for those that another one has too.
+
+        Over all processes every slice comes once: from the first device that holds it.
+        """
+        shape, storage = tuple(self.shape), self.plan.storage
+        parts = dtensor.unpack(self.stored())
+        for place, part in zip(self._mesh.local_device_locations(), parts, strict=True):
+            if all(place[axis] == 0 for axis in place if axis not in storage):
+                yield host.slices_of(storage, shape, self._mesh, place), part
+
+    def put_pieces(self, read: Callable[[host.Slices], Any]) -> None:
+        """Sets the value from slices, of which each process reads those of its own devices."""
+        shape = tuple(self.shape)
+        super().assign(host.scatter_from(read, shape, self.plan.storage, self._mesh))
 
     def value(self) -> tf.Tensor:
         """A DTensor laid out to compute with; on the host, the whole value."""
