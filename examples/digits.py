@@ -67,8 +67,8 @@ def main(_):
     seconds = time.perf_counter() - start
     _, accuracy = model.evaluate(x_held_out, y_held_out, batch_size=FLAGS.batch_size)
 
+    model.save(FLAGS.out)  # on every worker: each may hold a part of the model
     if tfaccel.is_chief(strategy):
-        model.save(FLAGS.out)
         reloaded = keras.models.load_model(FLAGS.out)
         _, again = reloaded.evaluate(x_held_out, y_held_out, verbose=0)
         if abs(again - accuracy) > 1.5 / len(x_held_out):  # rounding may tip one image

@@ -43,6 +43,7 @@ __all__ = [
     "CollectiveAllReduceExtended",
     "MirroredExtended",
     "PerReplica",
+    "ReadByValue",
     "adopt_optimizer",
     "array_pipeline",
     "calling_model",
@@ -70,6 +71,33 @@ class AnyRows(PerReplica):  # type: ignore[misc]
     @property
     def _type_spec(self) -> PerReplicaSpec:
         return PerReplicaSpec(*(_any_rows(tf.type_spec_from_value(v)) for v in self.values))
+
+
+class ReadByValue:
+    """Mixin for a resource variable whose readers shall call `value()`.
+
+    An eager operation reads a resource variable by the handle it finds as `_handle`, and asks
+    nobody. Where `hidden()` holds it finds none, and converts the variable as any other object.
+    """
+
+    _held: Any
+
+    def hidden(self) -> bool:
+        """Whether operations shall not read by themselves now."""
+        raise NotImplementedError
+
+    @property
+    def _handle(self) -> Any:
+        return None if self.hidden() else self._held
+
+    @_handle.setter
+    def _handle(self, handle: Any) -> None:
+        self._held = handle
+
+    @property
+    def handle(self) -> Any:
+        """The handle of the resource."""
+        return self._held
 
 
 def _any_rows(spec: Any) -> Any:

@@ -10,11 +10,12 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.experimental import dtensor
 
+from tfaccel.distribute import _private
 from tfaccel.distribute.model_parallel import host, stage
 from tfaccel.distribute.model_parallel.plan import Plan
 
 
-class MeshVariable(dtensor.DVariable):  # type: ignore[misc]
+class MeshVariable(_private.ReadByValue, dtensor.DVariable):  # type: ignore[misc]
     """Inside a step it is a DTensor; on the host it reads and takes whole arrays.
 
     Args:
@@ -41,6 +42,10 @@ class MeshVariable(dtensor.DVariable):  # type: ignore[misc]
     def distribute_strategy(self) -> Any:
         """The strategy under whose scope it was made."""
         return self._owner()
+
+    def hidden(self) -> bool:
+        """On the host, all read the whole value."""
+        return stage.current() == stage.HOST
 
     def stored(self) -> tf.Tensor:
         """The value as it is stored: a DTensor."""
