@@ -10,18 +10,28 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tfaccel.distribute.model_parallel.layout_map import LayoutMap
+    from tfaccel.placement.visualize import visualize
     from tfaccel.strategies import strategy
     from tfaccel.strategies.describe import describe, is_chief
 
 __version__ = "0.1.0.dev0"
 
-__all__ = ["LayoutMap", "__version__", "checkpoint", "describe", "is_chief", "strategy"]
+__all__ = [
+    "LayoutMap",
+    "__version__",
+    "checkpoint",
+    "describe",
+    "is_chief",
+    "strategy",
+    "visualize",
+]
 
 _HOME = {
     "LayoutMap": "tfaccel.distribute.model_parallel.layout_map",
     "strategy": "tfaccel.strategies",
     "describe": "tfaccel.strategies.describe",
     "is_chief": "tfaccel.strategies.describe",
+    "visualize": "tfaccel.placement.visualize",
 }
 
 

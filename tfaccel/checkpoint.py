@@ -121,9 +121,7 @@ def _named(model: keras.Model) -> list[tuple[str, Any]]:
         if not optimizer.built:
             with model.distribute_strategy.scope():
                 optimizer.build(model.trainable_variables)
-        named += [
-            (f"optimizer{number}/{i:05d}/{v.name}", v) for i, v in enumerate(optimizer.variables)
-        ]
+        named += [(f"optimizer{number}/{i:05d}", v) for i, v in enumerate(optimizer.variables)]
     return named
 
 

@@ -1,0 +1,122 @@
+"""Writes a trained model in every format, or reads it back and goes on; run as a module.
+
+Usage: python -m tests.model_parallel.files write|read FOLDER STRATEGY [MESH LAYOUTS]
+
+Both print the loss and the sum of the weights after one more epoch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import tfaccel
+
+X = np.random.default_rng(0).normal(size=(32, 8)).astype("float32")
+Y = np.arange(32) % 4
+
+
+def build() -> keras.Model:
+    model = keras.Sequential(
+        [
+            keras.Input((8,)),
+            keras.layers.Dense(16, "gelu"),
+            keras.layers.BatchNormalization(),
+            keras.layers.Dense(8),
+            keras.layers.Dense(4),
+        ]
+    )
+    model.compile(
+        keras.optimizers.Adam(0.01, epsilon=1e-4),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    return model
+
+
+def fit(model: keras.Model, **more: Any) -> Any:
+    return model.fit(X, Y, batch_size=16, shuffle=False, verbose=0, **more)
+
+
+def go_on(model: keras.Model) -> list[float]:
+    loss = fit(model).history["loss"][0]
+    return [loss, size(model)]
+
+
+def size(model: keras.Model) -> float:
+    return float(sum(np.abs(w).sum() for w in model.get_weights()))
+
+
+class Stop(keras.callbacks.Callback):
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        if epoch == 1:
+            raise KeyboardInterrupt
+
+
+def write(folder: str, scope: Any) -> dict[str, list[float]]:
+    with scope():
+        model = build()
+    fit(model)
+    model.save(f"{folder}/model.keras")
+    model.save_weights(f"{folder}/model.weights.h5")
+    tfaccel.checkpoint.save(model, f"{folder}/sharded")
+    checkpoint = tf.train.Checkpoint(model=model)
+    if os.environ.get("TF_CONFIG") is None:  # of several processes, each would write all of it
+        checkpoint.write(f"{folder}/checkpoint")
+    backup = keras.callbacks.BackupAndRestore(f"{folder}/backup")
+    with contextlib.suppress(KeyboardInterrupt):
+        fit(model, epochs=5, initial_epoch=1, callbacks=[backup, Stop()])
+    return {"third epoch": go_on(model)}
+
+
+def read(folder: str, scope: Any) -> dict[str, list[float]]:
+    said = {}
+    with scope():
+        model = keras.models.load_model(f"{folder}/model.keras")
+    fit(model)
+    said["keras"] = go_on(model)
+    for name in ("weights", "sharded", "checkpoint"):
+        with scope():
+            model = build()
+            model.optimizer.build(model.trainable_variables)
+        if name == "weights":
+            model.load_weights(f"{folder}/model.weights.h5")
+        elif name == "sharded":
+            tfaccel.checkpoint.restore(model, f"{folder}/sharded")
+        elif os.path.exists(f"{folder}/checkpoint.index"):
+            tf.train.Checkpoint(model=model).read(f"{folder}/checkpoint").expect_partial()
+        else:
+            continue
+        fit(model)
+        said[name] = go_on(model)
+    with scope():
+        model = build()
+    kept = keras.callbacks.BackupAndRestore(f"{folder}/backup", delete_checkpoint=False)
+    history = fit(model, epochs=3, callbacks=[kept])
+    said["backup"] = [
+        history.history["loss"][-1],
+        float(sum(np.abs(w).sum() for w in model.get_weights())),
+    ]
+    said["backup epochs"] = history.epoch
+    return said
+
+
+def main() -> None:
+    action, folder, name, *mesh = sys.argv[1:]
+    options = dict(zip(("mesh", "layouts"), mesh, strict=False))
+    devices = {"devices": 2} if name == "mirrored" else {}
+    strategy = tfaccel.strategy(name, device_type="cpu", **options, **devices)
+    keras.utils.set_random_seed(3 if action == "write" else 4)
+    said = (write if action == "write" else read)(folder, strategy.scope)
+    if tfaccel.is_chief(strategy):
+        print("SAID", json.dumps(said), flush=True)
+
+
+if __name__ == "__main__":
+    main()

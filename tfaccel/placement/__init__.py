@@ -1,0 +1,1 @@
+"""Where the variables of a model lie: the facts, and pictures of them."""
