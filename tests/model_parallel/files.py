@@ -28,7 +28,7 @@ def build() -> keras.Model:
         [
             keras.Input((8,)),
             keras.layers.Dense(16, "gelu"),
-            keras.layers.BatchNormalization(),
+            keras.layers.BatchNormalization(synchronized=True),
             keras.layers.Dense(8),
             keras.layers.Dense(4),
         ]
