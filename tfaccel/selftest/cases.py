@@ -17,6 +17,7 @@ class Case:
         device_type: the kind of device it runs on.
         devices: how many of them a worker uses; None for the strategy's own choice.
         workers: how many processes.
+        mesh: the axes, for a strategy that has them.
         gpus: GPUs that must be here.
         tpus: TPU cores that must be here.
         reference: the case whose numbers it must reach.
@@ -28,6 +29,7 @@ class Case:
     device_type: str = "cpu"
     devices: int | None = None
     workers: int = 1
+    mesh: str | None = None
     gpus: int = 0
     tpus: int = 0
     reference: str = "one_device"
@@ -40,8 +42,18 @@ CASES = (
     Case("one_device", "one_device"),
     Case("mirrored-2-cpus", "mirrored", devices=2),
     Case("multi_worker_mirrored-2-workers", "multi_worker_mirrored", devices=1, workers=2),
+    Case("model_parallel-4-cpus", "model_parallel", devices=4, mesh="batch=2,model=2"),
+    Case("model_parallel-2-workers", "model_parallel", devices=1, workers=2, mesh="model=2"),
     Case("one_device-gpu", "one_device", "gpu", gpus=1, reference="one_device-gpu"),
     Case("mirrored-gpus", "mirrored", "gpu", gpus=2, reference="one_device-gpu"),
+    Case(
+        "model_parallel-gpus",
+        "model_parallel",
+        "gpu",
+        gpus=2,
+        mesh="model=-1",
+        reference="one_device-gpu",
+    ),
     Case("tpu", "tpu", "tpu", tpus=1, rtol=1e-2),
 )
 

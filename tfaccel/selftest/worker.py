@@ -18,7 +18,8 @@ def train(case: Case) -> tuple[int, Trained]:
 
     import tfaccel
 
-    options = {"devices": case.devices} if case.devices else {}
+    options: dict[str, Any] = {"devices": case.devices} if case.devices else {}
+    options["mesh"] = case.mesh
     strategy: Any = tfaccel.strategy(case.strategy, device_type=case.device_type, seed=1, **options)
     import keras
 
