@@ -1,0 +1,12 @@
+"""Operations that DTensor may run replicated: every device computes the whole of them.
+
+DTensor refuses an operation for which it has no layout rule, unless it is told by name that the
+operation may run on gathered inputs. Such an operation gains no speed from the mesh; its numbers
+are those of one device.
+"""
+
+from __future__ import annotations
+
+# Each of these is in a row of tests/model_parallel/coverage that equals one device. Never an
+# operation of TensorLists: there the fallback gives wrong numbers without a word.
+REPLICATED_OPS: tuple[str, ...] = ()
