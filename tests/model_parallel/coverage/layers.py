@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -79,9 +80,17 @@ def _core() -> list[Row]:
         row("Dense", g, lambda: L.Dense(8, "relu"), (8,)),
         row("Dense that does not divide", g, lambda: L.Dense(7, "relu"), (5,)),
         row("Dense over sequences", g, lambda: L.Dense(8, "gelu"), LINE),
-        row("EinsumDense", g, lambda: L.EinsumDense("abc,cde->abde", (8, 2, 4), "de"), LINE),
         row(
-            "EinsumDense of one letter", g, lambda: L.EinsumDense("abc,cd->abd", (8, 6), "d"), LINE
+            "EinsumDense",
+            g,
+            lambda: L.EinsumDense("abc,cde->abde", (8, 2, 4), bias_axes="de"),
+            LINE,
+        ),
+        row(
+            "EinsumDense of one letter",
+            g,
+            lambda: L.EinsumDense("abc,cd->abd", (8, 6), bias_axes="d"),
+            LINE,
         ),
         of_tokens("Embedding", g, lambda x: L.Flatten()(x)),
         of_tokens("Embedding with mask_zero", g, lambda x: L.GlobalAveragePooling1D()(x), True),
@@ -204,11 +213,9 @@ def _shape() -> list[Row]:
         row("RepeatVector", g, lambda: L.RepeatVector(3), (8,)),
     ]
     for rank, shape in BY_RANK.items():
-        rows += [
-            row(f"Cropping{rank}D", g, lambda c=getattr(L, f"Cropping{rank}D"): c(1), shape),
-            row(f"ZeroPadding{rank}D", g, lambda c=getattr(L, f"ZeroPadding{rank}D"): c(1), shape),
-            row(f"UpSampling{rank}D", g, lambda c=getattr(L, f"UpSampling{rank}D"): c(2), shape),
-        ]
+        for kind, size in (("Cropping", 1), ("ZeroPadding", 1), ("UpSampling", 2)):
+            name = f"{kind}{rank}D"
+            rows.append(row(name, g, lambda n=name, s=size: getattr(L, n)(s), shape))
     for how in ("bilinear", "bicubic", "lanczos3"):
         rows.append(
             row(f"UpSampling2D {how}", g, lambda h=how: L.UpSampling2D(2, interpolation=h), PLANE)
@@ -216,17 +223,17 @@ def _shape() -> list[Row]:
     return rows
 
 
+ACTIVATIONS = re.findall(
+    r"\w+",
+    """celu elu exponential gelu hard_shrink hard_sigmoid hard_silu hard_tanh leaky_relu linear
+    log_sigmoid log_softmax mish relu relu6 selu sigmoid silu soft_shrink softmax softplus softsign
+    sparse_plus sparse_sigmoid sparsemax squareplus swish tanh tanh_shrink""",
+)
+
+
 def _activation() -> list[Row]:
     g = "Activation"
-    made = [
-        row(f"Activation {name}", g, lambda n=name: L.Activation(n), (8,))
-        for name in (
-            "celu elu exponential gelu glu hard_shrink hard_sigmoid hard_silu hard_tanh leaky_relu "
-            "linear log_sigmoid log_softmax mish relu relu6 selu sigmoid silu soft_shrink softmax "
-            "softplus softsign sparse_plus sparse_sigmoid sparsemax squareplus swish tanh "
-            "tanh_shrink threshold"
-        ).split()
-    ]
+    made = [row(f"Activation {n}", g, lambda n=n: L.Activation(n), (8,)) for n in ACTIVATIONS]
     for name in ("ELU", "LeakyReLU", "PReLU", "ReLU", "Softmax"):
         made.append(row(name, g, getattr(L, name), (8,)))
     return made

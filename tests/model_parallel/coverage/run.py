@@ -12,11 +12,16 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.util
+import os
 import pickle
+import threading
 import time
 import traceback
 from pathlib import Path
 from typing import Any
+
+ROW_LIMIT_S = 180
+AGAIN = 75  # the exit code that asks to be started again
 
 
 def main() -> None:
@@ -45,13 +50,23 @@ def main() -> None:
         row = ZOO[name]
         if row.package and importlib.util.find_spec(row.package) is None:
             continue
-        path.write_bytes(pickle.dumps({"error": "the process died"}))
+        path.write_bytes(pickle.dumps({"error": "the process died or stood still"}))
         print(f"{name} ...", end=" ", flush=True)
         started = time.monotonic()
+        watchdog = threading.Timer(ROW_LIMIT_S, os._exit, (AGAIN,))
+        watchdog.start()
         result = measure(row, scope)
+        watchdog.cancel()
         result["seconds"] = round(time.monotonic() - started, 1)
         print(result["seconds"], result.get("error", "")[:150].replace("\n", " "), flush=True)
         path.write_bytes(pickle.dumps(result))
+        if "error" in result and not _before_running(result["error"]):
+            os._exit(AGAIN)  # after one failed collective, every other of the process fails
+
+
+def _before_running(error: str) -> bool:
+    """Whether the program was refused or could not be laid out, so that nothing of it ran."""
+    return "tensorflow/dtensor/mlir" in error or "tfaccel: " in error or "layout" in error
 
 
 def file_name(row: str) -> str:
@@ -103,6 +118,7 @@ def _train(row: Any, scope: Any, result: dict[str, Any]) -> None:
         model = row.model()
         loss = row.loss() if isinstance(row.loss, type) else row.loss
         model.compile(optimizer=keras.optimizers.SGD(row.rate), loss=loss, metrics=row.metrics())
+        _keep_operations(model, result.setdefault("operations", set()))
         result["stage"] = "predict"
         before = model.predict(whole, verbose=0)
         result["before"] = before
@@ -115,6 +131,24 @@ def _train(row: Any, scope: Any, result: dict[str, Any]) -> None:
         result["after"] = model.predict(whole, verbose=0)
     result["weights"] = [v.numpy() for v in model.variables if "seed_generator" not in v.path]
     result["stage"] = "done"
+
+
+def _keep_operations(model: Any, kept: set[str]) -> None:
+    """Adds the types of the operations of the model's steps to `kept` when they are traced."""
+    import tensorflow as tf
+
+    def kept_after(step: Any) -> Any:
+        def wrapped(data: Any) -> Any:
+            outputs = step(data)
+            graph = tf.compat.v1.get_default_graph().as_graph_def()
+            kept.update(node.op for node in graph.node)
+            kept.update(node.op for f in graph.library.function for node in f.node_def)
+            return outputs
+
+        return wrapped
+
+    for name in ("train_step", "test_step", "predict_step"):
+        object.__setattr__(model, name, kept_after(getattr(model, name)))
 
 
 if __name__ == "__main__":

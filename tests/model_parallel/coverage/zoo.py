@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from tests.model_parallel.coverage import layers
+from tests.model_parallel.coverage import layers, measures, networks, preprocessing, sequences
 from tests.model_parallel.coverage.row import Row
 
-ZOO: dict[str, Row] = {row.name: row for rooms in (layers,) for row in rooms.rows()}
+_ROOMS = (layers, sequences, preprocessing, measures, networks)
+
+ZOO: dict[str, Row] = {row.name: row for room in _ROOMS for row in room.rows()}

@@ -12,6 +12,7 @@ import keras
 from tfaccel.distribute import _private
 from tfaccel.distribute.adapt import adapt
 from tfaccel.distribute.feed import BatchIterator
+from tfaccel.distribute.model_parallel.whole import whole_features
 
 
 class OnMesh:
@@ -38,19 +39,24 @@ class OnMesh:
         self.predict_function = _takes_host_batches(self.predict_function, self._tfaccel_strategy)
 
     def train_step(self, data: Any) -> Any:
-        """The model's own, with recurrent layers unrolled."""
-        with _unrolled(self):
+        """The model's own, with recurrent layers unrolled and features whole where they must be."""
+        with _unrolled(self), _whole(self):
             return super().train_step(data)  # type: ignore[misc]
 
     def test_step(self, data: Any) -> Any:
-        """The model's own, with recurrent layers unrolled."""
-        with _unrolled(self):
+        """The model's own, with recurrent layers unrolled and features whole where they must be."""
+        with _unrolled(self), _whole(self):
             return super().test_step(data)  # type: ignore[misc]
 
     def predict_step(self, data: Any) -> Any:
-        """The model's own, with recurrent layers unrolled."""
-        with _unrolled(self):
+        """The model's own, with recurrent layers unrolled and features whole where they must be."""
+        with _unrolled(self), _whole(self):
             return super().predict_step(data)  # type: ignore[misc]
+
+
+def _whole(model: Any) -> Any:
+    strategy = model._tfaccel_strategy
+    return whole_features(model, strategy.mesh, strategy.planner.mesh.batch_axis)
 
 
 def put(model: keras.Model, strategy: Any) -> None:

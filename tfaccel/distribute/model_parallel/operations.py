@@ -9,4 +9,28 @@ from __future__ import annotations
 
 # Each of these is in a row of tests/model_parallel/coverage that equals one device. Never an
 # operation of TensorLists: there the fallback gives wrong numbers without a word.
-REPLICATED_OPS: tuple[str, ...] = ()
+REPLICATED_OPS: tuple[str, ...] = (
+    "AvgPool3D",
+    "AvgPool3DGrad",
+    "AvgPoolGrad",
+    "BatchToSpaceND",
+    "Bucketize",
+    "Conv2DBackpropFilter",
+    "DepthToSpace",
+    "DepthwiseConv2dNative",
+    "DepthwiseConv2dNativeBackpropFilter",
+    "DepthwiseConv2dNativeBackpropInput",
+    "MatrixDiagPartV3",
+    "MatrixDiagV3",
+    "MaxPool3D",
+    "MaxPool3DGrad",
+    "ResizeBicubic",
+    "ResizeBicubicGrad",
+    "ReverseV2",
+    "Roll",
+    "ScaleAndTranslate",
+    "ScaleAndTranslateGrad",
+    "SoftsignGrad",
+    "SpaceToBatchND",
+    "SpaceToDepth",
+)
