@@ -31,7 +31,9 @@ def _of_reals(name: str, make: Callable[[], Any], features: int = 6, **more: Any
         x = L.Lambda(lambda x: keras.ops.cast(x, "float32"))(x)
         return keras.Model(inputs, L.Dense(2)(L.Flatten()(x)))
 
-    return Row(name, G, model, lambda: (reals(features), reals(2, seed=1)), rate=0.02, **more)
+    return Row(
+        name, G, model, lambda: (reals(features), reals(2, seed=1)), rate=0.1 / features, **more
+    )
 
 
 def _of_ids(name: str, make: Callable[[], Any], **more: Any) -> Row:
@@ -68,6 +70,10 @@ def _of_sound(name: str, make: Callable[[], Any]) -> Row:
         return keras.Model(inputs, L.Dense(2)(L.Flatten()(make()(inputs))))
 
     return Row(name, G, model, lambda: (reals(64), reals(2, seed=1)), rate=0.01)
+
+
+def _as_channel(layer: Any) -> Callable[[Any], Any]:
+    return lambda x: layer(L.Reshape((64, 1))(x))
 
 
 def _of_strings(name: str, make: Callable[[], Any]) -> Row:
@@ -118,7 +124,7 @@ def rows() -> list[Row]:
             "ContrastLimitedAdaptiveHistogramEqualization",
             lambda: L.ContrastLimitedAdaptiveHistogramEqualization((0, 1), tile_grid_size=(2, 2)),
         ),
-        _of_sound("STFTSpectrogram", lambda: L.STFTSpectrogram(frame_length=16)),
+        _of_sound("STFTSpectrogram", lambda: _as_channel(L.STFTSpectrogram(frame_length=16))),
         _of_sound(
             "MelSpectrogram", lambda: L.MelSpectrogram(16, 8, sampling_rate=100, num_mel_bins=4)
         ),

@@ -37,7 +37,7 @@ written by `python -m tests.model_parallel.coverage.table`.
   BatchNormalizations rounding grows from step to step, so that later steps tell nothing;
 - **works, other draws**: layers that draw random numbers draw others than one device does with
   this seed, the same at each run; at inference they give the numbers of one device;
-- **replicated**: works; each device computes the whole of the operations named, which gain no speed;
+- **replicated**: works; each device computes the whole of the operations named: no gain in speed;
 - **refused**: an error before anything is trained, which says what to do.
 
 {counts}

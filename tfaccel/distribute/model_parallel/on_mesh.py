@@ -55,8 +55,7 @@ class OnMesh:
 
 
 def _whole(model: Any) -> Any:
-    strategy = model._tfaccel_strategy
-    return whole_features(model, strategy.mesh, strategy.planner.mesh.batch_axis)
+    return whole_features(model, model._tfaccel_strategy.mesh)
 
 
 def put(model: keras.Model, strategy: Any) -> None:

@@ -18,7 +18,6 @@ import tensorflow as tf
 from tensorflow.experimental import dtensor
 
 from tfaccel.distribute import _private
-from tfaccel.distribute.model_parallel import host
 
 # Between the two dense layers of a pair, and inside attention: these leave divided features so.
 _PASS = (
@@ -36,26 +35,46 @@ _PASS = (
 )
 _PASS_ACTIVATIONS = {"gelu", "linear", "relu", "sigmoid", "silu", "softmax", "tanh"}
 
+# These draw for each picture where to cut or how to bend it, in operations that DTensor cannot
+# divide over the batch: every device computes the whole of them.
+_REPLICATED = (
+    keras.layers.AugMix,
+    keras.layers.CutMix,
+    keras.layers.MixUp,
+    keras.layers.RandAugment,
+    keras.layers.RandomCrop,
+    keras.layers.RandomElasticTransform,
+)
+
 # These call other layers inside loops: they take whole features once, not at each turn.
 _AS_ONE = (keras.layers.RNN, keras.layers.Wrapper)
 
 
+# In a relayout, the spec of a dimension that stays divided as it is: a step is traced once for
+# batches that divide and for those that do not.
+_AS_IT_IS = dtensor.MATCH
+
+
 @contextmanager
-def whole_features(model: keras.Model, mesh: Any, batch_axis: str | None) -> Iterator[None]:
+def whole_features(model: keras.Model, mesh: Any) -> Iterator[None]:
     """While a step is traced, layers of `model` that need whole features get them.
 
     Args:
         model: whose step it is.
         mesh: a DTensor mesh.
-        batch_axis: the axis that divides rows, or None.
     """
-    place = functools.partial(_place, mesh=mesh, batch_axis=batch_axis)
+    rows = functools.partial(_place, mesh=mesh, rows=_AS_IT_IS)
+    whole = functools.partial(_place, mesh=mesh, rows=dtensor.UNSHARDED)
     changed: list[tuple[Any, str, Any]] = []
     try:
         for layer in _needing(model):
             name = "activation" if isinstance(layer, _PASS) else "call"
             changed.append((layer, name, layer.__dict__.get(name)))
+            place = whole if isinstance(layer, _REPLICATED) else rows
             object.__setattr__(layer, name, _placed(getattr(layer, name), place))
+        for loss in _replicated_losses(model):
+            changed.append((loss, "call", None))
+            object.__setattr__(loss, "call", _placed(loss.call, whole))
         yield
     finally:
         for layer, name, before in changed:
@@ -94,15 +113,13 @@ def _placed(function: Callable[..., Any], place: Callable[[Any], Any]) -> Callab
     return placed
 
 
-def _place(value: Any, mesh: Any, batch_axis: str | None) -> Any:
-    """`value` divided over the batch axis at most, and its gradient too."""
+def _place(value: Any, mesh: Any, rows: str) -> Any:
+    """`value` with whole features, and its gradient too."""
     if not isinstance(value, tf.Tensor) or not value.shape.rank:
         return value
     if value.dtype in (tf.resource, tf.variant, tf.string):
         return value
-    rows = value.shape[0]
-    divides = batch_axis is not None and rows and rows % mesh.dim_size(batch_axis) == 0
-    layout = host.layout((batch_axis if divides else None, *[None] * (value.shape.rank - 1)), mesh)
+    layout = dtensor.Layout([rows, *[dtensor.UNSHARDED] * (value.shape.rank - 1)], mesh)
     return _relayout(value, layout)
 
 
@@ -112,3 +129,9 @@ def _relayout(value: tf.Tensor, layout: Any) -> tf.Tensor:
         return dtensor.relayout(value, layout), lambda gradient: dtensor.relayout(gradient, layout)
 
     return laid_out(value)
+
+
+def _replicated_losses(model: keras.Model) -> list[keras.losses.Loss]:
+    """Losses whose loop gives 0.0 when it runs over a batch that is divided."""
+    losses = _private.compiled_losses(model)
+    return [loss for loss in losses if isinstance(loss, keras.losses.CTC)]
