@@ -66,7 +66,7 @@ LOSSES = {
 
 METRICS: dict[str, tuple[str, Callable[[], Any]]] = {
     "AUC": ("yes_no", metrics.AUC),
-    "AUC of PR, multi_label": (
+    "AUC of PR and multi_label": (
         "yes_nos",
         lambda: metrics.AUC(curve="PR", multi_label=True, num_labels=4),
     ),

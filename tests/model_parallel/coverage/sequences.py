@@ -73,7 +73,7 @@ def _attention() -> list[Row]:
         "GroupQueryAttention": grouped(4, 2),
         "GroupQueryAttention of one key head": grouped(4, 1),
         "Attention": lambda x: L.Attention()([x, x]),
-        "Attention scaled, by concat": lambda x: L.Attention(True, "concat")([x, x]),
+        "Attention scaled and by concat": lambda x: L.Attention(True, "concat")([x, x]),
         "Attention causal": lambda x: L.Attention()([x, x], use_causal_mask=True),
         "AdditiveAttention": lambda x: L.AdditiveAttention()([x, x]),
     }
@@ -107,10 +107,13 @@ def _recurrent() -> list[Row]:
         made += [
             of_tokens(f"{name} with mask_zero", g, lambda x, c=layer: c(4)(x), True),
             of_tokens(
-                f"{name} with mask_zero, unroll", g, lambda x, c=layer: c(4, unroll=True)(x), True
+                f"{name} with mask_zero and unroll",
+                g,
+                lambda x, c=layer: c(4, unroll=True)(x),
+                True,
             ),
             of_tokens(
-                f"{name} with mask_zero, return_sequences",
+                f"{name} with mask_zero and return_sequences",
                 g,
                 lambda x, c=layer: c(4)(c(4, return_sequences=True)(x)),
                 True,

@@ -10,6 +10,7 @@ from __future__ import annotations
 # Each of these is in a row of tests/model_parallel/coverage that equals one device. Never an
 # operation of TensorLists: there the fallback gives wrong numbers without a word.
 REPLICATED_OPS: tuple[str, ...] = (
+    "AsString",
     "AvgPool3D",
     "AvgPool3DGrad",
     "AvgPoolGrad",
@@ -23,6 +24,7 @@ REPLICATED_OPS: tuple[str, ...] = (
     "DepthwiseConv2dNativeBackpropInput",
     "HSVToRGB",
     "ImageProjectiveTransformV3",
+    "LookupTableFindV2",
     "MatrixDiagPartV3",
     "MatrixDiagV3",
     "MaxPool3D",
@@ -39,5 +41,8 @@ REPLICATED_OPS: tuple[str, ...] = (
     "SoftsignGrad",
     "SpaceToBatchND",
     "SpaceToDepth",
+    "SparseCross",
     "StatelessRandomGammaV3",
+    "StringToHashBucketFast",
+    "StringToHashBucketStrong",
 )

@@ -35,15 +35,15 @@ _PASS = (
 )
 _PASS_ACTIVATIONS = {"gelu", "linear", "relu", "sigmoid", "silu", "softmax", "tanh"}
 
-# These draw for each picture where to cut or how to bend it, in operations that DTensor cannot
-# divide over the batch: every device computes the whole of them.
+# These work on a mixture of rows, in operations that DTensor cannot divide over the batch: every
+# device computes the whole of them.
 _REPLICATED = (
     keras.layers.AugMix,
     keras.layers.CutMix,
     keras.layers.MixUp,
     keras.layers.RandAugment,
-    keras.layers.RandomCrop,
     keras.layers.RandomElasticTransform,
+    keras.layers.TimeDistributed,
 )
 
 # These call other layers inside loops: they take whole features once, not at each turn.
