@@ -97,6 +97,9 @@ def _core() -> list[Row]:
         Row("ReversibleEmbedding", g, reversible, ids_to_ids, cross),
         Row("ReversibleEmbedding untied", g, untied, ids_to_ids, cross),
         row("Identity", g, L.Identity, (8,)),
+        row("Lambda of a sort", g, lambda: L.Lambda(lambda x: keras.ops.sort(x)), (8,)),
+        row("Lambda of top_k", g, lambda: L.Lambda(lambda x: keras.ops.top_k(x, 3)[0]), (8,)),
+        row("Lambda of cumsum", g, lambda: L.Lambda(lambda x: keras.ops.cumsum(x, 1)), LINE),
         row("Lambda", g, lambda: L.Lambda(lambda x: keras.ops.sin(x)), (8,)),
         row(
             "Masking", g, lambda: keras.Sequential([L.Masking(), L.GlobalAveragePooling1D()]), LINE

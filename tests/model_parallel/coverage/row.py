@@ -12,7 +12,6 @@ import numpy as np
 ROWS, BATCH = 13, 8  # batches of 8 and 5: the second divides over no mesh
 
 EVERYTHING = ("before", "losses", "evaluate", "after", "weights")
-FIRST_STEP = ("before", "first_loss")
 RANDOM = ("before", "shapes", "repeated")
 
 
@@ -33,6 +32,8 @@ class Row:
             second run of the same.
         rate: the learning rate of SGD.
         package: the package that must be there.
+        floatx: "float64" for deep networks, where rounding in float32 grows from layer to layer
+            and from step to step until it hides what is compared.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Row:
     compared: tuple[str, ...] = EVERYTHING
     rate: float = 0.1
     package: str | None = None
+    floatx: str = "float32"
 
 
 def reals(*shape: int, rows: int = ROWS, seed: int = 0) -> np.ndarray:

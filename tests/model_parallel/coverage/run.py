@@ -109,6 +109,7 @@ def _train(row: Any, scope: Any, result: dict[str, Any]) -> None:
         return np.mean(np.asarray(value, "float64"))
 
     keras.utils.clear_session()
+    keras.config.set_floatx(row.floatx)
     keras.utils.set_random_seed(1)
     x, y = row.data()
     data = tf.data.Dataset.from_tensor_slices((x, y)).batch(BATCH)

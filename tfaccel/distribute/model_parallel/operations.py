@@ -27,6 +27,7 @@ REPLICATED_OPS: tuple[str, ...] = (
     "LookupTableFindV2",
     "MatrixDiagPartV3",
     "MatrixDiagV3",
+    "MatrixSolve",
     "MaxPool3D",
     "MaxPool3DGrad",
     "MirrorPad",

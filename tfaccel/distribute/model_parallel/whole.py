@@ -46,6 +46,8 @@ _REPLICATED = (
     keras.layers.TimeDistributed,
 )
 
+_REPLICATED_ACTIVATIONS = {"sparsemax"}  # the gradient of a sort scatters to rows of all devices
+
 # These call other layers inside loops: they take whole features once, not at each turn.
 _AS_ONE = (keras.layers.RNN, keras.layers.Wrapper)
 
@@ -70,11 +72,16 @@ def whole_features(model: keras.Model, mesh: Any) -> Iterator[None]:
         for layer in _needing(model):
             name = "activation" if isinstance(layer, _PASS) else "call"
             changed.append((layer, name, layer.__dict__.get(name)))
-            place = whole if isinstance(layer, _REPLICATED) else rows
+            activation = getattr(getattr(layer, "activation", None), "__name__", None)
+            alone = isinstance(layer, _REPLICATED) or activation in _REPLICATED_ACTIVATIONS
+            place = whole if alone else rows
             object.__setattr__(layer, name, _placed(getattr(layer, name), place))
-        for loss in _replicated_losses(model):
+        for loss in _private.compiled_losses(model):
             changed.append((loss, "call", None))
-            object.__setattr__(loss, "call", _placed(loss.call, whole))
+            place = whole if isinstance(loss, keras.losses.CTC) else rows
+            object.__setattr__(loss, "call", _placed(loss.call, place))
+        changed.append((model, "compute_metrics", None))
+        object.__setattr__(model, "compute_metrics", _placed(model.compute_metrics, rows))
         yield
     finally:
         for layer, name, before in changed:
@@ -129,9 +136,3 @@ def _relayout(value: tf.Tensor, layout: Any) -> tf.Tensor:
         return dtensor.relayout(value, layout), lambda gradient: dtensor.relayout(gradient, layout)
 
     return laid_out(value)
-
-
-def _replicated_losses(model: keras.Model) -> list[keras.losses.Loss]:
-    """Losses whose loop gives 0.0 when it runs over a batch that is divided."""
-    losses = _private.compiled_losses(model)
-    return [loss for loss in losses if isinstance(loss, keras.losses.CTC)]
