@@ -15,11 +15,18 @@ NO_RULE = (
 
 
 def test_names_the_innermost_layer_of_the_operation() -> None:
-    made = {"Roll": "net/block_1/shift/Roll"}
+    made = {"Roll": {"net/block_1/shift/Roll"}}
     said = explanation(NO_RULE, made, ["net", "block", "shift"], "net")
     assert said is not None
     assert said.startswith("tfaccel: layer 'shift' of model 'net' uses the operation Roll")
     assert "\n" not in said
+
+
+def test_names_all_layers_that_it_may_be() -> None:
+    made = {"Roll": {"net/shift/Roll", "net/turn/Roll"}}
+    said = explanation(NO_RULE, made, ["shift", "turn"], "net")
+    assert said is not None
+    assert said.startswith("tfaccel: one of the layers 'shift', 'turn' of model 'net' uses")
 
 
 def test_names_the_model_where_no_layer_is_known() -> None:

@@ -24,7 +24,6 @@ REPLICATED_OPS: tuple[str, ...] = (
     "DepthwiseConv2dNativeBackpropInput",
     "HSVToRGB",
     "ImageProjectiveTransformV3",
-    "LookupTableFindV2",
     "MatrixDiagPartV3",
     "MatrixDiagV3",
     "MatrixSolve",

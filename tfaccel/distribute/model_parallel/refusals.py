@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import keras
@@ -16,6 +16,16 @@ import tensorflow as tf
 
 from tfaccel.distribute import _private
 from tfaccel.errors import LayoutError
+
+MOST_NAMED = 6
+
+# Of these some fail, and some wait for ever.
+_DRAWS_PLACES = (
+    keras.layers.AugMix,
+    keras.layers.RandAugment,
+    keras.layers.RandomCrop,
+    keras.layers.RandomElasticTransform,
+)
 
 
 def check(model: keras.Model, training: bool, device_type: str) -> None:
@@ -31,10 +41,10 @@ def check(model: keras.Model, training: bool, device_type: str) -> None:
     """
     for layer in _private.layers_of(model):
         what = f"layer {layer.name!r} ({type(layer).__name__})"
-        if training and isinstance(layer, keras.layers.RandomCrop):
+        if training and isinstance(layer, _DRAWS_PLACES):
             raise LayoutError(
-                f"tfaccel: {what} is trained through on a mesh, where DTensor cuts no picture at a "
-                "place that is drawn; expected it before the model: call it in dataset.map."
+                f"tfaccel: {what} is trained through on a mesh, where DTensor moves no pixels to "
+                "places that are drawn; expected it before the model: call it in dataset.map."
             )
         if isinstance(layer, keras.layers.Conv3D) and layer.groups > 1 and device_type == "CPU":
             raise LayoutError(
@@ -47,9 +57,9 @@ def remember(model: keras.Model, graph: Any) -> None:
     """Keeps where the operations of a traced step are from, for the errors that name them."""
     if not hasattr(graph, "get_operations"):
         return
-    made: dict[str, str] = {}
+    made: dict[str, set[str]] = {}
     for operation in graph.get_operations():
-        made.setdefault(operation.type, operation.name)
+        made.setdefault(operation.type, set()).add(operation.name)
     object.__setattr__(model, "_tfaccel_operations", made)
 
 
@@ -75,18 +85,18 @@ def explains(function: Callable[..., Any], model: keras.Model) -> Callable[..., 
 
 
 def explanation(
-    text: str, operations: dict[str, str], layers: Iterable[str], model: str
+    text: str, operations: Mapping[str, Iterable[str]], layers: Iterable[str], model: str
 ) -> str | None:
     """The line for an error of DTensor's, or None when it is another one.
 
     Args:
         text: the error.
-        operations: the name of an operation of each type in the step.
+        operations: the names of the operations of each type in the step.
         layers: the names of the model's layers.
         model: its name.
 
     >>> print(explanation("x: error: 'tf.Roll' op does not implement layout propagation. "
-    ...     "tensorflow/dtensor/", {"Roll": "net/shift_1/Roll"}, ["net", "shift_1"], "net"))
+    ...     "tensorflow/dtensor/", {"Roll": ["net/shift_1/Roll"]}, ["net", "shift_1"], "net"))
     tfaccel: layer 'shift_1' of model 'net' uses the operation Roll, which DTensor cannot lay out \
 on a mesh ('tf.Roll' op does not implement layout propagation); expected operations of \
 docs/model_parallel_coverage.md: do this in dataset.map, write it otherwise, or choose a strategy \
@@ -98,8 +108,14 @@ other than 'model_parallel'.
     said = re.sub(r"\s+", " ", found[1] if found else text)[:200]
     named = re.search(r"""['"]?\btf\.(\w+)""", text)
     kind = named[1] if named else None
-    layer = _layer_of(operations.get(kind or "", ""), set(layers) - {model})
-    where = f"layer {layer!r} of model {model!r}" if layer else f"model {model!r}"
+    known = set(layers) - {model}
+    users = {_layer_of(name, known) for name in operations.get(kind or "", ())} - {None}
+    # Of an operation that many layers use, the error does not say whose it was.
+    where = f"model {model!r}"
+    if len(users) == 1:
+        where = f"layer {users.pop()!r} of {where}"
+    elif users and len(users) <= MOST_NAMED:
+        where = f"one of the layers {', '.join(sorted(map(repr, users)))} of {where}"
     uses = f"uses the operation {kind}, which" if kind else "has an operation that"
     return (
         f"tfaccel: {where} {uses} DTensor cannot lay out on a mesh ({said}); expected operations "

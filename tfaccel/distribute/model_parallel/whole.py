@@ -38,11 +38,8 @@ _PASS_ACTIVATIONS = {"gelu", "linear", "relu", "sigmoid", "silu", "softmax", "ta
 # These work on a mixture of rows, in operations that DTensor cannot divide over the batch: every
 # device computes the whole of them.
 _REPLICATED = (
-    keras.layers.AugMix,
     keras.layers.CutMix,
     keras.layers.MixUp,
-    keras.layers.RandAugment,
-    keras.layers.RandomElasticTransform,
     keras.layers.TimeDistributed,
 )
 
