@@ -52,3 +52,10 @@ def test_grouped_conv3d_is_refused_on_cpus_alone() -> None:
     check(model, training=True, device_type="GPU")
     with pytest.raises(LayoutError, match=r"layer 'volume' \(Conv3D\) has groups=2"):
         check(model, training=False, device_type="CPU")
+
+
+def test_counting_categories_is_refused() -> None:
+    layer = keras.layers.CategoryEncoding(4, "count", name="counts")
+    model = keras.Sequential([keras.Input((3,), dtype="int32"), layer])
+    with pytest.raises(LayoutError, match=r"layer 'counts' \(CategoryEncoding\) .* dataset\.map"):
+        check(model, training=False, device_type="CPU")

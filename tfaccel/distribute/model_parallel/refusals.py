@@ -46,11 +46,21 @@ def check(model: keras.Model, training: bool, device_type: str) -> None:
                 f"tfaccel: {what} is trained through on a mesh, where DTensor moves no pixels to "
                 "places that are drawn; expected it before the model: call it in dataset.map."
             )
+        if _looks_up(layer):
+            raise LayoutError(
+                f"tfaccel: {what} is inside a model on a mesh, where DTensor has no tables and "
+                "counts no values; expected it before the model: call it in dataset.map."
+            )
         if isinstance(layer, keras.layers.Conv3D) and layer.groups > 1 and device_type == "CPU":
             raise LayoutError(
                 f"tfaccel: {what} has groups={layer.groups} on a mesh of CPUs, where TensorFlow's "
                 "convolution takes one group alone; expected groups=1, or another strategy."
             )
+
+
+def _looks_up(layer: keras.layers.Layer) -> bool:
+    tables = (keras.layers.HashedCrossing, keras.layers.IntegerLookup)
+    return isinstance(layer, tables) or getattr(layer, "output_mode", "") in ("multi_hot", "count")
 
 
 def remember(model: keras.Model, graph: Any) -> None:
