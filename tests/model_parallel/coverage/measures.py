@@ -9,7 +9,7 @@ import keras
 import numpy as np
 from keras import losses, metrics
 
-from tests.model_parallel.coverage.row import ROWS, Row, ids, reals, shares
+from tests.model_parallel.coverage.row import ROWS, Row, ids, padded, reals, shares
 
 
 def _model(units: int, activation: str | None) -> Callable[[], Any]:
@@ -139,10 +139,38 @@ def _ctc() -> Row:
     return Row("CTC", "Losses", model, data, losses.CTC)
 
 
+def _masked() -> Row:
+    def model() -> keras.Model:
+        inputs = keras.Input((6,), dtype="int32")
+        x = keras.layers.Embedding(12, 8, mask_zero=True)(inputs)
+        return keras.Model(inputs, keras.layers.Dense(4)(x))
+
+    def data() -> tuple[Any, Any]:
+        return padded(12, 6), reals(6, 4, seed=1)
+
+    name = "MeanAbsoluteError under a mask (metric)"
+    return Row(name, "Metrics", model, data, metrics=lambda: [metrics.MeanAbsoluteError()])
+
+
+def _sure() -> Row:
+    """Probabilities so near 0 that their logarithm is right through the logits alone."""
+
+    def model() -> keras.Model:
+        inputs = keras.Input((8,))
+        x = keras.layers.Rescaling(100.0)(inputs)
+        return keras.Model(inputs, keras.layers.Dense(4, "softmax")(x))
+
+    loss = losses.SparseCategoricalCrossentropy()
+    name = "SparseCategoricalCrossentropy of sure predictions"
+    return Row(name, "Losses", model, lambda: (reals(8), ids(4, seed=1)), loss, rate=1e-4)
+
+
 def rows() -> list[Row]:
     made = [_row(name, "Losses", kind, loss=getattr(losses, name)) for name, kind in LOSSES.items()]
     made += [
         _ctc(),
+        _sure(),
+        _masked(),
         # Its own gamma of 80 makes a difference of 1e-7 in a cosine one of 1e-5 in the loss.
         _row("Circle", "Losses", "embedding", loss=losses.Circle(gamma=4.0)),
     ]

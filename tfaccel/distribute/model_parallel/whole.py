@@ -123,8 +123,21 @@ def _place(value: Any, mesh: Any, rows: str) -> Any:
         return value
     if value.dtype in (tf.resource, tf.variant, tf.string):
         return value
+    if value.dtype.is_floating and _made_by_softmax(value):
+        return value
     layout = dtensor.Layout([rows, *[dtensor.UNSHARDED] * (value.shape.rank - 1)], mesh)
-    return _relayout(value, layout)
+    placed = _relayout(value, layout)
+    for mark in ("_keras_mask", "_keras_logits"):
+        if (marked := getattr(value, mark, None)) is not None:
+            setattr(placed, mark, _place(marked, mesh, rows))
+    return placed
+
+
+def _made_by_softmax(value: tf.Tensor) -> bool:
+    """Whether Keras's losses would look at the operation that made `value` to find its logits."""
+    if tf.executing_eagerly() or hasattr(value, "_keras_logits"):
+        return False
+    return value.op.type in ("Softmax", "Sigmoid")
 
 
 def _relayout(value: tf.Tensor, layout: Any) -> tf.Tensor:
