@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import re
-from itertools import groupby
 from pathlib import Path
 
 import keras
@@ -58,7 +57,8 @@ def page(out: Path) -> str:
         keras=keras.__version__,
         counts=f"{len(told)} rows: {counts}.",
     )
-    for group, rows in groupby(ZOO.values(), key=lambda row: row.group):
+    for group in dict.fromkeys(row.group for row in ZOO.values()):
+        rows = [row for row in ZOO.values() if row.group == group]
         text += f"\n## {group}\n\n| | |\n| --- | --- |\n"
         text += "".join(f"| {row.name} | {told[row.name]} |\n" for row in rows)
     return text
