@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+import tensorflow as tf
 from keras import layers as L  # noqa: N812
 
 from tests.model_parallel.coverage.row import RANDOM, Row, ids, padded, reals
@@ -59,6 +60,18 @@ LINE, PLANE, SPACE = (8, 4), (8, 8, 4), (4, 4, 4, 4)
 BY_RANK = {1: LINE, 2: PLANE, 3: SPACE}
 
 
+def _reflect(x: Any) -> Any:
+    return keras.ops.pad(x, ((0, 0), (1, 1), (0, 0)), "reflect")
+
+
+def _to_space(x: Any) -> Any:
+    return tf.nn.depth_to_space(x, 2)
+
+
+def _to_depth(x: Any) -> Any:
+    return tf.nn.space_to_depth(x, 2)
+
+
 def _core() -> list[Row]:
     g = "Core"
 
@@ -100,6 +113,10 @@ def _core() -> list[Row]:
         row("Lambda of a sort", g, lambda: L.Lambda(lambda x: keras.ops.sort(x)), (8,)),
         row("Lambda of top_k", g, lambda: L.Lambda(lambda x: keras.ops.top_k(x, 3)[0]), (8,)),
         row("Lambda of cumsum", g, lambda: L.Lambda(lambda x: keras.ops.cumsum(x, 1)), LINE),
+        row("Lambda of a roll", g, lambda: L.Lambda(lambda x: keras.ops.roll(x, 1, 1)), LINE),
+        row("Lambda of a reflecting pad", g, lambda: L.Lambda(_reflect), LINE),
+        row("Lambda of depth_to_space", g, lambda: L.Lambda(_to_space), PLANE),
+        row("Lambda of space_to_depth", g, lambda: L.Lambda(_to_depth), PLANE),
         row("Lambda", g, lambda: L.Lambda(lambda x: keras.ops.sin(x)), (8,)),
         row(
             "Masking", g, lambda: keras.Sequential([L.Masking(), L.GlobalAveragePooling1D()]), LINE

@@ -35,9 +35,7 @@ def _application(name: str, size: int, **more: Any) -> Row:
         model,
         data,
         "sparse_categorical_crossentropy",
-        rate=0.001,
-        floatx="float64",
-        **more,
+        **{"floatx": "float64", "rate": 0.001, **more},
     )
 
 
@@ -97,7 +95,7 @@ def rows() -> list[Row]:
         _application("ResNet50", 32),
         _application("MobileNetV2", 32),
         _application("EfficientNetB0", 32),
-        _application("ConvNeXtTiny", 32),
+        _application("ConvNeXtTiny", 32, floatx="float32"),
         _backbone(
             "GPT2Backbone",
             lambda m: m.GPT2Backbone(**size, **width, num_heads=2, max_sequence_length=8),
