@@ -1,0 +1,1 @@
+"""Model parallelism, compared with one device."""

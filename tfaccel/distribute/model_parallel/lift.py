@@ -31,6 +31,11 @@ class Lifts:
             tensor = self._lifted[id(tensor)][1]
         return super().capture(tensor, name, shape)  # type: ignore[misc]
 
+    def _create_op_internal(self, op_type: str, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        if op_type == "ScatterNd":
+            inputs, kwargs = _with_int32_indices(inputs, kwargs)
+        return super()._create_op_internal(op_type, inputs, *args, **kwargs)  # type: ignore[misc]
+
     def _lift(self, tensor: tf.Tensor) -> tf.Tensor:
         with tf.init_scope():
             if dtensor.is_dtensor(tensor):
@@ -38,10 +43,24 @@ class Lifts:
             return host.scatter(tensor, (None,) * tensor.shape.rank, self._mesh)
 
 
+def _with_int32_indices(inputs: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The arguments of a ScatterNd with its indices and shape as int32.
+
+    DTensor gives every device a shape of int32, whatever the indices are (of a confusion matrix,
+    int64), and the operation then fails.
+    """
+    indices, updates, shape = inputs
+    kwargs["attrs"]["Tindices"].type = tf.int32.as_datatype_enum
+    kwargs["input_types"] = [tf.int32, updates.dtype, tf.int32]
+    return [tf.cast(indices, tf.int32), updates, tf.cast(shape, tf.int32)], kwargs
+
+
 def _is_large(tensor: tf.Tensor) -> bool:
-    """Whether the graph takes it as an input; small ones become constants of the graph."""
+    """Whether the graph takes it as an input; small ones may become constants of the graph."""
     if tensor.dtype in (tf.resource, tf.variant, tf.string):
         return False
+    if tensor.dtype.is_floating and tensor.shape.rank:
+        return True  # TensorFlow takes a small one as an input too when it may be on another device
     return bool(tensor.shape.num_elements() > _private.LARGEST_CONSTANT)
 
 

@@ -9,11 +9,15 @@ from contextlib import contextmanager
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 from tfaccel.distribute import _private
 from tfaccel.distribute.adapt import adapt
 from tfaccel.distribute.feed import BatchIterator
 from tfaccel.distribute.model_parallel import saving
+from tfaccel.distribute.model_parallel.metrics import read_on_host
+from tfaccel.distribute.model_parallel.refusals import check, explains, remember
+from tfaccel.distribute.model_parallel.whole import whole_features
 
 
 class OnMesh:
@@ -27,17 +31,22 @@ class OnMesh:
     def make_train_function(self, force: bool = False) -> None:
         """As Keras's; its function takes host batches too (`train_on_batch`)."""
         super().make_train_function(force)  # type: ignore[misc]
-        self.train_function = _takes_host_batches(self.train_function, self._tfaccel_strategy)
+        self.train_function = _takes_host_batches(self.train_function, self)
 
     def make_test_function(self, force: bool = False) -> None:
         """As Keras's; its function takes host batches too (`test_on_batch`)."""
         super().make_test_function(force)  # type: ignore[misc]
-        self.test_function = _takes_host_batches(self.test_function, self._tfaccel_strategy)
+        self.test_function = _takes_host_batches(self.test_function, self)
 
     def make_predict_function(self, force: bool = False) -> None:
         """As Keras's; its function takes host batches too (`predict_on_batch`)."""
         super().make_predict_function(force)  # type: ignore[misc]
-        self.predict_function = _takes_host_batches(self.predict_function, self._tfaccel_strategy)
+        self.predict_function = _takes_host_batches(self.predict_function, self)
+
+    def get_metrics_result(self) -> Any:
+        """As Keras's, with the variables of metrics read on the host."""
+        with read_on_host(self.metrics):  # type: ignore[attr-defined]
+            return super().get_metrics_result()  # type: ignore[misc]
 
     def save(self, filepath: Any, overwrite: bool = True, **kwargs: Any) -> None:
         """As Keras's; of several processes, which all call, the chief writes."""
@@ -66,19 +75,28 @@ class OnMesh:
         )
 
     def train_step(self, data: Any) -> Any:
-        """The model's own, with recurrent layers unrolled."""
-        with _unrolled(self):
+        """The model's own, with recurrent layers unrolled and features whole where they must be."""
+        with _unrolled(self), _whole(self, training=True):
             return super().train_step(data)  # type: ignore[misc]
 
     def test_step(self, data: Any) -> Any:
-        """The model's own, with recurrent layers unrolled."""
-        with _unrolled(self):
+        """The model's own, with recurrent layers unrolled and features whole where they must be."""
+        with _unrolled(self), _whole(self):
             return super().test_step(data)  # type: ignore[misc]
 
     def predict_step(self, data: Any) -> Any:
-        """The model's own, with recurrent layers unrolled."""
-        with _unrolled(self):
+        """The model's own, with recurrent layers unrolled and features whole where they must be."""
+        with _unrolled(self), _whole(self):
             return super().predict_step(data)  # type: ignore[misc]
+
+
+@contextmanager
+def _whole(model: Any, training: bool = False) -> Iterator[None]:
+    mesh = model._tfaccel_strategy.mesh
+    check(model, training, mesh.device_type())
+    with whole_features(model, mesh):
+        yield
+    remember(model, tf.compat.v1.get_default_graph())
 
 
 def put(model: keras.Model, strategy: Any) -> None:
@@ -87,9 +105,10 @@ def put(model: keras.Model, strategy: Any) -> None:
     object.__setattr__(model, "_tfaccel_strategy", strategy)
 
 
-def _takes_host_batches(function: Callable[[Any], Any], strategy: Any) -> Callable[[Any], Any]:
+def _takes_host_batches(function: Callable[[Any], Any], model: Any) -> Callable[[Any], Any]:
     if hasattr(function, "_tfaccel_takes_host_batches"):
         return function
+    strategy, function = model._tfaccel_strategy, explains(function, model)
 
     @functools.wraps(function)
     def placed(batches: Any) -> Any:

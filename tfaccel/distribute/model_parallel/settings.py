@@ -13,15 +13,12 @@ from tensorflow.experimental import dtensor
 
 from tfaccel.cluster.cluster import Cluster
 from tfaccel.distribute.model_parallel.mesh import MeshShape
+from tfaccel.distribute.model_parallel.operations import REPLICATED_OPS
 from tfaccel.errors import LayoutError, StrategyError
 
 # In TensorFlow 2.21 the pass that combines all-reduces gives silently wrong weights in graph mode
 # (tests/distribute/model_parallel/test_settings.py shows it).
 _COMBINE = "DTENSOR_ENABLE_COMBINE_ALL_REDUCES_OPTIMIZATION"
-
-# Operations without a layout rule of their own that are right when every device computes the whole
-# of them. Never a TensorList one: there the fallback is silently wrong.
-REPLICATED_OPS: tuple[str, ...] = ()
 
 
 def start(mesh: MeshShape, devices: Sequence[str], cluster: Cluster | None) -> object:

@@ -1,0 +1,39 @@
+"""Operations that DTensor may run replicated: every device computes the whole of them.
+
+DTensor refuses an operation for which it has no layout rule, unless it is told by name that the
+operation may run on gathered inputs. Such an operation gains no speed from the mesh; its numbers
+are those of one device.
+"""
+
+from __future__ import annotations
+
+# Each of these is in a row of tests/model_parallel/coverage that equals one device. Never an
+# operation of TensorLists: there the fallback gives wrong numbers without a word.
+REPLICATED_OPS: tuple[str, ...] = (
+    "AsString",
+    "AvgPool3DGrad",
+    "AvgPoolGrad",
+    "BatchToSpaceND",
+    "Bucketize",
+    "DepthToSpace",
+    "DepthwiseConv2dNativeBackpropFilter",
+    "DepthwiseConv2dNativeBackpropInput",
+    "HSVToRGB",
+    "ImageProjectiveTransformV3",
+    "MatrixDiagPartV3",
+    "MatrixSolve",
+    "MirrorPad",
+    "MirrorPadGrad",
+    "ResizeBicubic",
+    "ResizeBicubicGrad",
+    "ReverseV2",
+    "RGBToHSV",
+    "Roll",
+    "ScaleAndTranslate",
+    "ScaleAndTranslateGrad",
+    "SoftsignGrad",
+    "SpaceToBatchND",
+    "SpaceToDepth",
+    "StatelessRandomGammaV3",
+    "StringToHashBucketStrong",
+)

@@ -1,0 +1,143 @@
+"""Says in one line, with the name of the layer, what cannot run on a mesh.
+
+Some layers are known beforehand. For the others DTensor's error names an operation: the step that
+was traced last tells which layer made it.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfaccel.distribute import _private
+from tfaccel.errors import LayoutError
+
+MOST_NAMED = 6
+
+# Of these some fail, and some wait for ever.
+_DRAWS_PLACES = (
+    keras.layers.AugMix,
+    keras.layers.RandAugment,
+    keras.layers.RandomCrop,
+    keras.layers.RandomElasticTransform,
+)
+
+
+def check(model: keras.Model, training: bool, device_type: str) -> None:
+    """Raises for a layer whose operations fail on a mesh while they run.
+
+    Args:
+        model: whose step is being traced.
+        training: whether it is a training step.
+        device_type: of the mesh, such as ``"CPU"``.
+
+    Raises:
+        LayoutError: names the layer.
+    """
+    for layer in _private.layers_of(model):
+        what = f"layer {layer.name!r} ({type(layer).__name__})"
+        if training and isinstance(layer, _DRAWS_PLACES):
+            raise LayoutError(
+                f"tfaccel: {what} is trained through on a mesh, where DTensor moves no pixels to "
+                "places that are drawn; expected it before the model: call it in dataset.map."
+            )
+        if _looks_up(layer):
+            raise LayoutError(
+                f"tfaccel: {what} is inside a model on a mesh, where DTensor has no tables and "
+                "counts no values; expected it before the model: call it in dataset.map."
+            )
+        if isinstance(layer, keras.layers.Conv3D) and layer.groups > 1 and device_type == "CPU":
+            raise LayoutError(
+                f"tfaccel: {what} has groups={layer.groups} on a mesh of CPUs, where TensorFlow's "
+                "convolution takes one group alone; expected groups=1, or another strategy."
+            )
+
+
+def _looks_up(layer: keras.layers.Layer) -> bool:
+    tables = (keras.layers.HashedCrossing, keras.layers.IntegerLookup)
+    return isinstance(layer, tables) or getattr(layer, "output_mode", "") in ("multi_hot", "count")
+
+
+def remember(model: keras.Model, graph: Any) -> None:
+    """Keeps where the operations of a traced step are from, for the errors that name them."""
+    if not hasattr(graph, "get_operations"):
+        return
+    made: dict[str, set[str]] = {}
+    for operation in graph.get_operations():
+        made.setdefault(operation.type, set()).add(operation.name)
+    object.__setattr__(model, "_tfaccel_operations", made)
+
+
+def explains(function: Callable[..., Any], model: keras.Model) -> Callable[..., Any]:
+    """`function`, with the errors of DTensor's layouts as a LayoutError that names the layer."""
+    if hasattr(function, "_tfaccel_explains"):
+        return function
+
+    @functools.wraps(function)
+    def explained(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except tf.errors.OpError as error:
+            layers = [layer.name for layer in _private.layers_of(model)]
+            made = getattr(model, "_tfaccel_operations", {})
+            line = explanation(str(error), made, layers, model.name)
+            if line is None:
+                raise
+            raise LayoutError(line) from error
+
+    explained._tfaccel_explains = True  # type: ignore[attr-defined]
+    return explained
+
+
+def explanation(
+    text: str, operations: Mapping[str, Iterable[str]], layers: Iterable[str], model: str
+) -> str | None:
+    """The line for an error of DTensor's, or None when it is another one.
+
+    Args:
+        text: the error.
+        operations: the names of the operations of each type in the step.
+        layers: the names of the model's layers.
+        model: its name.
+
+    >>> print(explanation("x: error: 'tf.Roll' op does not implement layout propagation. "
+    ...     "tensorflow/dtensor/", {"Roll": ["net/shift_1/Roll"]}, ["net", "shift_1"], "net"))
+    tfaccel: layer 'shift_1' of model 'net' uses the operation Roll, which DTensor cannot lay out \
+on a mesh ('tf.Roll' op does not implement layout propagation); expected operations of \
+docs/model_parallel_coverage.md: do this in dataset.map, write it otherwise, or choose a strategy \
+other than 'model_parallel'.
+    """
+    if "tensorflow/dtensor/" not in text:
+        return None
+    found = re.search(r"error: (.*?)(?:\. |\.?$|\.?\n| tensorflow/dtensor)", text, re.DOTALL)
+    said = re.sub(r"\s+", " ", found[1] if found else text)[:200]
+    named = re.search(r"""['"]?\btf\.(\w+)""", text)
+    kind = named[1] if named else None
+    known = set(layers) - {model}
+    users = {_layer_of(name, known) for name in operations.get(kind or "", ())} - {None}
+    # Of an operation that many layers use, the error does not say whose it was.
+    where = f"model {model!r}"
+    if len(users) == 1:
+        where = f"layer {users.pop()!r} of {where}"
+    elif users and len(users) <= MOST_NAMED:
+        where = f"one of the layers {', '.join(sorted(map(repr, users)))} of {where}"
+    uses = f"uses the operation {kind}, which" if kind else "has an operation that"
+    return (
+        f"tfaccel: {where} {uses} DTensor cannot lay out on a mesh ({said}); expected operations "
+        "of docs/model_parallel_coverage.md: do this in dataset.map, write it otherwise, or choose "
+        "a strategy other than 'model_parallel'."
+    )
+
+
+def _layer_of(operation: str, layers: set[str]) -> str | None:
+    """The innermost layer in the name of an operation, such as ``"net/dense_1/MatMul"``."""
+    for part in reversed(operation.split("/")):
+        for name in (part, re.sub(r"_\d+$", "", part)):
+            if name in layers:
+                return name
+    return None

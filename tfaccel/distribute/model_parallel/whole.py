@@ -1,0 +1,148 @@
+"""Gives layers whole features, where DTensor could not compute with divided ones.
+
+A dense layer that is split by columns leaves its features divided over the model axis, and its
+partner, which is split by rows, takes them so. Most other layers cannot: a convolution wants all
+channels, a reshape all that it folds. While a step is traced, such layers take and give tensors
+that are divided over the batch axis at most. A layout is where numbers lie, so the numbers stay.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+import tensorflow as tf
+from tensorflow.experimental import dtensor
+
+from tfaccel.distribute import _private
+
+# Between the two dense layers of a pair, and inside attention: these leave divided features so.
+_PASS = (
+    keras.layers.Activation,
+    keras.layers.Add,
+    keras.layers.Dense,
+    keras.layers.Dropout,
+    keras.layers.EinsumDense,
+    keras.layers.Identity,
+    keras.layers.InputLayer,
+    keras.layers.LayerNormalization,
+    keras.layers.Multiply,
+    keras.layers.ReLU,
+    keras.layers.Softmax,
+)
+_PASS_ACTIVATIONS = {"gelu", "linear", "relu", "sigmoid", "silu", "softmax", "tanh"}
+
+# These work on a mixture of rows, in operations that DTensor cannot divide over the batch: every
+# device computes the whole of them.
+_REPLICATED = (
+    keras.layers.CutMix,
+    keras.layers.MixUp,
+    keras.layers.TimeDistributed,
+)
+
+_REPLICATED_ACTIVATIONS = {"sparsemax"}  # the gradient of a sort scatters to rows of all devices
+
+# These call other layers inside loops: they take whole features once, not at each turn.
+_AS_ONE = (keras.layers.RNN, keras.layers.Wrapper)
+
+
+# In a relayout, the spec of a dimension that stays divided as it is: a step is traced once for
+# batches that divide and for those that do not.
+_AS_IT_IS = dtensor.MATCH
+
+
+@contextmanager
+def whole_features(model: keras.Model, mesh: Any) -> Iterator[None]:
+    """While a step is traced, layers of `model` that need whole features get them.
+
+    Args:
+        model: whose step it is.
+        mesh: a DTensor mesh.
+    """
+    rows = functools.partial(_place, mesh=mesh, rows=_AS_IT_IS)
+    whole = functools.partial(_place, mesh=mesh, rows=dtensor.UNSHARDED)
+    changed: list[tuple[Any, str, Any]] = []
+    try:
+        for layer in _needing(model):
+            name = "activation" if isinstance(layer, _PASS) else "call"
+            changed.append((layer, name, layer.__dict__.get(name)))
+            activation = getattr(getattr(layer, "activation", None), "__name__", None)
+            alone = isinstance(layer, _REPLICATED) or activation in _REPLICATED_ACTIVATIONS
+            place = whole if alone else rows
+            object.__setattr__(layer, name, _placed(getattr(layer, name), place))
+        for loss in _private.compiled_losses(model):
+            changed.append((loss, "call", None))
+            place = whole if isinstance(loss, keras.losses.CTC) else rows
+            object.__setattr__(loss, "call", _placed(loss.call, place))
+        changed.append((model, "compute_metrics", None))
+        object.__setattr__(model, "compute_metrics", _placed(model.compute_metrics, rows))
+        yield
+    finally:
+        for layer, name, before in changed:
+            if before is None:
+                object.__delattr__(layer, name)
+            else:
+                object.__setattr__(layer, name, before)
+
+
+def _needing(model: keras.Model) -> list[keras.layers.Layer]:
+    layers = _private.layers_of(model)
+    as_one = [layer for layer in layers if isinstance(layer, _AS_ONE)]
+    inside = {id(inner) for layer in as_one for inner in _private.layers_of(layer)[1:]}
+    return [
+        layer
+        for layer in layers
+        if id(layer) not in inside
+        and (isinstance(layer, _AS_ONE) or not _private.layers_of(layer)[1:])
+        and not isinstance(layer, keras.Model)
+        and not _passes(layer)
+    ]
+
+
+def _passes(layer: keras.layers.Layer) -> bool:
+    activation = getattr(layer, "activation", None)
+    name = getattr(activation, "__name__", None)
+    return isinstance(layer, _PASS) and (activation is None or name in _PASS_ACTIVATIONS)
+
+
+def _placed(function: Callable[..., Any], place: Callable[[Any], Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def placed(*args: Any, **kwargs: Any) -> Any:
+        args, kwargs = tf.nest.map_structure(place, (args, kwargs))
+        return tf.nest.map_structure(place, function(*args, **kwargs))
+
+    return placed
+
+
+def _place(value: Any, mesh: Any, rows: str) -> Any:
+    """`value` with whole features, and its gradient too."""
+    if not isinstance(value, tf.Tensor) or not value.shape.rank:
+        return value
+    if value.dtype in (tf.resource, tf.variant, tf.string):
+        return value
+    if value.dtype.is_floating and _made_by_softmax(value):
+        return value
+    layout = dtensor.Layout([rows, *[dtensor.UNSHARDED] * (value.shape.rank - 1)], mesh)
+    placed = _relayout(value, layout)
+    for mark in ("_keras_mask", "_keras_logits"):
+        if (marked := getattr(value, mark, None)) is not None:
+            setattr(placed, mark, _place(marked, mesh, rows))
+    return placed
+
+
+def _made_by_softmax(value: tf.Tensor) -> bool:
+    """Whether Keras's losses would look at the operation that made `value` to find its logits."""
+    if tf.executing_eagerly() or hasattr(value, "_keras_logits"):
+        return False
+    return value.op.type in ("Softmax", "Sigmoid")
+
+
+def _relayout(value: tf.Tensor, layout: Any) -> tf.Tensor:
+    @tf.custom_gradient
+    def laid_out(value: tf.Tensor) -> Any:
+        return dtensor.relayout(value, layout), lambda gradient: dtensor.relayout(gradient, layout)
+
+    return laid_out(value)
