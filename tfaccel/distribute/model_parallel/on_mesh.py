@@ -44,7 +44,8 @@ class OnMesh:
         self.predict_function = _takes_host_batches(self.predict_function, self)
 
     def get_metrics_result(self) -> Any:
-        """As Keras's, with the variables of metrics read on the host."""
+        """As Keras's, with the variables of metrics read on the host, when the steps are done."""
+        self._tfaccel_strategy.outcome.check()
         with read_on_host(self.metrics):  # type: ignore[attr-defined]
             return super().get_metrics_result()  # type: ignore[misc]
 
@@ -112,11 +113,11 @@ def _takes_host_batches(function: Callable[[Any], Any], model: Any) -> Callable[
 
     @functools.wraps(function)
     def placed(batches: Any) -> Any:
-        if isinstance(batches, list):  # of predict
+        if isinstance(batches, list):  # of predict, whose results are read
             return function([strategy.on_mesh(batch) for batch in batches])
-        if isinstance(batches, BatchIterator):
-            return function(batches)
-        return function(map(strategy.on_mesh, batches))
+        if not isinstance(batches, BatchIterator):
+            batches = map(strategy.on_mesh, batches)
+        return strategy.outcome.follow(function(batches))
 
     placed._tfaccel_takes_host_batches = True  # type: ignore[attr-defined]
     return placed

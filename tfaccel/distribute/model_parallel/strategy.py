@@ -14,6 +14,7 @@ from tfaccel.distribute import _private, scope
 from tfaccel.distribute.model_parallel import callbacks, lift, on_mesh, saving, settings, stage
 from tfaccel.distribute.model_parallel.batches import MeshBatches, place, unwrap
 from tfaccel.distribute.model_parallel.mesh import MeshShape
+from tfaccel.distribute.model_parallel.outcome import Outcome
 from tfaccel.distribute.model_parallel.plan import Planner
 from tfaccel.distribute.model_parallel.variable import MeshVariable
 from tfaccel.distribute.optimizer import optimizers_of
@@ -38,6 +39,7 @@ class ModelParallelStrategy(tf.distribute.Strategy):  # type: ignore[misc]
         mesh: DTensor's mesh.
         planner: decides how each variable lies.
         cluster: the processes of this job, or None.
+        outcome: of the last step.
         used: whether anything has run under this strategy.
         held: whole values of variables that have been gathered for a file, by id.
     """
@@ -58,6 +60,7 @@ class ModelParallelStrategy(tf.distribute.Strategy):  # type: ignore[misc]
         self.planner = Planner(mesh, layouts)
         self.mesh = settings.start(mesh, devices, cluster)
         self.cluster = cluster
+        self.outcome = Outcome()
         self._devices = tuple(devices)
         super().__init__(ModelParallelExtended(self))
 
