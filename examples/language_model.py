@@ -2,7 +2,9 @@
 
     python examples/language_model.py                           # what fits this machine
     python examples/language_model.py --strategy=mirrored --device_type=cpu --devices=2
+    python examples/language_model.py --strategy=model_parallel --mesh=batch=2,model=2
     tfaccel launch --nproc 2 examples/language_model.py --strategy=multi_worker_mirrored
+    tfaccel launch --nproc 2 examples/language_model.py --strategy=model_parallel --mesh=model=2
 
 Predicts a held-out paragraph's next character with an accuracy of at least 0.58, which is at most
 2.2 bits per character, under every strategy; in about two minutes on two cores.

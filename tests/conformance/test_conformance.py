@@ -69,8 +69,6 @@ COLUMNS = {
     "multi_worker_2x1": Column("multi_worker_mirrored", 2, 1),
     "mirrored_2": Column("mirrored", 1, 2),
     "mesh_2x2": Column("model_parallel", 2, 2, "batch=2,model=2", "auto"),
-    "mesh_1x4": Column("model_parallel", 1, 4, "model=4", "auto"),
-    "mesh_4x1": Column("model_parallel", 1, 4, "batch=4", "fully_sharded"),
 }
 STRATEGIES = [name for name in COLUMNS if name != "plain"]
 DISTRIBUTED = [name for name in STRATEGIES if name != "one_device"]

@@ -64,14 +64,14 @@ def test_two_processes_data_and_model(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["transformer", "cnn"])
+@pytest.mark.parametrize("name", ["transformer"])
 @pytest.mark.child(workers=2, group="4x1")
 def test_two_processes_fully_sharded(name: str) -> None:
     assert_equals_one_device(name, "batch=4", "fully_sharded", devices=2)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["mlp", "grouped"])
+@pytest.mark.parametrize("name", ["grouped"])
 @pytest.mark.child(workers=2, group="1x4")
 def test_two_processes_model(name: str) -> None:
     assert_equals_one_device(name, "model=4", "auto", devices=2)

@@ -20,6 +20,11 @@ WHOLE = "batch=2,model=2"
 NARROW = ("batch=4,model=1", "batch=1,model=4")
 
 
+def halves(rows: Sequence[str]) -> list[list[str]]:
+    """Two parts of `rows` that take about as long; every second row goes to each."""
+    return [part for part in (list(rows[::2]), list(rows[1::2])) if part]
+
+
 def run(out: Path, mesh: str, rows: Sequence[str] = ()) -> str:
     """Runs rows on a mesh, all when none is named; returns what was printed."""
     command = [sys.executable, "-m", "tests.model_parallel.coverage.run", str(out)]

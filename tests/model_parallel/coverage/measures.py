@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ import keras
 import numpy as np
 from keras import losses, metrics
 
-from tests.model_parallel.coverage.row import ROWS, Row, ids, padded, reals, shares
+from tests.model_parallel.coverage.row import ROWS, STEPS, Row, ids, padded, reals, shares
 
 
 def _model(units: int, activation: str | None) -> Callable[[], Any]:
@@ -187,4 +188,4 @@ def rows() -> list[Row]:
         made.append(
             _row(f"{name} (metric)", "Metrics", kind, loss=loss, metrics=lambda m=make: [m()])
         )
-    return made
+    return [dataclasses.replace(row, compared=STEPS) for row in made]

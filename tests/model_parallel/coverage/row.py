@@ -11,7 +11,8 @@ import numpy as np
 
 ROWS, BATCH = 13, 8  # batches of 8 and 5: the second divides over no mesh
 
-EVERYTHING = ("before", "losses", "evaluate", "after", "weights")
+EVERYTHING = ("before", "losses", "after", "weights")
+STEPS = ("losses", "weights")  # of losses and metrics, which prediction does not meet
 RANDOM = ("before", "shapes", "repeated")
 
 

@@ -75,7 +75,7 @@ def file_name(row: str) -> str:
 
 
 def measure(row: Any, scope: Any) -> dict[str, Any]:
-    """Trains, evaluates and predicts.
+    """Trains, and predicts where the row compares that.
 
     Returns:
         what was computed; with an error, its text, the call that raised it, and what came before.
@@ -114,22 +114,23 @@ def _train(row: Any, scope: Any, result: dict[str, Any]) -> None:
     x, y = row.data()
     data = tf.data.Dataset.from_tensor_slices((x, y)).batch(BATCH)
     whole = data.take(1)
+    predicts = "before" in row.compared
     with scope():
         result["stage"] = "make"
         model = row.model()
         loss = row.loss() if isinstance(row.loss, type) else row.loss
         model.compile(optimizer=keras.optimizers.SGD(row.rate), loss=loss, metrics=row.metrics())
         _keep_operations(model, result.setdefault("operations", set()))
-        result["stage"] = "predict"
-        before = model.predict(whole, verbose=0)
-        result["before"] = before
-        result["shapes"] = [list(p.shape) for p in tf.nest.flatten(before)]
+        if predicts:
+            result["stage"] = "predict"
+            before = model.predict(whole, verbose=0)
+            result["before"] = before
+            result["shapes"] = [list(p.shape) for p in tf.nest.flatten(before)]
         result["stage"] = "fit"
         model.fit(data, verbose=0, epochs=1, shuffle=False, callbacks=[Losses()])
         result["first_loss"] = result["losses"][0]["loss"]
-        result["stage"] = "evaluate"
-        result["evaluate"] = model.evaluate(whole, verbose=0, return_dict=True)
-        result["after"] = model.predict(whole, verbose=0)
+        if predicts:
+            result["after"] = model.predict(whole, verbose=0)
     result["weights"] = [v.numpy() for v in model.variables if "seed_generator" not in v.path]
     result["stage"] = "done"
 

@@ -25,10 +25,10 @@ PAGE = columns.ROOT / "docs" / "model_parallel_coverage.md"
 HEAD = """\
 # What runs on a mesh
 
-Every row is a small model that was trained, evaluated and asked for predictions on a mesh of four
-devices (`{mesh}`, layouts `"auto"`), its second batch one that divides over no axis, and then
-compared with plain Keras on one device: predictions before and after training, the loss of each
-step, the evaluation and all weights. Measured with TensorFlow {tensorflow} and Keras {keras}, and
+Every row is a small model that was trained on a mesh of four devices (`{mesh}`, layouts
+`"auto"`), its second batch one that divides over no axis, and then compared with plain Keras on one
+device: the loss and metrics of each step and all weights, and of layers and networks also
+predictions before and after training. Measured with TensorFlow {tensorflow} and Keras {keras}, and
 written by `python -m tests.model_parallel.coverage.table`.
 
 - **works**: the numbers of one device, within a relative 1e-5 (1e-4 behind BatchNormalization);

@@ -33,6 +33,8 @@ _PASS = (
     keras.layers.ReLU,
     keras.layers.Softmax,
 )
+# Of keras_hub, which need not be here: turns the features of each head by themselves.
+_PASS_NAMES = {"RotaryEmbedding"}
 _PASS_ACTIVATIONS = {"gelu", "linear", "relu", "sigmoid", "silu", "softmax", "tanh"}
 
 # These work on a mixture of rows, in operations that DTensor cannot divide over the batch: every
@@ -103,6 +105,8 @@ def _needing(model: keras.Model) -> list[keras.layers.Layer]:
 
 
 def _passes(layer: keras.layers.Layer) -> bool:
+    if type(layer).__name__ in _PASS_NAMES:
+        return True
     activation = getattr(layer, "activation", None)
     name = getattr(activation, "__name__", None)
     return isinstance(layer, _PASS) and (activation is None or name in _PASS_ACTIVATIONS)
