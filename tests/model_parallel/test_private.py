@@ -1,0 +1,73 @@
+"""Watches the private names that a mesh needs: says which one moved."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import pytest
+import tensorflow as tf
+from tensorflow.python.framework import func_graph
+
+from tfaccel.distribute import _private
+
+
+class Watching(keras.layers.Layer):
+    """Makes a variable inside a layer, and looks around while it does."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.inner = keras.layers.Dense(2, kernel_initializer=self.look)
+        self.seen: dict[str, Any] = {}
+
+    def look(self, shape: Any, dtype: Any = None) -> Any:
+        self.seen["path"] = _private.variable_path("kernel")
+        self.seen["layers"] = [layer.name for layer in _private.layers_being_built()]
+        return tf.zeros(shape, dtype)
+
+    def build(self, shape: Any) -> None:
+        self.inner.build(shape)
+
+
+def test_paths_and_layers_of_a_variable_being_made() -> None:
+    layer = Watching(name="outer")
+    layer.build((None, 3))
+    assert layer.seen["path"] == layer.inner.kernel.path
+    assert list(layer.seen["layers"]) == ["outer", layer.inner.name]
+
+
+def test_the_model_that_is_compiled_can_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    variable = keras.Variable._initialize
+
+    def initialize(self: Any, value: Any) -> None:
+        seen.append(_private.compiling_model())
+        variable(self, value)
+
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    monkeypatch.setattr(keras.Variable, "_initialize", initialize)
+    keras.metrics.Mean()
+    assert set(seen) == {None}, "a metric of a script's own is not inside compile"
+    seen.clear()
+    model.compile("sgd", "mse")
+    assert model in seen
+
+
+def test_small_host_tensors_become_constants() -> None:
+    assert 1 < _private.LARGEST_CONSTANT < 10_000
+
+
+@pytest.mark.parametrize("name", ["capture", "_create_op_internal"])
+def test_graphs_have_the_hooks_that_lifting_overrides(name: str) -> None:
+    assert callable(getattr(func_graph.FuncGraph, name, None))
+
+
+def test_eager_operations_look_for_the_handle_at_its_private_name() -> None:
+    class Halves(_private.ReadByValue, type(tf.Variable(0.0))):  # type: ignore[misc]
+        def hidden(self) -> bool:
+            return tf.executing_eagerly()
+
+        def value(self) -> tf.Tensor:
+            return tf.constant(0.5)
+
+    assert float(tf.add(Halves(3.0), 1.0)) == 1.5
