@@ -45,6 +45,8 @@ def test_missing() -> None:
         "one_device",
         "mirrored-2-cpus",
         "multi_worker_mirrored-2-workers",
+        "model_parallel-4-cpus",
+        "model_parallel-2-workers",
     ]
 
 

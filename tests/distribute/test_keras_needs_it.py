@@ -123,4 +123,4 @@ def test_workers_report_other_losses_when_compiled_outside(
     half_mended: dict[int, dict[str, Any]],
 ) -> None:
     first, second = (half_mended[rank]["d12_loss_when_compiled_outside"] for rank in (0, 1))
-    assert first != second, f"{first} on both: the refusal of D12 (distribute/fit.py) may go"
+    assert first != second, f"{first} on both: the refusal of D12 (distribute/scope.py) may go"

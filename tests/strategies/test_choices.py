@@ -117,6 +117,8 @@ GIVEN = {
     "start_timeout": (5.0, "20", 20.0),
     "collective_timeout": (5.0, "2.5", 2.5),
     "tpu": ("mine", "local", "local"),
+    "mesh": ("batch=2", "model=2", "model=2"),
+    "layouts": ("fully_sharded", "auto", "auto"),
 }
 
 
