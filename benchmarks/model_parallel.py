@@ -47,9 +47,10 @@ COLUMNS = (
     Column("fully sharded 4x1", strategy="model_parallel", batch=4, layouts="fully_sharded"),
     Column("JAX one device", "jax"),
     *(Column(f"JAX {b}x{m}", "jax", "ModelParallel", b, m) for b, m in ((4, 1), (2, 2), (1, 4))),
+    Column("JAX fully sharded 4x1", "jax", "ModelParallel", 4, layouts="fully_sharded"),
 )
 
-# The layouts that tfaccel derives for this model, as rules of keras.distribution.
+# The layouts that tfaccel gives this model, as rules of keras.distribution.
 JAX_RULES = {
     ".*embedding.*/embeddings": ("model", None),
     ".*(query|key|value)/kernel": (None, "model", None),
@@ -58,6 +59,14 @@ JAX_RULES = {
     ".*(up|head)/kernel": (None, "model"),
     ".*(up|head)/bias": ("model",),
     ".*down/kernel": ("model", None),
+}
+JAX_FULLY_SHARDED = {
+    ".*(gamma|beta)": ("batch",),
+    ".*(up|down|head|attention_output)/bias": ("batch",),
+    ".*(query|key|value)/bias": ("batch", None),
+    ".*embeddings": ("batch", None),
+    ".*(up|down|head)/kernel": ("batch", None),
+    ".*(query|key|value|attention_output)/kernel": ("batch", None, None),
 }
 
 
@@ -202,7 +211,8 @@ def _jax_scope(column: Column) -> Any:
     shape = (column.batch, column.model)
     mesh = keras.distribution.DeviceMesh(shape, ("batch", "model"), devices)
     rules = keras.distribution.LayoutMap(mesh)
-    for path, axes in JAX_RULES.items():
+    sharded = column.layouts == "fully_sharded"
+    for path, axes in (JAX_FULLY_SHARDED if sharded else JAX_RULES).items():
         rules[path] = axes
     # For the whole process: fit reads it outside a scope.
     keras.distribution.set_distribution(
@@ -244,7 +254,10 @@ def _row(
         "ms": {"min": min(times), "median": statistics.median(times), "max": max(times)},
         "to_one_device": against(lambda c: (c.backend, c.strategy) == (column.backend, None)),
         "to_jax": against(
-            lambda c: (c.backend, c.batch, c.model) == ("jax", column.batch, column.model)
+            lambda c: (
+                (c.backend, c.batch, c.model, c.layouts)
+                == ("jax", column.batch, column.model, column.layouts)
+            )
         ),
         "bytes_per_device": mine[-1]["bytes_per_device"],
         "fraction": mine[-1]["bytes_per_device"] / mine[-1]["bytes_whole"],

@@ -153,6 +153,13 @@ def test_strategy_calls_the_front_desk_with_what_was_given(monkeypatch: pytest.M
     assert calls == [{"name": "mirrored", "devices": 2}]
 
 
+def test_what_cannot_be_had_ends_the_script_with_one_line():
+    with pytest.raises(SystemExit) as end:
+        flags.strategy(flag_values=parsed("--strategy=model_parallel", "--mesh=batch=2,modl=x"))
+    assert str(end.value).startswith("tfaccel: mesh is 'batch=2,modl=x' ('modl=x' cannot be read)")
+    assert "\n" not in str(end.value)
+
+
 def test_importing_defines_no_flag_and_help_shows_them_with_the_script_s(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(

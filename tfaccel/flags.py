@@ -38,6 +38,7 @@ default that the script gave to `define`, then tfaccel's own.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -233,8 +234,13 @@ def strategy(*, flag_values: flags.FlagValues = flags.FLAGS) -> tf.distribute.St
         What `tfaccel.strategy` returns for them.
 
     Raises:
-        StrategyError: this machine or cluster cannot give what was asked for.
+        SystemExit: this machine or cluster cannot give what was asked for; a line says why, since
+            a traceback would not help who typed a flag.
     """
     import tfaccel
+    from tfaccel.errors import TfaccelError
 
-    return tfaccel.strategy(**options(flag_values=flag_values))
+    try:
+        return tfaccel.strategy(**options(flag_values=flag_values))
+    except TfaccelError as error:
+        sys.exit(str(error))

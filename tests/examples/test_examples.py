@@ -34,6 +34,10 @@ STRATEGIES = {
     "auto": (PYTHON, ["--strategy=auto"]),
     "mirrored": (PYTHON, ["--strategy=mirrored", "--device_type=cpu", "--devices=2"]),
     "multi_worker_mirrored": (LAUNCH, ["--strategy=multi_worker_mirrored"]),
+    "model_parallel": (
+        PYTHON,
+        ["--strategy=model_parallel", "--mesh=batch=2,model=2", "--device_type=cpu"],
+    ),
 }
 
 
@@ -50,12 +54,18 @@ def test_digits_reach_their_accuracy(name: str, tmp_path: Path) -> None:
 
 
 def test_the_language_model_is_the_same_on_one_device_and_on_two_workers(tmp_path: Path) -> None:
-    """Two epochs are enough to compare; the accuracy it states takes all of them."""
-    script = ["examples/language_model.py", "--epochs=2"]
-    alone = run([*PYTHON, *script, "--strategy=one_device"], tmp_path / "one.keras")
-    both = run([*LAUNCH, *script, "--strategy=multi_worker_mirrored"], tmp_path / "two.keras")
+    """One epoch is enough to compare; the accuracy it states takes all of them."""
+    script = ["examples/language_model.py", "--epochs=1"]
+    split = [*script, "--strategy=model_parallel", "--mesh=model=2"]
+    ways = {
+        "one device": run([*PYTHON, *script, "--strategy=one_device"], tmp_path / "one.keras"),
+        "data": run([*LAUNCH, *script, "--strategy=multi_worker_mirrored"], tmp_path / "a.keras"),
+        "model": run([*LAUNCH, *split], tmp_path / "b.keras"),
+    }
     pattern = r"accuracy ([\d.]+), ([\d.]+) bits per character"
-    (want,) = re.findall(pattern, alone)
-    first, second = re.findall(pattern, both)
-    assert first == second, "the workers evaluate differently"
-    assert [float(v) for v in first] == pytest.approx([float(v) for v in want], rel=5e-3)
+    said = {way: re.findall(pattern, text) for way, text in ways.items()}
+    want = [float(v) for v in said["one device"][0]]
+    for way in ("data", "model"):
+        first, second = said[way]
+        assert first == second, f"{way}: the workers evaluate differently"
+        assert [float(v) for v in first] == pytest.approx(want, rel=5e-3), way

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import tensorflow as tf
@@ -39,7 +40,19 @@ class MeshBatches(Feed):
     def _open(self) -> Iterator[Any]:
         with tf.device("/CPU:0"):
             source = iter(self._dataset)
-        return (place(batch, self._mesh, self._axis) for batch in source)
+        return ahead(place(batch, self._mesh, self._axis) for batch in source)
+
+
+def ahead(batches: Iterator[Any]) -> Generator[Any, None, None]:
+    """Puts each of `batches` on the mesh while the step on the one before it runs."""
+    pool = ThreadPoolExecutor(1, "tfaccel-batches")
+    try:
+        coming = pool.submit(next, batches, None)
+        while (batch := coming.result()) is not None:
+            coming = pool.submit(next, batches, None)
+            yield batch
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def unwrap(batch: Any) -> Any:

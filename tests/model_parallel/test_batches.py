@@ -1,0 +1,52 @@
+"""Batches are put on the mesh one ahead of the step that runs."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from tfaccel.distribute.model_parallel.batches import ahead
+
+
+def test_the_next_one_is_taken_while_a_step_runs() -> None:
+    third = threading.Event()
+
+    def source() -> Iterator[int]:
+        yield 1
+        yield 2
+        third.set()
+        yield 3
+
+    batches = ahead(source())
+    assert next(batches) == 1
+    assert not third.is_set()
+    assert next(batches) == 2
+    assert third.wait(10)
+    assert list(batches) == [3]
+
+
+def test_an_error_of_the_data_comes_where_its_batch_would() -> None:
+    def source() -> Iterator[int]:
+        yield 1
+        raise ValueError("a broken file")
+
+    batches = ahead(source())
+    assert next(batches) == 1
+    with pytest.raises(ValueError, match="a broken file"):
+        next(batches)
+
+
+def test_no_thread_stays_when_a_pass_is_abandoned() -> None:
+    batches = ahead(iter(range(5)))
+    next(batches)
+    (thread,) = _threads()
+    batches.close()
+    thread.join(10)
+    assert not _threads()
+
+
+def _threads() -> list[threading.Thread]:
+    running = [t for t in threading.enumerate() if t.name.startswith("tfaccel-batches")]
+    return [thread for thread in running if not thread.join(1) and thread.is_alive()]
