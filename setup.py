@@ -52,6 +52,7 @@ setup(
     extras_require={
         "cpu": ["tensorflow-cpu>=2.18"],
         "gpu": ["tensorflow[and-cuda]>=2.18"],
+        "mpi": ["mpi4py>=4", "mpich>=4.2"],
         "examples": ["scikit-learn"],
         "dev": ["pytest>=8", "tensorboard", "ruff==0.17.*", "mypy==2.4.*", "setuptools>=77"],
     },

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import os
 from typing import TYPE_CHECKING, Any
@@ -76,6 +77,8 @@ def strategy(name: str = "auto", **options: Any) -> tf.distribute.Strategy:
     policy = settings.apply(wanted, here, names)
     factory = importlib.import_module(FACTORIES[choice.name])
     made: tf.distribute.Strategy = factory.make(request.Request(wanted, names, cluster))
+    used = getattr(made, "communication", wanted.communication)
+    wanted = dataclasses.replace(wanted, communication=used)
     describe.remember(made, choice, names, cluster, policy, wanted)
     return made
 

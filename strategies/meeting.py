@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 
 from tfaccel.cluster.cluster import Cluster
-from tfaccel.cluster.rendezvous import Meeting, meet
+from tfaccel.cluster.rendezvous import Meeting, installed_versions, meet
 from tfaccel.strategies.options import Options
 
 
-def of(cluster: Cluster, options: Options, payload: bytes) -> Meeting:
-    """Waits for all workers of `cluster`; rank 0's `payload` is given to all.
+def of(cluster: Cluster, options: Options, payload: bytes, transport: str = "auto") -> Meeting:
+    """Waits for all workers of `cluster`, which shall speak over the same `transport`.
+
+    Rank 0's `payload` is given to all.
 
     Raises:
         ClusterError: when a worker does not come in time, or belongs to another job.
@@ -20,4 +22,5 @@ def of(cluster: Cluster, options: Options, payload: bytes) -> Meeting:
         timeout_s=options.start_timeout,
         job_id=os.environ.get("TFACCEL_JOB_ID", ""),
         payload=payload,
+        versions={**installed_versions(), "communication": transport},
     )

@@ -7,7 +7,7 @@ import tensorflow as tf
 from tfaccel.distribute import agreement
 from tfaccel.distribute.multi_worker import MultiWorkerMirroredStrategy
 from tfaccel.errors import StrategyError
-from tfaccel.strategies import meeting, settings
+from tfaccel.strategies import meeting, settings, transport
 from tfaccel.strategies.request import Request
 
 
@@ -15,7 +15,7 @@ def make(request: Request) -> tf.distribute.Strategy:
     """Meets the other workers, agrees on a seed, and returns the strategy over all of them.
 
     Raises:
-        StrategyError: when there is no cluster, or NCCL is asked for without GPUs.
+        StrategyError: when there is no cluster, or the transport asked for cannot be had.
         ClusterError: when a worker does not come in time, or belongs to another job.
     """
     cluster, options = request.cluster, request.options
@@ -25,16 +25,17 @@ def make(request: Request) -> tf.distribute.Strategy:
             "worker, or start the script with `tfaccel launch --nproc 2 script.py`."
         )
     kind = request.devices[0].partition(":")[0]
-    if options.communication == "nccl" and kind != "GPU":
-        raise StrategyError(
-            "tfaccel: communication='nccl' was asked for on CPUs, expected 'ring' or 'auto'."
-        )
+    way = transport.chosen(options, kind, cluster)
     settings.show_only(request.devices)
-    agreement.adopt(meeting.of(cluster, options, agreement.offer()).payload)
+    if way == "mpi":
+        from tfaccel.distribute.mpi import MpiStrategy
+
+        return MpiStrategy(cluster, transport.over_mpi(cluster, options), request.devices)
+    agreement.adopt(meeting.of(cluster, options, agreement.offer(), way).payload)
     return MultiWorkerMirroredStrategy(
         cluster,
         device_type=kind,
         devices=len(request.devices),
-        communication=options.communication,
+        communication=way,
         timeout_s=options.collective_timeout,
     )

@@ -11,7 +11,7 @@ from tfaccel.errors import StrategyError
 _CHOICES = {
     "device_type": ("auto", "cpu", "gpu", "tpu"),
     "precision": ("float32", "mixed_bfloat16", "mixed_float16", "auto"),
-    "communication": ("auto", "ring", "nccl"),
+    "communication": ("auto", "ring", "nccl", "mpi"),
 }
 _BOOLEANS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 
@@ -32,7 +32,8 @@ class Options:
         seed: seeds Python, NumPy and TensorFlow. None leaves them; workers whose states differ
             then agree on a seed, so that all shuffle alike.
         deterministic: only operations that give the same bits in every run (slower on GPUs).
-        communication: between devices and workers, ``"auto"``, ``"ring"`` or ``"nccl"``.
+        communication: between devices and workers, ``"auto"``, ``"ring"``, ``"nccl"`` or, between
+            workers alone, ``"mpi"``.
         start_timeout: seconds to wait for all workers to arrive.
         collective_timeout: seconds after which an all-reduce gives up on a silent worker; more
             than the slowest step takes. None waits for TensorFlow's heartbeat.

@@ -154,8 +154,8 @@ _FLAGS: dict[str, tuple[Callable[[str], Any] | None, str]] = {
     ),
     "xla": (None, "Compile what TensorFlow can with XLA."),
     "communication": (
-        _one_of("auto", "ring", "nccl"),
-        "How workers reduce gradients: auto, ring, nccl.",
+        _one_of("auto", "ring", "nccl", "mpi"),
+        "How workers reduce gradients: auto, ring, nccl, mpi.",
     ),
     "seed": (int, "Seed of Python, NumPy and Keras; agreed among workers when not given."),
     "deterministic": (None, "Ask TensorFlow for deterministic ops: slower, the same each run."),

@@ -1,7 +1,7 @@
 """Runs every case of the table under one strategy, in this process, and keeps the results.
 
 Usage: python -m tests.conformance.column OUT --strategy NAME --devices N
-           [--mesh MESH] [--layouts LAYOUTS] [--only CASE,CASE]
+           [--mesh MESH] [--layouts LAYOUTS] [--communication auto] [--only CASE,CASE]
 
 The strategy `plain` is Keras without tfaccel.
 """
@@ -26,6 +26,7 @@ def main() -> None:
     parser.add_argument("--devices", type=int, default=1)
     parser.add_argument("--mesh")
     parser.add_argument("--layouts")
+    parser.add_argument("--communication", default="auto")
     parser.add_argument("--only", default="")
     asked = parser.parse_args()
 
@@ -40,6 +41,7 @@ def main() -> None:
             device_type="cpu",
             mesh=asked.mesh,
             layouts=asked.layouts,
+            communication=asked.communication,
         )
         scope, replicas = strategy.scope, strategy.num_replicas_in_sync
         rank = strategy.cluster.rank if getattr(strategy, "cluster", None) else 0

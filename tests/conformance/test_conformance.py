@@ -39,6 +39,7 @@ class Column:
     devices: int
     mesh: str = ""
     layouts: str = ""
+    communication: str = "auto"
 
     @property
     def replicas(self) -> int:
@@ -52,7 +53,7 @@ class Column:
 
     def command(self, out: str) -> list[str]:
         module = ["tests.conformance.column", out, "--strategy", self.strategy]
-        module += ["--devices", str(self.devices)]
+        module += ["--devices", str(self.devices), "--communication", self.communication]
         if self.mesh:
             module += ["--mesh", self.mesh, "--layouts", self.layouts]
         if self.workers == 1:
@@ -65,15 +66,27 @@ COLUMNS = {
     "plain": Column("plain", 1, 1),
     "one_device": Column("one_device", 1, 1),
     "mirrored_4": Column("mirrored", 1, 4),
-    "multi_worker_2x2": Column("multi_worker_mirrored", 2, 2),
-    "multi_worker_2x1": Column("multi_worker_mirrored", 2, 1),
+    "ring_2x2": Column("multi_worker_mirrored", 2, 2, communication="ring"),
+    "ring_2x1": Column("multi_worker_mirrored", 2, 1, communication="ring"),
+    "mpi_2x1": Column("multi_worker_mirrored", 2, 1, communication="mpi"),
+    "mpi_2x2": Column("multi_worker_mirrored", 2, 2, communication="mpi"),
     "mirrored_2": Column("mirrored", 1, 2),
     "mesh_2x2": Column("model_parallel", 2, 2, "batch=2,model=2", "auto"),
 }
+# What these would show, a quicker column shows nearly as well.
+_EXHAUSTIVE = ("mirrored_4", "mpi_2x2")
 STRATEGIES = [name for name in COLUMNS if name != "plain"]
 DISTRIBUTED = [name for name in STRATEGIES if name != "one_device"]
 MESHES = [name for name in DISTRIBUTED if COLUMNS[name].mesh]
 REPLICATED = [name for name in DISTRIBUTED if name not in MESHES]
+
+
+def shown(columns: list[str]) -> list[Any]:
+    """Columns for a parametrized test, some of them only when all is asked for."""
+    rare = pytest.mark.exhaustive
+    return [pytest.param(c, marks=rare) if c in _EXHAUSTIVE else c for c in columns]
+
+
 EVERY_CASE = [*CASES, *SCRIPTS]
 # What a mesh refuses, and the line that says so.
 NOT_ON_A_MESH = {
@@ -138,7 +151,7 @@ def table(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.mark.parametrize("case", EVERY_CASE)
-@pytest.mark.parametrize("column", STRATEGIES)
+@pytest.mark.parametrize("column", shown(STRATEGIES))
 def test_equals_one_device(table: Table, column: str, case: str) -> None:
     got = table.result(column, case)
     assert got["replicas"] == COLUMNS[column].replicas
@@ -160,7 +173,7 @@ def test_equals_one_device(table: Table, column: str, case: str) -> None:
 
 
 @pytest.mark.parametrize("case", EVERY_CASE)
-@pytest.mark.parametrize("column", [c for c in DISTRIBUTED if COLUMNS[c].workers > 1])
+@pytest.mark.parametrize("column", shown([c for c in DISTRIBUTED if COLUMNS[c].workers > 1]))
 def test_workers_agree_to_the_bit(table: Table, column: str, case: str) -> None:
     chief, other = table.result(column, case), table.result(column, case, rank=1)
     assert chief["sha"] == other["sha"]
@@ -183,7 +196,7 @@ def assert_equal(want: Any, got: Any, where: str, rtol: float, atol: float) -> N
         np.testing.assert_allclose(got, want, rtol=rtol, atol=atol, err_msg=where)
 
 
-@pytest.mark.parametrize("column", DISTRIBUTED)
+@pytest.mark.parametrize("column", shown(DISTRIBUTED))
 def test_dropout_differs_between_replicas_and_repeats(table: Table, column: str) -> None:
     result = table.result(column, "dropout")
     assert result["repeated"]
@@ -192,32 +205,32 @@ def test_dropout_differs_between_replicas_and_repeats(table: Table, column: str)
     assert np.any(together != 0), "every replica kept the same units"
 
 
-@pytest.mark.parametrize("column", DISTRIBUTED)
+@pytest.mark.parametrize("column", shown(DISTRIBUTED))
 def test_saved_batch_norm_evaluates_the_same(table: Table, column: str) -> None:
     result = table.result(column, "batch_norm_in_the_file")
     np.testing.assert_allclose(result["own_here"], result["own_file"], rtol=1e-5)
 
 
-@pytest.mark.parametrize("column", list(COLUMNS))
+@pytest.mark.parametrize("column", shown(list(COLUMNS)))
 def test_an_unseeded_shuffle_covers_every_row(table: Table, column: str) -> None:
     squares = table.result(column, "sees_every_row_once")["history"]["squares"]
     assert squares.tolist() == [sum(i * i for i in range(ROWS))] * 3
 
 
-@pytest.mark.parametrize("column", DISTRIBUTED)
+@pytest.mark.parametrize("column", shown(DISTRIBUTED))
 def test_the_log_file_has_one_line_an_epoch(table: Table, column: str) -> None:
     table.result(column, "csv_and_tensorboard")
     lines = table.file(column, "csv_and_tensorboard", "log.csv").read_text().splitlines()
     assert [line.split(",")[0] for line in lines] == ["epoch", "0", "1"]
 
 
-@pytest.mark.parametrize("column", DISTRIBUTED)
+@pytest.mark.parametrize("column", shown(DISTRIBUTED))
 def test_a_saved_optimizer_is_keras_own(table: Table, column: str) -> None:
     written = table.result(column, "save_and_load")["own_optimizer"]
     assert written == ["keras.optimizers", "Adam", 0.05]
 
 
-@pytest.mark.parametrize("column", DISTRIBUTED)
+@pytest.mark.parametrize("column", shown(DISTRIBUTED))
 def test_a_resumed_run_ends_with_its_backup_gone(table: Table, column: str) -> None:
     result = table.result(column, "checkpoints")
     assert result["iterations"] == 12
@@ -234,7 +247,7 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("column", REPLICATED)
+@pytest.mark.parametrize("column", shown(REPLICATED))
 @pytest.mark.parametrize("what", REFUSED)
 def test_refuses_in_one_line(table: Table, column: str, what: str) -> None:
     said = json.loads(table.result(column, "refusals")["said"])[what]
@@ -242,7 +255,7 @@ def test_refuses_in_one_line(table: Table, column: str, what: str) -> None:
     assert re.match(REFUSED[what], said), said
 
 
-@pytest.mark.parametrize("column", REPLICATED)
+@pytest.mark.parametrize("column", shown(REPLICATED))
 def test_unsharded_data_is_refused_where_rows_would_repeat(table: Table, column: str) -> None:
     said = json.loads(table.result(column, "refusals")["said"])["autoshard_off"]
     if COLUMNS[column].workers > 1:
@@ -251,7 +264,7 @@ def test_unsharded_data_is_refused_where_rows_would_repeat(table: Table, column:
         assert said == "nothing"
 
 
-@pytest.mark.parametrize("column", MESHES)
+@pytest.mark.parametrize("column", shown(MESHES))
 def test_a_mesh_refuses_less(table: Table, column: str) -> None:
     said = json.loads(table.result(column, "refusals")["said"])
     for what in ("model_outside_scope", "unbatched"):

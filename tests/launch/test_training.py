@@ -51,12 +51,17 @@ def start(tmp_path: Path) -> Iterator[Start]:
     started: list[subprocess.Popen[str]] = []
 
     def begin(
-        *options: str, before: str = "", during: str = "pass", epochs: int = 1000
+        *options: str,
+        before: str = "",
+        during: str = "pass",
+        epochs: int = 1000,
+        communication: str = "auto",
     ) -> subprocess.Popen[str]:
         path = tmp_path / "train.py"
         path.write_text(SCRIPT.replace("BEFORE", before).replace("DURING", during))
         command = [sys.executable, "-m", "tfaccel.cli", "launch", "--nproc=2", *options, str(path)]
         environment = {**os.environ, "WHERE": str(tmp_path), "EPOCHS": str(epochs)}
+        environment["TFACCEL_COMMUNICATION"] = communication
         process = subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
@@ -97,9 +102,10 @@ def gone(pid: int) -> bool:
     return False
 
 
-def test_sigterm_ends_workers_that_train(start: Start) -> None:
-    """TensorFlow takes SIGTERM for itself; a strategy of ours gives it back."""
-    job = start("--grace=30")
+@pytest.mark.parametrize("communication", ["ring", "mpi"])
+def test_sigterm_ends_workers_that_train(start: Start, communication: str) -> None:
+    """TensorFlow's ring takes SIGTERM for itself; a strategy of ours gives it back."""
+    job = start("--grace=30", communication=communication)
     workers = pids(job)
     job.send_signal(signal.SIGTERM)
     asked = time.monotonic()
@@ -109,8 +115,9 @@ def test_sigterm_ends_workers_that_train(start: Start) -> None:
     assert all(map(gone, workers.values()))
 
 
-def test_a_killed_worker_ends_the_job_with_its_name(start: Start) -> None:
-    job = start()
+@pytest.mark.parametrize("communication", ["ring", "mpi"])
+def test_a_killed_worker_ends_the_job_with_its_name(start: Start, communication: str) -> None:
+    job = start(communication=communication)
     workers = pids(job)
     os.kill(workers[1], signal.SIGKILL)
     said = finish(job)

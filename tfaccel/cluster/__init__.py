@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 
-from tfaccel.cluster import tf_config
+from tfaccel.cluster import mpi, tf_config
 from tfaccel.cluster.cluster import Cluster
 from tfaccel.cluster.rendezvous import Meeting, meet
 from tfaccel.cluster.tf_config import to_tf_config
@@ -13,7 +13,10 @@ from tfaccel.cluster.tf_config import to_tf_config
 __all__ = ["Cluster", "Meeting", "meet", "resolve", "to_tf_config"]
 
 # The first that knows wins, so what a person wrote by hand comes before what a scheduler set.
-_RESOLVERS: tuple[Callable[[Mapping[str, str]], Cluster | None], ...] = (tf_config.resolve,)
+_RESOLVERS: tuple[Callable[[Mapping[str, str]], Cluster | None], ...] = (
+    tf_config.resolve,
+    mpi.resolve,
+)
 
 
 def resolve(environ: Mapping[str, str] | None = None) -> Cluster | None:

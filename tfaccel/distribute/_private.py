@@ -29,6 +29,10 @@ from tensorflow.core.function.capture.capture_container import (
 from tensorflow.python.distribute.collective_all_reduce_strategy import (
     CollectiveAllReduceExtended,
 )
+
+# Every reduction and gathering of the strategies above goes through this class and its
+# `_launchers`, one for each device; other transports take their place there.
+from tensorflow.python.distribute.cross_device_ops import CollectiveAllReduce
 from tensorflow.python.distribute.mirrored_strategy import MirroredExtended
 
 # What a replica is handed, and how tf.function sees it.
@@ -40,6 +44,7 @@ from tensorflow.python.eager.context import global_seed
 __all__ = [
     "LARGEST_CONSTANT",
     "AnyRows",
+    "CollectiveAllReduce",
     "CollectiveAllReduceExtended",
     "MirroredExtended",
     "PerReplica",

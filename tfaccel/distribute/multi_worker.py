@@ -70,6 +70,7 @@ class MultiWorkerMirroredStrategy(KerasFit, tf.distribute.MultiWorkerMirroredStr
             rpc_layer="grpc",
         )
         self.cluster = cluster
+        self.communication = communication
         _private.own_collectives(self)
         with _sigterm_kept():
             extended = MultiWorkerMirroredExtended(self, resolver, options, device_type, devices)

@@ -1,0 +1,122 @@
+"""Ranks that hear of each other: MPI's table, and the lines that tell who is gone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from tfaccel.cluster import switchboard
+from tfaccel.cluster.lifeline import Lifeline
+from tfaccel.cluster.pmi import KeyValues
+
+
+def test_a_key_is_found_once_it_is_put() -> None:
+    table = KeyValues(size=2, name="job")
+    assert table.answer(0, "cmd=get kvsname=job key=addr[1]")[0].startswith("cmd=get_result rc=-1")
+    table.answer(1, "cmd=put kvsname=job key=addr[1] value=fi_addr#a=b")
+    assert table.answer(0, "cmd=get kvsname=job key=addr[1]") == {
+        0: "cmd=get_result rc=0 msg=success value=fi_addr#a=b"
+    }
+
+
+def test_a_barrier_opens_for_all_when_the_last_has_come() -> None:
+    table = KeyValues(size=3)
+    assert table.answer(2, "cmd=barrier_in") == {}
+    assert table.answer(0, "cmd=barrier_in") == {}
+    assert set(table.answer(1, "cmd=barrier_in")) == {0, 1, 2}
+    assert table.answer(1, "cmd=barrier_in") == {}  # and is closed again
+
+
+def test_what_it_does_not_know_it_refuses() -> None:
+    assert KeyValues(size=1).answer(0, "cmd=spawn") == {0: "cmd=spawn rc=-1 msg=not_supported"}
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    """The port of a running switchboard of two ranks."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tfaccel.cluster.switchboard", "2"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    yield int(process.stdout.readline())
+    process.communicate(timeout=20)  # it ends by itself, once its ranks have
+    assert process.returncode == 0
+
+
+class Rank:
+    """A lifeline that notes what would end its process."""
+
+    def __init__(self, port: int, rank: int) -> None:
+        self.why = ""
+        self.ended = threading.Event()
+        self.line = switchboard.call("127.0.0.1", port, rank, "life")
+        self.life = Lifeline(self.line, ["worker 0", "worker 1"], self._end)
+
+    def _end(self, why: str) -> None:
+        self.why = self.why or why
+        self.ended.set()
+
+
+def test_a_rank_that_is_gone_is_told_of(port: int) -> None:
+    first, second = Rank(port, 0), Rank(port, 1)
+    first.line.shutdown(socket.SHUT_RDWR)
+    assert second.ended.wait(10)
+    assert second.why == "worker 0 is gone"
+    second.line.shutdown(socket.SHUT_RDWR)
+
+
+def test_ranks_that_end_alike_end_in_peace(port: int) -> None:
+    ranks = [Rank(port, 0), Rank(port, 1)]
+    for rank in ranks:
+        rank.life.begin()
+    leaving = [threading.Thread(target=rank.life.leave) for rank in ranks]
+    for thread in leaving:
+        thread.start()
+    for thread in leaving:
+        thread.join(10)
+    assert [rank.why for rank in ranks] == ["", ""]
+    for rank in ranks:
+        rank.line.close()
+
+
+def test_a_collective_that_a_rank_will_never_join_is_told_of(port: int) -> None:
+    stays, leaves = Rank(port, 0), Rank(port, 1)
+    stays.life.begin()
+    leaves.life.begin()
+    leaving = threading.Thread(target=leaves.life.leave)
+    leaving.start()
+    while not stays.ended.wait(0.05):
+        stays.life.begin()
+    assert stays.why.startswith("worker 1 has ended after 1 collectives and this worker is in ")
+    for rank in (stays, leaves):
+        rank.line.shutdown(socket.SHUT_RDWR)
+    leaving.join(10)
+
+
+def test_a_switchboard_ends_with_the_process_that_started_it() -> None:
+    script = "from tfaccel.cluster import switchboard; print(switchboard.start(2), flush=True)"
+    done = subprocess.run(
+        [sys.executable, "-c", script + "; import os; os.kill(os.getpid(), 9)"],
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert done.returncode == -signal.SIGKILL
+    port = int(done.stdout)
+    for _ in range(100):
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        except ConnectionRefusedError:
+            return
+        threading.Event().wait(0.05)
+    pytest.fail(f"somebody still listens on port {port}, {os.getpid()=}")

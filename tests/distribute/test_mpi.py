@@ -1,0 +1,95 @@
+"""Workers over MPI: started by mpiexec too, and ended by whatever ends one of them."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+LAUNCH = [sys.executable, "-m", "tfaccel.cli", "launch", "--nproc", "2"]
+MPIEXEC = [str(Path(sys.executable).with_name("mpiexec")), "-n", "2", sys.executable]
+
+SCRIPT = """
+import os, sys
+import numpy as np
+import tensorflow as tf
+import tfaccel
+
+strategy = tfaccel.strategy("multi_worker_mirrored", communication="mpi", device_type="cpu")
+rank = strategy.cluster.rank
+
+def sums():
+    context = tf.distribute.get_replica_context()
+    one = tf.constant([1.0, 2.0]) * (rank + 1)
+    def inside():
+        return context.all_reduce("SUM", one)
+    within = tf.cond(tf.size(one) > 1, inside, lambda: one)
+    rows = tf.IndexedSlices(tf.fill([rank, 2], 5.0), tf.range(rank), tf.constant([4, 2]))
+    sparse = context.all_reduce("SUM", rows)
+    half = context.all_reduce("MEAN", tf.constant([0.5, 1.5], tf.bfloat16) * (rank + 1))
+    return within, tf.convert_to_tensor(sparse), tf.cast(half, tf.float32)
+
+within, sparse, half = strategy.run(tf.function(sums))
+made = tf.constant([[rank, rank]] * (rank + 1))
+gathered = strategy.gather(made, axis=0)
+text = [np.asarray(t).tolist() for t in (within, sparse, half, gathered)]
+with strategy.scope():
+    drawn = tf.Variable(tf.random.normal([2], seed=None))
+    drawn = strategy.experimental_local_results(drawn)[0].numpy().tolist()
+print(f"saw {text} drew {drawn}", flush=True)
+END
+for _ in range(10_000):
+    strategy.reduce("SUM", tf.constant(1.0), axis=None)
+"""
+SEEN = (
+    "[[3.0, 6.0], [[5.0, 5.0], [0.0, 0.0], [0.0, 0.0], [0.0, 0.0]], [0.75, 2.25], "
+    "[[0, 0], [1, 1], [1, 1]]]"
+)
+
+
+def run(start: list[str], folder: Path, end: str) -> subprocess.CompletedProcess[str]:
+    path = folder / "script.py"
+    path.write_text(SCRIPT.replace("END", end))
+    environment = {k: v for k, v in os.environ.items() if k not in ("TF_CONFIG", "PMI_RANK")}
+    return subprocess.run(
+        [*start, str(path)],
+        env={**environment, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "2"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.mark.parametrize("start", [LAUNCH, MPIEXEC], ids=["launch", "mpiexec"])
+def test_collectives_of_all_kinds(start: list[str], tmp_path: Path) -> None:
+    done = run(start, tmp_path, end="sys.exit(0)")
+    assert done.returncode == 0, done.stdout[-4000:]
+    said = re.findall(r"saw (.*) drew (.*)", done.stdout)
+    assert [seen for seen, _ in said] == [SEEN, SEEN]
+    assert len({drew for _, drew in said}) == 1, "the workers start from other values"
+
+
+@pytest.mark.parametrize("start", [LAUNCH, MPIEXEC], ids=["launch", "mpiexec"])
+def test_a_worker_that_ends_early_ends_the_others(start: list[str], tmp_path: Path) -> None:
+    began = time.monotonic()
+    done = run(start, tmp_path, end="if rank == 1: sys.exit(3)")
+    assert done.returncode != 0
+    assert "worker 1 of 2" in done.stdout
+    assert "has ended after" in done.stdout
+    assert time.monotonic() - began < 60
+
+
+@pytest.mark.parametrize("start", [LAUNCH, MPIEXEC], ids=["launch", "mpiexec"])
+def test_an_exception_ends_the_others(start: list[str], tmp_path: Path) -> None:
+    done = run(start, tmp_path, end="if rank == 1: raise KeyError('of rank one')")
+    assert done.returncode != 0
+    assert "KeyError: 'of rank one'" in done.stdout

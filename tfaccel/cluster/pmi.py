@@ -1,0 +1,77 @@
+"""PMI-1: how the ranks of an MPI library find each other when no `mpiexec` has started them.
+
+MPICH asks the process manager it finds behind the socket PMI_FD for a table of keys and values,
+into which each rank puts its addresses, and for barriers. A dozen lines of text are all of it
+(https://wiki.mpich.org/mpich/index.php/PMI-1_Wire_Protocol), so workers that know each other's
+hosts already need no launcher of MPI's own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+_MAX_BYTES = 1024  # of a value; MPICH splits longer addresses by itself
+
+
+@dataclass
+class KeyValues:
+    """The table of one job, and who waits in its barrier.
+
+    Attributes:
+        size: number of ranks.
+        name: of the table, another one for each job: MPICH names shared memory after it.
+        values: what the ranks have put.
+        waiting: ranks in the barrier.
+    """
+
+    size: int
+    name: str = "kvs"
+    values: dict[str, str] = field(default_factory=dict)
+    waiting: set[int] = field(default_factory=set)
+
+    def answer(self, rank: int, line: str) -> dict[int, str]:
+        """Answers one request.
+
+        Args:
+            rank: who asks.
+            line: the request, such as ``"cmd=get kvsname=kvs key=hostname[0]"``.
+
+        Returns:
+            The answer for each rank that gets one now.
+
+        >>> KeyValues(size=2).answer(0, "cmd=get_universe_size")
+        {0: 'cmd=universe_size size=2 rc=0'}
+        """
+        asked = dict(word.split("=", 1) for word in line.split() if "=" in word)
+        command = asked.get("cmd", "")
+        if command == "barrier_in":
+            return self._barrier(rank)
+        return {rank: self._answer(command, asked)}
+
+    def _barrier(self, rank: int) -> dict[int, str]:
+        self.waiting.add(rank)
+        if len(self.waiting) < self.size:
+            return {}
+        all_here, self.waiting = self.waiting, set()
+        return dict.fromkeys(sorted(all_here), "cmd=barrier_out rc=0")
+
+    def _answer(self, command: str, asked: dict[str, str]) -> str:
+        if command == "put":
+            self.values[asked.get("key", "")] = asked.get("value", "")
+            return "cmd=put_result rc=0 msg=success"
+        if command == "get":
+            value = self.values.get(asked.get("key", ""))
+            if value is None:
+                return "cmd=get_result rc=-1 msg=key_not_found value=unknown"
+            return f"cmd=get_result rc=0 msg=success value={value}"
+        fixed = {
+            "init": "cmd=response_to_init pmi_version=1 pmi_subversion=1",
+            "get_maxes": f"cmd=maxes kvsname_max=64 keylen_max=64 vallen_max={_MAX_BYTES}",
+            "get_appnum": "cmd=appnum appnum=0",
+            "get_my_kvsname": f"cmd=my_kvsname kvsname={self.name}",
+            "get_universe_size": f"cmd=universe_size size={self.size}",
+            "finalize": "cmd=finalize_ack",
+        }
+        if command in fixed:
+            return f"{fixed[command]} rc=0"
+        return f"cmd={command} rc=-1 msg=not_supported"

@@ -1,0 +1,1 @@
+"""Collectives between workers that TensorFlow does not bring: over MPI."""

@@ -1,0 +1,124 @@
+"""Collectives between workers as TensorFlow operations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfaccel.distribute.collectives import buckets
+from tfaccel.distribute.collectives.communicator import Communicator
+
+
+class WorkerCollectives:
+    """What a `Communicator` does, on tensors, eagerly or in a graph.
+
+    In a graph collectives run in the order in which they were made, which is the same on every
+    worker because all trace the same program. They may stand in a `tf.cond` or `tf.while_loop`
+    whose course is the same on every worker.
+
+    Args:
+        communicator: the workers.
+        bucket_bytes: tensors smaller than this travel together, up to so many bytes.
+    """
+
+    def __init__(
+        self, communicator: Communicator, bucket_bytes: int = buckets.DEFAULT_BYTES
+    ) -> None:
+        self._communicator = communicator
+        self._bucket_bytes = bucket_bytes
+        with tf.init_scope(), tf.device("/CPU:0"):
+            self._order = tf.Variable(0, trainable=False, name="order_of_collectives")
+
+    @property
+    def size(self) -> int:
+        """The number of workers."""
+        return self._communicator.size
+
+    def sum(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        """Sums each tensor over all workers, in buckets, the last one first.
+
+        Args:
+            tensors: numbers; the same shapes and dtypes on every worker.
+        """
+        tensors = [tf.convert_to_tensor(t) for t in tensors]
+        wide = [tf.cast(t, _summed_as(t.dtype)) for t in tensors]
+        sizes = [_bytes(t) for t in wide]
+        sums: list[Any] = [None] * len(wide)
+        for bucket in buckets.plan(sizes, [t.dtype for t in wide], self._bucket_bytes):
+            totals = self._call(self._communicator.sum, [wide[i] for i in bucket])
+            for i, total in zip(bucket, totals, strict=True):
+                sums[i] = tf.cast(tf.ensure_shape(total, wide[i].shape), tensors[i].dtype)
+        return sums
+
+    def gather(self, tensor: tf.Tensor, axis: int = 0) -> tf.Tensor:
+        """Concatenates the tensors of all workers along `axis`, in rank order.
+
+        Args:
+            tensor: any dtype but strings; its size along `axis` may be another on each worker.
+            axis: where to concatenate.
+        """
+        # Bytes travel; bfloat16 and booleans would be none to NumPy.
+        (whole,) = self._call(
+            lambda arrays: [self._communicator.gather(arrays[0], axis)], [_as_numbers(tensor)]
+        )
+        shape = tensor.shape.as_list()
+        shape[axis] = None
+        return _as_they_were(tf.ensure_shape(whole, shape), tensor.dtype)
+
+    def broadcast(self, tensor: tf.Tensor) -> tf.Tensor:
+        """Worker 0's tensor.
+
+        Args:
+            tensor: any dtype but strings; the same dtype and shape on every worker.
+        """
+        (sent,) = self._call(
+            lambda arrays: [self._communicator.broadcast(arrays[0])], [_as_numbers(tensor)]
+        )
+        return _as_they_were(tf.ensure_shape(sent, tensor.shape), tensor.dtype)
+
+    def _call(
+        self, collective: Callable[[Sequence[np.ndarray]], list[np.ndarray]], given: list[tf.Tensor]
+    ) -> list[tf.Tensor]:
+        """Runs `collective` on the arrays of `given`, after all collectives made before it.
+
+        A function that is being traced keeps the order of operations that share a variable, also
+        of branches and loops that use it inside: so each collective stands between two touches
+        of one. It must be no stateful operation itself: those run one after the other, all
+        replicas of this worker in a row, and may wait for one that comes later.
+        """
+        with tf.device("/CPU:0"):
+            if tf.executing_eagerly():
+                return [tf.convert_to_tensor(a) for a in collective([t.numpy() for t in given])]
+            turn = self._order.assign_add(1)
+            results = tf.numpy_function(
+                lambda turn, *arrays: collective(arrays),
+                [turn, *given],
+                [t.dtype for t in given],
+                stateful=False,
+            )
+            with tf.control_dependencies(results):
+                self._order.assign_add(1, read_value=False)
+            return list(results)
+
+
+def _summed_as(dtype: tf.DType) -> tf.DType:
+    """The dtype in which MPI adds numbers of `dtype`."""
+    if dtype in (tf.float16, tf.bfloat16):
+        return tf.float32
+    return tf.int32 if dtype.is_bool else dtype
+
+
+def _bytes(tensor: tf.Tensor) -> int:
+    elements = tensor.shape.num_elements()
+    return (elements if elements is not None else 0) * int(tensor.dtype.size)
+
+
+def _as_numbers(tensor: tf.Tensor) -> tf.Tensor:
+    return tf.bitcast(tensor, tf.uint16) if tensor.dtype == tf.bfloat16 else tensor
+
+
+def _as_they_were(tensor: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+    return tf.bitcast(tensor, dtype) if dtype == tf.bfloat16 else tensor

@@ -1,0 +1,109 @@
+"""Starts MPI among the workers of a cluster, whoever has started them."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from tfaccel.cluster import switchboard
+from tfaccel.cluster.cluster import Cluster
+from tfaccel.cluster.lifeline import Lifeline
+from tfaccel.distribute.collectives.communicator import Communicator
+from tfaccel.errors import ClusterError, StrategyError
+
+_INSTALL = "pip install 'tfaccel[mpi]'"
+
+
+def is_installed() -> bool:
+    """Whether MPI can be had here."""
+    import importlib.util
+
+    return importlib.util.find_spec("mpi4py") is not None
+
+
+def join(cluster: Cluster, port: int | None = None) -> Communicator:
+    """Starts MPI, and ties this worker's life to the others'.
+
+    Args:
+        cluster: the workers.
+        port: of the switchboard beside worker 0; None when MPI's own launcher has started us,
+            which has told MPI already who is there.
+
+    Raises:
+        StrategyError: mpi4py is not installed, or MPI runs already without us.
+        ClusterError: the workers do not find each other.
+    """
+    host = cluster.host_and_port(0)[0] if port is not None else ""
+    with contextlib.nullcontext() if port is None else _introduced(cluster, host, port):
+        comm = _initialized()
+    if (comm.Get_rank(), comm.Get_size()) != (cluster.rank, cluster.size):
+        raise ClusterError(
+            f"tfaccel: MPI says worker {comm.Get_rank()} of {comm.Get_size()}, but "
+            f"{cluster.source} says {cluster.rank} of {cluster.size}; expected the same: use the "
+            "MPI library that started this job, or start it with `tfaccel launch`."
+        )
+    if port is None:
+        own = (socket.gethostname(), switchboard.start(cluster.size)) if cluster.is_chief else None
+        host, port = comm.bcast(own)
+    assert port is not None
+    line = switchboard.call(host, port, cluster.rank, "life")
+    names = [f"worker {r} of {cluster.size} ({w})" for r, w in enumerate(cluster.workers)]
+    lifeline = Lifeline(line, names)
+    atexit.register(_leave, lifeline)
+    return Communicator(comm, lifeline.begin)
+
+
+def _initialized() -> Any:
+    try:
+        import mpi4py
+    except ImportError:
+        raise StrategyError(
+            f"tfaccel: communication='mpi' was asked for and mpi4py is not installed; {_INSTALL}."
+        ) from None
+    mpi4py.rc.initialize = mpi4py.rc.finalize = False
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise StrategyError(
+            f"tfaccel: communication='mpi' was asked for and no MPI library can be loaded "
+            f"({reason}); {_INSTALL}."
+        ) from error
+    if not MPI.Is_initialized():
+        # One collective runs at a time, on whichever of TensorFlow's threads has its turn.
+        MPI.Init_thread(MPI.THREAD_SERIALIZED)
+    return MPI.COMM_WORLD.Dup()
+
+
+@contextlib.contextmanager
+def _introduced(cluster: Cluster, host: str, port: int) -> Iterator[None]:
+    """Tells an MPI library that starts inside who it is, and where it hears of the others."""
+    line = switchboard.call(host, port, cluster.rank, "pmi")
+    told = {"PMI_FD": line.detach(), "PMI_RANK": cluster.rank, "PMI_SIZE": cluster.size}
+    before = {name: os.environ.get(name) for name in told}
+    os.environ.update({name: str(value) for name, value in told.items()})
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _leave(lifeline: Lifeline) -> None:
+    """Ends MPI when all workers have ended; not when this one fails, for they will not come."""
+    if getattr(sys, "last_value", None) is not None:
+        lifeline.drop()
+        return
+    lifeline.leave()
+    from mpi4py import MPI
+
+    if not MPI.Is_finalized():
+        MPI.Finalize()
