@@ -62,9 +62,7 @@ DDP = Column("PyTorch DDP", "torch", "gloo")
 TUNED = Column("PyTorch DDP tuned", "torch", "gloo", tuned=True)
 HOOK = Column("PyTorch DDP bf16 hook", "torch", "gloo", "bfloat16")
 PEERS = (ALONE, RING, DDP, TUNED, HOOK)
-_SHORT = dict(
-    zip((p.name for p in PEERS), ("Keras", "TF ring", "DDP", "tuned", "bf16"), strict=True)
-)
+_SHORT = {ALONE: "Keras", RING: "TF ring", DDP: "DDP", TUNED: "tuned", HOOK: "bf16"}
 
 Key = tuple[str, int, Column]
 Run = dict[str, Any]
@@ -213,7 +211,7 @@ def _print(rows: list[dict[str, Any]], asked: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    peers = [p.name for p in PEERS if any(row.get("to", {}).get(p.name) for row in rows)]
+    peers = [p for p in PEERS if any(row.get("to", {}).get(p.name) for row in rows)]
     console = Console()
     console = console if console.is_terminal else Console(width=160)
     for model in asked.models:
@@ -225,9 +223,9 @@ def _print(rows: list[dict[str, Any]], asked: argparse.Namespace) -> None:
         )
         table.add_column("workers", justify="right")
         table.add_column("column", no_wrap=True)
+        ratios = [f"to {_SHORT[p]}" for p in peers]
         for heading in (
-            "ms a step", "(min - max)", "examples/s", "efficiency", *(f"to {_SHORT[p]}" for p in peers),
-            "last loss",
+            "ms a step", "(min - max)", "examples/s", "efficiency", *ratios, "last loss",
         ):  # fmt: skip
             table.add_column(heading, justify="right")
         for row in mine:
@@ -241,11 +239,15 @@ def _print(rows: list[dict[str, Any]], asked: argparse.Namespace) -> None:
                 f"{ms['median']:.1f}",
                 f"{ms['min']:.1f} - {ms['max']:.1f}",
                 f"{row['examples_per_s']:.0f}",
-                "-" if row["efficiency"] is None else f"{row['efficiency']:.2f}",
-                *("-" if row["to"].get(p) is None else f"{row['to'][p]:.3f}" for p in peers),
+                _ratio(row["efficiency"]),
+                *(_ratio(row["to"].get(p.name)) for p in peers),
                 f"{row['loss']:.5f}",
             )
         console.print(table)
+
+
+def _ratio(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -35,11 +36,9 @@ def train(task: work.Task) -> dict[str, Any]:
     parallel = DistributedDataParallel(model, gradient_as_bucket_view=task.tuned)
     if task.wire:
         parallel.register_comm_hook(None, _HOOKS[task.wire])
-    optimizer = torch.optim.Adam(
-        parallel.parameters(), 1e-3, eps=1e-7, fused=task.tuned or None
-    )  # Keras's epsilon
+    optimizer = torch.optim.Adam(parallel.parameters(), 1e-3, fused=task.tuned or None)
     batches = [(x.to(memory_format=layout), y) for x, y in _batches(task)]
-    spent, loss = [], 0.0
+    spent, loss, step = [], 0.0, 0
     for _ in range(task.epochs + 1):
         begun = time.perf_counter()
         total = torch.zeros(())
@@ -48,6 +47,9 @@ def train(task: work.Task) -> dict[str, Any]:
             logits = parallel(x)
             wrong = functional.cross_entropy(logits.flatten(0, -2), y.flatten())
             wrong.backward()
+            step += 1
+            # Keras's epsilon, which is added before the second moment is corrected.
+            optimizer.param_groups[0]["eps"] = 1e-7 / math.sqrt(1 - 0.999**step)
             optimizer.step()
             total += wrong.detach()
         dist.all_reduce(total)
