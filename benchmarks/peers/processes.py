@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 import uuid
@@ -106,9 +105,12 @@ def _lines(file: IO[str]) -> list[str]:
 
 def has(python: str, module: str) -> bool:
     """Whether an interpreter can import a module."""
-    if python == sys.executable:
-        import importlib.util
-
-        return importlib.util.find_spec(module) is not None
-    done = subprocess.run([python, "-c", f"import {module}"], check=False, capture_output=True)
-    return done.returncode == 0
+    command = [
+        python,
+        "-c",
+        f"import importlib.util as u, sys; sys.exit(not u.find_spec({module!r}))",
+    ]
+    try:
+        return not subprocess.run(command, check=False, capture_output=True).returncode
+    except OSError:
+        return False

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -55,6 +56,12 @@ class Task:
 def weights(model: str) -> list[Array]:
     """The first weights, in the order and with the shapes of `keras.Model.get_weights`."""
     return [w.astype("float32") for w in _WEIGHTS[model](np.random.default_rng(0))]
+
+
+@cache
+def parameters(model: str) -> int:
+    """How many numbers are trained."""
+    return sum(w.size for w in weights(model))
 
 
 def data(task: Task) -> tuple[Array, Array]:
