@@ -37,4 +37,5 @@ def make(request: Request) -> tf.distribute.Strategy:
         devices=len(request.devices),
         communication=options.communication,
         timeout_s=options.collective_timeout,
+        frequency=request.frequency,
     )

@@ -13,8 +13,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfaccel.distribute import _private, logs, scope, state, step
+from tfaccel.distribute import _private, accumulation, logs, looks, scope, state, step
 from tfaccel.distribute.batches import Batches, Sharded, Starved, shard
+from tfaccel.distribute.frequency import Frequency
 from tfaccel.distribute.loss import whole_batch
 from tfaccel.distribute.optimizer import optimizers_of, reduce_first
 from tfaccel.distribute.split import Placement
@@ -26,10 +27,12 @@ class KerasFit:
 
     Attributes:
         used: whether anything has run under this strategy.
+        frequency: how often the replicas communicate.
     """
 
     extended: Any
     used = False
+    frequency = Frequency()
 
     @property
     def placement(self) -> Placement:
@@ -62,7 +65,25 @@ class KerasFit:
         scope.check(model, self)
         self._refuse_unsharded(dataset)
         self._prepare_callbacks(callbacks)
+        if self.frequency.apart:
+            writes = self.placement.rank == 0
+            looks.before_saving(callbacks, lambda: self.settle(model), writes)
+            self.settle(model)
         return Batches(dataset, self.placement, self.extended.worker_devices)
+
+    def settle(self, model: keras.Model) -> None:
+        """Makes all replicas hold the same state of `model` and its optimizers.
+
+        It changes nothing under options that keep replicas equal (the default). Under
+        `accumulate="local"`, call it in a loop of your own before you save or read an optimizer;
+        every worker must call. `fit`, `evaluate` and `predict` do so by themselves.
+
+        Args:
+            model: a model that is trained under this strategy.
+        """
+        if self.frequency.accumulate == "local":
+            for optimizer in optimizers_of(model):
+                accumulation.settle(optimizer, self)
 
     def run(self, fn: Any, args: Any = (), kwargs: Any = None, options: Any = None) -> Any:
         """Runs `fn` on every replica; a step of a Keras model gets what this module gives."""
@@ -143,7 +164,11 @@ class KerasFit:
             )
         for optimizer in optimizers_of(model):
             reduce_first(optimizer, self)
+            if self.frequency.accumulate == "local":
+                accumulation.accumulate_locally(optimizer)
         whole_batch(model)
+        if self.frequency.apart:
+            looks.after_epochs(model, self.settle)
 
 
 class KerasFitExtended:
