@@ -34,9 +34,9 @@ class Options:
             then agree on a seed, so that all shuffle alike.
         deterministic: only operations that give the same bits in every run (slower on GPUs).
         communication: between devices and workers, ``"auto"``, ``"ring"`` or ``"nccl"``.
-        accumulate: where an optimizer's `gradient_accumulation_steps` accumulates: ``"reduced"`` sums
-            gradients over replicas in every step, as Keras does, ``"local"`` only in the steps that
-            update, with the same result up to float order. None is ``"reduced"``.
+        accumulate: what an optimizer's `gradient_accumulation_steps` accumulates: ``"reduced"``,
+            the sums over replicas of every step, as Keras does; ``"local"``, each replica's own,
+            summed in the steps that update: the same up to float order. None is ``"reduced"``.
         local_steps: steps that each replica takes alone before all are averaged (local SGD: other
             mathematics, see `tfaccel.distribute.local_steps`); 1 for none.
         start_timeout: seconds to wait for all workers to arrive.
