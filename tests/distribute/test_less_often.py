@@ -16,7 +16,6 @@ import tfaccel
 from tests.distribute.watched import data, linear
 from tfaccel.distribute.frequency import Frequency
 from tfaccel.distribute.mirrored import MirroredStrategy
-from tfaccel.distribute.multi_worker import MultiWorkerMirroredStrategy
 
 ON_ONE = pytest.mark.child(devices=2, group="less often")
 ON_TWO = pytest.mark.child(workers=2, group="less often")
@@ -33,15 +32,21 @@ def alone(steps: int) -> Any:
 
 
 @functools.cache
-def workers() -> Any:
+def _workers() -> Any:
     options = {"devices": 1, "device_type": "cpu", "accumulate": "local"}
     return tfaccel.strategy("multi_worker_mirrored", **options)
 
 
-@functools.cache
+def workers(**frequency: Any) -> Any:
+    """The strategy over the workers; a second one would start TensorFlow's server again."""
+    asked = Frequency(**frequency) if frequency else Frequency(accumulate="local")
+    assert _workers().num_replicas_in_sync == 2
+    _workers().frequency = asked
+    return _workers()
+
+
 def workers_alone() -> Any:
-    """A second strategy over the same workers."""
-    return MultiWorkerMirroredStrategy(workers().cluster, frequency=Frequency(local_steps=4))
+    return workers(local_steps=4)
 
 
 def words(rows: int) -> tuple[np.ndarray, np.ndarray]:
