@@ -343,6 +343,5 @@ def test_digits_are_learned_as_well_as_in_step() -> None:
         model.fit(pixels[:1500], labels[:1500], batch_size=64, epochs=8, verbose=0)
         losses.append(model.evaluate(pixels[1500:], labels[1500:], batch_size=99, verbose=0))
     together, apart = losses
-    print("DIGITS", losses)
     assert together < 0.5
     assert apart < together * 1.2
