@@ -67,6 +67,7 @@ def strategy(name: str = "auto", **options: Any) -> tf.distribute.Strategy:
     else:
         choice = choose(name, here, cluster, number, wanted.device_type)
     _check_mesh(choice.name, wanted)
+    _check_frequency(choice.name, wanted)
     kind = "tpu" if choice.name == "tpu" else wanted.device_type
     limit = wanted.devices or (1 if choice.name == "one_device" else None)
     if choice.name == "model_parallel" and limit is None:
@@ -89,6 +90,17 @@ def _check_mesh(name: str, wanted: Options) -> None:
             raise StrategyError(
                 f"tfaccel: {option}={getattr(wanted, option)!r} was asked for with strategy "
                 f"{name!r}, which has no mesh; use strategy 'model_parallel', or leave it out."
+            )
+
+
+def _check_frequency(name: str, wanted: Options) -> None:
+    for option, usual in (("accumulate", (None, "reduced")), ("local_steps", (1,))):
+        value = getattr(wanted, option)
+        if name not in ("mirrored", "multi_worker_mirrored") and value not in usual:
+            raise StrategyError(
+                f"tfaccel: {option}={value!r} was asked for with strategy {name!r}, which has no "
+                "replicas of ours that reduce gradients; use 'mirrored' or "
+                "'multi_worker_mirrored', or leave it out."
             )
 
 

@@ -42,6 +42,10 @@ class Description:
             lines.insert(2, f"workers    {workers} (we are {self.cluster.rank})")
         if self.replicas > 1:
             lines.append(f"all-reduce {self.options.communication}")
+        if self.options.accumulate == "local":
+            lines[-1] += ", once for each update of an optimizer that accumulates"
+        if self.options.local_steps > 1:
+            lines[-1] += f", parameters only, every {self.options.local_steps} steps"
         if mesh is not None:
             layouts = self.options.layouts
             layouts = layouts if isinstance(layouts, (str, type(None))) else f"{len(layouts)} rules"

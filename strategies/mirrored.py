@@ -24,4 +24,6 @@ def make(request: Request) -> tf.distribute.Strategy:
     reduction = None
     if request.options.communication == "ring" and gpus:
         reduction = tf.distribute.HierarchicalCopyAllReduce()
-    return MirroredStrategy(list(request.devices), cross_device_ops=reduction)
+    return MirroredStrategy(
+        list(request.devices), cross_device_ops=reduction, frequency=request.frequency
+    )

@@ -30,7 +30,8 @@ def make(request: Request) -> tf.distribute.Strategy:
     if way == "mpi":
         from tfaccel.distribute.mpi import MpiStrategy
 
-        return MpiStrategy(cluster, transport.over_mpi(cluster, options), request.devices)
+        communicator = transport.over_mpi(cluster, options)
+        return MpiStrategy(cluster, communicator, request.devices, request.frequency)
     agreement.adopt(meeting.of(cluster, options, agreement.offer(), way).payload)
     return MultiWorkerMirroredStrategy(
         cluster,
@@ -38,4 +39,5 @@ def make(request: Request) -> tf.distribute.Strategy:
         devices=len(request.devices),
         communication=way,
         timeout_s=options.collective_timeout,
+        frequency=request.frequency,
     )

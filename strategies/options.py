@@ -12,6 +12,7 @@ _CHOICES = {
     "device_type": ("auto", "cpu", "gpu", "tpu"),
     "precision": ("float32", "mixed_bfloat16", "mixed_float16", "auto"),
     "communication": ("auto", "ring", "nccl", "mpi"),
+    "accumulate": ("reduced", "local"),
 }
 _BOOLEANS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 
@@ -34,6 +35,11 @@ class Options:
         deterministic: only operations that give the same bits in every run (slower on GPUs).
         communication: between devices and workers, ``"auto"``, ``"ring"``, ``"nccl"`` or, between
             workers alone, ``"mpi"``.
+        accumulate: what an optimizer's `gradient_accumulation_steps` accumulates: ``"reduced"``,
+            the sums over replicas of every step, as Keras does; ``"local"``, each replica's own,
+            summed in the steps that update: the same up to float order. None is ``"reduced"``.
+        local_steps: steps that each replica takes alone before all are averaged (local SGD: other
+            mathematics, see `tfaccel.distribute.local_steps`); 1 for none.
         start_timeout: seconds to wait for all workers to arrive.
         collective_timeout: seconds after which an all-reduce gives up on a silent worker; more
             than the slowest step takes. None waits for TensorFlow's heartbeat.
@@ -53,6 +59,8 @@ class Options:
     seed: int | None = None
     deterministic: bool = False
     communication: str = "auto"
+    accumulate: str | None = None
+    local_steps: int = 1
     start_timeout: float = 300.0
     collective_timeout: float | None = None
     mesh: Any = None
@@ -105,6 +113,11 @@ def _parse(name: str, value: Any, source: str) -> Any:
         if str(value).lower() not in _BOOLEANS:
             raise _wrong(source, value, "true or false")
         return _BOOLEANS[str(value).lower()]
+    if name == "local_steps":
+        steps = _number(value, int)
+        if steps is None or isinstance(value, (bool, float)) or steps < 1:
+            raise _wrong(source, value, "a number of steps of at least 1")
+        return steps
     if name in ("start_timeout", "collective_timeout", "seed"):
         number = _number(value, int if name == "seed" else float)
         if number is None or not number >= 0:  # NaN too

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tfaccel.cluster.cluster import Cluster
+from tfaccel.distribute.frequency import Frequency
 from tfaccel.errors import StrategyError
 from tfaccel.strategies.options import Options
 
@@ -22,6 +23,11 @@ class Request:
     options: Options
     devices: tuple[str, ...]
     cluster: Cluster | None
+
+    @property
+    def frequency(self) -> Frequency:
+        """How often replicas shall communicate."""
+        return Frequency(self.options.accumulate, self.options.local_steps)
 
     def refuse_cluster(self, name: str) -> None:
         """Raises when this process is one of several workers, which `name` would ignore."""

@@ -157,6 +157,14 @@ _FLAGS: dict[str, tuple[Callable[[str], Any] | None, str]] = {
         _one_of("auto", "ring", "nccl", "mpi"),
         "How workers reduce gradients: auto, ring, nccl, mpi.",
     ),
+    "accumulate": (
+        _one_of("reduced", "local"),
+        "Reduce accumulated gradients in every step (reduced) or once for each update (local).",
+    ),
+    "local_steps": (
+        int,
+        "Steps that each replica takes alone before all are averaged (local SGD).",
+    ),
     "seed": (int, "Seed of Python, NumPy and Keras; agreed among workers when not given."),
     "deterministic": (None, "Ask TensorFlow for deterministic ops: slower, the same each run."),
     "memory_growth": (None, "Take GPU memory as it is needed and not all at the start."),

@@ -1,6 +1,8 @@
 """Uses each private name of `tfaccel.distribute._private`, and prints what came of it."""
 
 import json
+import os
+import tempfile
 
 import keras
 import numpy as np
@@ -106,6 +108,54 @@ def main():
         variable = keras.Variable(1.0)
         optimizer.build([variable])
     seen["adopted"] = optimizer._distribution_strategy is ours
+
+    class Clips(_private.BeforeClipping, keras.optimizers.SGD):
+        def before_clipping(self, grads):
+            clipped.append(_private.accumulation(self)[0].numpy())
+            return [g * 0 + 3 for g in grads]
+
+    clipped = []
+    clips = Clips(1.0, clipnorm=2.0, gradient_accumulation_steps=3)
+    variable = keras.Variable([0.0])
+    for _ in range(4):
+        clips.apply([tf.ones([1])], [variable])
+    count, accumulated = _private.accumulation(clips)
+    seen["clipped"] = [
+        [int(n) for n in clipped],
+        float(variable.numpy()[0]),
+        int(count.numpy()),
+        [v.numpy().tolist() for v in accumulated],
+    ]
+
+    class Saves(_private.BeforeSaving, keras.callbacks.ModelCheckpoint):
+        def due(self, batch):
+            asked.append(batch)
+            return False
+
+    class BacksUp(_private.BeforeSaving, keras.callbacks.BackupAndRestore):
+        def due(self, batch):
+            asked.append(batch)
+            return False
+
+    asked = []
+    with tempfile.TemporaryDirectory() as folder:
+        saves = Saves(f"{folder}/x.keras", save_freq=1), BacksUp(f"{folder}/b", save_freq=1)
+        model().fit(x, y, batch_size=5, verbose=0, callbacks=[*saves])
+        seen["asked"] = [asked, sorted(os.listdir(folder))]
+
+    results = []
+
+    class Asks(keras.Sequential):
+        def get_metrics_result(self):
+            if tf.executing_eagerly():
+                results.append("results")
+            return super().get_metrics_result()
+
+    asks = Asks([keras.Input((3,)), keras.layers.Dense(1)])
+    asks.compile("sgd", "mse")
+    note = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: results.append("end"))
+    asks.fit(x, y, verbose=0, steps_per_epoch=1, callbacks=[note])
+    seen["results"] = results
 
     traces = []
 

@@ -77,6 +77,23 @@ def test_optimizer_can_be_adopted(seen: dict[str, Any]) -> None:
     assert seen["adopted"] is True
 
 
+def test_accumulated_gradients_can_be_had_before_they_are_clipped(seen: dict[str, Any]) -> None:
+    at, weight, steps, accumulated = seen["clipped"]
+    assert (at, weight) == ([2], -2.0), "_clip_gradients is no longer called once an update"
+    assert (steps, accumulated) == (4, [[1.0]])
+
+
+def test_callbacks_ask_whether_to_save(seen: dict[str, Any]) -> None:
+    asked, written = seen["asked"]
+    assert asked == [0, 0, 1, 1], "_should_save_on_batch is no longer asked after each batch"
+    assert "x.keras" not in written
+
+
+def test_fit_asks_for_results_before_an_epoch_ends(seen: dict[str, Any]) -> None:
+    # A public method, but that fit calls it there, whatever the metrics, is not said anywhere.
+    assert seen["results"] == ["results", "end"]
+
+
 @pytest.mark.parametrize("kind", ["dense", "ragged", "sparse"])
 def test_batches_of_any_size_are_one_trace(seen: dict[str, Any], kind: str) -> None:
     traces, counted = seen["traces"][kind]

@@ -114,6 +114,8 @@ GIVEN = {
     "seed": (1, "7", 7),
     "deterministic": (True, "TRUE", True),
     "communication": ("ring", "nccl", "nccl"),
+    "accumulate": ("reduced", "local", "local"),
+    "local_steps": (2, "4", 4),
     "start_timeout": (5.0, "20", 20.0),
     "collective_timeout": (5.0, "2.5", 2.5),
     "tpu": ("mine", "local", "local"),
@@ -151,7 +153,13 @@ def test_every_option_is_in_the_table_above() -> None:
         ({}, {"TFACCEL_XLA": "maybe"}, "TFACCEL_XLA is 'maybe', expected true or false"),
         ({}, {"TFACCEL_SEED": "x"}, "TFACCEL_SEED is 'x', expected a number"),
         ({"start_timeout": -1}, {}, "start_timeout is -1, expected a number of at least 0"),
-        ({"communication": "mpi"}, {}, "communication is 'mpi', expected one of auto, ring, nccl"),
+        ({"local_steps": 0}, {}, "local_steps is 0, expected a number of steps of at least 1"),
+        ({"accumulate": "yes"}, {}, "accumulate is 'yes', expected one of reduced, local"),
+        (
+            {"communication": "tcp"},
+            {},
+            "communication is 'tcp', expected one of auto, ring, nccl, mpi",
+        ),
     ],
 )
 def test_a_wrong_option_is_named(given: Any, environ: Any, says: str) -> None:
@@ -170,6 +178,13 @@ def test_a_wrong_option_is_named(given: Any, environ: Any, says: str) -> None:
 def test_refused_names(name: str, says: str) -> None:
     with pytest.raises(StrategyError, match=says):
         strategies.strategy(name)
+
+
+@pytest.mark.parametrize("name", ["one_device", "tpu", "model_parallel"])
+@pytest.mark.parametrize("given", [{"accumulate": "local"}, {"local_steps": 4}])
+def test_communicating_less_is_refused_without_replicas(name: str, given: Any) -> None:
+    with pytest.raises(StrategyError, match=f"was asked for with strategy '{name}', which has no"):
+        strategies.strategy(name, **given)
 
 
 def test_one_process_of_several_is_refused() -> None:

@@ -44,11 +44,14 @@ from tensorflow.python.eager.context import global_seed
 __all__ = [
     "LARGEST_CONSTANT",
     "AnyRows",
+    "BeforeClipping",
+    "BeforeSaving",
     "CollectiveAllReduce",
     "CollectiveAllReduceExtended",
     "MirroredExtended",
     "PerReplica",
     "ReadByValue",
+    "accumulation",
     "adopt_optimizer",
     "array_pipeline",
     "calling_model",
@@ -103,6 +106,48 @@ class ReadByValue:
     def handle(self) -> Any:
         """The handle of the resource."""
         return self._held
+
+
+class BeforeClipping:
+    """Mixin for a Keras optimizer that must see gradients once accumulated and not yet clipped.
+
+    Keras accumulates and clips in one method. Inside, the one name that is called between the two,
+    and only in a step that updates, is `_clip_gradients`.
+    """
+
+    def before_clipping(self, grads: list[Any]) -> list[Any]:
+        """What to clip and apply in place of these gradients."""
+        raise NotImplementedError
+
+    def _clip_gradients(self, grads: Any) -> Any:
+        return super()._clip_gradients(self.before_clipping(list(grads)))  # type: ignore[misc]
+
+
+class BeforeSaving:
+    """Mixin for a Keras callback that may save after any batch.
+
+    Its count of batches differs between a worker that saves and one that does not, so that it
+    cannot say when all shall do something first. `_should_save_on_batch` is where it asks.
+    """
+
+    save_freq: Any
+
+    def due(self, batch: int) -> bool:
+        """Called after each batch when `save_freq` is a number; whether to save now."""
+        raise NotImplementedError
+
+    def _should_save_on_batch(self, batch: int) -> bool:
+        super()._should_save_on_batch(batch)  # type: ignore[misc]  # what it writes of its count
+        return self.save_freq != "epoch" and self.due(batch)
+
+
+def accumulation(optimizer: Any) -> tuple[Any, list[Any]]:
+    """The count of all steps of `optimizer`, and what it has accumulated for each variable.
+
+    The public `iterations` counts updates, and so does not say whether one is under way.
+    """
+    held = getattr(optimizer, "_accumulated_gradients", None) or []
+    return optimizer._iterations, [v for v in held if v is not None]
 
 
 def _any_rows(spec: Any) -> Any:

@@ -13,8 +13,10 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfaccel.distribute import _private, logs, scope, state, step
+from tfaccel.distribute import _private, accumulation, logs, looks, scope, state, step
 from tfaccel.distribute.batches import Batches, Sharded, Starved, shard
+from tfaccel.distribute.frequency import Frequency
+from tfaccel.distribute.local_steps import Averaging, train_alone
 from tfaccel.distribute.loss import whole_batch
 from tfaccel.distribute.optimizer import optimizers_of, reduce_first
 from tfaccel.distribute.split import Placement
@@ -26,10 +28,12 @@ class KerasFit:
 
     Attributes:
         used: whether anything has run under this strategy.
+        frequency: how often the replicas communicate.
     """
 
     extended: Any
     used = False
+    frequency = Frequency()
 
     @property
     def placement(self) -> Placement:
@@ -62,7 +66,36 @@ class KerasFit:
         scope.check(model, self)
         self._refuse_unsharded(dataset)
         self._prepare_callbacks(callbacks)
+        if self.frequency.apart:
+            writes = self.placement.rank == 0
+            looks.before_saving(callbacks, lambda: self.settle(model), writes)
+            self.settle(model)
         return Batches(dataset, self.placement, self.extended.worker_devices)
+
+    def settle(self, model: keras.Model) -> None:
+        """Makes all replicas hold the same state of `model` and its optimizers.
+
+        It changes nothing under options that keep replicas equal (the default). Under
+        `accumulate="local"` or `local_steps`, call it after `train_on_batch` and before you save
+        the model or read its weights; every worker must call. `fit`, `evaluate` and `predict` do
+        so by themselves.
+
+        Args:
+            model: a model that is trained under this strategy.
+        """
+        if self.frequency.accumulate == "local":
+            for optimizer in optimizers_of(model):
+                accumulation.settle(optimizer, self)
+        if self.frequency.local_steps > 1:
+            self._averaging(model).settle()
+
+    def _averaging(self, model: keras.Model) -> Averaging:
+        """What averages the replicas of `model` under `local_steps`."""
+        found = vars(self).setdefault("_averagings", weakref.WeakKeyDictionary())
+        if model not in found:
+            found[model] = Averaging(model, self, self.frequency.local_steps)
+        averaging: Averaging = found[model]
+        return averaging
 
     def run(self, fn: Any, args: Any = (), kwargs: Any = None, options: Any = None) -> Any:
         """Runs `fn` on every replica; a step of a Keras model gets what this module gives."""
@@ -83,13 +116,16 @@ class KerasFit:
         self._prepare(model)
         training = getattr(fn, "__name__", "") == "train_step"
         starved = isinstance(batch, Starved)
+        averaging = self._averaging(model) if training and self.frequency.local_steps > 1 else None
 
         def replica_step(data: Any, share: tf.Tensor) -> Any:
             share = step.share_of(data) if share is None else share
-            with step.entered(step.Step(share, starved)) as here:
+            with step.entered(step.Step(share, starved, averaging is not None)) as here:
                 averaged = state.Averaged(state.statistics(model) if training else ())
                 with state.own_randomness(self.extended.seeds()):
                     said = fn(data)
+                if averaging is not None:
+                    averaging.after_step()
                 return logs.merged(model, said, here, averaged)
 
         merged = super().run(replica_step, (batch.data, batch.share), kwargs, options)  # type: ignore[misc]
@@ -142,8 +178,15 @@ class KerasFit:
                 "all-reduce; compile with jit_compile='auto', or use strategy 'one_device'."
             )
         for optimizer in optimizers_of(model):
+            if self.frequency.local_steps > 1:
+                train_alone(optimizer, self)
+                continue
             reduce_first(optimizer, self)
+            if self.frequency.accumulate == "local":
+                accumulation.accumulate_locally(optimizer)
         whole_batch(model)
+        if self.frequency.apart:
+            looks.after_epochs(model, self.settle)
 
 
 class KerasFitExtended:

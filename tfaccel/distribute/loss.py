@@ -38,6 +38,8 @@ class WholeBatch:
         if here.starved:
             # Keras leaves the losses of no rows unreduced, and a mean over none is NaN.
             loss = tf.where(here.share > 0, tf.reduce_sum(loss), tf.zeros([], loss.dtype))
+        if here.alone:
+            return loss
         if self.reduction == "sum":
             return tf.math.divide_no_nan(loss, tf.cast(here.share, loss.dtype))
         counted = _counted(self.reduction, _private.keras_mask(y_pred), sample_weight)
@@ -82,8 +84,9 @@ class SummedOverRows:
         """Computes the penalty of our rows, in the scale of the whole batch."""
         value = super().__call__(x)  # type: ignore[misc]
         here = step.current()
-        share = None if here is None else tf.cast(here.share, value.dtype)
-        return value if share is None else tf.math.divide_no_nan(value, share)
+        if here is None or here.alone:
+            return value
+        return tf.math.divide_no_nan(value, tf.cast(here.share, value.dtype))
 
 
 def whole_batch(model: keras.Model) -> None:

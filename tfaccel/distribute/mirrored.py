@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from tfaccel.distribute import _private
 from tfaccel.distribute.fit import KerasFit, KerasFitExtended
+from tfaccel.distribute.frequency import Frequency
 
 
 class MirroredExtended(KerasFitExtended, _private.MirroredExtended):  # type: ignore[misc]
@@ -21,9 +22,16 @@ class MirroredStrategy(KerasFit, tf.distribute.MirroredStrategy):  # type: ignor
     Args:
         devices: device names such as ``["GPU:0", "GPU:1"]``; by default all GPUs, else all CPUs.
         cross_device_ops: as for `tf.distribute.MirroredStrategy`.
+        frequency: how often the devices communicate.
     """
 
-    def __init__(self, devices: Sequence[str] | None = None, cross_device_ops: Any = None) -> None:
+    def __init__(
+        self,
+        devices: Sequence[str] | None = None,
+        cross_device_ops: Any = None,
+        frequency: Frequency | None = None,
+    ) -> None:
+        self.frequency = frequency or Frequency()
         _private.own_collectives(self)
         extended = MirroredExtended(self, devices=devices, cross_device_ops=cross_device_ops)
         tf.distribute.Strategy.__init__(self, extended)

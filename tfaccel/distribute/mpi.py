@@ -13,6 +13,7 @@ from tfaccel.distribute.collectives.communicator import Communicator
 from tfaccel.distribute.collectives.launcher import AcrossWorkers
 from tfaccel.distribute.collectives.ops import WorkerCollectives
 from tfaccel.distribute.fit import KerasFitExtended
+from tfaccel.distribute.frequency import Frequency
 from tfaccel.distribute.multi_worker import MultiWorkerMirroredStrategy
 
 
@@ -66,14 +67,20 @@ class MpiStrategy(MultiWorkerMirroredStrategy):
         cluster: the workers, and which of them we are.
         communicator: the same workers over MPI.
         devices: names of the devices of this worker, the same number on each.
+        frequency: how often the replicas communicate.
     """
 
     communication = "mpi"
 
     def __init__(
-        self, cluster: Cluster, communicator: Communicator, devices: Sequence[str]
+        self,
+        cluster: Cluster,
+        communicator: Communicator,
+        devices: Sequence[str],
+        frequency: Frequency | None = None,
     ) -> None:
         self.cluster = cluster
+        self.frequency = frequency or Frequency()
         _private.own_collectives(self)
         workers = WorkerCollectives(communicator)
         tf.distribute.Strategy.__init__(self, MpiExtended(self, cluster, workers, devices))

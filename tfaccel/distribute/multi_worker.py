@@ -13,6 +13,7 @@ import tensorflow as tf
 from tfaccel.cluster.cluster import Cluster
 from tfaccel.distribute import _private, callbacks
 from tfaccel.distribute.fit import KerasFit, KerasFitExtended
+from tfaccel.distribute.frequency import Frequency
 from tfaccel.distribute.split import Placement
 from tfaccel.distribute.step import wire_dtype
 
@@ -49,6 +50,7 @@ class MultiWorkerMirroredStrategy(KerasFit, tf.distribute.MultiWorkerMirroredStr
         communication: ``"auto"``, ``"ring"`` or ``"nccl"``.
         timeout_s: seconds after which a collective gives up on a silent worker; None waits for
             TensorFlow's own heartbeat.
+        frequency: how often the replicas communicate.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class MultiWorkerMirroredStrategy(KerasFit, tf.distribute.MultiWorkerMirroredStr
         devices: int = 1,
         communication: str = "auto",
         timeout_s: float | None = None,
+        frequency: Frequency | None = None,
     ) -> None:
         implementation = tf.distribute.experimental.CommunicationImplementation
         options = tf.distribute.experimental.CommunicationOptions(
@@ -71,6 +74,7 @@ class MultiWorkerMirroredStrategy(KerasFit, tf.distribute.MultiWorkerMirroredStr
         )
         self.cluster = cluster
         self.communication = communication
+        self.frequency = frequency or Frequency()
         _private.own_collectives(self)
         with _sigterm_kept():
             extended = MultiWorkerMirroredExtended(self, resolver, options, device_type, devices)

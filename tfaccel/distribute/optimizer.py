@@ -47,14 +47,18 @@ class ReduceFirst:
         grads = list(grads)
         if here is not None and id(self) not in here.weighted:
             grads = [here.weight(g) for g in grads]
-        present = [g for g in grads if g is not None]
-        summed = iter(step.all_reduce_sum(present)) if present else iter(())
-        grads = [None if g is None else next(summed) for g in grads]
+        grads = self.reduced(grads)
         _reduced.now = True
         try:
             return super().apply(grads, trainable_variables)  # type: ignore[misc]
         finally:
             _reduced.now = False
+
+    def reduced(self, grads: list[Any]) -> list[Any]:
+        """The sum over replicas of each gradient; None stays None."""
+        present = [g for g in grads if g is not None]
+        summed = iter(step.all_reduce_sum(present)) if present else iter(())
+        return [None if g is None else next(summed) for g in grads]
 
     def _all_reduce_sum_gradients(self, grads_and_vars: Any) -> Any:
         # Keras's own reduction, after clipping. `apply` has done it.

@@ -21,11 +21,13 @@ class Step:
         share: scalar float32 tensor, this replica's rows over all rows of the batch.
         starved: whether some replica has no rows at all, so that anything a replica computed
             may be NaN and must count for nothing where its share is zero.
+        alone: whether this replica trains on its own rows as if there were no others.
         weighted: ids of the optimizers whose loss has been multiplied by `share` already.
     """
 
     share: tf.Tensor
     starved: bool = False
+    alone: bool = False
     weighted: set[int] = field(default_factory=set)
 
     def weight(self, value: Any) -> Any:

@@ -1,0 +1,37 @@
+"""How often replicas communicate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tfaccel.errors import StrategyError
+
+
+@dataclass(frozen=True)
+class Frequency:
+    """What is sent less often than in every step.
+
+    Attributes:
+        accumulate: ``"local"``: an optimizer with `gradient_accumulation_steps` sums gradients
+            over replicas only in the steps that update; ``"reduced"`` and None: in every step.
+        local_steps: each replica updates a copy of its own for so many steps before the copies are
+            averaged; 1: no step is taken alone.
+
+    >>> Frequency(accumulate="local").apart, Frequency().apart
+    (True, False)
+    """
+
+    accumulate: str | None = None
+    local_steps: int = 1
+
+    def __post_init__(self) -> None:
+        if self.accumulate == "local" and self.local_steps > 1:
+            raise StrategyError(
+                f"tfaccel: accumulate='local' and local_steps={self.local_steps} were asked for "
+                "together, expected one of them: under local steps no gradient is reduced."
+            )
+
+    @property
+    def apart(self) -> bool:
+        """Whether replicas may hold different states between two steps."""
+        return self.accumulate == "local" or self.local_steps > 1

@@ -1,0 +1,129 @@
+"""Local SGD: every replica trains alone for some steps, then the replicas are averaged.
+
+With `local_steps=H` a replica updates its own copy of the model with the gradient of its own rows,
+as a worker that trains alone on them would; after every H steps all copies are replaced by their
+mean (Stich 2018, https://arxiv.org/abs/1805.09767; Lin et al. 2018,
+https://arxiv.org/abs/1808.07217). Gradients are never sent: the parameters are, once in H steps.
+
+What that changes: the numbers are no longer those of one device, for any H above 1.
+
+* A step uses the gradient at a replica's own parameters, not at their mean; between averagings the
+  copies drift apart, the more so the larger H and the learning rate.
+* A replica's gradient is the mean over *its* rows, and every replica counts the same in the
+  average: rows of a smaller share (a ragged batch) weigh more. A replica without any rows takes a
+  step with a gradient of zero.
+* Clipping, overflow tests and loss scales look at a replica's own gradient.
+* With the parameters, the optimizer's own variables (momenta, second moments, moving averages,
+  loss scale) are averaged, as Yu et al. do for momentum (https://arxiv.org/abs/1905.03817). Lin et
+  al. leave them local, which sends less; but then there is no one state that a checkpoint could
+  hold. After an averaging all replicas are equal in everything, to the bit.
+
+Moving statistics, metrics and logs still go through one small message in every step. The copies
+are also averaged at the end of every epoch and wherever else somebody may look (`looks.py`); the
+count of H steps then starts anew.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfaccel.distribute import step
+from tfaccel.distribute.adapt import adapt
+from tfaccel.distribute.optimizer import ReduceFirst, optimizers_of, reduce_first
+
+
+class TrainsAlone(ReduceFirst):
+    """Mixin for a Keras optimizer: applies the gradients of its own replica, as they are."""
+
+    def scale_loss(self, loss: tf.Tensor) -> tf.Tensor:
+        """What the plain optimizer makes of the loss; our share of the rows does not matter."""
+        return super(ReduceFirst, self).scale_loss(loss)  # type: ignore[misc]
+
+    def apply(self, grads: Any, trainable_variables: Any = None) -> Any:
+        """Applies the gradient of our rows."""
+        here = step.current()
+        if here is not None and id(self) not in here.weighted:
+            here.weighted.add(id(self))
+            if here.starved:
+                some = step.Step(tf.cast(here.share > 0, tf.float32), starved=True)
+                grads = [some.weight(g) for g in grads]
+        return super().apply(grads, trainable_variables)
+
+    def reduced(self, grads: list[Any]) -> list[Any]:
+        """The gradients of our rows; in a loop of the user's own their sum over replicas."""
+        return grads if step.current() is not None else super().reduced(grads)
+
+
+def train_alone(optimizer: keras.optimizers.Optimizer, strategy: tf.distribute.Strategy) -> None:
+    """Makes `optimizer` apply each replica's own gradients in a step of `fit`.
+
+    Args:
+        optimizer: any Keras optimizer, also a LossScaleOptimizer around another.
+        strategy: the strategy whose replicas call it.
+    """
+    inner = getattr(optimizer, "inner_optimizer", None)
+    if inner is not None:
+        train_alone(inner, strategy)
+    adapt(optimizer, TrainsAlone)
+    reduce_first(optimizer, strategy)
+
+
+class Averaging:
+    """Averages the replicas of one model, after every so many steps and when asked to.
+
+    Args:
+        model: the model; not kept alive.
+        strategy: the strategy it trains under.
+        steps: how many steps each replica takes alone.
+    """
+
+    def __init__(self, model: keras.Model, strategy: Any, steps: int) -> None:
+        self._model = weakref.ref(model)
+        self._strategy = strategy
+        self._steps = steps
+        self._settle: tuple[list[int], Callable[[], None]] = ([], self._average)
+        with tf.init_scope(), strategy.scope():
+            # Alike on all replicas, whatever their loss scales skip.
+            self._alone = tf.Variable(0, trainable=False, dtype=tf.int64, name="steps_alone")
+
+    def after_step(self) -> None:
+        """Ends a step of training; call it in a replica."""
+        self._alone.assign_add(1)
+        tf.cond(self._alone >= self._steps, self._average, lambda: None)
+
+    def settle(self) -> None:
+        """Averages now, if any step has been taken alone; every worker must call."""
+        if int(self._alone.numpy()) == 0:
+            return
+        ids = [id(v) for v in self._variables()]
+        if ids != self._settle[0]:  # the first time, or compiled anew
+            self._settle = ids, tf.function(lambda: self._strategy.run(self._average))
+        self._settle[1]()
+
+    def _average(self) -> None:
+        variables = self._variables()
+        numbers = [v for v in variables if v.dtype.is_floating]
+        counts = [v for v in variables if v.dtype.is_integer]
+        replicas = self._strategy.placement.replicas
+        sums = step.all_reduce_sum([tf.cast(v, step.wire_dtype(v.dtype)) for v in numbers])
+        for variable, total in zip(numbers, sums, strict=True):
+            variable.assign(tf.cast(total / replicas, variable.dtype))
+        sums = step.all_reduce_packed([tf.convert_to_tensor(v) for v in counts])
+        for variable, total in zip(counts, sums, strict=True):
+            variable.assign(total // replicas)
+        self._alone.assign(0)
+
+    def _variables(self) -> list[Any]:
+        model = self._model()
+        assert model is not None
+        found = list(model.trainable_variables)
+        for optimizer in optimizers_of(model):
+            # The learning rate is the same everywhere, and a mean of three might not be.
+            rate = optimizer.learning_rate
+            found += [v for v in optimizer.variables if v is not rate]
+        return [v.value for v in found]
