@@ -78,6 +78,10 @@ def strategy(name: str = "auto", **options: Any) -> tf.distribute.Strategy:
     policy = settings.apply(wanted, here, names)
     factory = importlib.import_module(FACTORIES[choice.name])
     made: tf.distribute.Strategy = factory.make(request.Request(wanted, names, cluster))
+    if wanted.wire is not None:
+        from tfaccel.distribute import compression
+
+        made.wire = compression.parse(wanted.wire)
     used = getattr(made, "communication", wanted.communication)
     wanted = dataclasses.replace(wanted, communication=used)
     describe.remember(made, choice, names, cluster, policy, wanted)
@@ -94,7 +98,11 @@ def _check_mesh(name: str, wanted: Options) -> None:
 
 
 def _check_frequency(name: str, wanted: Options) -> None:
-    for option, usual in (("accumulate", (None, "reduced")), ("local_steps", (1,))):
+    for option, usual in (
+        ("wire", (None,)),
+        ("accumulate", (None, "reduced")),
+        ("local_steps", (1,)),
+    ):
         value = getattr(wanted, option)
         if name not in ("mirrored", "multi_worker_mirrored") and value not in usual:
             raise StrategyError(

@@ -42,6 +42,8 @@ class Description:
             lines.insert(2, f"workers    {workers} (we are {self.cluster.rank})")
         if self.replicas > 1:
             lines.append(f"all-reduce {self.options.communication}")
+        if self.options.wire is not None:
+            lines[-1] += f", gradients as {self.options.wire}"
         if self.options.accumulate == "local":
             lines[-1] += ", once for each update of an optimizer that accumulates"
         if self.options.local_steps > 1:

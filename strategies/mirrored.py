@@ -21,6 +21,12 @@ def make(request: Request) -> tf.distribute.Strategy:
         raise StrategyError(
             "tfaccel: communication='nccl' was asked for on CPUs, expected 'ring' or 'auto'."
         )
+    if request.options.communication == "mpi":
+        raise StrategyError(
+            "tfaccel: communication='mpi' was asked for with strategy 'mirrored', whose devices "
+            "are all in this process; use 'multi_worker_mirrored', or leave it out."
+        )
+    request.refuse_wire("ring")
     reduction = None
     if request.options.communication == "ring" and gpus:
         reduction = tf.distribute.HierarchicalCopyAllReduce()

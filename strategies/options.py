@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -35,6 +36,8 @@ class Options:
         deterministic: only operations that give the same bits in every run (slower on GPUs).
         communication: between devices and workers, ``"auto"``, ``"ring"``, ``"nccl"`` or, between
             workers alone, ``"mpi"``.
+        wire: how gradients travel, see `tfaccel.distribute.compression`: ``"bfloat16"``,
+            ``"float16"``, ``"powersgd"`` or ``"powersgd:RANK"``; None as they are.
         accumulate: what an optimizer's `gradient_accumulation_steps` accumulates: ``"reduced"``,
             the sums over replicas of every step, as Keras does; ``"local"``, each replica's own,
             summed in the steps that update: the same up to float order. None is ``"reduced"``.
@@ -59,6 +62,7 @@ class Options:
     seed: int | None = None
     deterministic: bool = False
     communication: str = "auto"
+    wire: str | None = None
     accumulate: str | None = None
     local_steps: int = 1
     start_timeout: float = 300.0
@@ -113,6 +117,10 @@ def _parse(name: str, value: Any, source: str) -> Any:
         if str(value).lower() not in _BOOLEANS:
             raise _wrong(source, value, "true or false")
         return _BOOLEANS[str(value).lower()]
+    if name == "wire":
+        if not re.fullmatch(r"bfloat16|float16|powersgd(:[1-9]\d*)?", str(value)):
+            raise _wrong(source, value, "bfloat16, float16, powersgd or powersgd:RANK")
+        return value
     if name == "local_steps":
         steps = _number(value, int)
         if steps is None or isinstance(value, (bool, float)) or steps < 1:

@@ -157,6 +157,10 @@ _FLAGS: dict[str, tuple[Callable[[str], Any] | None, str]] = {
         _one_of("auto", "ring", "nccl", "mpi"),
         "How workers reduce gradients: auto, ring, nccl, mpi.",
     ),
+    "wire": (
+        str,
+        "How gradients travel: bfloat16, float16, powersgd, powersgd:RANK; as they are if unset.",
+    ),
     "accumulate": (
         _one_of("reduced", "local"),
         "Reduce accumulated gradients in every step (reduced) or once for each update (local).",

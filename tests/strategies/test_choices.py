@@ -114,6 +114,7 @@ GIVEN = {
     "seed": (1, "7", 7),
     "deterministic": (True, "TRUE", True),
     "communication": ("ring", "nccl", "nccl"),
+    "wire": ("float16", "powersgd:2", "powersgd:2"),
     "accumulate": ("reduced", "local", "local"),
     "local_steps": (2, "4", 4),
     "start_timeout": (5.0, "20", 20.0),
@@ -154,6 +155,9 @@ def test_every_option_is_in_the_table_above() -> None:
         ({}, {"TFACCEL_SEED": "x"}, "TFACCEL_SEED is 'x', expected a number"),
         ({"start_timeout": -1}, {}, "start_timeout is -1, expected a number of at least 0"),
         ({"local_steps": 0}, {}, "local_steps is 0, expected a number of steps of at least 1"),
+        ({"wire": "int8"}, {}, "wire is 'int8', expected bfloat16, float16, powersgd or powersgd:"),
+        ({"wire": "powersgd:0"}, {}, "wire is 'powersgd:0', expected bfloat16"),
+        ({"wire": "powersgd:x"}, {}, "wire is 'powersgd:x', expected bfloat16"),
         ({"accumulate": "yes"}, {}, "accumulate is 'yes', expected one of reduced, local"),
         (
             {"communication": "tcp"},

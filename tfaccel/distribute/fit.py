@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from tfaccel.distribute import _private, accumulation, logs, looks, scope, state, step
 from tfaccel.distribute.batches import Batches, Sharded, Starved, shard
+from tfaccel.distribute.compression import Wire
 from tfaccel.distribute.frequency import Frequency
 from tfaccel.distribute.local_steps import Averaging, train_alone
 from tfaccel.distribute.loss import whole_batch
@@ -28,11 +29,13 @@ class KerasFit:
 
     Attributes:
         used: whether anything has run under this strategy.
+        wire: how gradients travel; None as they are.
         frequency: how often the replicas communicate.
     """
 
     extended: Any
     used = False
+    wire: Wire | None = None
     frequency = Frequency()
 
     @property
@@ -184,6 +187,8 @@ class KerasFit:
             reduce_first(optimizer, self)
             if self.frequency.accumulate == "local":
                 accumulation.accumulate_locally(optimizer)
+        if self.wire is not None and getattr(model, "optimizer", None) is not None:
+            self.wire.prepare(model.optimizer, list(model.trainable_variables), self)
         whole_batch(model)
         if self.frequency.apart:
             looks.after_epochs(model, self.settle)

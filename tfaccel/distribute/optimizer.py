@@ -57,7 +57,12 @@ class ReduceFirst:
     def reduced(self, grads: list[Any]) -> list[Any]:
         """The sum over replicas of each gradient; None stays None."""
         present = [g for g in grads if g is not None]
-        summed = iter(step.all_reduce_sum(present)) if present else iter(())
+        wire = getattr(tf.distribute.get_strategy(), "wire", None)
+        if not present:
+            return grads
+        if wire is not None:
+            return list(wire.sum(self, grads))
+        summed = iter(step.all_reduce_sum(present))
         return [None if g is None else next(summed) for g in grads]
 
     def _all_reduce_sum_gradients(self, grads_and_vars: Any) -> Any:

@@ -64,6 +64,32 @@ class Communicator:
         self._comm.Allreduce(self._in_place, whole)
         return parts
 
+    def exchange(self, parts: np.ndarray) -> np.ndarray:
+        """Gives row `r` to worker `r`.
+
+        Args:
+            parts: `(workers, ...)`, the same shape and dtype on every worker.
+
+        Returns:
+            The rows that the workers have given to this one, in rank order.
+        """
+        self._begin()
+        parts = np.asarray(parts, order="C")
+        received = self._buffers.take(parts.nbytes)
+        self._comm.Alltoall(parts.reshape(-1).view(np.uint8), received)
+        return received.view(parts.dtype).reshape(parts.shape)
+
+    def join(self, array: np.ndarray) -> np.ndarray:
+        """Concatenates the arrays of all workers, in rank order.
+
+        Args:
+            array: `(length,)`, the same length and dtype on every worker.
+        """
+        self._begin()
+        received = self._buffers.take(array.nbytes * self.size)
+        self._comm.Allgather(np.asarray(array, order="C").view(np.uint8), received)
+        return received.view(array.dtype)
+
     def gather(self, array: np.ndarray, axis: int = 0) -> np.ndarray:
         """Concatenates the arrays of all workers, in rank order.
 

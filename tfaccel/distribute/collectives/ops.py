@@ -11,6 +11,8 @@ import tensorflow as tf
 from tfaccel.distribute.collectives import buckets
 from tfaccel.distribute.collectives.communicator import Communicator
 
+_NARROW = (tf.float16, tf.bfloat16)
+
 
 class WorkerCollectives:
     """What a `Communicator` does, on tensors, eagerly or in a graph.
@@ -40,18 +42,39 @@ class WorkerCollectives:
     def sum(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         """Sums each tensor over all workers, in buckets, the last one first.
 
+        Floats of 16 bits travel as they are and are added as float32; every worker gets the same
+        bits.
+
         Args:
             tensors: numbers; the same shapes and dtypes on every worker.
         """
         tensors = [tf.convert_to_tensor(t) for t in tensors]
-        wide = [tf.cast(t, _summed_as(t.dtype)) for t in tensors]
-        sizes = [_bytes(t) for t in wide]
-        sums: list[Any] = [None] * len(wide)
-        for bucket in buckets.plan(sizes, [t.dtype for t in wide], self._bucket_bytes):
-            totals = self._call(self._communicator.sum, [wide[i] for i in bucket])
+        given = [tf.cast(t, tf.int32) if t.dtype.is_bool else t for t in tensors]
+        sizes = [_bytes(t) for t in given]
+        sums: list[Any] = [None] * len(given)
+        for bucket in buckets.plan(sizes, [t.dtype for t in given], self._bucket_bytes):
+            chosen = [given[i] for i in bucket]
+            if chosen[0].dtype in _NARROW:
+                totals = self._sum_narrow(chosen)
+            else:
+                totals = self._call(self._communicator.sum, chosen)
             for i, total in zip(bucket, totals, strict=True):
-                sums[i] = tf.cast(tf.ensure_shape(total, wide[i].shape), tensors[i].dtype)
+                sums[i] = tf.cast(tf.ensure_shape(total, given[i].shape), tensors[i].dtype)
         return sums
+
+    def _sum_narrow(self, tensors: list[tf.Tensor]) -> list[tf.Tensor]:
+        """Sums in one message of 16-bit floats: each worker adds up a part and sends it to all."""
+        dtype = tensors[0].dtype
+        flat = tf.concat([tf.reshape(t, [-1]) for t in tensors], 0)
+        length = tf.size(flat)
+        flat = tf.pad(flat, [[0, -length % self.size]])
+        parts = tf.reshape(tf.bitcast(flat, tf.uint16), [self.size, -1])
+        (parts,) = self._call(lambda a: [self._communicator.exchange(a[0])], [parts])
+        parts = tf.cast(tf.bitcast(parts, dtype), tf.float32)
+        total = tf.bitcast(tf.cast(tf.reduce_sum(parts, 0), dtype), tf.uint16)
+        (whole,) = self._call(lambda a: [self._communicator.join(a[0])], [total])
+        split = tf.split(tf.bitcast(whole, dtype)[:length], [tf.size(t) for t in tensors])
+        return [tf.reshape(s, tf.shape(t)) for s, t in zip(split, tensors, strict=True)]
 
     def gather(self, tensor: tf.Tensor, axis: int = 0) -> tf.Tensor:
         """Concatenates the tensors of all workers along `axis`, in rank order.
@@ -102,13 +125,6 @@ class WorkerCollectives:
             with tf.control_dependencies(results):
                 self._order.assign_add(1, read_value=False)
             return list(results)
-
-
-def _summed_as(dtype: tf.DType) -> tf.DType:
-    """The dtype in which MPI adds numbers of `dtype`."""
-    if dtype in (tf.float16, tf.bfloat16):
-        return tf.float32
-    return tf.int32 if dtype.is_bool else dtype
 
 
 def _bytes(tensor: tf.Tensor) -> int:

@@ -1,0 +1,175 @@
+"""Gradients with fewer bits on the wire: what they cost, and that replicas stay equal."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from sklearn.datasets import load_digits
+
+import tfaccel
+from tfaccel.distribute import compression, step
+from tfaccel.errors import StrategyError
+
+pytestmark = [pytest.mark.slow, pytest.mark.child(devices=2, group="compression")]
+
+ROOT = Path(__file__).parents[2]
+EPOCHS = 8
+
+
+def digits() -> tuple[np.ndarray, np.ndarray]:
+    held = load_digits()
+    return (held.data / 16).astype("float32"), held.target
+
+
+def trained(wire: str | None) -> tuple[float, Any]:
+    """The loss after training on two replicas, and the model."""
+    strategy = tfaccel.strategy("mirrored", devices=2, device_type="cpu")
+    strategy.wire = None if wire is None else compression.parse(wire)
+    keras.utils.set_random_seed(1)
+    with strategy.scope():
+        layers = [keras.layers.Dense(128, "relu"), keras.layers.Dense(128, "relu")]
+        model = keras.Sequential([keras.Input((64,)), *layers, keras.layers.Dense(10)])
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(keras.optimizers.Adam(1e-3), loss)
+    x, y = digits()
+    fitted = model.fit(x, y, batch_size=64, epochs=EPOCHS, verbose=0)
+    return fitted.history["loss"][-1], model
+
+
+@pytest.fixture(scope="module")
+def float32() -> float:
+    return trained(None)[0]
+
+
+@pytest.mark.parametrize(
+    ("wire", "rtol"), [("float16", 0.02), ("powersgd:16", 0.1), ("powersgd", 0.5)]
+)
+def test_the_loss_after_training_is_near_float32_s(float32: float, wire: str, rtol: float) -> None:
+    loss, model = trained(wire)
+    assert loss == pytest.approx(float32, rel=rtol)
+    assert loss != float32, "nothing was compressed"
+    for variable in model.weights:
+        first, second = variable.value.values
+        np.testing.assert_array_equal(first.numpy(), second.numpy(), err_msg=variable.path)
+
+
+def sent(wire: str, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Bytes of a gradient of 512 x 256 that one replica sends in a step."""
+    strategy = tfaccel.strategy("mirrored", devices=2, device_type="cpu")
+    counted: list[int] = []
+    reduce = step.all_reduce_sum
+
+    def counting(values: Any) -> Any:
+        counted.extend(v.shape.num_elements() * v.dtype.size for v in tf.nest.flatten(values))
+        return reduce(values)
+
+    monkeypatch.setattr(step, "all_reduce_sum", counting)
+    way = compression.parse(wire)
+    owner = keras.optimizers.SGD(name="owner")
+    way.prepare(owner, [tf.zeros([512, 256])], strategy)
+    grad = tf.ones([512, 256])
+    strategy.run(tf.function(lambda: way.sum(owner, [grad])))
+    return sum(counted) // 2
+
+
+@pytest.mark.parametrize(
+    ("wire", "size"), [("float16", 2 * 512 * 256), ("powersgd:4", 4 * 4 * (512 + 256))]
+)
+def test_fewer_bytes_are_sent(wire: str, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert sent(wire, monkeypatch) == size
+
+
+def test_what_is_lost_is_sent_later() -> None:
+    """A gradient of full rank that stays the same is sent whole, little by little."""
+    strategy = tfaccel.strategy("mirrored", devices=2, device_type="cpu")
+    way, owner = compression.parse("powersgd:1"), keras.optimizers.SGD(name="owner")
+    grad = np.random.default_rng(0).normal(size=(8, 8)).astype("float32")
+    way.prepare(owner, [tf.zeros([8, 8])], strategy)
+
+    @tf.function
+    def one_step() -> Any:
+        return strategy.run(lambda: way.sum(owner, [tf.constant(grad)])[0])
+
+    total = sum(one_step().values[0].numpy() for _ in range(200)) / 200
+    np.testing.assert_allclose(total, 2 * grad, atol=0.2)
+
+
+@pytest.mark.parametrize("wire", ["float16", "powersgd:1"])
+def test_sparse_gradients_and_none_travel_too(wire: str) -> None:
+    strategy = tfaccel.strategy("mirrored", devices=2, device_type="cpu")
+    way, owner = compression.parse(wire), keras.optimizers.SGD(name="owner")
+    way.prepare(owner, [tf.zeros([9, 4]), tf.zeros([3]), tf.zeros([16, 16])], strategy)
+
+    def replica() -> Any:
+        rows = tf.IndexedSlices(tf.ones([1, 4]), tf.constant([7]), tf.constant([9, 4]))
+        sparse, none, dense = way.sum(owner, [rows, None, tf.ones([16, 16])])
+        assert none is None
+        return tf.convert_to_tensor(sparse), dense
+
+    sparse, dense = strategy.run(tf.function(replica))
+    assert sparse.values[0].numpy()[7].tolist() == [2, 2, 2, 2]
+    assert sparse.values[0].numpy().sum() == 8
+    np.testing.assert_allclose(dense.values[1].numpy(), np.full([16, 16], 2), rtol=1e-5)
+
+
+def test_an_overflow_is_heard_of_and_not_remembered() -> None:
+    strategy = tfaccel.strategy("mirrored", devices=2, device_type="cpu")
+    way, owner = compression.parse("powersgd:1"), keras.optimizers.SGD(name="owner")
+    way.prepare(owner, [tf.zeros([8, 8])], strategy)
+    step_ = tf.function(lambda g: strategy.run(lambda: way.sum(owner, [g])[0]))
+    assert np.isnan(step_(tf.fill([8, 8], np.inf)).values[0].numpy()).all()
+    np.testing.assert_allclose(step_(tf.ones([8, 8])).values[0].numpy(), 2, rtol=1e-4)
+
+
+def test_an_optimizer_of_one_s_own_is_refused_by_powersgd() -> None:
+    with pytest.raises(StrategyError, match="optimizer 'own' is none that a model was compiled"):
+        compression.parse("powersgd").sum(keras.optimizers.SGD(name="own"), [tf.ones([4, 4])])
+
+
+def test_bfloat16_on_cpus_needs_mpi() -> None:
+    with pytest.raises(StrategyError, match="wire='bfloat16' was asked for and TensorFlow's CPU"):
+        tfaccel.strategy("mirrored", devices=2, device_type="cpu", wire="bfloat16")
+    with pytest.raises(StrategyError, match="wire='float16' was asked for with strategy 'one_dev"):
+        tfaccel.strategy("one_device", device_type="cpu", wire="float16")
+
+
+SCRIPT = """
+import hashlib
+import keras, numpy as np, tfaccel
+strategy = tfaccel.strategy("multi_worker_mirrored", communication="mpi", device_type="cpu",
+                            devices=DEVICES, wire="bfloat16")
+keras.utils.set_random_seed(1)
+with strategy.scope():
+    model = keras.Sequential([keras.Input((9,)), keras.layers.Dense(7), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+x = np.random.default_rng(0).normal(size=(40, 9)).astype("float32")
+loss = model.fit(x, x[:, :1], batch_size=16, epochs=3, verbose=0).history["loss"][-1]
+bits = hashlib.sha256(b"".join(w.tobytes() for w in model.get_weights())).hexdigest()
+print(f"loss {loss:.6f} weights {bits}", flush=True)
+"""
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_bfloat16_over_mpi_leaves_workers_equal(devices: int, tmp_path: Path) -> None:
+    path = tmp_path / "script.py"
+    path.write_text(SCRIPT.replace("DEVICES", str(devices)))
+    done = subprocess.run(
+        [sys.executable, "-m", "tfaccel.cli", "launch", "--nproc", "2", str(path)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "2"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    said = re.findall(r"loss ([\d.]+) weights (\w+)", done.stdout)
+    assert len(said) == 2
+    assert said[0] == said[1]

@@ -1,0 +1,34 @@
+"""Gradients with fewer bits on the wire."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from tfaccel.distribute.compression.cast import Cast
+from tfaccel.distribute.compression.powersgd import PowerSGD
+
+
+class Wire(Protocol):
+    """How gradients travel."""
+
+    def prepare(self, owner: Any, variables: list[Any], strategy: Any) -> None:
+        """Called before an optimizer that a model was compiled with gets its first gradients."""
+
+    def sum(self, owner: Any, grads: list[Any]) -> list[Any]:
+        """Sums gradients over replicas; call it in a replica's context.
+
+        Args:
+            owner: the optimizer they are for.
+            grads: tensors, IndexedSlices or None, in the order of its variables.
+        """
+
+
+def parse(wire: str) -> Wire:
+    """How gradients travel, for an option such as ``"bfloat16"`` or ``"powersgd:8"``.
+
+    >>> parse("powersgd:8").rank
+    8
+    """
+    if wire in ("bfloat16", "float16"):
+        return Cast(wire)
+    return PowerSGD(int(wire.partition(":")[2] or 4))

@@ -1,0 +1,131 @@
+"""PowerSGD: gradient matrices travel as products of two thin ones.
+
+Vogels, Karimireddy and Jaggi, "PowerSGD: Practical Low-Rank Gradient Compression for Distributed
+Optimization", 2019, https://arxiv.org/abs/1905.13727 (algorithms 1 and 2).
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from dataclasses import dataclass
+from typing import Any
+
+import tensorflow as tf
+
+from tfaccel.distribute import step
+from tfaccel.errors import StrategyError
+
+
+@dataclass(frozen=True)
+class _Memory:
+    """What a replica remembers of one gradient, seen as `n` rows of `m`.
+
+    Attributes:
+        error: `(n, m)`, what has not been sent yet; each replica's own.
+        q: `(m, rank)`, where the last power iteration ended; the same on every replica.
+    """
+
+    error: tf.Variable
+    q: tf.Variable
+
+
+class PowerSGD:
+    """Sends `rank * (n + m)` numbers for a gradient of `n * m`, and keeps the rest for later.
+
+    What is lost in a step is added to the next step's gradient (error feedback), so nothing is
+    lost for good; the weights are not those of one device. Vectors, sparse gradients and matrices
+    of which it would not save half travel as they are. What is kept is in no file: a run that is
+    resumed begins without it.
+
+    Args:
+        rank: of the approximation.
+    """
+
+    def __init__(self, rank: int = 4) -> None:
+        self.rank = rank
+        self._kept: weakref.WeakKeyDictionary[Any, dict[int, _Memory]] = weakref.WeakKeyDictionary()
+
+    def prepare(self, owner: Any, variables: list[Any], strategy: Any) -> None:
+        """Makes what is to be remembered for an optimizer; in a cross-replica context.
+
+        Args:
+            owner: the optimizer.
+            variables: those that it trains, in the order of the gradients it will be given.
+            strategy: whose replicas will call `sum`.
+        """
+        if owner not in self._kept:
+            with tf.init_scope(), strategy.scope():
+                made = {i: self._memory(i, tuple(v.shape)) for i, v in enumerate(variables)}
+            self._kept[owner] = {i: memory for i, memory in made.items() if memory is not None}
+
+    def sum(self, owner: Any, grads: list[Any]) -> list[Any]:
+        """Sums gradients over replicas."""
+        if owner not in self._kept:
+            raise StrategyError(
+                f"tfaccel: wire='powersgd' was asked for and optimizer {owner.name!r} is none that "
+                "a model was compiled with, expected one optimizer a model; use wire='bfloat16'."
+            )
+        present = {i: g for i, g in enumerate(grads) if g is not None}
+        memory = {
+            i: kept
+            for i, kept in self._kept[owner].items()
+            if i in present and not isinstance(present[i], tf.IndexedSlices)
+        }
+        whole = {i: g for i, g in present.items() if i not in memory}
+        ours = {
+            i: tf.reshape(tf.cast(grads[i], tf.float32), kept.error.shape) + kept.error
+            for i, kept in memory.items()
+        }
+        p, sums = self._first_message({i: m @ memory[i].q for i, m in ours.items()}, whole)
+        # After an overflow nothing is remembered, and whoever scales the loss hears of it.
+        finite = {i: tf.reduce_all(tf.math.is_finite(total)) for i, total in p.items()}
+        # The same input on every replica, and so the same bits.
+        p = {i: tf.linalg.qr(_where(finite[i], total)).q for i, total in p.items()}
+        ours = {i: _where(finite[i], m) for i, m in ours.items()}
+        q = {i: tf.matmul(m, p[i], transpose_a=True) for i, m in ours.items()}
+        totals = dict(zip(q, step.all_reduce_packed(list(q.values())), strict=True)) if q else {}
+        for i, kept in memory.items():
+            kept.error.assign(ours[i] - tf.matmul(p[i], q[i], transpose_b=True))
+            kept.q.assign(tf.where(finite[i], totals[i], kept.q))
+            total = tf.matmul(p[i], totals[i], transpose_b=True)
+            total = tf.where(finite[i], total, tf.fill(total.shape, math.nan))
+            sums[i] = tf.cast(tf.reshape(total, grads[i].shape), grads[i].dtype)
+        return [sums.get(i) for i in range(len(grads))]
+
+    def _first_message(
+        self, p: dict[int, tf.Tensor], whole: dict[int, Any]
+    ) -> tuple[dict[int, tf.Tensor], dict[int, Any]]:
+        """Sums the thin matrices, and what travels as it is, over replicas."""
+        sparse = {i: g for i, g in whole.items() if isinstance(g, tf.IndexedSlices)}
+        dense = {i: g for i, g in whole.items() if i not in sparse}
+        packed = step.all_reduce_packed([*p.values(), *dense.values()])
+        sums = dict(zip(dense, packed[len(p) :], strict=True))
+        if sparse:
+            sums |= dict(zip(sparse, step.all_reduce_sum(list(sparse.values())), strict=True))
+        return dict(zip(p, packed[: len(p)], strict=True)), sums
+
+    def _memory(self, index: int, shape: tuple[int, ...]) -> _Memory | None:
+        """What to remember of a gradient, or None for one that travels as it is."""
+        if len(shape) < 2:
+            return None
+        n, m = math.prod(shape[:-1]), shape[-1]
+        if 2 * self.rank * (n + m) > n * m:
+            return None
+        start = tf.random.stateless_normal([m, self.rank], seed=[index, 0])
+        return _Memory(_own(tf.zeros([n, m]), "error"), _own(start, "q"))
+
+
+def _own(value: tf.Tensor, name: str) -> tf.Variable:
+    """A variable of which each replica has its own."""
+    return tf.Variable(
+        value,
+        trainable=False,
+        name=f"powersgd_{name}",
+        synchronization=tf.VariableSynchronization.ON_READ,
+        aggregation=tf.VariableAggregation.NONE,
+    )
+
+
+def _where(condition: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
+    return tf.where(condition, value, tf.zeros_like(value))
