@@ -1,0 +1,168 @@
+"""`tfaccel bench communication`: how fast the workers it runs on can reduce gradients.
+
+    tfaccel launch --nproc 2 -- tfaccel bench communication
+    mpiexec -n 2 tfaccel bench communication --transports mpi
+
+Run it where training will run, started as training will be: once on every worker.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from tfaccel.bench.measured import Message, Transport
+from tfaccel.cluster import mpi, resolve
+from tfaccel.errors import ClusterError, StrategyError
+
+_UNITS = {"": 1, "KB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30}
+_SIZES = "1KB,16KB,256KB,1MB,4MB,16MB,64MB,256MB"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Measures every transport, and prints a table on worker 0.
+
+    Args:
+        argv: words of the command line.
+
+    Returns:
+        The exit code: 1 when no transport could be measured.
+
+    Raises:
+        ClusterError: this process is not one of several workers.
+    """
+    asked = _parser().parse_args(argv)
+    cluster = resolve(os.environ)
+    if cluster is None or cluster.size < 2:
+        raise ClusterError(
+            "one worker has nobody to speak to, expected several; start it as "
+            "`tfaccel launch --nproc 2 -- tfaccel bench communication`."
+        )
+    names = asked.transports or _here(cluster.source, asked.device_type)
+    measured = [_measure(name, asked, cluster.size) for name in names]
+    if cluster.is_chief:
+        if asked.json:
+            print(json.dumps([dataclasses.asdict(one) for one in measured], indent=1))
+        else:
+            _print(measured, asked)
+    return 0 if any(one.messages for one in measured) else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tfaccel bench communication",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--transports", type=_names, help="mpi,ring,nccl; all that are here")
+    parser.add_argument("--device-type", default="cpu", choices=["cpu", "gpu"])
+    parser.add_argument("--sizes", type=_sizes, default=_sizes(_SIZES), help=_SIZES)
+    parser.add_argument("--parameters", type=float, help="of your model, in float32")
+    parser.add_argument("--model", help="your model, a .keras file, instead of --parameters")
+    parser.add_argument("--step-ms", type=float, help="of your model on one device")
+    parser.add_argument("--limit", type=float, default=600, help="seconds for a transport (600)")
+    parser.add_argument("--json", action="store_true")
+    return parser
+
+
+def _names(text: str) -> list[str]:
+    names = text.split(",")
+    if odd := [name for name in names if name not in ("mpi", "ring", "nccl")]:
+        raise argparse.ArgumentTypeError(f"{odd[0]!r} is no transport; use mpi, ring, nccl")
+    return names
+
+
+def _sizes(text: str) -> list[int]:
+    """Sizes in bytes, the smallest first.
+
+    >>> _sizes("1MB,4KB")
+    [4096, 1048576]
+    """
+    found = [re.fullmatch(r"(\d+)(|KB|MB|GB)", part.strip().upper()) for part in text.split(",")]
+    sizes = sorted({int(m[1]) * _UNITS[m[2]] for m in found if m is not None})
+    if None in found or len(sizes) < 2 or sizes[0] < 4:
+        raise argparse.ArgumentTypeError(f"{text!r} are no sizes; give two or more, as {_SIZES}")
+    return sizes
+
+
+def _here(source: str, device_type: str) -> list[str]:
+    names = ["mpi"] if importlib.util.find_spec("mpi4py") is not None else []
+    if source != mpi.SOURCE:
+        names.append("ring")
+    return [*names, "nccl"] if device_type == "gpu" else names
+
+
+def _measure(name: str, asked: argparse.Namespace, workers: int) -> Transport:
+    """Measures in a process of its own: TensorFlow starts one server a process."""
+    sizes = ",".join(map(str, asked.sizes))
+    command = [sys.executable, "-m", "tfaccel.bench.worker", name, asked.device_type, sizes]
+    try:
+        # What mpiexec has left open for this process is for that one.
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=asked.limit, close_fds=False
+        )
+    except subprocess.TimeoutExpired:
+        return Transport(name, workers, error=f"not done after {asked.limit:g} s")
+    said = re.search(r"^seconds (.*)$", done.stdout, re.MULTILINE)
+    if done.returncode or said is None:
+        lines = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()
+        return Transport(name, workers, error=lines[-1])
+    seconds = json.loads(said[1])
+    return Transport(name, workers, tuple(map(Message, asked.sizes, seconds)))
+
+
+def _bytes_of_model(asked: argparse.Namespace) -> float | None:
+    if asked.model is None:
+        return None if asked.parameters is None else 4 * asked.parameters
+    import keras
+
+    try:
+        model = keras.saving.load_model(asked.model, compile=False)
+    except (OSError, ValueError) as error:
+        raise StrategyError(
+            f"--model {asked.model} cannot be loaded ({error}); give a .keras file."
+        ) from error
+    return float(sum(4 * v.value.shape.num_elements() for v in model.trainable_variables))
+
+
+def _print(measured: list[Transport], asked: argparse.Namespace) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    console = console if console.is_terminal else Console(width=100)
+    best = max((t.bus_bandwidth(m) for t in measured for m in t.messages), default=1.0)
+    for one in measured:
+        if one.error:
+            console.print(f"{one.name}: not measured ({one.error})", markup=False)
+            continue
+        table = Table(title=f"{one.name}, {one.workers} workers, float32")
+        for heading in ("size", "ms", "GB/s from each"):
+            table.add_column(heading, justify="right")
+        table.add_column("")
+        for message in one.messages:
+            bandwidth = one.bus_bandwidth(message)
+            bar = "█" * round(30 * bandwidth / best)
+            ms, rate = f"{message.seconds * 1e3:.2f}", f"{bandwidth / 1e9:.3f}"
+            table.add_row(_shown(message.size), ms, rate, bar)
+        console.print(table)
+    size = _bytes_of_model(asked)
+    for one in measured if size is not None else []:
+        if not one.messages or size is None:
+            continue
+        line = f"{one.name}: {size / 1e6:.1f} MB of gradients take {one.seconds(size) * 1e3:.1f} ms"
+        if asked.step_ms is not None:
+            line += f", {one.share(size, asked.step_ms / 1e3):.0%} of a step without overlap"
+        console.print(line, markup=False, highlight=False)
+
+
+def _shown(size: int) -> str:
+    unit = next(u for u in ("GB", "MB", "KB", "") if size % _UNITS[u] == 0)
+    return f"{size // _UNITS[unit]} {unit or 'bytes'}"
