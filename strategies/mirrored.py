@@ -26,7 +26,6 @@ def make(request: Request) -> tf.distribute.Strategy:
             "tfaccel: communication='mpi' was asked for with strategy 'mirrored', whose devices "
             "are all in this process; use 'multi_worker_mirrored', or leave it out."
         )
-    request.refuse_wire("ring")
     reduction = None
     if request.options.communication == "ring" and gpus:
         reduction = tf.distribute.HierarchicalCopyAllReduce()

@@ -26,7 +26,6 @@ def make(request: Request) -> tf.distribute.Strategy:
         )
     kind = request.devices[0].partition(":")[0]
     way = transport.chosen(options, kind, cluster)
-    request.refuse_wire(way)
     settings.show_only(request.devices)
     if way == "mpi":
         from tfaccel.distribute.mpi import MpiStrategy

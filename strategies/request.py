@@ -29,15 +29,6 @@ class Request:
         """How often replicas shall communicate."""
         return Frequency(self.options.accumulate, self.options.local_steps)
 
-    def refuse_wire(self, transport: str) -> None:
-        """Raises when `transport` cannot send gradients the way that was asked for."""
-        on_cpus = self.devices[0].startswith("CPU")
-        if self.options.wire == "bfloat16" and on_cpus and transport != "mpi":
-            raise StrategyError(
-                "tfaccel: wire='bfloat16' was asked for and TensorFlow's CPU collectives do not "
-                "add such numbers, expected 'float16' or 'powersgd'; or use communication='mpi'."
-            )
-
     def refuse_cluster(self, name: str) -> None:
         """Raises when this process is one of several workers, which `name` would ignore."""
         if self.cluster is not None and self.cluster.size > 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import subprocess
@@ -16,7 +17,7 @@ import tensorflow as tf
 from sklearn.datasets import load_digits
 
 import tfaccel
-from tfaccel.distribute import compression, step
+from tfaccel.distribute import _private, compression, step
 from tfaccel.errors import StrategyError
 
 pytestmark = [pytest.mark.slow, pytest.mark.child(devices=2, group="compression")]
@@ -51,7 +52,8 @@ def float32() -> float:
 
 
 @pytest.mark.parametrize(
-    ("wire", "rtol"), [("float16", 0.02), ("powersgd:16", 0.1), ("powersgd", 0.5)]
+    ("wire", "rtol"),
+    [("float16", 0.02), ("bfloat16", 0.02), ("powersgd:16", 0.1), ("powersgd", 0.5)],
 )
 def test_the_loss_after_training_is_near_float32_s(float32: float, wire: str, rtol: float) -> None:
     loss, model = trained(wire)
@@ -63,26 +65,31 @@ def test_the_loss_after_training_is_near_float32_s(float32: float, wire: str, rt
 
 
 def sent(wire: str, monkeypatch: pytest.MonkeyPatch) -> int:
-    """Bytes of a gradient of 512 x 256 that one replica sends in a step."""
+    """Bytes of a gradient of 512 x 256 as it travels in a step."""
     strategy = tfaccel.strategy("mirrored", devices=2, device_type="cpu")
     counted: list[int] = []
-    reduce = step.all_reduce_sum
+    reduce, exchange, gather = step.all_reduce_sum, _private.all_to_all, _private.all_gather
 
-    def counting(values: Any) -> Any:
-        counted.extend(v.shape.num_elements() * v.dtype.size for v in tf.nest.flatten(values))
-        return reduce(values)
+    def counting(call: Any, times: int, *values: Any) -> Any:
+        # An all-reduce sends what it is given about twice: to be added, and the sum.
+        leaves = tf.nest.flatten(values)
+        counted.extend(times * v.shape.num_elements() * v.dtype.size for v in leaves)
+        return call(*values)
 
-    monkeypatch.setattr(step, "all_reduce_sum", counting)
+    monkeypatch.setattr(step, "all_reduce_sum", functools.partial(counting, reduce, 2))
+    monkeypatch.setattr(_private, "all_to_all", functools.partial(counting, exchange, 1))
+    monkeypatch.setattr(_private, "all_gather", functools.partial(counting, gather, 2))
     way = compression.parse(wire)
     owner = keras.optimizers.SGD(name="owner")
     way.prepare(owner, [tf.zeros([512, 256])], strategy)
     grad = tf.ones([512, 256])
     strategy.run(tf.function(lambda: way.sum(owner, [grad])))
-    return sum(counted) // 2
+    return sum(counted) // 4  # two replicas, and there and back
 
 
 @pytest.mark.parametrize(
-    ("wire", "size"), [("float16", 2 * 512 * 256), ("powersgd:4", 4 * 4 * (512 + 256))]
+    ("wire", "size"),
+    [("float16", 2 * 512 * 256), ("bfloat16", 2 * 512 * 256), ("powersgd:4", 4 * 4 * (512 + 256))],
 )
 def test_fewer_bytes_are_sent(wire: str, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     assert sent(wire, monkeypatch) == size
@@ -103,7 +110,7 @@ def test_what_is_lost_is_sent_later() -> None:
     np.testing.assert_allclose(total, 2 * grad, atol=0.2)
 
 
-@pytest.mark.parametrize("wire", ["float16", "powersgd:1"])
+@pytest.mark.parametrize("wire", ["float16", "bfloat16", "powersgd:1"])
 def test_sparse_gradients_and_none_travel_too(wire: str) -> None:
     strategy = tfaccel.strategy("mirrored", devices=2, device_type="cpu")
     way, owner = compression.parse(wire), keras.optimizers.SGD(name="owner")
@@ -135,9 +142,7 @@ def test_an_optimizer_of_one_s_own_is_refused_by_powersgd() -> None:
         compression.parse("powersgd").sum(keras.optimizers.SGD(name="own"), [tf.ones([4, 4])])
 
 
-def test_bfloat16_on_cpus_needs_mpi() -> None:
-    with pytest.raises(StrategyError, match="wire='bfloat16' was asked for and TensorFlow's CPU"):
-        tfaccel.strategy("mirrored", devices=2, device_type="cpu", wire="bfloat16")
+def test_a_strategy_without_replicas_refuses_it() -> None:
     with pytest.raises(StrategyError, match="wire='float16' was asked for with strategy 'one_dev"):
         tfaccel.strategy("one_device", device_type="cpu", wire="float16")
 
@@ -145,7 +150,7 @@ def test_bfloat16_on_cpus_needs_mpi() -> None:
 SCRIPT = """
 import hashlib
 import keras, numpy as np, tfaccel
-strategy = tfaccel.strategy("multi_worker_mirrored", communication="mpi", device_type="cpu",
+strategy = tfaccel.strategy("multi_worker_mirrored", communication="WAY", device_type="cpu",
                             devices=DEVICES, wire="bfloat16")
 keras.utils.set_random_seed(1)
 with strategy.scope():
@@ -158,10 +163,10 @@ print(f"loss {loss:.6f} weights {bits}", flush=True)
 """
 
 
-@pytest.mark.parametrize("devices", [1, 2])
-def test_bfloat16_over_mpi_leaves_workers_equal(devices: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("way", "devices"), [("mpi", 1), ("mpi", 2), ("ring", 2)])
+def test_bfloat16_leaves_workers_equal(way: str, devices: int, tmp_path: Path) -> None:
     path = tmp_path / "script.py"
-    path.write_text(SCRIPT.replace("DEVICES", str(devices)))
+    path.write_text(SCRIPT.replace("DEVICES", str(devices)).replace("WAY", way))
     done = subprocess.run(
         [sys.executable, "-m", "tfaccel.cli", "launch", "--nproc", "2", str(path)],
         env={**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "2"},

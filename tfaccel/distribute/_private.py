@@ -53,10 +53,13 @@ __all__ = [
     "ReadByValue",
     "accumulation",
     "adopt_optimizer",
+    "all_gather",
+    "all_to_all",
     "array_pipeline",
     "calling_model",
     "compiled_losses",
     "compiling_model",
+    "exchanges",
     "global_seed",
     "is_keras_function",
     "keras_mask",
@@ -171,6 +174,59 @@ def own_collectives(strategy: tf.distribute.Strategy) -> None:
 
 
 _key_bases = itertools.count(1 << 20, 1 << 10)
+
+
+def exchanges() -> int:
+    """With how many replicas `all_to_all` and `all_gather` would exchange; 0 where they cannot.
+
+    They stand in a graph, on CPU devices: eager replicas run one after the other, and what GPUs do
+    has not been seen.
+    """
+    launcher = None if tf.executing_eagerly() else _launcher()
+    if launcher is None or "CPU" not in str(launcher._device).upper():
+        return 0
+    return int(launcher._group_size)
+
+
+def all_to_all(tensor: tf.Tensor) -> tf.Tensor:
+    """Gives row `i` to replica `i`, and returns the rows that all replicas gave to us, in order.
+
+    `tf.distribute` has no such collective. TensorFlow's own needs the keys by which a replica's
+    collectives find those of the others, and these are counted in the launcher.
+
+    Args:
+        tensor: float16, float32, float64, int32 or int64, of as many rows as replicas.
+    """
+    launcher = _launcher()
+    with tf.device(launcher._device):
+        return tf.raw_ops.CollectiveAllToAllV2(
+            input=tensor,
+            group_size=launcher._group_size,
+            group_key=launcher._group_key,
+            instance_key=launcher._next_instance_key(),
+            ordering_token=[launcher._get_ordering_token()],
+            communication_hint=launcher._options.implementation.value.lower(),
+            timeout_seconds=launcher._options.timeout_seconds or 0.0,
+            is_stateless=False,
+        )
+
+
+def all_gather(tensor: tf.Tensor) -> tf.Tensor:
+    """The rows of all replicas, in order; `ReplicaContext.all_gather` would pause the replicas.
+
+    Args:
+        tensor: of the dtypes of `all_to_all`, and of the same shape on every replica.
+    """
+    return _launcher()._all_gather(tensor, None)
+
+
+def _launcher() -> Any:
+    """What starts the collectives of the replica that we are in, or None without any."""
+    context = tf.distribute.get_replica_context()
+    extended = context.strategy.extended
+    ours = getattr(extended, "_collective_ops", getattr(extended, "_cross_device_ops", None))
+    launchers = getattr(ours, "_launchers", None)
+    return launchers[context._replica_id] if launchers else None
 
 
 def adopt_optimizer(optimizer: Any, strategy: tf.distribute.Strategy) -> None:
