@@ -7,6 +7,7 @@ import pytest
 
 from tfaccel.distribute.collectives.buckets import plan
 from tfaccel.distribute.collectives.buffers import Buffers, spans
+from tfaccel.distribute.collectives.tuning import size_for
 
 
 @pytest.mark.parametrize(
@@ -23,6 +24,15 @@ from tfaccel.distribute.collectives.buffers import Buffers, spans
 )
 def test_plan(sizes: list[int], kinds: str, messages: list[list[int]]) -> None:
     assert plan(sizes, list(kinds), limit=10) == messages
+
+
+@pytest.mark.parametrize(
+    ("latency", "rate", "size"), [(1e-4, 1e9, 1_000_000), (1e-6, 1e6, 1 << 16), (1, 1e9, 1 << 24)]
+)
+def test_a_message_is_as_large_as_its_link_makes_worth(
+    latency: float, rate: float, size: int
+) -> None:
+    assert size_for(latency, rate) == size
 
 
 def test_memory_is_used_again_when_nobody_looks_at_it() -> None:

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from tfaccel.cluster.cluster import Cluster
 from tfaccel.distribute import _private
+from tfaccel.distribute.collectives import tuning
 from tfaccel.distribute.collectives.communicator import Communicator
 from tfaccel.distribute.collectives.launcher import AcrossWorkers
 from tfaccel.distribute.collectives.ops import WorkerCollectives
@@ -82,5 +83,5 @@ class MpiStrategy(MultiWorkerMirroredStrategy):
         self.cluster = cluster
         self.frequency = frequency or Frequency()
         _private.own_collectives(self)
-        workers = WorkerCollectives(communicator)
+        workers = WorkerCollectives(communicator, tuning.bucket_bytes(communicator))
         tf.distribute.Strategy.__init__(self, MpiExtended(self, cluster, workers, devices))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-DEFAULT_BYTES = 1 << 20
-
 
 def plan(sizes: Sequence[int], kinds: Sequence[object], limit: int) -> list[list[int]]:
     """Packs tensors into messages, in order.

@@ -26,9 +26,7 @@ class WorkerCollectives:
         bucket_bytes: tensors smaller than this travel together, up to so many bytes.
     """
 
-    def __init__(
-        self, communicator: Communicator, bucket_bytes: int = buckets.DEFAULT_BYTES
-    ) -> None:
+    def __init__(self, communicator: Communicator, bucket_bytes: int) -> None:
         self._communicator = communicator
         self._bucket_bytes = bucket_bytes
         with tf.init_scope(), tf.device("/CPU:0"):

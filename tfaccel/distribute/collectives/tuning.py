@@ -1,0 +1,47 @@
+"""How much to send at once over the link that is there."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from tfaccel.distribute.collectives.communicator import Communicator
+
+_PROBE_BYTES, _TIMES = 1 << 20, 10
+_LEAST, _MOST = 1 << 16, 1 << 24
+
+
+def bucket_bytes(communicator: Communicator) -> int:
+    """Measures the link, in some milliseconds; every worker must call, and gets the same answer.
+
+    Args:
+        communicator: the workers.
+    """
+    if communicator.size == 1:
+        return _LEAST
+    none, some = (np.zeros(size // 4, np.float32) for size in (4, _PROBE_BYTES))
+    latency = _quickest(lambda: communicator.sum([none]))
+    rate = _PROBE_BYTES / max(_quickest(lambda: communicator.sum([some])) - latency, 1e-9)
+    return int(communicator.share(size_for(latency, rate)))
+
+
+def size_for(latency_s: float, bytes_per_s: float) -> int:
+    """The message of which a tenth of the time is latency, within 64 KB and 16 MB.
+
+    Larger ones gain little and are ready later; what is copied to travel together costs too.
+
+    >>> size_for(50e-6, 2e9)
+    1000000
+    """
+    return int(min(max(10 * latency_s * bytes_per_s, _LEAST), _MOST))
+
+
+def _quickest(call: Callable[[], object]) -> float:
+    spent = []
+    for _ in range(_TIMES):
+        begun = time.perf_counter()
+        call()
+        spent.append(time.perf_counter() - begun)
+    return min(spent)
