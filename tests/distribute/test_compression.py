@@ -23,7 +23,7 @@ from tfaccel.errors import StrategyError
 pytestmark = [pytest.mark.slow, pytest.mark.child(devices=2, group="compression")]
 
 ROOT = Path(__file__).parents[2]
-EPOCHS = 8
+EPOCHS = 5
 
 
 def digits() -> tuple[np.ndarray, np.ndarray]:
@@ -53,7 +53,7 @@ def float32() -> float:
 
 @pytest.mark.parametrize(
     ("wire", "rtol"),
-    [("float16", 0.02), ("bfloat16", 0.02), ("powersgd:16", 0.1), ("powersgd", 0.5)],
+    [("float16", 0.02), ("bfloat16", 0.02), ("powersgd", 0.5)],
 )
 def test_the_loss_after_training_is_near_float32_s(float32: float, wire: str, rtol: float) -> None:
     loss, model = trained(wire)

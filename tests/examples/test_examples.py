@@ -53,19 +53,23 @@ def test_digits_reach_their_accuracy(name: str, tmp_path: Path) -> None:
     assert re.search(rf"strategy   {'one_device' if name == 'auto' else name} \(", said)
 
 
-def test_the_language_model_is_the_same_on_one_device_and_on_two_workers(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--strategy=multi_worker_mirrored"],
+        pytest.param(["--strategy=model_parallel", "--mesh=model=2"], marks=pytest.mark.exhaustive),
+    ],
+    ids=["data", "model"],
+)
+def test_the_language_model_is_the_same_on_one_device_and_on_two_workers(
+    flags: list[str], tmp_path: Path
+) -> None:
     """Two epochs are enough to compare; the accuracy it states takes all of them."""
     script = ["examples/language_model.py", "--epochs=2"]
-    split = [*script, "--strategy=model_parallel", "--mesh=model=2"]
-    ways = {
-        "one device": run([*PYTHON, *script, "--strategy=one_device"], tmp_path / "one.keras"),
-        "data": run([*LAUNCH, *script, "--strategy=multi_worker_mirrored"], tmp_path / "a.keras"),
-        "model": run([*LAUNCH, *split], tmp_path / "b.keras"),
-    }
+    alone = run([*PYTHON, *script, "--strategy=one_device"], tmp_path / "one.keras")
+    both = run([*LAUNCH, *script, *flags], tmp_path / "two.keras")
     pattern = r"accuracy ([\d.]+), ([\d.]+) bits per character"
-    said = {way: re.findall(pattern, text) for way, text in ways.items()}
-    want = [float(v) for v in said["one device"][0]]
-    for way in ("data", "model"):
-        first, second = said[way]
-        assert first == second, f"{way}: the workers evaluate differently"
-        assert [float(v) for v in first] == pytest.approx(want, rel=5e-3), way
+    (want,) = re.findall(pattern, alone)
+    first, second = re.findall(pattern, both)
+    assert first == second, "the workers evaluate differently"
+    assert [float(v) for v in first] == pytest.approx([float(v) for v in want], rel=5e-3)
