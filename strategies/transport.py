@@ -14,9 +14,10 @@ from tfaccel.strategies.options import Options
 
 
 def chosen(options: Options, kind: str, cluster: Cluster) -> str:
-    """The transport for `options.communication`: ``"mpi"``, ``"ring"``, ``"nccl"``.
+    """The transport for `options.communication`: ``"mpi"``, ``"ring"``, ``"nccl"`` or ``"auto"``.
 
-    GPUs speak over NCCL, CPUs over MPI where it is installed, else over TensorFlow's ring.
+    CPUs speak over MPI where it is installed, else over TensorFlow's ring. For GPUs TensorFlow's
+    own ``"auto"`` takes NCCL for what NCCL can do, and its ring for the rest.
 
     Args:
         options: what the user asked for.
@@ -31,20 +32,17 @@ def chosen(options: Options, kind: str, cluster: Cluster) -> str:
         raise StrategyError(
             "tfaccel: communication='nccl' was asked for on CPUs, expected 'mpi', 'ring' or 'auto'."
         )
-    if cluster.source == mpi.SOURCE and asked not in ("auto", "mpi"):
-        raise StrategyError(
-            f"tfaccel: communication={asked!r} was asked for under mpiexec, which gives workers no "
-            "addresses, expected 'mpi' or 'auto'; or start the job with `tfaccel launch`."
-        )
     if asked == "mpi" and options.collective_timeout is not None:
         raise StrategyError(
             f"tfaccel: collective_timeout={options.collective_timeout:g} was asked for with "
             "communication='mpi', which has none (it ends with any worker that ends); leave it out."
         )
-    if asked != "auto" or cluster.source == mpi.SOURCE:
-        return "mpi" if asked == "auto" else asked
+    if asked != "auto":
+        return asked
+    if cluster.source == mpi.SOURCE:
+        return "mpi"
     if kind != "CPU":
-        return "nccl"
+        return "auto"
     return "mpi" if start.is_installed() and options.collective_timeout is None else "ring"
 
 
