@@ -98,6 +98,11 @@ def _check_mesh(name: str, wanted: Options) -> None:
 
 
 def _check_frequency(name: str, wanted: Options) -> None:
+    if wanted.wire is not None and wanted.local_steps > 1:
+        raise StrategyError(
+            f"tfaccel: wire={wanted.wire!r} and local_steps={wanted.local_steps} were asked for "
+            "together, expected one of them: under local steps no gradient travels."
+        )
     for option, usual in (
         ("wire", (None,)),
         ("accumulate", (None, "reduced")),

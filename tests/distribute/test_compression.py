@@ -143,6 +143,19 @@ def test_an_optimizer_of_one_s_own_is_refused_by_powersgd() -> None:
         compression.parse("powersgd").sum(keras.optimizers.SGD(name="own"), [tf.ones([4, 4])])
 
 
+def test_gradients_that_powersgd_does_not_know_are_refused() -> None:
+    strategy = tfaccel.strategy("mirrored", devices=2, device_type="cpu")
+    way, owner = compression.parse("powersgd"), keras.optimizers.SGD(name="some")
+    way.prepare(owner, [tf.zeros([3]), tf.zeros([4])], strategy)
+    with pytest.raises(StrategyError, match="'some' was given 1 gradients under wire='powersgd'"):
+        way.sum(owner, [tf.ones([4])])
+
+
+def test_local_steps_send_no_gradient_to_compress() -> None:
+    with pytest.raises(StrategyError, match="wire='float16' and local_steps=2 were asked for"):
+        tfaccel.strategy("mirrored", device_type="cpu", wire="float16", local_steps=2)
+
+
 def test_a_strategy_without_replicas_refuses_it() -> None:
     with pytest.raises(StrategyError, match="wire='float16' was asked for with strategy 'one_dev"):
         tfaccel.strategy("one_device", device_type="cpu", wire="float16")

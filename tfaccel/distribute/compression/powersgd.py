@@ -44,7 +44,9 @@ class PowerSGD:
 
     def __init__(self, rank: int = 4) -> None:
         self.rank = rank
-        self._kept: weakref.WeakKeyDictionary[Any, dict[int, _Memory]] = weakref.WeakKeyDictionary()
+        self._kept: weakref.WeakKeyDictionary[Any, list[_Memory | None]] = (
+            weakref.WeakKeyDictionary()
+        )
 
     def prepare(self, owner: Any, variables: list[Any], strategy: Any) -> None:
         """Makes what is to be remembered for an optimizer; in a cross-replica context.
@@ -56,8 +58,8 @@ class PowerSGD:
         """
         if owner not in self._kept:
             with tf.init_scope(), strategy.scope():
-                made = {i: self._memory(i, tuple(v.shape)) for i, v in enumerate(variables)}
-            self._kept[owner] = {i: memory for i, memory in made.items() if memory is not None}
+                made = [self._memory(i, tuple(v.shape)) for i, v in enumerate(variables)]
+            self._kept[owner] = made
 
     def sum(self, owner: Any, grads: list[Any]) -> list[Any]:
         """Sums gradients over replicas."""
@@ -66,11 +68,17 @@ class PowerSGD:
                 f"tfaccel: wire='powersgd' was asked for and optimizer {owner.name!r} is none that "
                 "a model was compiled with, expected one optimizer a model; use wire='bfloat16'."
             )
+        if len(grads) != len(self._kept[owner]):
+            raise StrategyError(
+                f"tfaccel: optimizer {owner.name!r} was given {len(grads)} gradients under "
+                f"wire='powersgd', expected one for each of the {len(self._kept[owner])} variables "
+                "that the model trains (None for one without); use wire='bfloat16'."
+            )
         present = {i: g for i, g in enumerate(grads) if g is not None}
         memory = {
             i: kept
-            for i, kept in self._kept[owner].items()
-            if i in present and not isinstance(present[i], tf.IndexedSlices)
+            for i, kept in enumerate(self._kept[owner])
+            if kept is not None and i in present and not isinstance(present[i], tf.IndexedSlices)
         }
         whole = {i: g for i, g in present.items() if i not in memory}
         ours = {
