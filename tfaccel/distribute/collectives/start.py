@@ -35,7 +35,7 @@ def join(cluster: Cluster, port: int | None = None) -> Communicator:
             which has told MPI already who is there.
 
     Raises:
-        StrategyError: mpi4py is not installed, or MPI runs already without us.
+        StrategyError: no MPI library can be loaded.
         ClusterError: the workers do not find each other.
     """
     host = cluster.host_and_port(0)[0] if port is not None else ""
@@ -59,12 +59,8 @@ def join(cluster: Cluster, port: int | None = None) -> Communicator:
 
 
 def _initialized() -> Any:
-    try:
-        import mpi4py
-    except ImportError:
-        raise StrategyError(
-            f"tfaccel: communication='mpi' was asked for and mpi4py is not installed; {_INSTALL}."
-        ) from None
+    import mpi4py
+
     mpi4py.rc.initialize = mpi4py.rc.finalize = False
     try:
         from mpi4py import MPI
