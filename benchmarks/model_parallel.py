@@ -19,7 +19,6 @@ import os
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -130,6 +129,7 @@ def _run(index: int) -> dict[str, Any]:
 def measure(column: Column, asked: argparse.Namespace) -> dict[str, Any]:
     import keras
     import numpy as np
+    from epochs import StepTime
 
     scope = _scope(column)
     keras.utils.set_random_seed(0)
@@ -143,23 +143,13 @@ def measure(column: Column, asked: argparse.Namespace) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     shape = (asked.steps * asked.batch, asked.sequence + 1)
     tokens = rng.integers(0, asked.vocabulary, shape).astype("int32")
-    spent: list[float] = []
-    begun = 0.0
-
-    def begin(*_: Any) -> None:
-        nonlocal begun
-        begun = time.perf_counter()
-
-    def end(*_: Any) -> None:
-        spent.append((time.perf_counter() - begun) / asked.steps * 1e3)
-
-    timer = keras.callbacks.LambdaCallback(on_epoch_begin=begin, on_epoch_end=end)
+    timer = StepTime(asked.steps)
     fitted = model.fit(
         tokens[:, :-1], tokens[:, 1:], asked.batch, asked.epochs + 1, 0, [timer], shuffle=False
     )
     held, whole = _bytes(model, column)
     return {
-        "ms": statistics.median(spent[1:]),
+        "ms": statistics.median(timer.ms),
         "loss": fitted.history["loss"][-1],
         "bytes_per_device": held,
         "bytes_whole": whole,

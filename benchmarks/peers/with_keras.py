@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from typing import Any
 
 import keras
 import tensorflow as tf
+from epochs import StepTime
 from keras import layers
 
 import tfaccel
@@ -30,20 +30,10 @@ def train(task: work.Task) -> dict[str, Any]:
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         model.compile(keras.optimizers.Adam(1e-3), loss)
     x, y = work.data(task)
-    spent: list[float] = []
-    begun = 0.0
-
-    def begin(*_: Any) -> None:
-        nonlocal begun
-        begun = time.perf_counter()
-
-    def end(*_: Any) -> None:
-        spent.append((time.perf_counter() - begun) / task.steps * 1e3)
-
-    timer = keras.callbacks.LambdaCallback(on_epoch_begin=begin, on_epoch_end=end)
+    timer = StepTime(task.steps)
     fitted = model.fit(x, y, task.global_batch, task.epochs + 1, 0, [timer], shuffle=False)
     return {
-        "ms": spent[1:],
+        "ms": timer.ms,
         "loss": fitted.history["loss"][-1],
         "parameters": model.count_params(),
         "versions": {"keras": keras.__version__, "tensorflow": tf.__version__},
