@@ -68,6 +68,7 @@ def strategy(name: str = "auto", **options: Any) -> tf.distribute.Strategy:
         choice = choose(name, here, cluster, number, wanted.device_type)
     _check_mesh(choice.name, wanted)
     _check_frequency(choice.name, wanted)
+    _check_ragged(choice.name, wanted)
     kind = "tpu" if choice.name == "tpu" else wanted.device_type
     limit = wanted.devices or (1 if choice.name == "one_device" else None)
     if choice.name == "model_parallel" and limit is None:
@@ -82,6 +83,8 @@ def strategy(name: str = "auto", **options: Any) -> tf.distribute.Strategy:
         from tfaccel.distribute import compression
 
         made.wire = compression.parse(wanted.wire)
+    if wanted.ragged is not None:
+        made.ragged = wanted.ragged
     used = getattr(made, "communication", wanted.communication)
     wanted = dataclasses.replace(wanted, communication=used)
     describe.remember(made, choice, names, cluster, policy, wanted)
@@ -115,6 +118,16 @@ def _check_frequency(name: str, wanted: Options) -> None:
                 "replicas of ours that reduce gradients; use 'mirrored' or "
                 "'multi_worker_mirrored', or leave it out."
             )
+
+
+def _check_ragged(name: str, wanted: Options) -> None:
+    fits = {"one_device": ("exact",), "model_parallel": ("exact",), "tpu": ("pad", "drop")}
+    possible = fits.get(name, (wanted.ragged,))
+    if wanted.ragged is not None and wanted.ragged not in possible:
+        raise StrategyError(
+            f"tfaccel: ragged={wanted.ragged!r} was asked for with strategy {name!r}, expected "
+            f"{' or '.join(map(repr, possible))}, or nothing."
+        )
 
 
 def _check(name: str) -> None:

@@ -14,6 +14,7 @@ _CHOICES = {
     "precision": ("float32", "mixed_bfloat16", "mixed_float16", "auto"),
     "communication": ("auto", "ring", "nccl", "mpi"),
     "accumulate": ("reduced", "local"),
+    "ragged": ("exact", "pad", "drop"),
 }
 _BOOLEANS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 
@@ -43,6 +44,10 @@ class Options:
             summed in the steps that update: the same up to float order. None is ``"reduced"``.
         local_steps: steps that each replica takes alone before all are averaged (local SGD: other
             mathematics, see `tfaccel.distribute.local_steps`); 1 for none.
+        ragged: what becomes of a batch with fewer rows than the first: ``"exact"``, trained as it
+            is; ``"pad"``, filled up with copies of rows that count for nothing, so that a step has
+            one static shape, which a TPU needs and XLA likes; ``"drop"``, left out of training
+            (evaluate and predict count every row). None is ``"pad"`` on TPUs, else ``"exact"``.
         start_timeout: seconds to wait for all workers to arrive.
         collective_timeout: seconds after which an all-reduce gives up on a silent worker; more
             than the slowest step takes. None waits for TensorFlow's heartbeat.
@@ -65,6 +70,7 @@ class Options:
     wire: str | None = None
     accumulate: str | None = None
     local_steps: int = 1
+    ragged: str | None = None
     start_timeout: float = 300.0
     collective_timeout: float | None = None
     mesh: Any = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
@@ -46,6 +46,7 @@ __all__ = [
     "AnyRows",
     "BeforeClipping",
     "BeforeSaving",
+    "Caller",
     "CollectiveAllReduce",
     "CollectiveAllReduceExtended",
     "MirroredExtended",
@@ -58,6 +59,7 @@ __all__ = [
     "array_pipeline",
     "calling_model",
     "compiled_losses",
+    "compiled_metrics",
     "compiling_model",
     "exchanges",
     "global_seed",
@@ -65,9 +67,11 @@ __all__ = [
     "keras_mask",
     "layers_being_built",
     "layers_of",
+    "loss_tracker",
     "loss_trackers",
     "own_collectives",
     "set_initial_epoch",
+    "set_keras_mask",
     "variable_path",
 ]
 
@@ -259,9 +263,28 @@ def loss_trackers(model: keras.Model) -> list[keras.metrics.Mean]:
     return list(getattr(getattr(model, "_compile_loss", None), "metrics", ()))
 
 
+def compiled_metrics(model: keras.Model) -> list[keras.metrics.Metric]:
+    """The metrics of `(y_true, y_pred)` that `model.compile(metrics=...)` was given.
+
+    `model.metrics` holds also those that a custom step updates with values of its own.
+    """
+    compiled = getattr(model, "_compile_metrics", None)
+    return list(compiled.metrics) if compiled is not None else []
+
+
+def loss_tracker(model: keras.Model) -> keras.metrics.Mean | None:
+    """The metric in which Keras's steps keep the mean loss; `model.metrics` names it only."""
+    return getattr(model, "_loss_tracker", None)
+
+
 def keras_mask(tensor: Any) -> Any:
-    """The mask Keras hangs on a layer's output, or None."""
+    """The mask Keras hangs on a layer's output or on losses, or None."""
     return getattr(tensor, "_keras_mask", None)
+
+
+def set_keras_mask(tensor: Any, mask: Any) -> None:
+    """Hangs a mask on losses: Keras's reductions leave out what it does not hold."""
+    tensor._keras_mask = mask
 
 
 def is_keras_function(fn: Any) -> bool:
@@ -291,8 +314,16 @@ def set_initial_epoch(model: keras.Model, epoch: int) -> None:
     model._initial_epoch = epoch
 
 
-def calling_model() -> tuple[keras.Model, Any] | None:
-    """The model, and `fit`'s `callbacks`, of the `Model` method that is asking for its data.
+class Caller(NamedTuple):
+    """A `Model` method that asks for its data: ``"fit"``, ``"evaluate"`` or ``"predict"``."""
+
+    model: keras.Model
+    method: str
+    callbacks: Any
+
+
+def calling_model() -> Caller | None:
+    """The `Model` method that is asking for its data.
 
     Keras tells a strategy about a dataset and a step, never about callbacks, and two of those must
     know that they run on many workers. We read the arguments of the calling frame: `fit`, `self`
@@ -310,7 +341,7 @@ def calling_model() -> tuple[keras.Model, Any] | None:
         if frame.f_code.co_name in ("fit", "evaluate", "predict"):
             model = frame.f_locals.get("self")
             if isinstance(model, keras.Model):
-                return model, frame.f_locals.get("callbacks")
+                return Caller(model, frame.f_code.co_name, frame.f_locals.get("callbacks"))
         frame = frame.f_back  # type: ignore[assignment]
     return None
 

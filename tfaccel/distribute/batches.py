@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from tfaccel.distribute import _private
+from tfaccel.distribute import _private, padding
 from tfaccel.distribute.feed import Feed
 from tfaccel.distribute.split import Placement, split, split_dataset
+from tfaccel.errors import InputError
 
 
 class Sharded(NamedTuple):
-    """A batch over its replicas: `data` and `share` are nests of PerReplica values.
+    """A batch over its replicas: nests of PerReplica values.
 
-    `share` is each replica's part of all rows (float32 scalars).
+    Attributes:
+        data: the batch.
+        share: each replica's part of all rows (float32 scalars).
+        real: which rows are no copies (bool, shape `[rows]`); empty where all are (Keras takes a
+            None for a value that is not distributed).
     """
 
     data: Any
     share: Any
+    real: Any = ()
 
 
 class Starved(NamedTuple):
@@ -27,9 +34,10 @@ class Starved(NamedTuple):
 
     data: Any
     share: Any
+    real: Any = ()
 
 
-def shard(batch: Any, placement: Placement) -> Sharded | Starved:
+def shard(batch: Any, placement: Placement, ragged: str = "exact") -> Sharded | Starved:
     """Cuts one batch of host tensors that did not come from a dataset (`train_on_batch`)."""
     batch = tf.nest.map_structure(lambda t: t if t is None else tf.convert_to_tensor(t), batch)
     leaves = [t for t in tf.nest.flatten(batch) if t is not None]
@@ -40,16 +48,25 @@ def shard(batch: Any, placement: Placement) -> Sharded | Starved:
         whole.append(tf.nest.map_structure(lambda t, r=rest: None if t is None else next(r), batch))
     rows = leaves[0].shape[0]
     starved = rows is not None and rows < placement.replicas
-    return _regroup(tuple(whole), tuple(tf.unstack(shares, placement.local)), starved)
+    each = tuple(tf.unstack(shares, placement.local))
+    if ragged == "exact":
+        return _regroup(tuple(whole), each, starved)
+    return _static(tuple(whole), each, starved, math.ceil(rows / placement.replicas))
 
 
 class Batches(Feed):
     """The global batches of a dataset, each cut for our replicas and lying on their devices."""
 
     def __init__(
-        self, dataset: tf.data.Dataset, placement: Placement, devices: tuple[str, ...]
+        self,
+        dataset: tf.data.Dataset,
+        placement: Placement,
+        devices: tuple[str, ...],
+        ragged: str = "exact",
     ) -> None:
         super().__init__()
+        self._ragged = ragged
+        self._rows = 0  # of the largest batch so far
         self.element_spec = dataset.element_spec
         self._dataset = split_dataset(dataset, placement)
         self._placement = placement
@@ -58,15 +75,34 @@ class Batches(Feed):
     def _open(self) -> Iterator[Any]:
         with tf.device("/CPU:0"):
             source = iter(self._dataset)
-        batches = (self._place(*element) for element in source)
+        batches = (b for element in source if (b := self._place(*element)) is not None)
         return _ahead(batches) if any("CPU" not in d.upper() for d in self._devices) else batches
 
     def _place(self, parts: tuple[Any, ...], shares: tf.Tensor, rows: tf.Tensor) -> Any:
-        placed = []
-        for part, device in zip(parts, self._devices, strict=True):
-            placed.append(tf.nest.map_structure(lambda t, d=device: _on_device(t, d), part))
-        starved = int(rows) < self._placement.replicas
-        return _regroup(tuple(placed), tuple(tf.unstack(shares)), starved)
+        """The batch on our devices, or None when it is to be dropped."""
+        number, replicas = int(rows), self._placement.replicas
+        starved = number < replicas
+        each = tuple(tf.unstack(shares))
+        if self._ragged == "exact":
+            return _regroup(self._on_devices(parts), each, starved)
+        if self._ragged == "drop":
+            if self._rows == 0 and number % replicas:
+                raise InputError(
+                    f"tfaccel: ragged='drop' was asked for with batches of {number} rows on "
+                    f"{replicas} replicas, expected a number that divides; change the batch size, "
+                    "or take ragged='pad'."
+                )
+            if number < self._rows:
+                return None
+        self._rows = max(self._rows, number)
+        local = math.ceil(self._rows / replicas)
+        return _static(parts, each, starved, local, self._on_devices)
+
+    def _on_devices(self, parts: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(
+            tf.nest.map_structure(lambda t, d=device: _on_device(t, d), part)
+            for part, device in zip(parts, self._devices, strict=True)
+        )
 
 
 def _ahead(batches: Iterator[Any]) -> Iterator[Any]:
@@ -90,7 +126,24 @@ def _on_device(tensor: Any, device: str) -> Any:
 
 def _regroup(parts: tuple[Any, ...], shares: tuple[Any, ...], starved: bool) -> Sharded | Starved:
     kind = Starved if starved else Sharded
-    data = tf.nest.map_structure(
-        lambda *t: None if t[0] is None else _private.AnyRows(t), *parts, expand_composites=False
+    return kind(_each(parts, _private.AnyRows), _private.AnyRows(shares))
+
+
+def _static(
+    parts: tuple[Any, ...],
+    shares: tuple[Any, ...],
+    starved: bool,
+    rows: int,
+    placed: Callable[[tuple[Any, ...]], tuple[Any, ...]] = lambda parts: parts,
+) -> Sharded | Starved:
+    """Each replica's part filled up to `rows` rows."""
+    filled, real = zip(*(padding.padded(part, rows) for part in parts), strict=True)
+    kind = Starved if starved else Sharded
+    data, real = _each(placed(filled), _private.PerReplica), placed(real)
+    return kind(data, _private.PerReplica(shares), _private.PerReplica(real))
+
+
+def _each(parts: tuple[Any, ...], kind: type) -> Any:
+    return tf.nest.map_structure(
+        lambda *t: None if t[0] is None else kind(t), *parts, expand_composites=False
     )
-    return kind(data, _private.AnyRows(shares))

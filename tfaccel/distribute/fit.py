@@ -13,7 +13,16 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfaccel.distribute import _private, accumulation, logs, looks, scope, state, step
+from tfaccel.distribute import (
+    _private,
+    accumulation,
+    logs,
+    looks,
+    padding,
+    scope,
+    state,
+    step,
+)
 from tfaccel.distribute.batches import Batches, Sharded, Starved, shard
 from tfaccel.distribute.compression import Wire
 from tfaccel.distribute.frequency import Frequency
@@ -31,9 +40,12 @@ class KerasFit:
         used: whether anything has run under this strategy.
         wire: how gradients travel; None as they are.
         frequency: how often the replicas communicate.
+        ragged: what becomes of a batch with fewer rows than the first: ``"exact"`` (trained as it
+            is), ``"pad"`` or ``"drop"`` (see `tfaccel.distribute.padding`).
     """
 
     extended: Any
+    ragged = "exact"
     used = False
     wire: Wire | None = None
     frequency = Frequency()
@@ -65,15 +77,17 @@ class KerasFit:
         caller = _private.calling_model()
         if caller is None:
             return super().experimental_distribute_dataset(dataset, options)  # type: ignore[misc]
-        model, callbacks = caller
+        model = caller.model
         scope.check(model, self)
         self._refuse_unsharded(dataset)
-        self._prepare_callbacks(callbacks)
+        self._prepare_callbacks(caller.callbacks)
         if self.frequency.apart:
             writes = self.placement.rank == 0
-            looks.before_saving(callbacks, lambda: self.settle(model), writes)
+            looks.before_saving(caller.callbacks, lambda: self.settle(model), writes)
             self.settle(model)
-        return Batches(dataset, self.placement, self.extended.worker_devices)
+        # What is evaluated or predicted counts to the last row.
+        ragged = "pad" if self.ragged == "drop" and caller.method != "fit" else self.ragged
+        return Batches(dataset, self.placement, self.extended.worker_devices, ragged)
 
     def settle(self, model: keras.Model) -> None:
         """Makes all replicas hold the same state of `model` and its optimizers.
@@ -115,15 +129,24 @@ class KerasFit:
             batch = self._shard(batch)
         model = getattr(fn, "__self__", None)
         if model is None:  # predict: no loss, no state, nothing to put together but the rows
-            return super().run(fn, (batch.data,), kwargs, options)  # type: ignore[misc]
+            predicted = super().run(fn, (batch.data,), kwargs, options)  # type: ignore[misc]
+            if isinstance(batch.real, tuple):
+                return predicted
+            real = self.experimental_local_results(batch.real)  # type: ignore[attr-defined]
+            return tf.nest.map_structure(lambda v: padding.real_rows(v, real), predicted)
         self._prepare(model)
         training = getattr(fn, "__name__", "") == "train_step"
         starved = isinstance(batch, Starved)
         averaging = self._averaging(model) if training and self.frequency.local_steps > 1 else None
 
-        def replica_step(data: Any, share: tf.Tensor) -> Any:
-            share = step.share_of(data) if share is None else share
-            with step.entered(step.Step(share, starved, averaging is not None)) as here:
+        def replica_step(data: Any, share: tf.Tensor, real: Any) -> Any:
+            ours = step.Step(
+                step.share_of(data) if share is None else share,
+                starved,
+                alone=averaging is not None,
+                real=None if isinstance(real, tuple) else real,
+            )
+            with step.entered(ours) as here:
                 averaged = state.Averaged(state.statistics(model) if training else ())
                 with state.own_randomness(self.extended.seeds()):
                     said = fn(data)
@@ -131,7 +154,7 @@ class KerasFit:
                     averaging.after_step()
                 return logs.merged(model, said, here, averaged)
 
-        merged = super().run(replica_step, (batch.data, batch.share), kwargs, options)  # type: ignore[misc]
+        merged = super().run(replica_step, tuple(batch), kwargs, options)  # type: ignore[misc]
         return tf.nest.map_structure(self._merged, merged)
 
     def reduce(self, reduce_op: Any, value: Any, axis: Any = None) -> Any:
@@ -149,7 +172,7 @@ class KerasFit:
         leaves = tf.nest.flatten(batch)
         if any(isinstance(leaf, tf.distribute.DistributedValues) for leaf in leaves):
             return Starved(batch, None)  # nobody says how many rows each replica has: maybe none
-        return shard(batch, self.placement)
+        return shard(batch, self.placement, self.ragged)
 
     def _merged(self, value: Any) -> tf.Tensor:
         first = tf.identity(self.experimental_local_results(value)[0])  # type: ignore[attr-defined]
@@ -190,6 +213,8 @@ class KerasFit:
         if self.wire is not None and getattr(model, "optimizer", None) is not None:
             self.wire.prepare(model.optimizer, list(model.trainable_variables), self)
         whole_batch(model)
+        if self.ragged != "exact":
+            padding.count_real_rows(model)
         if self.frequency.apart:
             looks.after_epochs(model, self.settle)
 

@@ -16,6 +16,7 @@ from absl import logging
 
 from tfaccel.distribute import _private, step
 from tfaccel.distribute.adapt import adapt
+from tfaccel.distribute.padding import row_weights
 
 _warned: set[str] = set()
 _KERAS = tuple(int(part) for part in keras.version().split(".")[:2])
@@ -42,7 +43,8 @@ class WholeBatch:
             return loss
         if self.reduction == "sum":
             return tf.math.divide_no_nan(loss, tf.cast(here.share, loss.dtype))
-        counted = _counted(self.reduction, _private.keras_mask(y_pred), sample_weight)
+        mask = _both(_private.keras_mask(y_pred), here.loss_mask)
+        counted = _counted(self.reduction, mask, sample_weight, here.real)
         if counted is None:
             return loss
         whole = step.all_reduce_sum(counted)
@@ -52,7 +54,15 @@ class WholeBatch:
     def call(self, y_true: Any, y_pred: Any) -> Any:
         """Computes the loss of each row; says so when it is one number for all of them."""
         values = super().call(y_true, y_pred)  # type: ignore[misc]
-        if step.current() is not None and values.shape.rank == 0 and self.name not in _warned:
+        here = step.current()
+        if here is not None:
+            here.loss_mask = _private.keras_mask(values)  # of classes to ignore
+            if here.real is not None and values.shape.rank:
+                # Copies of rows: Keras leaves out what a mask does not hold.
+                mask = _both(here.loss_mask, row_weights(here.real, values))
+                values = tf.identity(values)
+                _private.set_keras_mask(values, mask)
+        if here is not None and values.shape.rank == 0 and self.name not in _warned:
             _warned.add(self.name)
             logging.warning(
                 "tfaccel: loss %r returns one number for the whole batch, expected one per row; "
@@ -66,13 +76,14 @@ class WholeBatch:
 class ByShare:
     """Mixin for the metric that tracks one output's loss: it counts a batch, not a replica, once.
 
-    Keras gives it the number of rows only where that is known when the step is traced.
+    Keras gives it the number of rows only where that is known when the step is traced, and then
+    of copies too.
     """
 
     def update_state(self, values: Any, sample_weight: Any = None) -> None:
         """Adds our part of a batch's loss."""
         here = step.current()
-        if here is not None and sample_weight is None:
+        if here is not None and (sample_weight is None or here.real is not None):
             sample_weight = here.share
         super().update_state(values, sample_weight)  # type: ignore[misc]
 
@@ -104,7 +115,13 @@ def whole_batch(model: keras.Model) -> None:
                 adapt(layer.activity_regularizer, SummedOverRows)
 
 
-def _counted(reduction: str | None, mask: Any, sample_weight: Any) -> tf.Tensor | None:
+def _both(mask: Any, other: Any) -> Any:
+    if mask is None or other is None:
+        return other if mask is None else mask
+    return tf.cast(mask, tf.bool) & tf.cast(other, tf.bool)
+
+
+def _counted(reduction: str | None, mask: Any, sample_weight: Any, real: Any) -> tf.Tensor | None:
     """What Keras divides a loss by, where that is not the number of rows."""
     if reduction == "mean_with_sample_weight" and sample_weight is not None:
         weights = tf.cast(sample_weight, tf.float32)
@@ -113,7 +130,13 @@ def _counted(reduction: str | None, mask: Any, sample_weight: Any) -> tf.Tensor 
             while weights.shape.rank < valid.shape.rank:
                 weights = weights[..., None]
             weights = weights * valid
-        return tf.reduce_sum(weights)
+        return _sum(weights, real)
     if mask is not None and reduction not in (None, "none"):
-        return tf.reduce_sum(tf.cast(mask, tf.float32))
+        return _sum(tf.cast(mask, tf.float32), real)
     return None
+
+
+def _sum(weights: tf.Tensor, real: Any) -> tf.Tensor:
+    if real is not None:
+        weights = weights * tf.cast(row_weights(real, weights), weights.dtype)
+    return tf.reduce_sum(weights)

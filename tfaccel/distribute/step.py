@@ -23,12 +23,16 @@ class Step:
             may be NaN and must count for nothing where its share is zero.
         alone: whether this replica trains on its own rows as if there were no others.
         weighted: ids of the optimizers whose loss has been multiplied by `share` already.
+        real: which of our rows are no copies (bool, shape `[rows]`); None where all are.
+        loss_mask: what the loss that is being computed leaves out by itself; None for nothing.
     """
 
     share: tf.Tensor
     starved: bool = False
     alone: bool = False
     weighted: set[int] = field(default_factory=set)
+    real: tf.Tensor | None = None
+    loss_mask: tf.Tensor | None = None
 
     def weight(self, value: Any) -> Any:
         """`value` times our share; IndexedSlices and None are welcome."""

@@ -67,9 +67,9 @@ class ModelParallelStrategy(tf.distribute.Strategy):  # type: ignore[misc]
     def experimental_distribute_dataset(self, dataset: Any, options: Any = None) -> Any:
         """Lays the global batches of `dataset` out on the mesh."""
         if (caller := _private.calling_model()) is not None:
-            self._prepare(caller[0])
+            self._prepare(caller.model)
             if self.cluster is not None:
-                callbacks.one_writer(caller[1], self)
+                callbacks.one_writer(caller.callbacks, self)
         return MeshBatches(dataset, self.mesh, self.planner.mesh.batch_axis)
 
     def run(self, fn: Any, args: Any = (), kwargs: Any = None, options: Any = None) -> Any:

@@ -1,0 +1,113 @@
+"""Batches of one static shape: XLA compiles a step once, and a TPU takes nothing else.
+
+A replica's rows are filled up to the number that the first batch gave it, with copies of its own
+rows. What is a copy carries no weight: losses leave it out (`loss.py`), metrics too, and
+predictions of it are cut off. What sees a batch as a whole does not leave it out: the statistics
+of BatchNormalization, penalties on activities, and a `train_step` that sums over rows by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfaccel.distribute import _private, step
+from tfaccel.distribute.adapt import adapt
+from tfaccel.errors import InputError
+
+
+def padded(part: Any, rows: int) -> tuple[Any, tf.Tensor]:
+    """Fills one replica's part of a batch up.
+
+    Args:
+        part: a nest of host tensors with the same number of rows; None stays None.
+        rows: how many there shall be, at least as many as there are.
+
+    Returns:
+        The nest with static shapes, and which rows are real: bool, shape `[rows]`.
+
+    Raises:
+        InputError: when a tensor has no static shape.
+
+    >>> (x,), real = padded((tf.constant([5, 6]),), 5)
+    >>> x.numpy().tolist(), real.numpy().tolist()
+    ([5, 6, 5, 6, 5], [True, True, False, False, False])
+    """
+    found = int(next(t for t in tf.nest.flatten(part) if t is not None).shape[0])
+    filled = tf.nest.map_structure(lambda t: None if t is None else _fill(t, found, rows), part)
+    return filled, tf.constant(np.arange(rows) < found)
+
+
+def _fill(tensor: Any, found: int, rows: int) -> tf.Tensor:
+    if not isinstance(tensor, tf.Tensor) or tensor.dtype == tf.string:
+        kind = "strings" if isinstance(tensor, tf.Tensor) else type(tensor).__name__
+        raise InputError(
+            f"tfaccel: the batch holds {kind}, expected dense numbers of one shape, which static "
+            "batches are made of; map the dataset to those."
+        )
+    if found == rows:
+        return tensor
+    if found == 0:
+        return tf.zeros([rows, *tensor.shape[1:]], tensor.dtype)
+    return tf.gather(tensor, np.arange(rows) % found)
+
+
+def row_weights(real: tf.Tensor, like: Any) -> Any:
+    """`real` (shape `[rows]`) broadcast to the shape of `like` (`[rows, ...]`)."""
+    real = tf.reshape(real, [-1] + [1] * (like.shape.rank - 1))
+    return tf.broadcast_to(real, tf.shape(like))
+
+
+class RealRows:
+    """Mixin for a Keras metric of `(y_true, y_pred)`: copies of rows count for nothing."""
+
+    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+        """Adds our real rows."""
+        here = step.current()
+        if here is not None and here.real is not None:
+            real, mask = here.real, _private.keras_mask(y_pred)
+            if sample_weight is not None:
+                sample_weight = tf.convert_to_tensor(sample_weight)
+                sample_weight *= tf.cast(row_weights(real, sample_weight), sample_weight.dtype)
+            else:
+                # Keras multiplies weights by the mask as they are.
+                sample_weight = tf.cast(
+                    real if mask is None else row_weights(real, mask), tf.float32
+                )
+        return super().update_state(y_true, y_pred, sample_weight)  # type: ignore[misc]
+
+
+class RealBatch:
+    """Mixin for the metric that tracks a model's loss: it counts the rows that are real."""
+
+    def update_state(self, values: Any, sample_weight: Any = None) -> Any:
+        """Adds our part of a batch's loss."""
+        here = step.current()
+        if here is not None and here.real is not None:
+            sample_weight = tf.reduce_sum(tf.cast(here.real, tf.float32))
+        return super().update_state(values, sample_weight)  # type: ignore[misc]
+
+
+def count_real_rows(model: keras.Model) -> None:
+    """Makes the compiled metrics of `model` leave copies of rows out."""
+    for metric in _private.compiled_metrics(model):
+        adapt(metric, RealRows)
+    tracker = _private.loss_tracker(model)
+    if tracker is not None:
+        adapt(tracker, RealBatch)
+
+
+def real_rows(value: Any, real: Sequence[tf.Tensor]) -> Any:
+    """Cuts copies off what each replica predicted.
+
+    Args:
+        value: a PerReplica tensor, or a tensor where there is one replica.
+        real: which rows are, for each of our replicas.
+    """
+    values = value.values if isinstance(value, _private.PerReplica) else (value,)
+    cut = [v[: tf.reduce_sum(tf.cast(r, tf.int32))] for v, r in zip(values, real, strict=True)]
+    return _private.PerReplica(cut) if isinstance(value, _private.PerReplica) else cut[0]
