@@ -34,6 +34,7 @@ from tensorflow.python.distribute.collective_all_reduce_strategy import (
 # `_launchers`, one for each device; other transports take their place there.
 from tensorflow.python.distribute.cross_device_ops import CollectiveAllReduce
 from tensorflow.python.distribute.mirrored_strategy import MirroredExtended
+from tensorflow.python.distribute.tpu_strategy import TPUExtended
 
 # What a replica is handed, and how tf.function sees it.
 from tensorflow.python.distribute.values import PerReplica, PerReplicaSpec
@@ -52,6 +53,7 @@ __all__ = [
     "MirroredExtended",
     "PerReplica",
     "ReadByValue",
+    "TPUExtended",
     "accumulation",
     "adopt_optimizer",
     "all_gather",
@@ -70,6 +72,7 @@ __all__ = [
     "loss_tracker",
     "loss_trackers",
     "own_collectives",
+    "pack_variables",
     "set_initial_epoch",
     "set_keras_mask",
     "variable_path",
@@ -178,6 +181,15 @@ def own_collectives(strategy: tf.distribute.Strategy) -> None:
 
 
 _key_bases = itertools.count(1 << 20, 1 << 10)
+
+
+def pack_variables(strategy: tf.distribute.TPUStrategy) -> None:
+    """Lets a function capture one handle for all copies of a variable.
+
+    TensorFlow's constructor does so, and makes an Extended of its own, which is why ours goes
+    around it.
+    """
+    strategy._enable_packed_variable_in_eager_mode = True
 
 
 def exchanges() -> int:

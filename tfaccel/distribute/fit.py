@@ -40,11 +40,13 @@ class KerasFit:
         used: whether anything has run under this strategy.
         wire: how gradients travel; None as they are.
         frequency: how often the replicas communicate.
+        integer: the integers that replicas can sum.
         ragged: what becomes of a batch with fewer rows than the first: ``"exact"`` (trained as it
             is), ``"pad"`` or ``"drop"`` (see `tfaccel.distribute.padding`).
     """
 
     extended: Any
+    integer = tf.int64
     ragged = "exact"
     used = False
     wire: Wire | None = None
@@ -133,7 +135,7 @@ class KerasFit:
             if isinstance(batch.real, tuple):
                 return predicted
             real = self.experimental_local_results(batch.real)  # type: ignore[attr-defined]
-            return tf.nest.map_structure(lambda v: padding.real_rows(v, real), predicted)
+            return tf.nest.map_structure(lambda v: self._real_rows(v, real), predicted)
         self._prepare(model)
         training = getattr(fn, "__name__", "") == "train_step"
         starved = isinstance(batch, Starved)
@@ -173,6 +175,12 @@ class KerasFit:
         if any(isinstance(leaf, tf.distribute.DistributedValues) for leaf in leaves):
             return Starved(batch, None)  # nobody says how many rows each replica has: maybe none
         return shard(batch, self.placement, self.ragged)
+
+    def _real_rows(self, value: Any, real: Any) -> Any:
+        """What was predicted of rows that are no copies, as Keras puts it together."""
+        predicted = self.experimental_local_results(value)  # type: ignore[attr-defined]
+        cut = padding.real_rows(predicted, real)
+        return _private.PerReplica(cut) if self.placement.workers > 1 else tf.concat(cut, axis=0)
 
     def _merged(self, value: Any) -> tf.Tensor:
         first = tf.identity(self.experimental_local_results(value)[0])  # type: ignore[attr-defined]

@@ -101,13 +101,13 @@ def count_real_rows(model: keras.Model) -> None:
         adapt(tracker, RealBatch)
 
 
-def real_rows(value: Any, real: Sequence[tf.Tensor]) -> Any:
+def real_rows(predicted: Sequence[tf.Tensor], real: Sequence[tf.Tensor]) -> list[tf.Tensor]:
     """Cuts copies off what each replica predicted.
 
-    Args:
-        value: a PerReplica tensor, or a tensor where there is one replica.
-        real: which rows are, for each of our replicas.
+    >>> real_rows([tf.constant([5, 6, 5])], [tf.constant([True, True, False])])[0].numpy().tolist()
+    [5, 6]
     """
-    values = value.values if isinstance(value, _private.PerReplica) else (value,)
-    cut = [v[: tf.reduce_sum(tf.cast(r, tf.int32))] for v, r in zip(values, real, strict=True)]
-    return _private.PerReplica(cut) if isinstance(value, _private.PerReplica) else cut[0]
+    return [
+        rows[: tf.reduce_sum(tf.cast(ours, tf.int32))]
+        for rows, ours in zip(predicted, real, strict=True)
+    ]

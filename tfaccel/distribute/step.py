@@ -79,10 +79,12 @@ def all_reduce_packed(tensors: list[tf.Tensor]) -> list[tf.Tensor]:
         tensors: numbers of any shape, the same shapes and dtypes on every replica.
 
     Returns:
-        The sums, in order, each in its tensor's own dtype. They travel as float32 and int64.
+        The sums, in order, each in its tensor's own dtype. They travel as float32 and int64 (int32
+        on a TPU).
     """
     sums: dict[int, tf.Tensor] = {}
-    for wire, integer in ((tf.float32, False), (tf.int64, True)):
+    widest = getattr(tf.distribute.get_strategy(), "integer", tf.int64)
+    for wire, integer in ((tf.float32, False), (widest, True)):
         chosen = [i for i, t in enumerate(tensors) if t.dtype.is_integer == integer]
         if not chosen:
             continue

@@ -1,0 +1,46 @@
+"""TPUStrategy that Keras 3 fits under: a replica on each core of a TPU.
+
+Not yet run on a TPU; its steps have been traced (`tests/distribute/test_tpu.py`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+
+from tfaccel.distribute import _private
+from tfaccel.distribute.fit import KerasFit, KerasFitExtended
+from tfaccel.errors import StrategyError
+
+
+class TPUExtended(KerasFitExtended, _private.TPUExtended):  # type: ignore[misc]
+    """How the variables and steps of `TPUStrategy` are made."""
+
+    def _use_merge_call(self) -> bool:
+        # A TPU's replicas are one program, traced once: none waits for another.
+        return True
+
+
+class TPUStrategy(KerasFit, tf.distribute.TPUStrategy):  # type: ignore[misc]
+    """Data parallelism over the cores of a TPU, with batches of one static shape.
+
+    Args:
+        resolver: of a TPU that has been initialised.
+    """
+
+    ragged = "pad"
+    integer = tf.int32  # a TPU sums no others over its cores
+
+    def __init__(self, resolver: tf.distribute.cluster_resolver.TPUClusterResolver) -> None:
+        tf.distribute.Strategy.__init__(self, TPUExtended(self, resolver))
+        _private.pack_variables(self)
+
+    def _prepare(self, model: Any) -> None:
+        for name, wanted in (("jit_compile", "'auto'"), ("run_eagerly", "False")):
+            if getattr(model, name):
+                raise StrategyError(
+                    f"tfaccel: {name}=True was asked for on a TPU, which compiles every step "
+                    f"already; compile the model with {name}={wanted}."
+                )
+        super()._prepare(model)
