@@ -117,6 +117,7 @@ GIVEN = {
     "wire": ("float16", "powersgd:2", "powersgd:2"),
     "accumulate": ("reduced", "local", "local"),
     "local_steps": (2, "4", 4),
+    "ragged": ("pad", "drop", "drop"),
     "start_timeout": (5.0, "20", 20.0),
     "collective_timeout": (5.0, "2.5", 2.5),
     "tpu": ("mine", "local", "local"),

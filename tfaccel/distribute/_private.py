@@ -55,6 +55,7 @@ __all__ = [
     "ReadByValue",
     "TPUExtended",
     "accumulation",
+    "adam_slots",
     "adopt_optimizer",
     "all_gather",
     "all_to_all",
@@ -65,6 +66,7 @@ __all__ = [
     "compiling_model",
     "exchanges",
     "global_seed",
+    "handle",
     "is_keras_function",
     "keras_mask",
     "layers_being_built",
@@ -158,6 +160,18 @@ def accumulation(optimizer: Any) -> tuple[Any, list[Any]]:
     """
     held = getattr(optimizer, "_accumulated_gradients", None) or []
     return optimizer._iterations, [v for v in held if v is not None]
+
+
+def adam_slots(optimizer: keras.optimizers.Adam, variable: Any) -> tuple[Any, Any]:
+    """The slots that Adam keeps for a variable; its public list does not say which are whose."""
+    index = optimizer._get_variable_index(variable)
+    return optimizer._momentums[index], optimizer._velocities[index]
+
+
+def handle(variable: Any) -> tf.Tensor:
+    """The resource of a variable, for an operation that changes it: the replica's own."""
+    held = variable.value if isinstance(variable, keras.Variable) else variable
+    return held.handle
 
 
 def _any_rows(spec: Any) -> Any:

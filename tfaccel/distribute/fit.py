@@ -26,6 +26,7 @@ from tfaccel.distribute import (
 from tfaccel.distribute.batches import Batches, Sharded, Starved, shard
 from tfaccel.distribute.compression import Wire
 from tfaccel.distribute.frequency import Frequency
+from tfaccel.distribute.fused import fuse
 from tfaccel.distribute.local_steps import Averaging, train_alone
 from tfaccel.distribute.loss import whole_batch
 from tfaccel.distribute.optimizer import optimizers_of, reduce_first
@@ -212,6 +213,8 @@ class KerasFit:
                 "all-reduce; compile with jit_compile='auto', or use strategy 'one_device'."
             )
         for optimizer in optimizers_of(model):
+            if not isinstance(self, tf.distribute.TPUStrategy):  # XLA fuses by itself
+                fuse(optimizer)
             if self.frequency.local_steps > 1:
                 train_alone(optimizer, self)
                 continue
