@@ -51,7 +51,9 @@ def strategy(name: str = "auto", **options: Any) -> tf.distribute.Strategy:
             model.compile("adam", "mse")
         model.fit(x, y, batch_size=64)
     """
-    from tfaccel import hardware
+    from tfaccel import hardware, installed
+
+    installed.check_before_import()
     from tfaccel.cluster import resolve as find_cluster
     from tfaccel.distribute.model_parallel.mesh import MeshShape
     from tfaccel.strategies import describe, devices, request, settings
@@ -85,8 +87,8 @@ def strategy(name: str = "auto", **options: Any) -> tf.distribute.Strategy:
         made.wire = compression.parse(wanted.wire)
     if wanted.ragged is not None:
         made.ragged = wanted.ragged
-    used = getattr(made, "communication", wanted.communication)
-    wanted = dataclasses.replace(wanted, communication=used)
+    used = {o: getattr(made, o, getattr(wanted, o)) for o in ("communication", "ragged")}
+    wanted = dataclasses.replace(wanted, **used)
     describe.remember(made, choice, names, cluster, policy, wanted)
     return made
 

@@ -41,13 +41,17 @@ class Description:
             lines[1] += f" on each of {self.cluster.size} workers"
             lines.insert(2, f"workers    {workers} (we are {self.cluster.rank})")
         if self.replicas > 1:
-            lines.append(f"all-reduce {self.options.communication}")
+            on_tpu = self.choice.name == "tpu"
+            way = "over the TPU's own links" if on_tpu else self.options.communication
+            lines.append(f"all-reduce {way}")
         if self.options.wire is not None:
             lines[-1] += f", gradients as {self.options.wire}"
         if self.options.accumulate == "local":
             lines[-1] += ", once for each update of an optimizer that accumulates"
         if self.options.local_steps > 1:
             lines[-1] += f", parameters only, every {self.options.local_steps} steps"
+        if self.options.ragged in _BATCHES:
+            lines.append(f"batches    {_BATCHES[self.options.ragged]}")
         if mesh is not None:
             layouts = self.options.layouts
             layouts = layouts if isinstance(layouts, (str, type(None))) else f"{len(layouts)} rules"
@@ -57,6 +61,10 @@ class Description:
         return "\n".join(lines)
 
 
+_BATCHES = {
+    "pad": "of one shape, filled up with rows that count for nothing",
+    "drop": "of one shape, smaller ones are left out of training",
+}
 _made: weakref.WeakKeyDictionary[tf.distribute.Strategy, Description] = weakref.WeakKeyDictionary()
 
 

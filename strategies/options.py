@@ -57,6 +57,8 @@ class Options:
             `keras.distribution.LayoutMap` or a dict from regular expressions of variable paths to
             axes. None is ``"auto"``.
         tpu: name or address of a TPU; ``"local"`` on a TPU VM; None finds it.
+        tpu_zone: Google Cloud's zone of a TPU with a name; None for that of this machine.
+        tpu_project: its project, the same.
     """
 
     devices: int | tuple[str, ...] | None = None
@@ -76,6 +78,8 @@ class Options:
     mesh: Any = None
     layouts: Any = None
     tpu: str | None = None
+    tpu_zone: str | None = None
+    tpu_project: str | None = None
 
 
 def resolve(given: Mapping[str, Any], environ: Mapping[str, str]) -> Options:

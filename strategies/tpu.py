@@ -2,31 +2,54 @@
 
 from __future__ import annotations
 
-import tensorflow as tf
+import os
 
+import keras
+import tensorflow as tf
+from absl import logging
+
+from tfaccel import installed
+from tfaccel.cluster import tpu
+from tfaccel.distribute.tpu import TPUStrategy
 from tfaccel.errors import StrategyError
 from tfaccel.strategies.request import Request
+from tfaccel.strategies.tpu_failures import explain
 
 
 def make(request: Request) -> tf.distribute.Strategy:
-    """Connects to the TPU, initialises it and returns a `TPUStrategy`.
+    """Finds the TPU, connects to it, initialises it and returns a strategy over its cores.
 
     Raises:
-        StrategyError: when there is no TPU, or it cannot be reached.
+        StrategyError: when there is no TPU, or it cannot be reached or driven.
     """
-    name = request.options.tpu or "local"
-    try:
-        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=name)
-        if name != "local":
-            tf.config.experimental_connect_to_cluster(resolver)
-        tf.tpu.experimental.initialize_tpu_system(resolver)
-    except (ValueError, tf.errors.OpError, RuntimeError) as reason:
+    options = request.options
+    address = tpu.find(options.tpu, options.tpu_zone, options.tpu_project, os.environ)
+    if address.is_local:
+        installed.check_tpu(installed.packages())
+    if keras.config.dtype_policy().name == "mixed_float16":
         raise StrategyError(
-            f"tfaccel: TPU {name!r} cannot be used ({_first_line(reason)}); expected a TPU VM with "
-            "tensorflow-tpu installed, or tpu=<name> of a TPU in your Google Cloud project."
-        ) from reason
-    return tf.distribute.TPUStrategy(resolver)
+            "tfaccel: precision='mixed_float16' was asked for on a TPU, expected 'mixed_bfloat16', "
+            "which needs no loss scaling, or 'float32'."
+        )
+    try:
+        strategy = TPUStrategy(started(address))
+    except (ValueError, IndexError, tf.errors.OpError, RuntimeError, OSError) as reason:
+        raise StrategyError(explain(address, reason)) from reason
+    if keras.config.dtype_policy().name == "float32":
+        logging.info("tfaccel: a TPU multiplies bfloat16 fastest: precision='mixed_bfloat16'.")
+    return strategy
 
 
-def _first_line(reason: Exception) -> str:
-    return (str(reason).splitlines() or [type(reason).__name__])[0]
+def started(address: tpu.TpuAddress) -> tf.distribute.cluster_resolver.TPUClusterResolver:
+    """Connects to a TPU and initialises it, which forgets whatever was on it.
+
+    Returns:
+        Its resolver.
+    """
+    resolver = tf.distribute.cluster_resolver.TPUClusterResolver(
+        address.name, zone=address.zone, project=address.project
+    )
+    if not address.is_local:
+        tf.config.experimental_connect_to_cluster(resolver)
+    tf.tpu.experimental.initialize_tpu_system(resolver)
+    return resolver

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING
 
-from tfaccel import cluster, hardware
+from tfaccel import cluster, hardware, installed
 from tfaccel.cluster import Cluster
 from tfaccel.errors import TfaccelError
 from tfaccel.hardware import Device
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 MISSING = "not installed"
-
-# The distributions that hold the `tensorflow` package, the usual one first.
-_TENSORFLOWS = ("tensorflow", "tensorflow-cpu", "tf-nightly", "tf-nightly-cpu")
 
 _VARIABLES = (
     "KERAS_BACKEND",
@@ -99,11 +96,14 @@ def report(environ: Mapping[str, str] = os.environ) -> Report:
 
     variables = _variables(environ)  # first: importing Keras sets some
     problems: list[str] = []
-    cuda, cudnn, devices = _tensorflow(problems)
-    backend = _backend(environ, problems)
+    cuda, cudnn, backend = "", "", ""
+    devices: tuple[Device, ...] = ()
     workers = None
     auto, reason = "", ""
     try:
+        installed.check(installed.packages())  # or the imports below would end this process
+        cuda, cudnn, devices = _tensorflow(problems)
+        backend = _backend(environ, problems)
         workers = cluster.resolve(environ)
         auto, reason = _choose(environ, devices, workers)
     except TfaccelError as error:
@@ -112,7 +112,7 @@ def report(environ: Mapping[str, str] = os.environ) -> Report:
         tfaccel=tfaccel.__version__,
         python=platform.python_version(),
         platform=platform.platform(),
-        tensorflow=_installed(*_TENSORFLOWS),
+        tensorflow=_installed(*installed.TENSORFLOWS),
         keras=_installed("keras"),
         backend=backend,
         numpy=_installed("numpy"),

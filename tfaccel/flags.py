@@ -182,6 +182,8 @@ _FLAGS: dict[str, tuple[Callable[[str], Any] | None, str]] = {
         "How a model lies on the mesh: auto, fully_sharded.",
     ),
     "tpu": (str, "Name or address of the TPU; 'local' on a TPU VM."),
+    "tpu_zone": (str, "Google Cloud zone of a TPU that is given by name."),
+    "tpu_project": (str, "Google Cloud project of a TPU that is given by name."),
 }
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tfaccel import installed
+
 
 @dataclass(frozen=True)
 class Device:
@@ -34,7 +36,11 @@ def detect() -> tuple[Device, ...]:
     Returns:
         The CPUs, then the GPUs, then the TPU cores, each in TensorFlow's order. A physical device
         that was divided into logical ones counts as those.
+
+    Raises:
+        StrategyError: when TensorFlow, not yet imported, would end the process.
     """
+    installed.check_before_import()
     import tensorflow as tf
 
     found: list[Device] = []

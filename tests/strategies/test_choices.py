@@ -121,6 +121,8 @@ GIVEN = {
     "start_timeout": (5.0, "20", 20.0),
     "collective_timeout": (5.0, "2.5", 2.5),
     "tpu": ("mine", "local", "local"),
+    "tpu_zone": ("us-east1-d", "eu-west4-a", "eu-west4-a"),
+    "tpu_project": ("ours", "theirs", "theirs"),
     "mesh": ("batch=2", "model=2", "model=2"),
     "layouts": ("fully_sharded", "auto", "auto"),
 }

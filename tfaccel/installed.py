@@ -1,0 +1,100 @@
+"""Which TensorFlow is installed, told from package metadata: before it is imported.
+
+A build for TPUs ends the process when it meets a libtpu that it does not know, so that a look at
+TensorFlow itself would come too late.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+
+from tfaccel.errors import StrategyError
+
+TENSORFLOWS = ("tensorflow", "tensorflow-cpu", "tf-nightly", "tf-nightly-cpu", "tensorflow-tpu")
+
+# tensorflow-tpu 2.20.0 imports with libtpu 0.0.14 to 0.0.31, and aborts from 0.0.32 on.
+INSTALL_TPU = "pip install 'tensorflow-tpu==2.20.0' 'libtpu>=0.0.14,<0.0.32'"
+_LIBTPU: dict[tuple[int, ...], tuple[tuple[int, ...], tuple[int, ...]]] = {
+    (2, 20): ((0, 0, 14), (0, 0, 32))
+}
+
+
+def packages() -> dict[str, str]:
+    """The versions of those packages here that hold TensorFlow or drive a TPU."""
+    found = {}
+    for name in (*TENSORFLOWS, "libtpu"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def check(found: Mapping[str, str]) -> None:
+    """Checks that TensorFlow can be imported.
+
+    Args:
+        found: as from `packages`.
+
+    Raises:
+        StrategyError: when TensorFlow would abort, or two builds lie over each other.
+    """
+    if "tensorflow-tpu" not in found:
+        return
+    others = [name for name in TENSORFLOWS if name in found and name != "tensorflow-tpu"]
+    if others:
+        raise StrategyError(
+            f"tfaccel: tensorflow-tpu is installed over {' and '.join(others)}, expected one build "
+            f"of TensorFlow; pip uninstall -y {' '.join(others)} tensorflow-tpu, "
+            f"then {INSTALL_TPU}."
+        )
+    known = _LIBTPU.get(_numbers(found["tensorflow-tpu"])[:2])
+    libtpu = found.get("libtpu")
+    if known is not None and not (libtpu and known[0] <= _numbers(libtpu) < known[1]):
+        low, high = (".".join(map(str, one)) for one in known)
+        raise StrategyError(
+            f"tfaccel: tensorflow-tpu {found['tensorflow-tpu']} is installed with "
+            f"{'no libtpu' if libtpu is None else f'libtpu {libtpu}'}, expected libtpu "
+            f">={low},<{high} (others end the process); {INSTALL_TPU}."
+        )
+
+
+def check_before_import() -> None:
+    """Checks what is installed here, unless TensorFlow has been imported already.
+
+    Raises:
+        StrategyError: as `check`.
+    """
+    if "tensorflow" not in sys.modules:
+        check(packages())
+
+
+def check_tpu(found: Mapping[str, str]) -> None:
+    """Checks that TensorFlow can drive a TPU that is in this machine.
+
+    Raises:
+        StrategyError: says what is installed in its place.
+    """
+    check(found)
+    if "tensorflow-tpu" not in found:
+        have = ", ".join(f"{n} {v}" for n, v in found.items() if n != "libtpu") or "no TensorFlow"
+        raise StrategyError(
+            f"tfaccel: a TPU was asked for and {have} is installed, expected tensorflow-tpu; in a "
+            f"fresh environment: {INSTALL_TPU} (its newest release is 2.20.0)."
+        )
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """The leading numbers of a version.
+
+    >>> _numbers("0.0.31.dev2025")
+    (0, 0, 31)
+    """
+    numbers = []
+    for part in version.split("."):
+        if not part.isdigit():
+            break
+        numbers.append(int(part))
+    return tuple(numbers)
