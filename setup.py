@@ -53,6 +53,11 @@ setup(
         "cpu": ["tensorflow-cpu>=2.18"],
         "gpu": ["tensorflow[and-cuda]>=2.18"],
         "mpi": ["mpi4py>=4", "mpich>=4.2"],
+        # The check goes through names that JAX keeps to itself: exactly these versions.
+        "tpu-check": [
+            f"{name}; python_version >= '3.11'"
+            for name in ("jax==0.10.2", "jaxlib==0.10.2", "libtpu==0.0.52")
+        ],
         "examples": ["scikit-learn"],
         "dev": ["pytest>=8", "tensorboard", "ruff==0.17.*", "mypy==2.4.*", "setuptools>=77"],
     },

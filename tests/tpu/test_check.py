@@ -1,0 +1,167 @@
+"""`tfaccel tpu check` with the real compiler."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+BUILDERS = "tests/tpu/builders.py"
+HBM = 15.75  # GiB of a v5e
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        importlib.util.find_spec("libtpu") is None, reason="the extra tpu-check is not installed"
+    ),
+]
+
+
+def start(*words: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "tfaccel.cli", "tpu", "check", *words],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "500"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@functools.cache
+def ran(*words: str) -> tuple[int, str, str]:
+    process = start(*words)
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def report(code: int, *words: str) -> dict[str, Any]:
+    found, out, err = ran(*words, "--json")
+    assert found == code, out + err
+    return json.loads(out)
+
+
+def test_the_example_fits_on_four_chips() -> None:
+    example = "examples/language_model.py:build_model"
+    code, out, err = ran(example, "--topology", "v5e:2x2", "--batch", "256")
+    assert code == 0, err
+    assert "on v5e:2x2 (4 devices), global batch 256 (64 a device), 528,128 parameters" in out
+    assert "\nFITS\n" in out
+    assert "of 15.75 GiB a device" in out
+    assert "all-reduce of 2." in out, "the gradients are float32"
+    assert "checked with Adam and SparseCategoricalCrossentropy" in out
+    assert "not known   nothing was executed" in out
+
+
+def test_a_compiled_cnn_is_counted() -> None:
+    found = report(0, f"{BUILDERS}:cnn", "--topology", "v5e:2x2", "--batch", "64")
+    assert found["verdict"] == "fits"
+    assert found["parameters"] == 144_522
+    assert found["notes"] == [], "it is compiled by its builder"
+    # Twice: a multiplication and an addition; three times: forward, and both ways backward.
+    convolution = 2 * 16 * 30 * 30 * 16 * 27
+    dense = 2 * 16 * 14_400 * 10
+    assert found["flops"] == pytest.approx(3 * (convolution + dense), rel=0.4)
+    memory = found["memory"]
+    weights = 4 * 2 * 144_000
+    batch = 4 * 16 * 32 * 32 * 3
+    assert memory["arguments"] > weights + batch
+    assert memory["arguments"] < 3 * (weights + batch)
+    (reduced,) = [c for c in found["collectives"] if c["kind"] == "all-reduce"]
+    assert reduced["bytes"] >= 4 * 144_000
+
+
+def test_bfloat16_takes_less_memory() -> None:
+    words = (f"{BUILDERS}:wide", "--batch", "4")
+    full, half = report(0, *words), report(0, *words, "--mixed-bfloat16")
+    assert half["needed"] < 0.75 * full["needed"]
+
+
+def test_an_lstm_compiles() -> None:
+    assert report(0, f"{BUILDERS}:lstm", "--batch", "8", "--topology", "v4")["flops"] > 0
+
+
+def test_two_billion_parameters_are_refused_within_two_gigabytes_of_host_memory() -> None:
+    found = report(1, f"{BUILDERS}:two_billion", "--batch", "8")
+    assert (found["verdict"], found["fitting"]) == ("too big", 0)
+    # Weights and two slots of Adam, in float32.
+    assert found["needed"] / 2**30 == pytest.approx(3 * 4 * 2.0135e9 / 2**30, rel=0.05)
+    assert found["limit"] == int(HBM * 2**30)
+    assert found["host"] < 2 * 2**30
+
+
+def test_the_batch_that_would_fit_is_found() -> None:
+    found = report(1, f"{BUILDERS}:wide", "--batch", "256")
+    assert found["verdict"] == "too big"
+    fitting = found["fitting"]
+    assert 0 < fitting < 256
+    assert report(0, f"{BUILDERS}:wide", "--batch", str(fitting))["needed"] < HBM * 2**30
+
+
+def line_of(text: str) -> int:
+    lines = (ROOT / BUILDERS).read_text().splitlines()
+    return next(i for i, line in enumerate(lines, 1) if text in line)
+
+
+def test_an_operation_that_a_tpu_has_not_is_named_with_its_layer_and_line() -> None:
+    found = report(1, f"{BUILDERS}:py_function", "--batch", "8")
+    line = line_of("tf.py_function")
+    assert found["verdict"] == "refused"
+    assert found["why"].startswith(
+        f"operation EagerPyFunc (layer 'on_the_host', builders.py line {line}) is none that XLA"
+    )
+
+
+def test_a_shape_that_depends_on_data_is_a_warning() -> None:
+    found = report(0, f"{BUILDERS}:boolean_mask", "--batch", "8")
+    (warning,) = found["warnings"]
+    line = line_of("tf.boolean_mask")
+    assert warning.startswith(f"Where (layer 'positive', builders.py line {line}) has a shape")
+    assert "padded to 32 elements" in warning
+
+
+def test_a_saved_model_is_checked(tmp_path: Path) -> None:
+    snippet = f"from tests.tpu.builders import cnn; cnn().save({str(tmp_path / 'm.keras')!r})"
+    subprocess.run([sys.executable, "-c", snippet], cwd=ROOT, check=True, timeout=120)
+    found = report(0, str(tmp_path / "m.keras"), "--batch", "8")
+    assert found["parameters"] == 144_522
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["unknown_length"], "has an input of shape (None, None, 4), expected known sizes"),
+        (["subclassed"], "does not say the shape of its input; give it with --input-shape"),
+        (["no_model"], "returned a int, expected a keras.Model"),
+        (["nothing"], "has no function 'nothing', expected one of cnn, lstm"),
+    ],
+)
+def test_what_is_no_model_with_a_known_batch(words: list[str], says: str) -> None:
+    code, _, err = ran(f"{BUILDERS}:{words[0]}", "--batch", "8")
+    assert code == 2
+    assert says in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_an_input_shape_may_be_given() -> None:
+    assert report(0, f"{BUILDERS}:subclassed", "--batch", "8", "--input-shape", "5")["parameters"]
+
+
+def test_two_checks_wait_for_each_other() -> None:
+    both = [start(f"{BUILDERS}:boolean_mask", "--batch", str(b)) for b in (8, 16)]
+    ended = [(*process.communicate(timeout=300), process.returncode) for process in both]
+    assert [code for _, _, code in ended] == [0, 0], ended
+
+
+def test_time_that_is_up_has_a_code_of_its_own() -> None:
+    code, _, err = ran(f"{BUILDERS}:cnn", "--batch", "8", "--timeout", "0.5")
+    assert code == 3
+    assert "the check was not done after 0.5 s" in err

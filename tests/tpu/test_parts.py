@@ -1,0 +1,119 @@
+"""What of a check needs no compiler."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from typing import Any
+
+import pytest
+
+from tfaccel import tpu
+from tfaccel.errors import StrategyError
+from tfaccel.tpu.report import UNKNOWN, Collective, Memory, Report
+from tfaccel.tpu.search import largest
+from tfaccel.tpu.topologies import GENERATIONS, parse
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "devices"),
+    [
+        ("v5e:2x2", "v5e:2x2", 4),
+        ("V6E", "v6e:2x2", 4),
+        ("v4", "v4:2x2x1", 4),
+        ("v3:1x1", "v3:1x1", 2),
+        ("v5p:2x2x2", "v5p:2x2x2", 8),
+        ("tpu7x:1x1x1", "tpu7x:1x1x1", 2),
+    ],
+)
+def test_topologies(text: str, name: str, devices: int) -> None:
+    found = parse(text)
+    assert (str(found), found.devices) == (name, devices)
+    assert found.hbm == int(GENERATIONS[found.generation].hbm * 2**30)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("v5litepod-8", "topology 'v5litepod-8' is unknown, expected one of v2, v3, v4, v5e"),
+        ("v4:2x2", r"has the grid '2x2', expected 3 numbers, such as v4:2x2x1"),
+        ("v5e:2x0", r"has the grid '2x0', expected 2 numbers"),
+        ("v5e:a", "has the grid 'a'"),
+    ],
+)
+def test_topologies_that_are_none(text: str, says: str) -> None:
+    with pytest.raises(StrategyError, match=says):
+        parse(text)
+
+
+@pytest.mark.parametrize(("most", "found"), [(1024, 512), (100, 96), (4, 4), (3, 0)])
+def test_the_search_takes_few_steps(most: int, found: int) -> None:
+    tried: list[int] = []
+
+    def fits(rows: int) -> bool:
+        tried.append(rows)
+        assert rows % 4 == 0
+        return rows <= most
+
+    got = largest(fits, 1024, 4)
+    assert len(tried) <= 6
+    assert got <= most
+    assert got >= 0.75 * found
+    assert (got == 0) == (found == 0)
+
+
+def test_a_batch_must_divide() -> None:
+    with pytest.raises(StrategyError, match=r"a batch of 6 .* on the 4 devices of v5e:2x2, expec"):
+        tpu.check("nothing.py:f", 6, "v5e:2x2")
+
+
+def test_the_extra_is_asked_for(monkeypatch: Any) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(StrategyError, match=r"jax and libtpu is not installed; pip install 'tfacc"):
+        tpu.check("nothing.py:f", 4)
+
+
+REPORT = Report(
+    "m.py:f",
+    "v5e:2x2",
+    64,
+    parameters=1234,
+    needed=3 << 30,
+    memory=Memory(2 << 30, 1 << 20, 1 << 30, 5 << 20, 0),
+    flops=2.5e9,
+    collectives=(Collective("all-reduce", 2, 3_000_000),),
+    seconds=4.0,
+    warnings=("look out",),
+    notes=("assumed",),
+)
+
+
+def test_a_report_says_all_of_it() -> None:
+    said = "\n".join(REPORT.lines())
+    assert "m.py:f on v5e:2x2 (4 devices), global batch 64 (16 a device), 1,234 parameters" in said
+    assert "3.01 GiB of 15.75 GiB a device" in said
+    assert "2.50 GFLOP" in said
+    assert "2 all-reduce of 3.00 MB" in said
+    assert "look out" in said
+    assert "assumed" in said
+    assert all(line in said for line in UNKNOWN)
+
+
+def test_a_report_survives_json() -> None:
+    found = json.loads(REPORT.to_json())
+    assert found.pop("limit") == REPORT.limit
+    assert found.pop("unknown") == list(UNKNOWN)
+    assert Report.of(found) == REPORT
+
+
+@pytest.mark.parametrize(
+    ("fitting", "says"),
+    [
+        (None, "TOO BIG: 4.25 GiB missing on each device"),
+        (32, "each device; a global batch of 32 fits"),
+        (0, "each device; no batch fits: split the model"),
+    ],
+)
+def test_what_does_not_fit_says_by_how_much(fitting: int | None, says: str) -> None:
+    found = Report("m", "v5e:1x1", 64, verdict="too big", needed=20 << 30, fitting=fitting)
+    assert says in found.lines()[1]

@@ -1,0 +1,77 @@
+"""`tfaccel tpu check`: the command line of a check."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from tfaccel.tpu.check import LateError, check
+
+CODES = {"fits": 0, "too big": 1, "refused": 1}
+_EPILOG = """exit codes:
+  0  the step fits
+  1  it does not, or the compiler refuses it
+  2  a mistake in the arguments, or the extra tpu-check is not installed
+  3  the time was up
+
+example:
+  tfaccel tpu check examples/language_model.py:build_model --topology v5e:2x2 --batch 256"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Checks a model and prints the report.
+
+    Args:
+        argv: the words after ``tfaccel tpu check``.
+
+    Returns:
+        The exit code.
+    """
+    asked = _parser().parse_args(argv)
+    console = Console(highlight=False, soft_wrap=True)
+    try:
+        found = check(
+            asked.target,
+            asked.batch,
+            asked.topology,
+            shape=asked.input_shape,
+            dtype=asked.dtype,
+            mixed_bfloat16=asked.mixed_bfloat16,
+            search=not asked.no_search,
+            timeout_s=asked.timeout,
+        )
+    except LateError as error:
+        Console(stderr=True, soft_wrap=True).print(str(error), markup=False)
+        return 3
+    if asked.json:
+        print(found.to_json())
+    else:
+        console.print("\n".join(found.lines()), markup=False)
+    return CODES[found.verdict]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tfaccel tpu check",
+        description="Compiles a training step with the real TPU compiler; no TPU is needed.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("target", help="path.py:function that builds a model, or a .keras file")
+    parser.add_argument("--batch", type=int, required=True, help="rows of the global batch")
+    parser.add_argument("--topology", default="v5e:1x1", help="such as v5e:2x2, v4 or v6e")
+    parser.add_argument(
+        "--input-shape", type=_shape, help="of one row, where the model does not say: 224,224,3"
+    )
+    parser.add_argument("--dtype", default="float32", help="of that input")
+    parser.add_argument("--mixed-bfloat16", action="store_true", help="under that dtype policy")
+    parser.add_argument("--no-search", action="store_true", help="look for no batch that fits")
+    parser.add_argument("--timeout", type=float, default=600.0, help="seconds")
+    parser.add_argument("--json", action="store_true")
+    return parser
+
+
+def _shape(text: str) -> list[int]:
+    return [int(part) for part in text.split(",") if part]

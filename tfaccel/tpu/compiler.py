@@ -1,0 +1,181 @@
+"""The TPU's own compiler, on a machine without a TPU.
+
+libtpu compiles for a topology that it is only told of. JAX is the way to it; `hlo_to_stablehlo`,
+`get_compile_options`, `backend_compile_and_load` and `make_ir_context` are not public there, so
+that the extra pins its version.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from tfaccel.tpu.lower import Lowered
+from tfaccel.tpu.report import Collective, Memory
+from tfaccel.tpu.topologies import GIB, Topology
+
+# What libtpu would otherwise ask Google Cloud's metadata server for, for minutes.
+ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+    "JAX_PLATFORMS": "cpu",
+}
+_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "f32": 4, "s32": 4, "u32": 4}
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": GIB, "T": GIB << 10}
+
+
+class TooBigError(Exception):
+    """The compiler needs more memory than a device has.
+
+    Attributes:
+        needed: bytes.
+    """
+
+    def __init__(self, needed: int) -> None:
+        super().__init__(f"{needed} bytes")
+        self.needed = needed
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What the compiler says of a step, for one device."""
+
+    memory: Memory
+    flops: float
+    collectives: tuple[Collective, ...]
+    seconds: float
+
+
+def compile_for(lowered: Lowered, topology: Topology) -> Compiled:
+    """Compiles a step, its batch divided among the devices and all else on each of them.
+
+    Call it in a process that has `ENVIRONMENT`.
+
+    Raises:
+        TooBigError: it does not fit.
+        RuntimeError: the compiler refuses it for another reason.
+    """
+    import numpy as np
+    from jax._src import compiler
+    from jax._src.lib import xla_client
+    from jax.errors import JaxRuntimeError
+    from jax.experimental import topologies
+
+    config = {"chip_config_name": topology.kind.config} if topology.kind.config else {}
+    described = topologies.get_topology_desc(platform="tpu", topology_name=str(topology), **config)
+    number = len(described.devices)
+    module = _module(lowered, number)
+    options = compiler.get_compile_options(
+        num_replicas=1, num_partitions=number, device_assignment=np.arange(number).reshape(1, -1)
+    )
+    build = options.executable_build_options
+    # HLO has annotations of XLA's older partitioner.
+    build.use_spmd_partitioning, build.use_shardy_partitioner = True, False
+    devices = xla_client.DeviceList(tuple(described.devices))
+    begun = time.monotonic()
+    try:
+        made = compiler.backend_compile_and_load(
+            described.devices[0].client, module, devices, options, []
+        )
+    except JaxRuntimeError as error:
+        needed = _needed(str(error))
+        if needed is None:
+            raise RuntimeError(str(error).splitlines()[0]) from error
+        raise TooBigError(needed) from error
+    seconds = time.monotonic() - begun
+    stats = made.get_compiled_memory_stats()
+    cost = made.cost_analysis()
+    return Compiled(
+        Memory(
+            arguments=stats.argument_size_in_bytes,
+            results=stats.output_size_in_bytes - stats.alias_size_in_bytes,
+            temporaries=stats.temp_size_in_bytes,
+            code=stats.generated_code_size_in_bytes,
+            peak=getattr(stats, "peak_memory_in_bytes", 0),
+        ),
+        flops=float((cost[0] if isinstance(cost, list) else cost).get("flops", 0.0)),
+        collectives=collectives(made.hlo_modules()[0].to_string()),
+        seconds=seconds,
+    )
+
+
+def _module(lowered: Lowered, devices: int) -> Any:
+    """The step as StableHLO, with the batch divided."""
+    from jax._src.interpreters import mlir
+    from jaxlib import _jax
+    from jaxlib.mlir import ir
+
+    context = mlir.make_ir_context()
+    with context, ir.Location.unknown(context):
+        module = ir.Module.parse(_jax.mlir.hlo_to_stablehlo(lowered.hlo))
+        for copy in list(_operations(module.operation, "mhlo.copy")):
+            # libtpu does not know this one.
+            copy.results[0].replace_all_uses_with(copy.operands[0])
+            copy.erase()
+        (main,) = (
+            f
+            for f in _operations(module.operation, "func.func")
+            if ir.StringAttr(f.attributes["sym_name"]).value == "main"
+        )
+        types = ir.FunctionType(ir.TypeAttr(main.attributes["function_type"]).value).inputs
+        had = ir.ArrayAttr(main.attributes["arg_attrs"]) if "arg_attrs" in main.attributes else ()
+        attributes = []
+        for index, kind in enumerate(types):
+            kept = {a.name: a.attr for a in ir.DictAttr(had[index])} if len(had) else {}
+            rest = ",1" * (len(ir.RankedTensorType(kind).shape) - 1)
+            cut = f"{{devices=[{devices}{rest}]<=[{devices}]}}"
+            sharding = cut if index < lowered.batched and devices > 1 else "{replicated}"
+            kept["mhlo.sharding"] = ir.StringAttr.get(sharding)
+            attributes.append(ir.DictAttr.get(kept))
+        main.attributes["arg_attrs"] = ir.ArrayAttr.get(attributes)
+    return module
+
+
+def _operations(operation: Any, name: str) -> Any:
+    """All operations of one kind, however deep."""
+    for region in operation.regions:
+        for block in region.blocks:
+            for inner in list(block.operations):
+                yield from _operations(inner.operation, name)
+                if inner.operation.name == name:
+                    yield inner.operation
+
+
+def collectives(hlo: str) -> tuple[Collective, ...]:
+    """Counts the collectives of a compiled module.
+
+    >>> collectives("  %a = (f32[2,3]{1,0}, bf16[4]{0}) all-reduce(%x, %y), channel_id=1")
+    (Collective(kind='all-reduce', count=1, bytes=32),)
+    """
+    found: dict[str, list[int]] = {}
+    kinds = "all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all"
+    for line in hlo.splitlines():
+        match = re.search(rf"= (.*?) ({kinds})(?:-start)?\(", line)
+        if match:
+            shapes = re.findall(r"\b([a-z]+\d+|pred)\[([\d,]*)\]", match[1])
+            size = 0
+            for dtype, sizes in shapes:
+                elements = 1
+                for one in filter(None, sizes.split(",")):
+                    elements *= int(one)
+                size += elements * _BYTES.get(dtype, 4)
+            found.setdefault(match[2], []).append(size)
+    return tuple(Collective(kind, len(each), sum(each)) for kind, each in sorted(found.items()))
+
+
+def _needed(message: str) -> int | None:
+    """The bytes that the compiler asks for when it has too few.
+
+    >>> _needed("... CompileTimeHbmOom: ... total memory required for ... (1.50G) exceeds ...")
+    1610612736
+    """
+    if "RESOURCE_EXHAUSTED" not in message and "HbmOom" not in message:
+        return None
+    sizes = re.findall(r"([\d.]+)([KMGT]?)B?\)? exceeds|Used ([\d.]+)([KMGT]?) of", message)
+    for a, unit, b, other in sizes:
+        return int(float(a or b) * _UNITS[unit or other])
+    return 0

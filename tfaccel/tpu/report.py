@@ -1,0 +1,168 @@
+"""What `tfaccel tpu check` found, as data, as text and as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from tfaccel.tpu.topologies import GIB, parse
+
+UNKNOWN = (
+    "nothing was executed: speed and numbers are not known",
+    "TensorFlow's XLA kernels for CPUs lowered it: a TPU may take an operation more, or less",
+    "BatchNormalization sees the whole batch here, and under TPUStrategy each replica's rows",
+    "input, checkpoints and the host's memory are not part of it",
+)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one device's HBM.
+
+    Attributes:
+        arguments: weights, optimizer slots and the batch.
+        results: what the step returns beside what it updates in place.
+        temporaries: activations, gradients, the compiler's own.
+        code: the program.
+        peak: the most at any moment, as the compiler says it.
+    """
+
+    arguments: int
+    results: int
+    temporaries: int
+    code: int
+    peak: int
+
+    @property
+    def total(self) -> int:
+        """What the step needs."""
+        return max(self.arguments + self.results + self.temporaries + self.code, self.peak)
+
+
+@dataclass(frozen=True)
+class Collective:
+    """The collectives of one kind in a step.
+
+    Attributes:
+        kind: such as ``"all-reduce"``.
+        count: how many.
+        bytes: that they put together, on each device.
+    """
+
+    kind: str
+    count: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """One check.
+
+    Attributes:
+        target: what was checked.
+        topology: for what.
+        batch: rows of the global batch.
+        parameters: numbers in the weights.
+        verdict: ``"fits"``, ``"too big"`` or ``"refused"``.
+        needed: bytes of one device that the step needs, where they are known.
+        memory: their parts; None where the step was not compiled.
+        flops: operations of one device in one step.
+        collectives: what devices send each other in one step.
+        seconds: that the compilation took.
+        fitting: the largest global batch that fits, where this one does not; 0 for none.
+        why: of a refusal, one line.
+        warnings: what to look at.
+        notes: what was assumed.
+        host: peak memory of the check itself, in bytes.
+    """
+
+    target: str
+    topology: str
+    batch: int
+    parameters: int = 0
+    verdict: str = "fits"
+    needed: int = 0
+    memory: Memory | None = None
+    flops: float = 0.0
+    collectives: tuple[Collective, ...] = ()
+    seconds: float = 0.0
+    fitting: int | None = None
+    why: str = ""
+    warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    host: int = 0
+
+    @property
+    def limit(self) -> int:
+        """Bytes that one device has."""
+        return parse(self.topology).hbm
+
+    def to_json(self) -> str:
+        """All of it, with what cannot be known."""
+        return json.dumps({**dataclasses.asdict(self), "limit": self.limit, "unknown": UNKNOWN})
+
+    @classmethod
+    def of(cls, given: dict[str, Any]) -> Report:
+        """Builds it from its dictionary."""
+        memory = given.get("memory")
+        collectives = tuple(Collective(**one) for one in given.get("collectives", ()))
+        return cls(
+            **{
+                **given,
+                "memory": Memory(**memory) if memory else None,
+                "collectives": collectives,
+                "warnings": tuple(given.get("warnings", ())),
+                "notes": tuple(given.get("notes", ())),
+            }
+        )
+
+    def lines(self) -> list[str]:
+        """The report for people."""
+        devices = parse(self.topology).devices
+        said = [
+            f"{self.target} on {self.topology} ({devices} devices), global batch {self.batch} "
+            f"({self.batch // devices} a device), {self.parameters:,} parameters",
+            self._verdict(),
+        ]
+        if self.memory is not None:
+            m = self.memory
+            said += [
+                f"  memory      {size(m.total)} of {size(self.limit)} a device: "
+                f"weights, slots and batch {size(m.arguments)}, temporaries {size(m.temporaries)}, "
+                f"results {size(m.results)}, code {size(m.code)}",
+                f"  operations  {self.flops / 1e9:,.2f} GFLOP a device and step",
+                f"  collectives {self._collectives()}",
+                f"  compiled in {self.seconds:.1f} s",
+            ]
+        said += [f"  warning     {line}" for line in self.warnings]
+        said += [f"  note        {line}" for line in self.notes]
+        return [*said, *(f"  not known   {line}" for line in UNKNOWN)]
+
+    def _verdict(self) -> str:
+        if self.verdict == "fits":
+            return "FITS"
+        if self.verdict == "refused":
+            return f"REFUSED: {self.why}"
+        missing = f"{size(self.needed - self.limit)} missing on each device" if self.needed else ""
+        if self.fitting is None:
+            fitting = ""
+        elif self.fitting:
+            fitting = f"; a global batch of {self.fitting} fits"
+        else:
+            fitting = "; no batch fits: split the model, or take chips with more memory"
+        return f"TOO BIG: {missing or self.why}{fitting}"
+
+    def _collectives(self) -> str:
+        each = [f"{c.count} {c.kind} of {c.bytes / 1e6:,.2f} MB" for c in self.collectives]
+        return ", ".join(each) or "none"
+
+
+def size(number: int) -> str:
+    """Bytes for people.
+
+    >>> size(3 << 29), size(5 << 20)
+    ('1.50 GiB', '5.0 MiB')
+    """
+    return f"{number / GIB:.2f} GiB" if number >= GIB else f"{number / (1 << 20):.1f} MiB"

@@ -1,0 +1,178 @@
+"""What is checked: a model, from a builder or a file, and the shapes of one batch of it."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfaccel.errors import InputError, StrategyError
+
+# Variables up to this many elements keep their initial value: seeds, counters, rates.
+_SMALL = 1 << 10
+
+
+@dataclass(frozen=True)
+class Target:
+    """A compiled model and its batch.
+
+    Attributes:
+        model: compiled, with all variables made.
+        inputs: nest of specs without the batch dimension's size.
+        labels: the same for what the loss compares with.
+        notes: what was assumed.
+    """
+
+    model: keras.Model
+    inputs: Any
+    labels: Any
+    notes: tuple[str, ...]
+
+    def batch(self, rows: int) -> tuple[Any, Any]:
+        """The specs of a batch of `rows` rows."""
+        x, y = tf.nest.map_structure(
+            lambda s: tf.TensorSpec([rows, *s.shape[1:]], s.dtype), (self.inputs, self.labels)
+        )
+        return x, y
+
+
+def load(text: str, shape: Sequence[int] | None = None, dtype: str = "float32") -> Target:
+    """Loads a target.
+
+    Args:
+        text: ``path.py:function``, a function that takes no arguments and returns a Keras model,
+            or the path of a ``.keras`` file.
+        shape: of one row, for a model that does not say its input.
+        dtype: of that input.
+
+    Raises:
+        StrategyError: when there is no such file, function or model.
+        InputError: when a dimension of the input is not known.
+    """
+    with unwritten():
+        model = _build(text)
+        inputs = _inputs(model, shape, dtype)
+        if not model.built:
+            model.build([None, *(shape or ())])
+        outputs = keras.tree.map_structure(
+            lambda t: tf.TensorSpec(t.shape, tf.as_dtype(t.dtype)),
+            model.compute_output_spec(
+                tf.nest.map_structure(lambda s: keras.KerasTensor(s.shape, s.dtype.name), inputs)
+            ),
+        )
+        notes = () if model.compiled else _compile(model, outputs)
+        if model.optimizer is not None:
+            model.optimizer.build(model.trainable_variables)
+        return Target(model, inputs, _labels(model.loss, outputs), notes)
+
+
+def unwritten() -> AbstractContextManager[None]:
+    """Inside, large variables get memory that nobody has written, and so takes none.
+
+    A step is compiled from shapes. A model of two billion parameters, with Adam's slots, is 24 GB
+    that a check has no use for.
+    """
+
+    def create(next_creator: Callable[..., Any], **kwargs: Any) -> Any:
+        value = kwargs.get("initial_value")
+        if callable(value):
+            with tf.Graph().as_default():  # where it is not computed
+                spec = tf.type_spec_from_value(tf.convert_to_tensor(value()))
+            if (spec.shape.num_elements() or 0) > _SMALL:
+                sizes = spec.shape.as_list()
+                kwargs["initial_value"] = lambda: tf.raw_ops.Empty(shape=sizes, dtype=spec.dtype)
+        return next_creator(**kwargs)
+
+    made: AbstractContextManager[None] = tf.variable_creator_scope(create)
+    return made
+
+
+def _build(text: str) -> keras.Model:
+    path, colon, function = text.rpartition(":")
+    file = Path(path if colon else text)
+    if not file.is_file():
+        raise StrategyError(
+            f"tfaccel: {text!r} was to be checked and there is no file {str(file)!r}, expected "
+            "path.py:function or a .keras file."
+        )
+    if file.suffix == ".keras":
+        return keras.saving.load_model(file)
+    if file.suffix != ".py" or not function:
+        raise StrategyError(
+            f"tfaccel: {text!r} was to be checked, expected path.py:function or a .keras file."
+        )
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(file.parent.resolve()))
+    spec.loader.exec_module(module)
+    build = getattr(module, function, None)
+    if not callable(build):
+        names = [n for n, v in vars(module).items() if callable(v) and v.__module__ == file.stem]
+        raise StrategyError(
+            f"tfaccel: {str(file)!r} has no function {function!r}, expected one of "
+            f"{', '.join(names) or 'none that it defines'}."
+        )
+    model = build()
+    if not isinstance(model, keras.Model):
+        raise StrategyError(
+            f"tfaccel: {text} returned a {type(model).__name__}, expected a keras.Model."
+        )
+    return model
+
+
+def _inputs(model: keras.Model, shape: Sequence[int] | None, dtype: str) -> Any:
+    if shape is not None:
+        return tf.TensorSpec([None, *shape], dtype)
+    known = getattr(model, "inputs", None)
+    if not known:
+        raise InputError(
+            f"tfaccel: model {model.name!r} does not say the shape of its input; give it with "
+            "--input-shape, such as --input-shape 224,224,3."
+        )
+    known = known[0] if isinstance(model, keras.Sequential) else model.input
+    specs = keras.tree.map_structure(lambda t: tf.TensorSpec(t.shape, tf.as_dtype(t.dtype)), known)
+    for spec in tf.nest.flatten(specs):
+        if None in spec.shape.as_list()[1:]:
+            raise InputError(
+                f"tfaccel: model {model.name!r} has an input of shape {tuple(spec.shape)}, "
+                "expected known sizes behind the batch, as a TPU needs; give --input-shape."
+            )
+    return specs
+
+
+def _compile(model: keras.Model, outputs: Any) -> tuple[str, ...]:
+    """Compiles a model that its builder has not, and says how."""
+    several = len(tf.nest.flatten(outputs)) > 1
+    classes = not several and (outputs.shape[-1] or 1) > 1
+    loss: Any = "mse"
+    if classes:
+        # Whether the model ends in a softmax changes no shape.
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.Adam(), loss)
+    name = "SparseCategoricalCrossentropy" if classes else "mean squared error"
+    return (f"the builder compiles no model: checked with Adam and {name}",)
+
+
+def _labels(loss: Any, outputs: Any) -> Any:
+    """The specs of what `loss` compares `outputs` with."""
+    if isinstance(loss, dict) and isinstance(outputs, dict):
+        return {name: _labels(loss.get(name), spec) for name, spec in outputs.items()}
+    if isinstance(outputs, (list, tuple)):
+        each = loss if isinstance(loss, (list, tuple)) else [loss] * len(outputs)
+        return type(outputs)(_labels(one, spec) for one, spec in zip(each, outputs, strict=True))
+    if isinstance(outputs, dict):
+        return {name: _labels(loss, spec) for name, spec in outputs.items()}
+    name = loss if isinstance(loss, str) else type(loss).__name__
+    name = getattr(loss, "__name__", name)
+    if "sparse" in name.lower():
+        return tf.TensorSpec(outputs.shape[:-1], tf.int32)
+    return tf.TensorSpec(outputs.shape, tf.float32)
