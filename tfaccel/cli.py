@@ -37,6 +37,7 @@ COMMANDS = {
     "launch": Command("tfaccel.launch.local:main", "start the workers of a job on this machine"),
     "env": Command("tfaccel.env:main", "show versions, devices and settings, to paste in a report"),
     "bench": Command("tfaccel.bench:main", "measure how fast workers reduce gradients"),
+    "fpga": Command("tfaccel.fpga:main", "export a model to checked firmware, or sweep precisions"),
     "test": Command("tfaccel.selftest:main", "check that training works here as on one device"),
 }
 
