@@ -23,6 +23,7 @@ __all__ = [
     "checkpoint",
     "describe",
     "export_fpga",
+    "fpga",
     "is_chief",
     "strategy",
     "visualize",
@@ -39,8 +40,8 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
-    if name == "checkpoint":
-        return importlib.import_module("tfaccel.checkpoint")
+    if name in ("checkpoint", "fpga"):
+        return importlib.import_module(f"tfaccel.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'tfaccel' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOME[name]), name)

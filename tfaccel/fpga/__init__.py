@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tfaccel.fpga.emulator import emulate
     from tfaccel.fpga.export import export_fpga
+    from tfaccel.fpga.precisions import sweep
     from tfaccel.fpga.qat import calibrate, quantize
     from tfaccel.fpga.report import Report
-    from tfaccel.fpga.precisions import sweep
 
 __all__ = ["Report", "calibrate", "emulate", "export_fpga", "main", "quantize", "sweep"]
 
@@ -34,9 +34,9 @@ _HOME = {
 
 def main(argv: Sequence[str]) -> int:
     """`tfaccel fpga`: see `tfaccel.fpga.command`."""
-    from tfaccel.fpga import command
+    from tfaccel.fpga.command import main as run
 
-    return command.main(argv)
+    return run(argv)
 
 
 def __getattr__(name: str) -> Any:

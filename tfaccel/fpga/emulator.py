@@ -136,7 +136,7 @@ def main(work: Path) -> None:
     function.restype = None
     number = len(inputs[0])
     results = [np.zeros((number, int(np.prod(shape)))) for shape in job["outputs"]]
-    shapes = {name: shape for name, shape in job["trace"]}
+    shapes = dict(job["trace"])
     traced: dict[str, list[np.ndarray]] = {name: [] for name in shapes}
     if shapes:
         library.allocate_trace_storage.argtypes = [ctypes.c_size_t]

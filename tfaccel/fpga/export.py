@@ -1,4 +1,4 @@
-"""The whole way of an export: allowed, calibrated, cut, converted, compiled, compared, estimated."""
+"""The whole way of an export: allow, calibrate, cut, convert, compile, compare, estimate."""
 
 from __future__ import annotations
 

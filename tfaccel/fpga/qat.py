@@ -88,6 +88,8 @@ def _cloned(model: Any, change: Any) -> Any:
     cloned = keras.models.clone_model(model, clone_function=change)
     for before in model.layers:
         values = {variable.name: variable for variable in before.variables}
+        if not values:
+            continue  # an input's name is not kept
         for variable in cloned.get_layer(before.name).variables:
             if variable.name in values and variable.shape == values[variable.name].shape:
                 variable.assign(keras.ops.convert_to_numpy(values[variable.name]))
