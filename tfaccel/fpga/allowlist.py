@@ -28,7 +28,12 @@ def check_layers(layers: Iterable[Layer]) -> None:
         FpgaError: one or more layers cannot be exported; each is named with its reason.
     """
     found = list(layers)
-    refused = [f"{one.name} ({one.kind}): {why}" for one in found if (why := refusal(one))]
+    quantized = any(one.package == "hgq" for one in found)
+    refused = [
+        f"{one.name} ({one.kind}): {why}"
+        for one in found
+        if (why := refusal(one) or (_unquantized(one) if quantized else None))
+    ]
     work = [one for one in found if one.kind not in ("InputLayer", *_SHAPES, *_TRAINING_ONLY)]
     if not refused and not work:
         refused = ["the model only moves numbers: hls4ml writes code that does not compile"]
@@ -57,6 +62,31 @@ def refusal(layer: Layer) -> str | None:
         if None in shape[1:]:
             return f"shape {shape} leaves a size open, expected fixed sizes; give them in Input"
     return check(layer)
+
+
+def stays(layer: Layer) -> bool:
+    """Whether this layer of Keras stays exact among quantized ones.
+
+    >>> stays(Layer("flat", "Flatten")), stays(Layer("act", "ReLU"))
+    (True, False)
+    """
+    activation = layer.config.get("activation")
+    return (
+        layer.kind in AMONG_QUANTIZED
+        or (layer.kind == "Activation" and activation in ("relu", "linear"))
+        or (
+            (layer.last and "softmax" in (activation, layer.kind.lower()))
+            and layer.kind in ("Softmax", "Activation")
+        )
+    )
+
+
+def _unquantized(layer: Layer) -> str | None:
+    if layer.package == "hgq" or stays(layer):
+        return None
+    if layer.kind == "ReLU":
+        return "hls4ml translates it wrongly among quantized layers; use Activation('relu')"
+    return "it is not quantized and others are; make the whole model with tfaccel.fpga.quantize"
 
 
 def _any(_: Layer) -> None:
@@ -199,6 +229,16 @@ _QUANTIZED = _all(
 _SHAPES = ("Flatten", "Reshape")
 _TRAINING_ONLY = ("Dropout",)
 
+#: They move or compare numbers, and need no types of their own.
+AMONG_QUANTIZED = (
+    "InputLayer",
+    "MaxPooling1D",
+    "MaxPooling2D",
+    "Flatten",
+    "Reshape",
+    "Dropout",
+)
+
 CHECKS: dict[str, Check] = {
     "InputLayer": _any,
     "Dense": _activation,
@@ -242,7 +282,6 @@ CHECKS: dict[str, Check] = {
     "QConv2D": _QUANTIZED,
     "QBatchNormalization": _last_axis,
     "QAveragePooling2D": _POOL,
-    "QGlobalAveragePooling2D": _POOL,
     "QAdd": _two,
 }
 
@@ -255,6 +294,7 @@ _INSTEAD = {
     "SeparableConv2D": "use DepthwiseConv2D with a 1x1 Conv2D",
     "MaxPooling3D": "leave it out or use MaxPooling2D",
     "GroupNormalization": "use BatchNormalization",
+    "QGlobalAveragePooling2D": "use AveragePooling2D over the whole image and Flatten",
     "UnitNormalization": "use BatchNormalization",
     "RMSNormalization": "use BatchNormalization",
     "GaussianNoise": "leave it out: at inference it does nothing",

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from tfaccel.errors import FpgaError
-from tfaccel.fpga.allowlist import check_layers
+from tfaccel.fpga.allowlist import check_layers, stays
 from tfaccel.fpga.data import rows_of
 from tfaccel.fpga.extra import need
 from tfaccel.fpga.layer import Layer, layers_of
@@ -26,19 +26,11 @@ COUNTERPARTS = {
     "Conv2D": "QConv2D",
     "BatchNormalization": "QBatchNormalization",
     "AveragePooling2D": "QAveragePooling2D",
-    "GlobalAveragePooling2D": "QGlobalAveragePooling2D",
     "Add": "QAdd",
 }
-# They move or compare numbers, and need no types of their own.
-AS_THEY_ARE = (
-    "InputLayer",
-    "MaxPooling1D",
-    "MaxPooling2D",
-    "Flatten",
-    "Reshape",
-    "Dropout",
-    "ReLU",
-)
+_INSTEAD = {
+    "GlobalAveragePooling2D": "use AveragePooling2D over the whole image and Flatten, or ",
+}
 
 
 def quantize(model: Any, *, beta: float = 1e-6) -> Any:
@@ -63,6 +55,8 @@ def quantize(model: Any, *, beta: float = 1e-6) -> Any:
             model = tfaccel.fpga.quantize(build_model())
             model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
     """
+    import keras
+
     layers = need("hgq.layers")
     found = layers_of(model)
     check_layers(found)
@@ -71,6 +65,9 @@ def quantize(model: Any, *, beta: float = 1e-6) -> Any:
     def change(layer: Any) -> Any:
         config = layer.get_config()
         kind = kinds[layer.name]
+        if kind is None and type(layer).__name__ == "ReLU":
+            # The same numbers, and hls4ml's translation of a quantized ReLU layer is wrong.
+            return keras.layers.Activation("relu", name=layer.name)
         if kind is None:
             return layer.__class__.from_config(config)
         given = {name: config[name] for name in config if name not in _DROPPED}
@@ -110,16 +107,14 @@ def _counterpart(layer: Layer) -> str | None:
             f"{where} computes in {policy}, expected float32: HGQ2 rounds in float32; train "
             "quantized models with precision='float32'."
         )
-    if layer.kind in AS_THEY_ARE or (layer.kind == "Softmax" and layer.last):
-        return None
     activation = layer.config.get("activation", "linear")
-    if layer.kind == "Activation" and (activation == "relu" or layer.last):
+    if stays(layer) or layer.kind == "ReLU":
         return None
     kind = COUNTERPARTS.get(layer.kind)
     if kind is None:
         raise FpgaError(
-            f"{where} has no quantized counterpart; use one of {', '.join(COUNTERPARTS)}, or "
-            "export the model unquantized."
+            f"{where} has no quantized counterpart; {_INSTEAD.get(layer.kind, '')}use one of "
+            f"{', '.join(COUNTERPARTS)}, or export the model unquantized."
         )
     if activation not in ("linear", "relu", None) and not (activation == "softmax" and layer.last):
         raise FpgaError(
