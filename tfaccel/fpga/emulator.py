@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -111,8 +112,7 @@ def run(
             what="the emulation",
             log=log,
             limit_s=limit_s,
-            # Where hls4ml's code looks for weights that it reads as files.
-            cwd=project.directory / "firmware",
+            cwd=Path.cwd(),
         )
         with np.load(work / "out.npz") as found:
             outputs = [found[f"output_{n}"] for n in range(len(project.outputs))]
@@ -128,9 +128,11 @@ class _Traced(ctypes.Structure):
 
 def main(work: Path) -> None:
     """Calls the library row by row."""
+    work = work.resolve()
     job = json.loads((work / "job.json").read_text())
     with np.load(work / "in.npz") as given:
         inputs = [given[f"arr_{n}"] for n in range(len(given.files))]
+    os.chdir(Path(job["library"]).parent)  # where hls4ml's code looks for files of weights
     library = ctypes.cdll.LoadLibrary(job["library"])
     function = getattr(library, job["function"])
     function.restype = None
