@@ -76,7 +76,7 @@ RIGHT: dict[str, Callable[[], Any]] = {
     "ZeroPadding2D": lambda: one(lambda L: L.ZeroPadding2D(((1, 2), (0, 1)), name="it")),
     "Cropping2D": lambda: one(lambda L: L.Cropping2D(((1, 2), (0, 1)), name="it")),
     "UpSampling2D": lambda: one(lambda L: L.UpSampling2D(2, name="it")),
-    "Permute": lambda: one(lambda L: L.Permute((2, 1, 3), name="it")),
+    "Permute": lambda: one(lambda L: L.Permute((2, 1), name="it"), SERIES),
     "Reshape": lambda: one(lambda L: L.Reshape((16, 16), name="it")),
     "Add": lambda: merged(lambda L: L.Add(name="it")),
     "Subtract": lambda: merged(lambda L: L.Subtract(name="it")),
@@ -91,7 +91,6 @@ RIGHT: dict[str, Callable[[], Any]] = {
         lambda L: L.EinsumDense("abc,cd->abd", (8, 6), bias_axes="d", name="it"), SERIES
     ),
     "Embedding": indices,
-    "LayerNormalization": lambda: one(lambda L: L.LayerNormalization(axis=2, name="it"), SERIES),
 }
 
 #: hls4ml converts and compiles these, and what they compute is something else.
@@ -101,6 +100,8 @@ WRONG: dict[str, Callable[[], Any]] = {
     "UpSampling2D bilinear": lambda: one(
         lambda L: L.UpSampling2D(2, interpolation="bilinear", name="it")
     ),
+    "LayerNormalization": lambda: one(lambda L: L.LayerNormalization(axis=2, name="it"), (8, 16)),
+    "Permute of images": lambda: one(lambda L: L.Permute((2, 1, 3), name="it")),
 }
 
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
@@ -110,6 +111,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         WRONG["UpSampling2D bilinear"],
         "interpolation='bilinear' is translated wrongly",
     ),
+    "Permute of images": (WRONG["Permute of images"], "of images is translated wrongly"),
     "gelu": (dense("gelu"), "activation gelu becomes code that does not compile"),
     "silu": (dense("silu"), "activation silu becomes code that does not compile"),
     "mish": (dense("mish"), "activation 'mish' is not translated; use one of"),
@@ -118,9 +120,10 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: one(lambda L: L.ReLU(negative_slope=0.1, name="it")),
         "negative_slope=0.1",
     ),
-    "LayerNormalization": (
+    "LayerNormalization": (WRONG["LayerNormalization"], "it divides by a coarse table"),
+    "LayerNormalization axis": (
         lambda: one(lambda L: L.LayerNormalization(axis=-1, name="it"), SERIES),
-        "as a positive number, axis=2",
+        "axis=-1 is not translated",
     ),
     "BatchNormalization axis": (
         lambda: one(lambda L: L.BatchNormalization(axis=1, name="it")),

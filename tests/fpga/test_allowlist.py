@@ -31,7 +31,7 @@ def test_what_is_not_is_refused_by_name_with_the_reason(name: str) -> None:
 
 @pytest.mark.parametrize("name", table.WRONG)
 def test_an_export_of_a_wrong_layer_writes_nothing(name: str, tmp_path: Path) -> None:
-    with pytest.raises(FpgaError, match="wrongly"):
+    with pytest.raises(FpgaError, match="wrongly|without a word"):
         tfaccel.export_fpga(table.WRONG[name](), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -39,7 +39,8 @@ def test_an_export_of_a_wrong_layer_writes_nothing(name: str, tmp_path: Path) ->
 def test_every_allowed_layer_of_keras_has_a_row_that_converts_it() -> None:
     shown = {type(layer).__name__ for make in table.RIGHT.values() for layer in make().layers}
     plain = {name for name in CHECKS if not name.startswith("Q")}
-    assert plain - shown == {"SimpleRNN", "Softmax"}  # refused, and cut off
+    # Two that are refused, and one that is cut off.
+    assert plain - shown == {"SimpleRNN", "LayerNormalization", "Softmax"}
 
 
 def test_a_layer_that_nobody_knows_is_refused() -> None:

@@ -20,8 +20,6 @@ from tfaccel.fpga.settings import Settings
 pytestmark = [pytest.mark.exhaustive, pytest.mark.usefixtures("needs_hls4ml")]
 
 WIDE = Settings(precision="fixed<24,10>")
-#: Approximate by design; all others are right to 0.02.
-BOUNDS = {"LayerNormalization": 0.2}
 
 
 def rows(model: Any) -> np.ndarray:
@@ -44,7 +42,7 @@ def test_an_allowed_layer_is_translated_rightly(name: str, tmp_path: Path) -> No
         min_agreement=0,
         estimate=False,
     )
-    assert report.check.maximum < BOUNDS.get(name, 0.02)
+    assert report.check.maximum < 0.02
 
 
 @pytest.mark.parametrize("name", table.WRONG)

@@ -73,6 +73,7 @@ def test_a_quantized_model_is_bit_exact_on_every_row(
     np.testing.assert_allclose(got, model.predict(x, verbose=0), atol=1e-6)
 
 
+@pytest.mark.exhaustive
 def test_ranges_that_are_not_given_are_those_of_training_and_the_check(
     digits: Digits, tmp_path: Path
 ) -> None:

@@ -149,7 +149,7 @@ def prepare(
         raise FpgaError("hls4ml's Quartus backend fails on quantized models; use Vitis.")
     need("hls4ml")
     home = _home(directory)
-    notes = _calibrated(model, rows, calibrate) if quantized else ()
+    notes = _calibrated(model, rows, calibrate) if quantized else []
     device, host = _functional(model, home), (False,) * len(model.outputs)
     if has_softmax and settings.softmax == "host":
         device, host = cut(device)

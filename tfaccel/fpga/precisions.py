@@ -40,9 +40,9 @@ class Sweep:
         from rich.table import Table
 
         console = console or Console(soft_wrap=True)
-        table = Table(title="emulated agreement and estimated resources")
+        table = Table(title="emulated answers, and estimated cost: multiplications x bits²")
         table.add_column("precision")
-        headings = ("agreement", "maximum error", "accuracy", "multiplications x bits²")
+        headings = ("agreement", "maximum error", "accuracy", "cost")
         for heading in headings:
             table.add_column(heading, justify="right")
         table.add_column("")
@@ -120,6 +120,6 @@ def _plot(reports: Sequence[Report], path: Path) -> tuple[Path | None, str]:
     axes.set_xscale("log")
     axes.set_xlabel("multiplications x bits², estimated")
     axes.set_ylabel("accuracy, emulated" if labelled else "agreement with Keras, emulated")
-    axes.margins(0.15)
+    axes.margins(0.25)
     figure.savefig(path, dpi=120)
     return path, ""
