@@ -31,7 +31,7 @@ def test_what_is_not_is_refused_by_name_with_the_reason(name: str) -> None:
 
 @pytest.mark.parametrize("name", table.WRONG)
 def test_an_export_of_a_wrong_layer_writes_nothing(name: str, tmp_path: Path) -> None:
-    with pytest.raises(FpgaError, match="wrongly|without a word"):
+    with pytest.raises(FpgaError, match=r"wrongly|without a word"):
         tfaccel.export_fpga(table.WRONG[name](), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -14,7 +14,7 @@ import pytest
 import tfaccel
 from tests.support import run_child
 from tfaccel.cli import main as tfaccel_command
-from tfaccel.errors import FpgaError, FpgaTimeoutError
+from tfaccel.errors import FpgaCheckError, FpgaError, FpgaTimeoutError
 from tfaccel.fpga import estimate, extra, precisions, process, verify
 from tfaccel.fpga.convert import Node, guilty
 from tfaccel.fpga.data import generated, rows_of
@@ -299,6 +299,26 @@ def test_without_matplotlib_a_sweep_says_so(
     said = capsys.readouterr().out
     assert "matplotlib is not installed" in said
     assert "12,800" in said  # 50 multiplications of 16 bits
+
+
+@pytest.mark.parametrize(("statuses", "code"), [("failed passed", 0), ("failed failed", 1)])
+def test_a_sweep_fails_when_no_precision_will_do(
+    statuses: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = iter(statuses.split())
+
+    def export(*_: object, **__: object) -> Report:
+        check = dataclasses.replace(PLAIN.check, status=next(left))
+        report = dataclasses.replace(PLAIN, check=check)
+        if not report.passed:
+            raise FpgaCheckError(report.verdict, report)
+        return report
+
+    monkeypatch.setattr(precisions, "export_fpga", export)
+    model = tmp_path / "model.keras"
+    keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)]).save(model)
+    words = ["--out", str(tmp_path), "--precision", "fixed<8,4>,fixed<16,6>"]
+    assert tfaccel_command(["fpga", "export", str(model), *words]) == code
 
 
 def test_shapes_and_ends_of_a_model_are_read() -> None:

@@ -4,8 +4,8 @@ r"""`tfaccel fpga`: from a .keras file to checked firmware.
     tfaccel fpga export model.keras --out sweep --check held_out.npz \
         --precision 'fixed<8,4>,fixed<12,6>,fixed<16,6>'
 
-Exit codes: 0 done, 1 the firmware does not agree with Keras, 2 a mistake or a tool that failed,
-3 a tool that was not done in time.
+Exit codes: 0 done, 1 the firmware does not agree with Keras (in no precision of several), 2 a
+mistake or a tool that failed, 3 a tool that was not done in time.
 """
 
 from __future__ import annotations
@@ -68,7 +68,9 @@ def _export(asked: argparse.Namespace) -> int:
     model = _load(asked.model)
     if len(asked.precision) > 1:
         found: Any = sweep(model, asked.out, asked.precision, **options)
-        code = 0
+        # A sweep looks for a precision that will do: it fails when there is none.
+        failed = all(one.check.status == "failed" for one in found.reports)
+        code = CHECK_FAILED if failed else 0
     else:
         try:
             found = export_fpga(model, asked.out, precision=asked.precision[0], **options)
