@@ -99,6 +99,46 @@ def test_argmax_on_the_device_marks_the_class(
     assert sorted(np.unique(marks)) == [0, 1]
 
 
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"backend": "Vivado"},
+        {"backend": "VivadoAccelerator"},
+        {"backend": "Quartus"},
+        {"backend": "Catapult"},
+        {"io_type": "io_stream"},
+        {"reuse_factor": 8, "strategy": "resource"},
+    ],
+    ids=str,
+)
+def test_every_backend_gives_the_same_numbers(
+    options: dict[str, Any], exported: Report, classifier: Any, digits: Digits, tmp_path: Path
+) -> None:
+    report = tfaccel.export_fpga(
+        classifier, tmp_path / "out", check=(digits.x_held_out, digits.y_held_out), **options
+    )
+    assert report.check == exported.check
+    multiplications = report.figure("multiplications").value
+    assert report.figure("multipliers").value == multiplications / options.get("reuse_factor", 1)
+
+
+@pytest.mark.exhaustive
+def test_several_inputs_and_outputs_are_compared_each(tmp_path: Path) -> None:
+    keras.utils.set_random_seed(0)
+    given = keras.Input((4,), name="first"), keras.Input((3,), name="second")
+    both = keras.layers.Concatenate()([keras.layers.Dense(4)(one) for one in given])
+    ends = keras.layers.Dense(3, activation="softmax")(both), keras.layers.Dense(1)(both)
+    model = keras.Model(given, ends)
+    random = np.random.default_rng(0)
+    x = [random.normal(size=(90, size)).astype("float32") for size in (4, 3)]
+    report = tfaccel.export_fpga(model, tmp_path / "out", check={"x0": x[0], "x1": x[1]})
+    assert report.check.agreement >= 0.99
+    got, want = tfaccel.fpga.emulate(tmp_path / "out", x), model.predict(x, verbose=0)
+    for one, other in zip(got, want, strict=True):
+        np.testing.assert_allclose(one, other, atol=0.03)
+
+
 def test_a_failing_check_fails_and_says_which_layer_is_off(
     classifier: Any, digits: Digits, tmp_path: Path
 ) -> None:

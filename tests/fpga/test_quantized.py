@@ -133,6 +133,8 @@ def test_what_a_quantized_model_cannot_have_is_refused(tmp_path: Path) -> None:
         tfaccel.export_fpga(model, tmp_path / "out", softmax="device")
     with pytest.raises(FpgaError, match="Quartus backend fails on quantized models"):
         tfaccel.export_fpga(model, tmp_path / "out", backend="Quartus")
+    with pytest.raises(FpgaError, match="expected 'io_parallel'"):
+        tfaccel.export_fpga(model, tmp_path / "out", io_type="io_stream")
     with pytest.raises(FpgaError, match="nothing to sweep over"):
         tfaccel.fpga.sweep(model, tmp_path / "out", ["fixed<8,4>"])
     assert not (tmp_path / "out").exists()
@@ -156,3 +158,16 @@ def test_the_example_ends_bit_exact(flags: list[str], tmp_path: Path) -> None:
     told = json.loads((tmp_path / "out" / "report.json").read_text())
     assert told["check"]["accuracy"] >= 0.93
     assert re.search(r"accuracy 0\.9\d+ emulated", said)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("options", [{"strategy": "distributed_arithmetic"}, {"backend": "Vivado"}])
+def test_other_ways_to_firmware_are_bit_exact_too(
+    options: dict[str, str], digits: Digits, tmp_path: Path
+) -> None:
+    model = trained(mlp, digits)
+    report = tfaccel.export_fpga(
+        model, tmp_path / "out", check=digits.x, calibrate=digits.x, **options
+    )
+    assert report.verdict == f"bit-exact on {len(digits.x)} of {len(digits.x)} rows"
+    assert (report.figure("multipliers") is None) == ("strategy" in options)

@@ -145,8 +145,15 @@ def prepare(
             f"softmax={settings.softmax!r} on a quantized model, expected 'host': only logits are "
             "bit-exact."
         )
-    if quantized and settings.backend == "Quartus":
-        raise FpgaError("hls4ml's Quartus backend fails on quantized models; use Vitis.")
+    if quantized and settings.backend in ("Quartus", "Catapult"):
+        raise FpgaError(
+            f"hls4ml's {settings.backend} backend fails on quantized models; use Vitis or Vivado."
+        )
+    if quantized and settings.io_type != "io_parallel":
+        raise FpgaError(
+            f"io_type={settings.io_type!r} on a quantized model, expected 'io_parallel': each of "
+            "its numbers may have a type of its own."
+        )
     need("hls4ml")
     home = _home(directory)
     notes = _calibrated(model, rows, calibrate) if quantized else []
@@ -186,7 +193,8 @@ def _export(
         check = _with_layers(check, prepared, settings, x)
     figures: list[Figure] = []
     if estimated:
-        figures += _estimate.multipliers(project.nodes)
+        if settings.strategy != "distributed_arithmetic":  # which adds instead
+            figures += _estimate.multipliers(project.nodes)
         if prepared.quantized:
             figures += _estimate.ebops(prepared.device)
             more, why = _estimate.da4ml(prepared.saved, log, settings.timeout_s)

@@ -47,8 +47,9 @@ def compare(
     agreement, measure, maximum = 1.0, "argmax", 0.0
     for got, want in pairs:
         exact &= (got == want).reshape(rows, -1).all(axis=1)
-        same, measure = _agree(got, want)
-        agreement = min(agreement, float(same.mean()))
+        same, how = _agree(got, want)
+        if same.mean() <= agreement:
+            agreement, measure = float(same.mean()), how
         difference = np.abs(got - want)
         # A NaN on either side is the largest error there is.
         maximum = max(maximum, float(np.where(np.isnan(difference), np.inf, difference).max()))
