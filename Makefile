@@ -33,7 +33,7 @@ hub_needs = kagglehub packaging regex sentencepiece tokenizers
 $(ready): setup.py pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 10) <= v[:2] <= (3, 13) else "tfaccel needs Python 3.10 to 3.13 and found %d.%d: run make PYTHON=/path/to/python3.12" % v[:2])'
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[cpu,mpi,tpu-check,examples,dev]'
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[cpu,mpi,tpu-check,fpga,examples,dev]'
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(hub_needs)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(hub)
 	@touch $@

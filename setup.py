@@ -58,6 +58,11 @@ setup(
             f"{name}; python_version >= '3.11'"
             for name in ("jax==0.10.2", "jaxlib==0.10.2", "libtpu==0.0.52")
         ],
+        # Exact versions: what `tfaccel.fpga` allows and refuses was found out on these.
+        "fpga": [
+            f"{one}; python_version >= '3.11' and python_version < '3.13'"
+            for one in ("hls4ml==1.3.0", "hgq2==0.2.0", "da4ml==0.6.0", "numpy<2.5")
+        ],
         "examples": ["scikit-learn"],
         "dev": ["pytest>=8", "tensorboard", "ruff==0.17.*", "mypy==2.4.*", "setuptools>=77"],
     },

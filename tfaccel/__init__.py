@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tfaccel.distribute.model_parallel.layout_map import LayoutMap
+    from tfaccel.fpga.export import export_fpga
     from tfaccel.placement.visualize import visualize
     from tfaccel.strategies import strategy
     from tfaccel.strategies.describe import describe, is_chief
@@ -21,6 +22,8 @@ __all__ = [
     "__version__",
     "checkpoint",
     "describe",
+    "export_fpga",
+    "fpga",
     "is_chief",
     "strategy",
     "visualize",
@@ -30,14 +33,15 @@ _HOME = {
     "LayoutMap": "tfaccel.distribute.model_parallel.layout_map",
     "strategy": "tfaccel.strategies",
     "describe": "tfaccel.strategies.describe",
+    "export_fpga": "tfaccel.fpga.export",
     "is_chief": "tfaccel.strategies.describe",
     "visualize": "tfaccel.placement.visualize",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name == "checkpoint":
-        return importlib.import_module("tfaccel.checkpoint")
+    if name in ("checkpoint", "fpga"):
+        return importlib.import_module(f"tfaccel.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'tfaccel' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOME[name]), name)

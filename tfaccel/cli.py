@@ -38,6 +38,7 @@ COMMANDS = {
     "env": Command("tfaccel.env:main", "show versions, devices and settings, to paste in a report"),
     "bench": Command("tfaccel.bench:main", "measure how fast workers reduce gradients"),
     "tpu": Command("tfaccel.tpu:main", "check a training step for a TPU that is not here"),
+    "fpga": Command("tfaccel.fpga:main", "export a model to checked firmware, or sweep precisions"),
     "test": Command("tfaccel.selftest:main", "check that training works here as on one device"),
 }
 

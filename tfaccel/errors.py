@@ -5,6 +5,9 @@ Every message says what was found, what was expected and what to do, on one line
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 
 class TfaccelError(Exception):
     """Base of every error that tfaccel raises on purpose."""
@@ -36,3 +39,31 @@ class CheckpointError(TfaccelError, ValueError):
 
 class LayoutError(TfaccelError, ValueError):
     """A mesh, or the layout of a variable on it, that cannot be."""
+
+
+class FpgaError(TfaccelError, RuntimeError):
+    """A model that cannot become firmware, or a tool that failed on the way.
+
+    Attributes:
+        log: the file with all that the tools said, if one ran.
+    """
+
+    def __init__(self, message: str, log: Path | None = None) -> None:
+        super().__init__(message if log is None else f"{message} The log is {log}.")
+        self.log = log
+
+
+class FpgaTimeoutError(FpgaError):
+    """A tool was not done within the time it was given."""
+
+
+class FpgaCheckError(FpgaError):
+    """Firmware that does not say what Keras says.
+
+    Attributes:
+        report: the `tfaccel.fpga.report.Report` of the export, with the error of each layer.
+    """
+
+    def __init__(self, message: str, report: Any, log: Path | None = None) -> None:
+        super().__init__(message, log)
+        self.report = report

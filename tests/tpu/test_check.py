@@ -99,10 +99,10 @@ def test_two_billion_parameters_are_refused_within_two_gigabytes_of_host_memory(
 
 
 def test_the_batch_that_would_fit_is_found() -> None:
-    found = report(1, f"{BUILDERS}:wide", "--batch", "256")
+    found = report(1, f"{BUILDERS}:wide", "--batch", "1024")
     assert found["verdict"] == "too big"
     fitting = found["fitting"]
-    assert 0 < fitting < 256
+    assert 0 < fitting < 1024
     assert report(0, f"{BUILDERS}:wide", "--batch", str(fitting))["needed"] < HBM * 2**30
 
 

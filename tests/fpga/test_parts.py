@@ -1,0 +1,341 @@
+"""The parts that need neither hls4ml nor g++."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+import tfaccel
+from tests.support import run_child
+from tfaccel.cli import main as tfaccel_command
+from tfaccel.errors import FpgaCheckError, FpgaError, FpgaTimeoutError
+from tfaccel.fpga import estimate, extra, precisions, process, verify
+from tfaccel.fpga.convert import Node, guilty
+from tfaccel.fpga.data import generated, rows_of
+from tfaccel.fpga.layer import Layer, layers_of
+from tfaccel.fpga.report import Check, Figure, Report
+from tfaccel.fpga.settings import Settings
+from tfaccel.fpga.softmax import cut, on_device, softmax
+
+PLAIN = Report(
+    Path("out"),
+    "m",
+    False,
+    "Vitis",
+    "fixed<16,6>",
+    "host",
+    Check("passed", 100, 3, 0.995, "argmax", 0.12, 0.99),
+    (Figure("multiplications", 50, "estimated"),),
+)
+
+
+# --- settings and data ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"backend": "oneAPI"}, "backend='oneAPI', expected one of Vitis"),
+        ({"strategy": "mirrored"}, "strategy='mirrored', expected one of latency"),
+        ({"softmax": "nowhere"}, "softmax='nowhere', expected one of host"),
+        ({"precision": "int8"}, "precision='int8', expected a fixed-point type"),
+        ({"precision": "fixed<100,6>"}, "of 2 to 64 bits"),
+        ({"reuse_factor": 0}, "reuse_factor=0"),
+        ({"timeout_s": 0}, "timeout_s=0: each must be above 0"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(wrong: dict, said: str) -> None:
+    with pytest.raises(FpgaError) as caught:
+        Settings(**wrong)
+    assert said in str(caught.value)
+
+
+def test_rows_are_read_from_what_users_have(tmp_path: Path) -> None:
+    x, y = np.ones((3, 4)), np.array([0, 2, 1])
+    np.savez(tmp_path / "both.npz", x=x, y=y)
+    for data in (
+        (x, y),
+        {"x": x, "y": y},
+        tmp_path / "both.npz",
+        (x, keras.utils.to_categorical(y)),
+    ):
+        rows = rows_of(data, [(None, 4)])
+        np.testing.assert_array_equal(rows.x[0], x)
+        np.testing.assert_array_equal(rows.y, y)
+        assert not rows.generated
+    two = rows_of({"x0": x, "x1": 2 * x}, [(None, 4), (None, 4)])
+    assert [one[0, 0] for one in two.x] == [1, 2]
+    assert len(rows_of([x, x], [(None, 4), (None, 4)]).x) == 2
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (np.ones((3, 5)), r"rows of shape \[\(3, 5\)\], expected \[\(None, 4\)\]"),
+        ((np.ones((3, 4)), np.ones(2)), "2 labels for 3 rows"),
+        ({"inputs": np.ones((3, 4))}, "arrays inputs, expected x"),
+        (np.ones((0, 4)), r"\[0\] rows"),
+        ("nowhere.npz", "nowhere.npz cannot be read"),
+    ],
+)
+def test_rows_that_do_not_fit_are_refused(data: object, said: str) -> None:
+    with pytest.raises(FpgaError, match=said):
+        rows_of(data, [(None, 4)])
+
+
+def test_generated_rows_are_always_the_same_and_indices_for_an_embedding() -> None:
+    first, second = (generated([Layer("d", "Dense")], [(None, 4)]).x[0] for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+    assert first.shape == (256, 4)
+    layer = Layer("e", "Embedding", config={"input_dim": 7})
+    assert set(np.unique(generated([layer], [(None, 4)]).x[0])) == set(range(7))
+
+
+# --- softmax --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["activation", "Softmax", "Activation", "none"])
+def test_softmax_is_cut_off_in_every_form_it_has(form: str) -> None:
+    keras.utils.set_random_seed(0)
+    layers = [keras.layers.Dense(3, activation="softmax" if form == "activation" else None)]
+    if form == "Softmax":
+        layers.append(keras.layers.Softmax())
+    if form == "Activation":
+        layers.append(keras.layers.Activation("softmax"))
+    given = keras.Input((4,))
+    output = given
+    for layer in layers:
+        output = layer(output)
+    model = keras.Model(given, output)
+    x = np.random.default_rng(0).normal(size=(5, 4)).astype("float32")
+    before = model.predict(x, verbose=0)
+    logits, host = cut(model)
+    after = logits.predict(x, verbose=0)
+    assert host == (form != "none",)
+    np.testing.assert_allclose(softmax(after) if host[0] else after, before, atol=1e-6)
+    np.testing.assert_allclose(after, x @ layers[0].kernel.numpy(), atol=1e-5)
+
+
+def test_on_the_device_logits_are_pinned_and_the_table_is_larger() -> None:
+    config = {
+        "LayerName": {
+            "logits": {"Precision": {"result": "auto", "weight": "auto"}},
+            "softmax": {"Precision": {"exp_table": "fixed<18,8>"}, "TableSize": 1024},
+        }
+    }
+    on_device(config, "device")
+    assert config["LayerName"]["logits"]["Precision"] == {"result": "fixed<16,6>", "weight": "auto"}
+    assert config["LayerName"]["softmax"]["TableSize"] == 4096
+
+
+# --- the check ------------------------------------------------------------------------------
+
+
+def test_agreement_counts_rows_and_exactness_bits() -> None:
+    want = np.array([[1.0, 2.0], [4.0, 3.0], [0.0, 1.0], [5.0, 1.0]])
+    got = want.copy()
+    got[0] = [2.5, 2.0]
+    got[1, 0] += 1e-6
+    check = verify.compare([got], [want], y=np.array([1, 0, 1, 1]), min_agreement=0.75)
+    assert (check.rows, check.exact, check.agreement, check.maximum) == (4, 2, 0.75, 1.5)
+    assert (check.accuracy, check.keras_accuracy) == (0.5, 0.75)
+    assert check.status == "passed"
+    assert verify.compare([got], [want], min_agreement=0.76).status == "failed"
+
+
+def test_a_quantized_model_must_be_the_same_to_the_bit() -> None:
+    want = np.array([[1.0, 2.0], [4.0, 3.0]])
+    assert verify.compare([want], [want], quantized=True).status == "passed"
+    assert verify.compare([want + 1e-9], [want], quantized=True).status == "failed"
+
+
+def test_a_single_number_agrees_within_a_hundredth_of_the_range() -> None:
+    want = np.array([[0.0], [10.0], [5.0]])
+    check = verify.compare([np.array([[0.05], [10.2], [5.0]])], [want])
+    assert check.agreement == pytest.approx(2 / 3)
+    assert check.measure == "within 1% of the range"
+
+
+def test_nothing_is_passed_on_generated_rows() -> None:
+    check = verify.compare([np.eye(3)], [np.eye(3)], generated=True)
+    report = dataclasses.replace(PLAIN, check=check)
+    assert check.status == "unverified"
+    assert not report.passed
+    assert report.verdict.startswith("unverified: ")
+
+
+def test_a_number_that_is_none_is_the_largest_error() -> None:
+    assert verify.compare([np.array([[np.nan, 1.0]])], [np.ones((1, 2))]).maximum == np.inf
+
+
+def test_the_report_tells_all_in_json_too() -> None:
+    told = json.loads(PLAIN.to_json())
+    assert told["verdict"] == "99.50% of 100 rows agree (argmax), maximum error 0.12"
+    assert told["figures"][0]["kind"] == "estimated"
+    assert told["passed"] is True
+
+
+# --- tools ----------------------------------------------------------------------------------
+
+
+def ended(state: Path) -> bool:
+    """The system takes a moment to end what was killed; a minute is beyond doubt."""
+    for _ in range(600):
+        try:
+            if state.read_text().split()[2] in "ZX":
+                return True
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def test_a_tool_that_takes_too_long_is_ended_with_all_it_started(tmp_path: Path) -> None:
+    code = (
+        "import subprocess, sys, time; "
+        "p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']); "
+        "print(p.pid, flush=True); time.sleep(600)"
+    )
+    log = tmp_path / "log"
+    with pytest.raises(FpgaTimeoutError, match="the tool was not done after 3 s") as caught:
+        process.run([sys.executable, "-c", code], what="the tool", log=log, limit_s=3, cwd=tmp_path)
+    assert caught.value.log == log
+    assert ended(Path(f"/proc/{log.read_text().split()[0]}/stat"))
+
+
+def test_a_tool_that_fails_leaves_its_words_in_the_log(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with pytest.raises(FpgaError, match="the tool failed with exit code 4"):
+        process.run(
+            ["bash", "-c", "echo why; exit 4"], what="the tool", log=log, limit_s=60, cwd=tmp_path
+        )
+    assert log.read_text() == "why\n"
+    with pytest.raises(FpgaError, match="the tool was ended by SIGSEGV"):
+        process.run(
+            ["bash", "-c", "kill -SEGV $$"], what="the tool", log=log, limit_s=60, cwd=tmp_path
+        )
+
+
+def test_the_compiler_names_the_layer() -> None:
+    nodes = [Node("first", 2, (4,)), Node("second", 4, (4,))]
+    assert guilty("a.h:1: error: no 'gelu', with CONFIG_T = config4", nodes) == "second"
+    assert guilty("x: error: no\n  9 | nnet::gelu(a, b); // first\n", nodes) == "first"
+    assert guilty("ld: error: out of memory", nodes) == ""
+
+
+def test_figures_come_from_the_tool_s_report() -> None:
+    told = {"CSynthesisReport": {"LUT": "1200", "FF": "340", "WorstLatency": "12", "DSP": "undef"}}
+    figures = estimate.synthesised(told, "vitis-run")
+    assert [(f.name, f.value, f.kind) for f in figures] == [
+        ("LUT", 1200, "synthesised"),
+        ("FF", 340, "synthesised"),
+        ("latency, worst", 12, "synthesised"),
+    ]
+
+
+def test_multipliers_follow_the_reuse_factor() -> None:
+    figures = estimate.multipliers([Node("a", 1, (4,), 100, 8), Node("b", 2, (4,))])
+    assert [one.value for one in figures] == [100, 13]
+
+
+def test_building_without_the_tool_is_refused_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    with pytest.raises(FpgaError, match="vitis-run is not on the PATH"):
+        tfaccel.export_fpga(model, tmp_path / "out", build=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_not_installed_is_named_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "hls4ml", None)
+    with pytest.raises(FpgaError, match=r"pip install 'tfaccel\[fpga\]'"):
+        extra.need("hls4ml")
+
+
+def test_the_room_opens_without_tensorflow_and_hls4ml() -> None:
+    code = (
+        "import sys, tfaccel.fpga, tfaccel.fpga.command, tfaccel.fpga.export, tfaccel.fpga.qat; "
+        "print(sorted({'tensorflow', 'keras', 'hls4ml', 'hgq', 'da4ml'} & set(sys.modules)))"
+    )
+    assert run_child(["-c", code]).strip() == "[]"
+
+
+# --- the command and the sweep --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["nowhere.keras", "--out", "o"], "nowhere.keras is no .keras file"),
+        (["model.keras", "--out", "o", "--precision", "half"], "precision='half', expected"),
+        (["model.keras", "--out", "o", "--reuse-factor", "0"], "reuse_factor=0"),
+        (["model.keras", "--out", "o", "--check", "no.npz"], "no.npz cannot be read"),
+        (["model.keras", "--out", "."], "holds something else, expected a new or empty"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(
+    words: list[str],
+    said: str,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "hls4ml", type(sys)("hls4ml"))
+    keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)]).save("model.keras")
+    assert tfaccel_command(["fpga", "export", *words]) == 2
+    error = capfd.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("tfaccel fpga: error: ")
+    assert said in error
+
+
+def test_without_matplotlib_a_sweep_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setattr(precisions, "export_fpga", lambda *_, **__: PLAIN)
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    found = precisions.sweep(model, tmp_path, ["fixed<8,4>", "fixed<16,6>"])
+    assert (len(found.reports), found.plot) == (2, None)
+    found.show()
+    said = capsys.readouterr().out
+    assert "matplotlib is not installed" in said
+    assert "12,800" in said  # 50 multiplications of 16 bits
+
+
+@pytest.mark.parametrize(("statuses", "code"), [("failed passed", 0), ("failed failed", 1)])
+def test_a_sweep_fails_when_no_precision_will_do(
+    statuses: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = iter(statuses.split())
+
+    def export(*_: object, **__: object) -> Report:
+        check = dataclasses.replace(PLAIN.check, status=next(left))
+        report = dataclasses.replace(PLAIN, check=check)
+        if not report.passed:
+            raise FpgaCheckError(report.verdict, report)
+        return report
+
+    monkeypatch.setattr(precisions, "export_fpga", export)
+    model = tmp_path / "model.keras"
+    keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)]).save(model)
+    words = ["--out", str(tmp_path), "--precision", "fixed<8,4>,fixed<16,6>"]
+    assert tfaccel_command(["fpga", "export", str(model), *words]) == code
+
+
+def test_shapes_and_ends_of_a_model_are_read() -> None:
+    given = keras.Input((4,), name="given")
+    model = keras.Model(given, keras.layers.Dense(3, name="end")(given))
+    first, last = layers_of(model)
+    assert (first.name, first.last, first.output) == ("given", False, (None, 4))
+    assert (last.kind, last.last, last.inputs) == ("Dense", True, ((None, 4),))

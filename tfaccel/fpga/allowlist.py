@@ -1,0 +1,307 @@
+"""Which layers become firmware that says what Keras says, and why the others do not.
+
+hls4ml translates some layers wrongly without a word, and fails on others deep inside or in the
+compiler. So a layer is refused unless it stands in `CHECKS`, and then by what its check says.
+Everything here was found out by running hls4ml 1.3.0 on Vitis (`tests/fpga/test_layers.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from tfaccel.errors import FpgaError
+from tfaccel.fpga.layer import Layer
+
+#: What is wrong and what to do instead, or None.
+Check = Callable[[Layer], str | None]
+
+ACTIVATIONS = ("linear", "relu", "sigmoid", "tanh", "selu", "softplus", "softmax")
+
+
+def check_layers(layers: Iterable[Layer]) -> None:
+    """Refuses a model that would not become correct firmware.
+
+    Args:
+        layers: of the model, from `tfaccel.fpga.layer.layers_of`.
+
+    Raises:
+        FpgaError: one or more layers cannot be exported; each is named with its reason.
+    """
+    found = list(layers)
+    quantized = any(one.package == "hgq" for one in found)
+    refused = [
+        f"{one.name} ({one.kind}): {why}"
+        for one in found
+        if (why := refusal(one) or (_unquantized(one) if quantized else None))
+    ]
+    work = [one for one in found if one.kind not in ("InputLayer", *_SHAPES, *_TRAINING_ONLY)]
+    if not refused and not work:
+        refused = ["the model only moves numbers: hls4ml writes code that does not compile"]
+    if refused:
+        more = f" (and {len(refused) - 1} more: {'; '.join(refused[1:])})" if refused[1:] else ""
+        raise FpgaError(f"{refused[0]}{more}.")
+
+
+def refusal(layer: Layer) -> str | None:
+    """Why this layer cannot be exported, and what to do; None when it can.
+
+    >>> refusal(Layer("pool", "MaxPooling3D"))
+    'hls4ml does not translate it; leave it out or use MaxPooling2D'
+    """
+    if layer.package not in ("keras", "hgq"):
+        return f"a class of {layer.package}, which hls4ml does not know; use a layer of Keras"
+    check = CHECKS.get(layer.kind)
+    if check is None:
+        instead = _INSTEAD.get(layer.kind, "leave it out, or run it on the host before or after")
+        if layer.kind in ("Sequential", "Functional"):
+            return f"a model within the model, which hls4ml does not open; {instead}"
+        return f"hls4ml does not translate it; {instead}"
+    if layer.calls > 1:
+        return "it is called more than once, which is untested; make one layer for each call"
+    for shape in (*layer.inputs, layer.output):
+        if None in shape[1:]:
+            return f"shape {shape} leaves a size open, expected fixed sizes; give them in Input"
+    return check(layer)
+
+
+def stays(layer: Layer) -> bool:
+    """Whether this layer of Keras stays exact among quantized ones.
+
+    >>> stays(Layer("flat", "Flatten")), stays(Layer("act", "ReLU"))
+    (True, False)
+    """
+    activation = layer.config.get("activation")
+    return (
+        layer.kind in AMONG_QUANTIZED
+        or (layer.kind == "Activation" and activation in ("relu", "linear"))
+        or (
+            (layer.last and "softmax" in (activation, layer.kind.lower()))
+            and layer.kind in ("Softmax", "Activation")
+        )
+    )
+
+
+def _unquantized(layer: Layer) -> str | None:
+    if layer.package == "hgq" or stays(layer):
+        return None
+    if layer.kind == "ReLU":
+        return "hls4ml translates it wrongly among quantized layers; use Activation('relu')"
+    return "it is not quantized and others are; make the whole model with tfaccel.fpga.quantize"
+
+
+def _any(_: Layer) -> None:
+    return None
+
+
+def _only(**allowed: tuple[object, ...]) -> Check:
+    """Refuses other values of these settings; one that the layer has not is no matter."""
+
+    def check(layer: Layer) -> str | None:
+        for name, values in allowed.items():
+            value = layer.config.get(name, values[0])
+            value = tuple(value) if isinstance(value, list) else value
+            if value not in values:
+                wanted = " or ".join(repr(one) for one in values)
+                return f"{name}={value!r} {_HARM.get((layer.kind, name), _FAILS)}; use {wanted}"
+        return None
+
+    return check
+
+
+_FAILS = "is not translated by hls4ml"
+_WRONG = "is translated wrongly by hls4ml, without a word"
+_HARM = {
+    ("Conv2D", "groups"): _WRONG,
+    ("UpSampling2D", "interpolation"): _WRONG,
+}
+
+
+def _all(*checks: Check) -> Check:
+    def check(layer: Layer) -> str | None:
+        return next((why for one in checks if (why := one(layer)) is not None), None)
+
+    return check
+
+
+def _activation(layer: Layer) -> str | None:
+    name = layer.config.get("activation")
+    if name is None or name in ACTIVATIONS:
+        return _softmax(layer) if name == "softmax" else None
+    if name in ("gelu", "silu", "swish"):
+        return f"activation {name} becomes code that does not compile; use relu or tanh"
+    return f"activation {name!r} is not translated; use one of {', '.join(ACTIVATIONS)}"
+
+
+def _softmax(layer: Layer) -> str | None:
+    """Within a model it would be looked up by the ten highest bits of a very wide logit."""
+    if not layer.last:
+        return "a softmax inside the model loses nearly all bits of its input; only the last may be"
+    axis = layer.config.get("axis", -1)
+    if axis not in (-1, len(layer.output) - 1):
+        return f"softmax over axis {axis}, expected the last; permute before it"
+    return None
+
+
+def _relu(layer: Layer) -> str | None:
+    if layer.config.get("max_value") is not None:
+        return f"max_value={layer.config['max_value']:g} is not translated; use ReLU() alone"
+    return _only(negative_slope=(0, None), threshold=(0, None))(layer)
+
+
+def _last_axis(layer: Layer) -> str | None:
+    axis, rank = layer.config.get("axis", -1), len(layer.output)
+    if axis not in (-1, rank - 1):
+        return f"axis={axis} is not translated; normalise the last axis, {rank - 1}"
+    return None
+
+
+def _layer_norm(layer: Layer) -> str:
+    if layer.config.get("axis") in (-1, [-1]):
+        return "axis=-1 is not translated, and other axes wrongly; use BatchNormalization"
+    return "it divides by a coarse table, and is far off without a word; use BatchNormalization"
+
+
+def _two(layer: Layer) -> str | None:
+    if len(layer.inputs) != 2:
+        return f"it merges {len(layer.inputs)} inputs, and hls4ml two; merge them in pairs"
+    if layer.inputs[0] != layer.inputs[1]:
+        return f"it merges shapes {layer.inputs[0]} and {layer.inputs[1]}, expected the same"
+    return None
+
+
+def _two_any(layer: Layer) -> str | None:
+    if len(layer.inputs) != 2:
+        return f"it merges {len(layer.inputs)} inputs, and hls4ml two; merge them in pairs"
+    return None
+
+
+def _permute(layer: Layer) -> str | None:
+    if len(layer.output) > 3:
+        # (2, 1, 3) before Flatten and Dense was 5.5 off, (3, 1, 2) right: the order is not trusted.
+        return f"dims={tuple(layer.config.get('dims', ()))} of images {_WRONG}; reorder on the host"
+    return None
+
+
+def _not_last(layer: Layer) -> str | None:
+    if layer.last:
+        return "it ends the model, where hls4ml has nothing to write; reshape on the host"
+    return None
+
+
+def _bidirectional(layer: Layer) -> str | None:
+    inner = layer.config.get("layer", {})
+    kind = inner.get("class_name")
+    if kind != "LSTM":
+        return f"only Bidirectional(LSTM) is known to be right, found {kind}"
+    if layer.config.get("merge_mode") != "concat":
+        return f"merge_mode={layer.config.get('merge_mode')!r} is untested; use 'concat'"
+    return _RECURRENT(Layer(layer.name, kind, config=inner.get("config", {}), output=layer.output))
+
+
+def _simple_rnn(_: Layer) -> str:
+    return "hls4ml translates it wrongly, without a word; use LSTM or GRU"
+
+
+_LAST = _only(data_format=("channels_last", None))
+_POOL = _all(_LAST, _only(keepdims=(False,)))
+_CONV = _all(
+    _LAST,
+    _only(groups=(1,), dilation_rate=(1, (1,), (1, 1)), depth_multiplier=(1,)),
+    _activation,
+)
+_RECURRENT = _only(
+    activation=("tanh",),
+    recurrent_activation=("sigmoid",),
+    go_backwards=(False,),
+    return_state=(False,),
+    stateful=(False,),
+    reset_after=(True,),
+    use_bias=(True,),
+)
+_QUANTIZED = _all(
+    _LAST,
+    _only(
+        activation=("linear", "relu", "softmax", None),
+        groups=(1,),
+        dilation_rate=(1, (1,), (1, 1)),
+    ),
+    _activation,
+)
+
+_SHAPES = ("Flatten", "Reshape")
+_TRAINING_ONLY = ("Dropout",)
+
+#: They move or compare numbers, and need no types of their own.
+AMONG_QUANTIZED = (
+    "InputLayer",
+    "MaxPooling1D",
+    "MaxPooling2D",
+    "Flatten",
+    "Reshape",
+    "Dropout",
+)
+
+CHECKS: dict[str, Check] = {
+    "InputLayer": _any,
+    "Dense": _activation,
+    "EinsumDense": _activation,
+    "Embedding": _only(mask_zero=(False,)),
+    "Conv1D": _CONV,
+    "Conv2D": _CONV,
+    "DepthwiseConv2D": _CONV,
+    "MaxPooling1D": _POOL,
+    "MaxPooling2D": _POOL,
+    "AveragePooling2D": _POOL,
+    "GlobalAveragePooling2D": _POOL,
+    "GlobalMaxPooling1D": _POOL,
+    "ZeroPadding2D": _LAST,
+    "Cropping2D": _LAST,
+    "UpSampling2D": _all(_LAST, _only(interpolation=("nearest",))),
+    "BatchNormalization": _last_axis,
+    "LayerNormalization": _layer_norm,
+    "Dropout": _any,
+    "Activation": _activation,
+    "ReLU": _relu,
+    "LeakyReLU": _any,
+    "PReLU": _any,
+    "ELU": _any,
+    "Softmax": _softmax,
+    "Flatten": _not_last,
+    "Reshape": _not_last,
+    "Permute": _permute,
+    "Add": _two,
+    "Subtract": _two,
+    "Multiply": _two,
+    "Maximum": _two,
+    "Concatenate": _two_any,
+    "LSTM": _RECURRENT,
+    "GRU": _RECURRENT,
+    "Bidirectional": _bidirectional,
+    "SimpleRNN": _simple_rnn,
+    # HGQ2's, bit by bit the same.
+    "QDense": _QUANTIZED,
+    "QConv1D": _QUANTIZED,
+    "QConv2D": _QUANTIZED,
+    "QBatchNormalization": _last_axis,
+    "QAveragePooling2D": _POOL,
+    "QAdd": _two,
+}
+
+_INSTEAD = {
+    "Sequential": "add its layers one by one",
+    "Functional": "call its layers one by one",
+    "Conv3D": "use Conv2D",
+    "Conv2DTranspose": "use UpSampling2D with Conv2D",
+    "SeparableConv1D": "use Conv1D",
+    "SeparableConv2D": "use DepthwiseConv2D with a 1x1 Conv2D",
+    "MaxPooling3D": "leave it out or use MaxPooling2D",
+    "GroupNormalization": "use BatchNormalization",
+    "QGlobalAveragePooling2D": "use AveragePooling2D over the whole image and Flatten",
+    "UnitNormalization": "use BatchNormalization",
+    "RMSNormalization": "use BatchNormalization",
+    "GaussianNoise": "leave it out: at inference it does nothing",
+    "Rescaling": "scale the input on the host",
+    "Normalization": "normalise the input on the host, or use BatchNormalization",
+    "Lambda": "use layers of Keras: hls4ml cannot follow Python code",
+    "TimeDistributed": "Dense and EinsumDense work over time by themselves",
+}

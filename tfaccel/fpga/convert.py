@@ -1,0 +1,302 @@
+"""hls4ml's part: from a Keras model to a project of C++, and what is in it.
+
+Run as a module it converts in a process of its own, since distributed arithmetic can take hours
+and gigabytes: python -m tfaccel.fpga.convert JOB.json
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import sys
+import traceback
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from tfaccel.errors import FpgaError
+from tfaccel.fpga import process
+from tfaccel.fpga.extra import need
+from tfaccel.fpga.settings import Settings
+from tfaccel.fpga.softmax import on_device
+
+PROJECT = "firmware"
+_STRATEGIES = {
+    "latency": "Latency",
+    "resource": "Resource",
+    "distributed_arithmetic": "distributed_arithmetic",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Node:
+    """A layer of the project.
+
+    Attributes:
+        name: in the project; a Keras layer with an activation becomes two.
+        index: its number in the C++ code.
+        shape: of its output, without the batch.
+        multiplications: by weights that are not zero, for one row.
+        reuse_factor: how many of them a multiplier does, as hls4ml has rounded it.
+        traced: the code keeps what it gives.
+    """
+
+    name: str
+    index: int
+    shape: tuple[int, ...]
+    multiplications: int = 0
+    reuse_factor: int = 1
+    traced: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Project:
+    """A project that hls4ml wrote.
+
+    Attributes:
+        directory: where it is.
+        stamp: a part of the compiled library's name.
+        inputs: the shape of each input, without the batch.
+        outputs: the shape of each output, without the batch.
+        nodes: its layers.
+    """
+
+    directory: Path
+    stamp: str
+    inputs: tuple[tuple[int, ...], ...]
+    outputs: tuple[tuple[int, ...], ...]
+    nodes: tuple[Node, ...]
+
+    @property
+    def library(self) -> Path:
+        """Where g++ puts the emulation."""
+        return self.directory / "firmware" / f"{PROJECT}-{self.stamp}.so"
+
+
+def convert(
+    saved: Path, directory: Path, settings: Settings, log: Path, *, trace: bool = False
+) -> Project:
+    """Writes the project of a model.
+
+    Args:
+        saved: the model, a .keras file whose layers are all allowed.
+        directory: where to write it.
+        settings: how.
+        log: gets what hls4ml says.
+        trace: write code that keeps what every layer gives.
+
+    Raises:
+        FpgaError: hls4ml failed; the layer is named where it can be known.
+        FpgaTimeoutError: distributed arithmetic took too long.
+    """
+    if settings.strategy != "distributed_arithmetic":
+        return _convert(saved, directory, settings, log, trace)
+    job = directory.parent / f"{directory.name}.job.json"
+    found = directory.parent / f"{directory.name}.project.json"
+    job.write_text(
+        json.dumps(
+            [str(saved), str(directory), dataclasses.asdict(settings), str(log), trace, str(found)]
+        )
+    )
+    try:
+        process.run(
+            [sys.executable, "-m", "tfaccel.fpga.convert", str(job)],
+            what="hls4ml's distributed arithmetic",
+            log=log,
+            limit_s=settings.timeout_s,
+            cwd=Path.cwd(),
+        )
+        told = json.loads(found.read_text())
+    finally:
+        job.unlink()
+        if found.exists():
+            found.unlink()
+    if "error" in told:
+        raise FpgaError(told["error"], log)
+    nodes = tuple(Node(**{**node, "shape": tuple(node["shape"])}) for node in told["nodes"])
+    shapes = {key: tuple(map(tuple, told[key])) for key in ("inputs", "outputs")}
+    return Project(directory, told["stamp"], nodes=nodes, **shapes)
+
+
+def compile_project(project: Project, settings: Settings, log: Path) -> None:
+    """Compiles the emulation of a project with g++.
+
+    Raises:
+        FpgaError: g++ failed; the layer is named, and the log holds what g++ said.
+        FpgaTimeoutError: it was not done in time.
+    """
+    before = log.stat().st_size if log.exists() else 0
+    command = ["bash", "./build_lib.sh"]
+    limits = {"limit_s": settings.timeout_s, "cwd": project.directory, "log": log}
+    try:
+        process.run(command, what="g++", **limits)  # type: ignore[arg-type]
+    except FpgaError as error:
+        if type(error) is not FpgaError:
+            raise
+        said = log.read_text(errors="replace")[before:]
+        names = guilty(said, project.nodes)
+        where = f"layer {names}" if names else "the project"
+        first = next((line for line in said.splitlines() if "error" in line), "no error line")
+        raise FpgaError(
+            f"{where} does not compile ({first.strip()[:160]}); is g++ 10 or newer "
+            "installed? If so, leave that layer out.",
+            log,
+        ) from error
+
+
+def guilty(said: str, nodes: Iterable[Node]) -> str:
+    """The first layer that g++ complains of, by its number or its name in the code.
+
+    >>> guilty("x.cpp:9: error: no softsign_config4", [Node("act", 4, (1,))])
+    'act'
+    """
+    found = list(nodes)
+    for line in said[max(said.find("error"), 0) :].splitlines():
+        for node in found:
+            if f"config{node.index}" in line or line.rstrip().endswith(f"// {node.name}"):
+                return node.name
+    return ""
+
+
+def _convert(saved: Path, directory: Path, settings: Settings, log: Path, trace: bool) -> Project:
+    hls4ml = need("hls4ml")
+    model = load(saved)
+    quantized = is_quantized(model)
+    with log.open("a") as out, contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+        try:
+            graph = hls4ml.converters.convert_from_keras_model(
+                model,
+                output_dir=str(directory),
+                project_name=PROJECT,
+                backend=settings.backend,
+                hls_config=_config(hls4ml, model, settings, quantized),
+                io_type=settings.io_type,
+                part=settings.part,
+                clock_period=settings.clock_ns,
+                # What the allowlist holds has a translation of its own.
+                allow_da_fallback=False,
+            )
+            graph.config.trace_output = trace
+            for layer in graph.get_layers():
+                layer.set_attr("trace", trace and _traceable(layer))
+            graph.write()
+        except Exception as error:  # hls4ml raises all kinds, AssertionError without a word too
+            traceback.print_exc(file=out)
+            raise _told(error, {layer.name for layer in model.layers}, log) from error
+    return Project(
+        directory=directory,
+        stamp=str(graph.config.get_config_value("Stamp")),
+        inputs=tuple(_shape(one) for one in graph.get_input_variables()),
+        outputs=tuple(_shape(one) for one in graph.get_output_variables()),
+        nodes=tuple(_node(one) for one in graph.get_layers()),
+    )
+
+
+def load(saved: Path) -> Any:
+    """A saved model as it is on one device, HGQ2's layers too."""
+    import zipfile
+
+    import keras
+
+    with zipfile.ZipFile(saved) as archive:
+        if b'"hgq' in archive.read("config.json"):
+            need("hgq.layers")  # registers its classes
+    return keras.models.load_model(saved, compile=False)
+
+
+def is_quantized(model: Any) -> bool:
+    """Whether HGQ2 has a part in the model."""
+    return any(type(layer).__module__.startswith("hgq.") for layer in model.layers)
+
+
+def _config(hls4ml: Any, model: Any, settings: Settings, quantized: bool) -> dict[str, Any]:
+    strategy = _STRATEGIES[settings.strategy]
+    if quantized:
+        # Its types come from the model: a configuration by layer would set others.
+        return {
+            "Model": {
+                "Precision": settings.precision,
+                "ReuseFactor": settings.reuse_factor,
+                "Strategy": strategy,
+            }
+        }
+    config: dict[str, Any] = hls4ml.utils.config_from_keras_model(
+        model,
+        granularity="name",
+        backend=settings.backend,
+        default_precision=settings.precision,
+        default_reuse_factor=settings.reuse_factor,
+    )
+    config["Model"]["Strategy"] = strategy
+    if settings.softmax != "host":
+        on_device(config, settings.softmax)
+    return config
+
+
+def _told(error: Exception, names: set[str], log: Path) -> FpgaError:
+    said = " ".join(str(error).split()) or type(error).__name__
+    layer = _layer_in(error.__traceback__, names)
+    where = f"layer {layer}" if layer else "the model"
+    return FpgaError(
+        f"hls4ml cannot translate {where} ({said[:200]}); leave that layer out or use another.",
+        log,
+    )
+
+
+def _layer_in(trace: TracebackType | None, names: set[str]) -> str:
+    """The layer that the failing function was at work on, from its local variables."""
+    found = ""
+    while trace is not None:
+        for variable in ("layer", "node"):
+            name = getattr(trace.tb_frame.f_locals.get(variable), "name", None)
+            if isinstance(name, str):
+                found = name if name in names or not found else found
+        trace = trace.tb_next
+    return found
+
+
+def _shape(variable: Any) -> tuple[int, ...]:
+    return tuple(int(size) for size in variable.shape)
+
+
+def _traceable(layer: Any) -> bool:
+    return bool(layer.get_attr("function_cpp", None)) and len(layer.get_variables()) == 1
+
+
+def _node(layer: Any) -> Node:
+    count = 0
+    weights = [w for name, w in layer.weights.items() if "weight" in name or "kernel" in name]
+    kind = layer.class_name
+    if any(part in kind for part in ("Dense", "Conv", "LSTM", "GRU")):
+        count = sum(int((weight.data != 0).sum()) for weight in weights)
+        height, width = layer.get_attr("out_height", 1), layer.get_attr("out_width", 1)
+        times = height * width if "Conv" in kind else layer.get_attr("n_timesteps", 1) or 1
+        count *= int(times)
+    variable = layer.get_output_variable()
+    return Node(
+        name=str(layer.name),
+        index=int(layer.index),
+        shape=_shape(variable),
+        multiplications=count,
+        reuse_factor=int(layer.get_attr("reuse_factor", 1) or 1),
+        traced=bool(layer.get_attr("trace", False)),
+    )
+
+
+def main(argv: list[str]) -> None:
+    """Converts one job, and writes what came of it."""
+    saved, directory, settings, log, trace, found = json.loads(Path(argv[0]).read_text())
+    told: dict[str, Any]
+    try:
+        project = _convert(Path(saved), Path(directory), Settings(**settings), Path(log), trace)
+        told = dataclasses.asdict(project)
+        del told["directory"]
+    except FpgaError as error:
+        told = {"error": str(error).removesuffix(f" The log is {error.log}.")}
+    Path(found).write_text(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

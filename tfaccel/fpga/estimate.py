@@ -1,0 +1,161 @@
+"""What the firmware will cost, without the vendor's tool, and with it.
+
+Without: multiplications by the reuse factor for every model; for quantized ones EBOPs, an upper
+bound of "LUT + 55 DSP" (https://arxiv.org/abs/2405.00645), and da4ml's count of look-up tables,
+flip-flops and pipeline stages of a design without multipliers (https://arxiv.org/abs/2507.04535).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tfaccel.errors import FpgaError, FpgaTimeoutError
+from tfaccel.fpga import process
+from tfaccel.fpga.convert import Node, Project
+from tfaccel.fpga.extra import need
+from tfaccel.fpga.report import Figure
+
+#: The longest that da4ml may take for figures alone: it ran past ten minutes on plain models.
+DA4ML_LIMIT_S = 120.0
+
+_TOOLS = {
+    "Vitis": "vitis-run",
+    "Vivado": "vivado_hls",
+    "VivadoAccelerator": "vivado_hls",
+    "Quartus": "i++",
+    "Catapult": "catapult",
+}
+# The vendor's figure, by the name that hls4ml's parser gives it.
+_SYNTHESISED = {
+    "LUT": ("LUT", ""),
+    "FF": ("FF", ""),
+    "DSP": ("DSP", ""),
+    "DSP48E": ("DSP", ""),
+    "BRAM_18K": ("BRAM_18K", ""),
+    "BestLatency": ("latency, best", "cycles"),
+    "WorstLatency": ("latency, worst", "cycles"),
+    "IntervalMax": ("interval", "cycles"),
+}
+
+
+def multipliers(nodes: Iterable[Node]) -> tuple[Figure, ...]:
+    """Multiplications of a row, and the multipliers that do them.
+
+    >>> multipliers([Node("a", 1, (4,), 64, 4)])[1].value
+    16
+    """
+    found = list(nodes)
+    total = sum(one.multiplications for one in found)
+    needed = sum(math.ceil(one.multiplications / one.reuse_factor) for one in found)
+    return (
+        Figure("multiplications", total, "estimated", "a row", "weights that are not zero"),
+        Figure("multipliers", needed, "estimated", "", "multiplications / reuse factor"),
+    )
+
+
+def ebops(model: Any) -> tuple[Figure, ...]:
+    """Effective bit operations of a calibrated quantized model."""
+    total = sum(int(layer.ebops) for layer in model.layers if getattr(layer, "enable_ebops", False))
+    return (Figure("EBOPs", total, "estimated", "", "HGQ2, about LUT + 55 DSP"),)
+
+
+def da4ml(saved: Path, log: Path, limit_s: float) -> tuple[tuple[Figure, ...], str]:
+    """da4ml's figures of a quantized model, or why there are none.
+
+    Args:
+        saved: the calibrated model.
+        log: gets what da4ml says.
+        limit_s: seconds it may take, at most `DA4ML_LIMIT_S`.
+
+    Returns:
+        The figures, and a note when there are none.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        found = Path(scratch) / "figures.json"
+        command = [sys.executable, "-m", "tfaccel.fpga.distributed", str(saved), str(found)]
+        limit_s = min(limit_s, DA4ML_LIMIT_S)
+        try:
+            process.run(command, what="da4ml", log=log, limit_s=limit_s, cwd=Path.cwd())
+        except FpgaTimeoutError:
+            return (), f"no figures from da4ml: it was not done after {limit_s:g} s"
+        except FpgaError:
+            return (), f"no figures from da4ml: it failed, see {log}"
+        told = json.loads(found.read_text())
+    source = "da4ml, without multipliers"
+    return (
+        Figure("LUT", told["lut"], "estimated", "", source),
+        Figure("FF", told["ff"], "estimated", "", source),
+        Figure("latency", told["stages"], "estimated", "stages", source),
+    ), ""
+
+
+def need_tool(backend: str) -> None:
+    """Refuses to build without the vendor's tool.
+
+    Raises:
+        FpgaError: it is not on the PATH.
+    """
+    if shutil.which(_TOOLS[backend]) is None:
+        raise FpgaError(
+            f"{_TOOLS[backend]} is not on the PATH, and build=True needs it for {backend}; "
+            "source the tool's settings script, or leave build out for estimates."
+        )
+
+
+def build(project: Project, backend: str, log: Path, limit_s: float) -> tuple[Figure, ...]:
+    """Synthesises with the vendor's tool, and reads its report.
+
+    Raises:
+        FpgaError: the tool failed, or left no report.
+        FpgaTimeoutError: it was not done in time.
+    """
+    options = "" if backend in ("Quartus", "Catapult") else "csim=False, synth=True"
+    code = (
+        f"import sys, hls4ml; hls4ml.converters.link_existing_project(sys.argv[1]).build({options})"
+    )
+    process.run(
+        [sys.executable, "-c", code, str(project.directory)],
+        what=f"{_TOOLS[backend]}",
+        log=log,
+        limit_s=limit_s,
+        cwd=project.directory,
+    )
+    hls4ml = need("hls4ml")
+    if backend == "Quartus":
+        told = hls4ml.report.parse_quartus_report(str(project.directory), write_to_file=False)
+    elif backend == "Catapult":
+        told = hls4ml.report.parse_catapult_report(str(project.directory))
+    else:
+        told = hls4ml.report.parse_vivado_report(str(project.directory))
+    figures = synthesised(told or {}, _TOOLS[backend])
+    if not figures:
+        raise FpgaError(f"{_TOOLS[backend]} left no report in {project.directory}.", log)
+    return figures
+
+
+def synthesised(told: Mapping[str, Any], tool: str) -> tuple[Figure, ...]:
+    """The figures in what hls4ml's report parser returns.
+
+    >>> synthesised({"CSynthesisReport": {"LUT": "120"}}, "vitis-run")[0].value
+    120.0
+    """
+    flat = told.get("CSynthesisReport", told)
+    return tuple(
+        Figure(name, float(flat[key]), "synthesised", unit, tool)
+        for key, (name, unit) in _SYNTHESISED.items()
+        if _is_number(flat.get(key))
+    )
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        return math.isfinite(float(value))
+    except (TypeError, ValueError):
+        return False

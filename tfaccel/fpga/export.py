@@ -1,0 +1,287 @@
+"""The whole way of an export: allow, calibrate, cut, convert, compile, compare, estimate."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tfaccel.errors import FpgaCheckError, FpgaError
+from tfaccel.fpga import convert, emulator, estimate, qat, verify
+from tfaccel.fpga.allowlist import check_layers
+from tfaccel.fpga.data import Rows, generated, rows_of
+from tfaccel.fpga.extra import need
+from tfaccel.fpga.layer import layers_of
+from tfaccel.fpga.report import Check, Figure, Report
+from tfaccel.fpga.settings import Settings
+from tfaccel.fpga.softmax import cut, is_softmax, one_hot
+
+
+def export_fpga(
+    model: Any,
+    directory: str | Path,
+    *,
+    backend: str = "Vitis",
+    part: str | None = None,
+    clock_ns: float = 5.0,
+    precision: str = "fixed<16,6>",
+    io_type: str = "io_parallel",
+    reuse_factor: int = 1,
+    strategy: str = "latency",
+    softmax: str = "host",
+    check: Any = None,
+    min_agreement: float = 0.99,
+    calibrate: Any = None,
+    estimate: bool = True,
+    build: bool = False,
+    timeout_s: float = 600.0,
+) -> Report:
+    """Turns a trained Keras model into an FPGA project, and compares it with Keras bit by bit.
+
+    Args:
+        model: trained under any strategy; plain, or from `tfaccel.fpga.quantize`.
+        directory: where the project goes: new, empty, or an earlier export.
+        backend: ``"Vitis"``, ``"Vivado"``, ``"VivadoAccelerator"``, ``"Quartus"``, ``"Catapult"``.
+        part: the FPGA; the backend's default when None.
+        clock_ns: the clock's period.
+        precision: of every number in a plain model: bits in all, bits left of the point.
+        io_type: ``"io_parallel"`` or ``"io_stream"``.
+        reuse_factor: multiplications that one multiplier does.
+        strategy: hls4ml's: ``"latency"``, ``"resource"``, ``"distributed_arithmetic"``.
+        softmax: where the last softmax runs: ``"host"`` cuts it off, ``"argmax"`` marks the class,
+            ``"device"`` keeps it.
+        check: rows to compare on, at best held out: an array, ``(x, y)``, or an .npz file with x
+            and y. Without, rows are made up and the report says "unverified".
+        min_agreement: the part of the rows that must agree. A quantized model must be bit-exact.
+        calibrate: training rows that set the ranges of a quantized model (its own change with it);
+            without, the ranges are those of training, widened by `check`.
+        estimate: also estimate resources.
+        build: also synthesise with the vendor's tool, and read its report.
+        timeout_s: seconds that each tool may take.
+
+    Returns:
+        The report.
+
+    Raises:
+        FpgaError: the model cannot be exported, or a tool failed; `log` holds what it said.
+        FpgaTimeoutError: a tool was not done in time.
+        FpgaCheckError: the firmware does not agree with Keras; `report` says how far it is off.
+
+    Example::
+
+        report = tfaccel.export_fpga(model, "firmware", check=(x_held_out, y_held_out))
+        print(report.verdict)
+    """
+    settings = Settings(
+        backend, part, clock_ns, precision, io_type, reuse_factor, strategy, softmax, timeout_s
+    )
+    if not 0 <= min_agreement <= 1:
+        raise FpgaError(f"min_agreement={min_agreement:g}, expected a part between 0 and 1.")
+    if build:
+        _estimate.need_tool(backend)
+    prepared = prepare(model, directory, settings, check=check, calibrate=calibrate)
+    report = _export(prepared, settings, min_agreement, estimate, build)
+    (prepared.home / "report.json").write_text(report.to_json())
+    if report.check.status == "failed":
+        raise FpgaCheckError(
+            f"{report.verdict}, expected {_expected(report)}; give it more bits with precision, "
+            f"or see the error of each layer in {prepared.home / 'report.json'}.",
+            report,
+        )
+    return report
+
+
+_estimate = estimate  # the argument of the same name hides the module
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A model on its way.
+
+    Attributes:
+        home: the directory of the export.
+        name: of the model.
+        device: the functional model that becomes firmware.
+        saved: its file.
+        quantized: HGQ2 has a part in it.
+        host: for each output, whether softmax is left to the host.
+        has_softmax: the model ends in one.
+        rows: to compare on.
+        notes: what the reader should know.
+    """
+
+    home: Path
+    name: str
+    device: Any
+    saved: Path
+    quantized: bool
+    host: tuple[bool, ...]
+    has_softmax: bool
+    rows: Rows
+    notes: tuple[str, ...]
+
+    @property
+    def log(self) -> Path:
+        return self.home / "export.log"
+
+
+def prepare(
+    model: Any, directory: str | Path, settings: Settings, *, check: Any, calibrate: Any
+) -> _Prepared:
+    """All that comes before hls4ml: refusals first, so that nothing is written for nothing."""
+    layers = layers_of(model)
+    check_layers(layers)
+    shapes = [tuple(one.shape) for one in model.inputs]
+    rows = generated(layers, shapes) if check is None else rows_of(check, shapes)
+    quantized = convert.is_quantized(model)
+    has_softmax = any(one.last and is_softmax(one) for one in layers)
+    if quantized and has_softmax and settings.softmax != "host":
+        raise FpgaError(
+            f"softmax={settings.softmax!r} on a quantized model, expected 'host': only logits are "
+            "bit-exact."
+        )
+    if quantized and settings.backend in ("Quartus", "Catapult"):
+        raise FpgaError(
+            f"hls4ml's {settings.backend} backend fails on quantized models; use Vitis or Vivado."
+        )
+    if quantized and settings.io_type != "io_parallel":
+        raise FpgaError(
+            f"io_type={settings.io_type!r} on a quantized model, expected 'io_parallel': each of "
+            "its numbers may have a type of its own."
+        )
+    need("hls4ml")
+    home = _home(directory)
+    notes = _calibrated(model, rows, calibrate) if quantized else []
+    device, host = _functional(model, home), (False,) * len(model.outputs)
+    if has_softmax and settings.softmax == "host":
+        device, host = cut(device)
+    saved = home / "model.keras"
+    device.save(saved)
+    return _Prepared(
+        home, model.name, device, saved, quantized, host, has_softmax, rows, tuple(notes)
+    )
+
+
+def _export(
+    prepared: _Prepared, settings: Settings, min_agreement: float, estimated: bool, build: bool
+) -> Report:
+    home, log, rows = prepared.home, prepared.log, prepared.rows
+    project = convert.convert(prepared.saved, home, settings, log)
+    convert.compile_project(project, settings, log)
+    (home / emulator.MANIFEST).write_text(_manifest(project, prepared))
+    x = [np.asarray(one, np.float32) for one in rows.x]
+    answered, _ = emulator.run(project, x, log=log, limit_s=settings.timeout_s)
+    wanted = prepared.device.predict(x if len(x) > 1 else x[0], verbose=0)
+    wanted = list(wanted) if isinstance(wanted, (list, tuple)) else [wanted]
+    if prepared.has_softmax and settings.softmax == "argmax":
+        wanted = [one_hot(one) for one in wanted]
+    check = verify.compare(
+        answered,
+        wanted,
+        y=rows.y,
+        generated=rows.generated,
+        quantized=prepared.quantized,
+        min_agreement=min_agreement,
+    )
+    notes = list(prepared.notes)
+    if check.status == "failed":
+        check = _with_layers(check, prepared, settings, x)
+    figures: list[Figure] = []
+    if estimated:
+        if settings.strategy != "distributed_arithmetic":  # which adds instead
+            figures += _estimate.multipliers(project.nodes)
+        if prepared.quantized:
+            figures += _estimate.ebops(prepared.device)
+            more, why = _estimate.da4ml(prepared.saved, log, settings.timeout_s)
+            figures += more
+            notes += [why] if why else []
+    if build:
+        figures += _estimate.build(project, settings.backend, log, settings.timeout_s)
+    if settings.reuse_factor > 1:
+        notes.append("emulation cannot see the reuse factor: it gives the same numbers for all")
+    return Report(
+        directory=home,
+        model=prepared.name,
+        quantized=prepared.quantized,
+        backend=settings.backend,
+        precision=settings.precision,
+        softmax=settings.softmax if prepared.has_softmax else "none",
+        check=check,
+        figures=tuple(figures),
+        notes=tuple(notes),
+    )
+
+
+def _with_layers(
+    check: Check, prepared: _Prepared, settings: Settings, x: list[np.ndarray]
+) -> Check:
+    """Writes and compiles the project once more, with code that keeps what each layer gives."""
+    some = [one[: verify.TRACED_ROWS] for one in x]
+    home = prepared.home / "trace"
+    try:
+        project = convert.convert(prepared.saved, home, settings, prepared.log, trace=True)
+        convert.compile_project(project, settings, prepared.log)
+        nodes = [one for one in project.nodes if one.traced]
+        _, traced = emulator.run(
+            project, some, log=prepared.log, limit_s=settings.timeout_s, trace=nodes
+        )
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+    return dataclasses.replace(check, layers=verify.layer_errors(prepared.device, some, traced))
+
+
+def _home(directory: str | Path) -> Path:
+    """Makes or empties the directory of an export, and no other."""
+    home = Path(directory).expanduser().resolve()
+    if home.exists() and (not home.is_dir() or any(home.iterdir())):
+        if not any((home / name).is_file() for name in (emulator.MANIFEST, "export.log")):
+            raise FpgaError(f"{home} holds something else, expected a new or empty directory.")
+        shutil.rmtree(home)
+    home.mkdir(parents=True, exist_ok=True)
+    (home / "export.log").touch()
+    return home
+
+
+def _calibrated(model: Any, rows: Rows, data: Any) -> list[str]:
+    if data is not None:
+        qat.calibrate(model, data)
+        return []
+    trace_minmax = need("hgq.utils").trace_minmax
+    arrays = [np.asarray(one, np.float32) for one in rows.x]
+    # Without a reset: the check alone may be less than what the model will meet.
+    trace_minmax(model, arrays[0] if len(arrays) == 1 else arrays, reset=False)
+    return [
+        "ranges are those of training, widened by the rows of the check; give the training set "
+        "as calibrate to be sure that none is too small"
+    ]
+
+
+def _functional(model: Any, home: Path) -> Any:
+    """A copy on one device, whatever strategy the model lives under."""
+    import keras
+
+    path = home / "model.keras"
+    model.save(path)
+    copy = convert.load(path)
+    return keras.Model(copy.inputs, copy.outputs, name=copy.name)
+
+
+def _manifest(project: convert.Project, prepared: _Prepared) -> str:
+    told = {
+        "stamp": project.stamp,
+        "inputs": project.inputs,
+        "outputs": [one.shape[1:] for one in prepared.device.outputs],
+        "host": prepared.host,
+    }
+    return json.dumps({"format": 1, "project": told}, indent=1)
+
+
+def _expected(report: Report) -> str:
+    if report.quantized:
+        return "every row bit-exact"
+    return f"{report.check.required:.2%}"

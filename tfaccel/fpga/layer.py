@@ -1,0 +1,82 @@
+"""A Keras model as a list of layers, with what the allowlist looks at and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tfaccel.errors import FpgaError
+
+Shape = tuple[int | None, ...]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer.
+
+    Attributes:
+        name: its name in the model.
+        kind: its class, such as ``"Dense"``.
+        package: where the class comes from: ``"keras"``, ``"hgq"`` or another top-level module.
+        config: what its `get_config` says.
+        inputs: the shape of each input, the batch first.
+        output: the shape of what it returns.
+        last: its output is an output of the model.
+        calls: how often the model calls it.
+    """
+
+    name: str
+    kind: str
+    package: str = "keras"
+    config: Mapping[str, Any] = field(default_factory=dict)
+    inputs: tuple[Shape, ...] = ()
+    output: Shape = ()
+    last: bool = False
+    calls: int = 1
+
+
+def layers_of(model: Any) -> list[Layer]:
+    """The layers of a built Sequential or functional model, inputs first.
+
+    Args:
+        model: a `keras.Model`.
+
+    Raises:
+        FpgaError: its graph cannot be read: it is subclassed, or was never built.
+    """
+    import keras
+
+    graph = _graph(model, keras)
+    outputs = {id(one) for one in keras.tree.flatten(graph.outputs)}
+    used = [node for nodes in graph._nodes_by_depth.values() for node in nodes]
+    return [
+        Layer(
+            name=layer.name,
+            kind=type(layer).__name__,
+            package=type(layer).__module__.partition(".")[0],
+            config=layer.get_config(),
+            inputs=tuple(tuple(one.shape) for one in nodes[0].input_tensors),
+            output=tuple(nodes[0].outputs[0].shape),
+            last=any(id(one) in outputs for node in nodes for one in node.outputs),
+            calls=len(nodes),
+        )
+        for layer in graph.layers
+        if (nodes := [node for node in used if node.operation is layer])
+    ]
+
+
+def _graph(model: Any, keras: Any) -> Any:
+    functional = isinstance(model, keras.Sequential) or type(model).__name__ == "Functional"
+    if not functional:
+        raise FpgaError(
+            f"{model.name} is a {type(model).__name__}, expected a Sequential or functional model: "
+            "hls4ml cannot follow Python code; build it with keras.Model(inputs, outputs)."
+        )
+    if not model.built:
+        raise FpgaError(
+            f"{model.name} is not built, expected known shapes; put keras.Input(shape) first."
+        )
+    return (
+        keras.Model(model.inputs, model.outputs) if isinstance(model, keras.Sequential) else model
+    )

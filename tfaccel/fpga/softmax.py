@@ -1,0 +1,105 @@
+"""Where the last softmax of a classifier runs.
+
+``host`` (the default) cuts it off: the firmware gives logits, of which the largest is the class,
+and who wants probabilities computes them on the host. ``argmax`` lets the firmware mark the class.
+``device`` keeps softmax in the firmware. There hls4ml's own choice is a trap: it looks the exponent
+up by the ten highest bits of the logits, whose type it makes wide enough for every possible sum
+(38 bits in a small model), so that all logits of real data fall into few entries and accuracy is
+lost in silence. So the logits are pinned to a narrow type and the table is made larger.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tfaccel.errors import FpgaError
+from tfaccel.fpga.layer import Layer
+
+LOGITS = "fixed<16,6>"
+TABLE_SIZE = 4096
+
+
+def is_softmax(layer: Layer) -> bool:
+    """Whether this layer's output is a softmax."""
+    return layer.kind == "Softmax" or layer.config.get("activation") == "softmax"
+
+
+def cut(model: Any) -> tuple[Any, tuple[bool, ...]]:
+    """Cuts softmax off the outputs.
+
+    Args:
+        model: a functional model of its own; its last layers are changed.
+
+    Returns:
+        The model that gives logits, and for each output whether softmax is left to the host.
+    """
+    import keras
+
+    layers = {id(layer.output): layer for layer in model.layers}
+    outputs, host = [], []
+    for output in model.outputs:
+        layer = layers[id(output)]
+        config = layer.get_config()
+        if layer.__class__.__name__ == "Softmax" or (
+            layer.__class__.__name__ == "Activation" and config["activation"] == "softmax"
+        ):
+            outputs.append(layer.input)
+        elif config.get("activation") == "softmax":
+            layer.activation = keras.activations.linear
+            outputs.append(output)
+        else:
+            outputs.append(output)
+            host.append(False)
+            continue
+        host.append(True)
+    return keras.Model(model.inputs, outputs, name=model.name), tuple(host)
+
+
+def on_device(config: dict[str, Any], mode: str) -> None:
+    """Sets up the softmax layers of an hls4ml configuration, in place.
+
+    Args:
+        config: of hls4ml, by layer name, in the order of the layers.
+        mode: ``"device"`` or ``"argmax"``.
+
+    Raises:
+        FpgaError: nothing stands before the softmax.
+    """
+    names = list(config["LayerName"])
+    for place, name in enumerate(names):
+        layer = config["LayerName"][name]
+        if "exp_table" not in layer.get("Precision", {}):
+            continue
+        if place == 0:
+            raise FpgaError(f"{name} is the first layer, expected logits before a softmax.")
+        if mode == "argmax":
+            layer["Implementation"] = "argmax"
+            continue
+        layer["TableSize"] = TABLE_SIZE
+        before = config["LayerName"][names[place - 1]]
+        before["Precision"] = {**_as_dict(before.get("Precision")), "result": LOGITS}
+
+
+def _as_dict(precision: Any) -> dict[str, Any]:
+    return dict(precision) if isinstance(precision, dict) else {}
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities, over the last axis.
+
+    >>> softmax(np.array([0.0, 0.0]))
+    array([0.5, 0.5])
+    """
+    shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return np.asarray(shifted / shifted.sum(axis=-1, keepdims=True))
+
+
+def one_hot(scores: np.ndarray) -> np.ndarray:
+    """One where the largest is, and else zero: what the firmware gives under ``argmax``.
+
+    >>> one_hot(np.array([[0.1, 0.7, 0.2]]))
+    array([[0., 1., 0.]])
+    """
+    return np.asarray(np.eye(scores.shape[-1])[scores.argmax(axis=-1)])

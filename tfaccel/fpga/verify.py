@@ -1,0 +1,124 @@
+"""Compares what the firmware answers with what Keras answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tfaccel.fpga.report import Check, LayerError
+
+RANGE_SHARE = 0.01
+TRACED_ROWS = 32
+
+
+def compare(
+    firmware: Sequence[np.ndarray],
+    reference: Sequence[np.ndarray],
+    *,
+    y: np.ndarray | None = None,
+    generated: bool = False,
+    quantized: bool = False,
+    min_agreement: float = 0.99,
+) -> Check:
+    """The check of all outputs.
+
+    A row agrees when the largest score is in the same place, or, for outputs of a single number,
+    when they differ by no more than a hundredth of the range that Keras's answers span.
+
+    Args:
+        firmware: each output, rows first.
+        reference: the same of Keras.
+        y: class numbers.
+        generated: the rows are made up, so that nothing can be passed or failed.
+        quantized: every row must be the same to the bit.
+        min_agreement: else, the part of the rows that must agree.
+
+    Returns:
+        The check, without the errors of layers.
+    """
+    rows = len(reference[0])
+    pairs = [
+        (np.asarray(a, np.float64).reshape(np.shape(b)), np.asarray(b, np.float64))
+        for a, b in zip(firmware, reference, strict=True)
+    ]
+    exact = np.ones(rows, bool)
+    agreement, measure, maximum = 1.0, "argmax", 0.0
+    for got, want in pairs:
+        exact &= (got == want).reshape(rows, -1).all(axis=1)
+        same, how = _agree(got, want)
+        if same.mean() <= agreement:
+            agreement, measure = float(same.mean()), how
+        difference = np.abs(got - want)
+        # A NaN on either side is the largest error there is.
+        maximum = max(maximum, float(np.where(np.isnan(difference), np.inf, difference).max()))
+    good = bool(exact.all()) if quantized else agreement >= min_agreement
+    accuracies: list[float | None] = [None, None]
+    if y is not None:
+        got, want = pairs[0]
+        accuracies = [_accuracy(got, y), _accuracy(want, y)]
+    return Check(
+        status="unverified" if generated else "passed" if good else "failed",
+        rows=rows,
+        exact=int(exact.sum()),
+        agreement=agreement,
+        measure=measure,
+        maximum=maximum,
+        required=1.0 if quantized else min_agreement,
+        accuracy=accuracies[0],
+        keras_accuracy=accuracies[1],
+    )
+
+
+def _agree(got: np.ndarray, want: np.ndarray) -> tuple[np.ndarray, str]:
+    if want.shape[-1] > 1:
+        return got.argmax(-1) == want.argmax(-1), "argmax"
+    allowed = RANGE_SHARE * float(want.max() - want.min())
+    return np.abs(got - want) <= allowed, "within 1% of the range"
+
+
+def _accuracy(scores: np.ndarray, y: np.ndarray) -> float | None:
+    if scores.ndim != 2 or scores.shape[-1] == 1 or not np.issubdtype(y.dtype, np.integer):
+        return None
+    return float((scores.argmax(-1) == y).mean())
+
+
+def layer_errors(
+    model: Any, x: Sequence[np.ndarray], traced: dict[str, np.ndarray]
+) -> tuple[LayerError, ...]:
+    """How far each layer is off, in the order of the model.
+
+    Args:
+        model: the functional Keras model that was converted.
+        x: the rows that were traced.
+        traced: what each layer of the firmware gave, by its name there. hls4ml makes two of a
+            layer with an activation: `name` and `name_relu`.
+    """
+    import keras
+
+    probed = [
+        (layer, name)
+        for layer in model.layers
+        if (name := _name_in(layer, traced)) and not isinstance(layer, keras.layers.InputLayer)
+    ]
+    if not probed:
+        return ()
+    probe = keras.Model(model.inputs, [layer.output for layer, _ in probed])
+    given = list(x) if len(x) > 1 else x[0]
+    wanted = probe.predict(given, verbose=0)
+    wanted = wanted if isinstance(wanted, list) else [wanted]
+    errors = []
+    for (layer, name), want in zip(probed, wanted, strict=True):
+        got = traced[name]
+        if got.size != want.size:
+            continue
+        off = np.abs(got.reshape(want.shape) - want)
+        errors.append(LayerError(layer.name, float(off.max()), float(np.abs(want).max())))
+    return tuple(errors)
+
+
+def _name_in(layer: Any, traced: dict[str, np.ndarray]) -> str | None:
+    activation = layer.get_config().get("activation")
+    with_activation = f"{layer.name}_{activation}"
+    return next((one for one in (with_activation, layer.name) if one in traced), None)
