@@ -37,7 +37,9 @@ COMMANDS = {
     "launch": Command("tfaccel.launch.local:main", "start the workers of a job on this machine"),
     "env": Command("tfaccel.env:main", "show versions, devices and settings, to paste in a report"),
     "bench": Command("tfaccel.bench:main", "measure how fast workers reduce gradients"),
-    "tpu": Command("tfaccel.tpu:main", "check a training step for a TPU that is not here"),
+    "tpu": Command(
+        "tfaccel.tpu:main", "check a training step for a TPU that is not here, or run it there"
+    ),
     "fpga": Command("tfaccel.fpga:main", "export a model to checked firmware, or sweep precisions"),
     "test": Command("tfaccel.selftest:main", "check that training works here as on one device"),
 }

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import importlib
+from collections.abc import Callable, Sequence
 
 from tfaccel.tpu.check import check
 from tfaccel.tpu.report import Report
 
 __all__ = ["Report", "check", "main"]
+
+_HOME = {"check": "tfaccel.tpu.command", "run": "tfaccel.launch.tpu_vm"}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -23,8 +26,7 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="tfaccel tpu", description="Check a model before you rent a TPU, then run it on one."
     )
-    parser.add_argument("what", choices=["check"], help="`tfaccel tpu check --help` says more")
-    parser.parse_args(argv[:1])
-    from tfaccel.tpu import command
-
-    return command.main(argv[1:])
+    parser.add_argument("what", choices=_HOME, help="`tfaccel tpu check --help` says more")
+    what: str = parser.parse_args(argv[:1]).what
+    run: Callable[[Sequence[str]], int] = importlib.import_module(_HOME[what]).main
+    return run(argv[1:])

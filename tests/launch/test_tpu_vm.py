@@ -1,0 +1,267 @@
+"""`tfaccel tpu run`, against a `gcloud` whose TPU is a folder of this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tfaccel.launch import gcloud
+from tfaccel.launch.gcloud import TpuJob
+
+ROOT = Path(__file__).parents[2]
+
+GCLOUD = """#!{python}
+import json, os, subprocess, sys
+words = sys.argv[1:]
+with open({log!r}, "a") as log:
+    print(json.dumps(words), file=log)
+kind, what = words[2:4]
+answers = json.loads(os.environ.get("ANSWERS", "{{}}"))
+if what in answers:
+    sys.stderr.write(answers[what][1])
+    sys.exit(answers[what][0])
+if what == "describe":
+    asked = open({log!r}).read().count("describe")
+    print("ACTIVE" if asked > 1 else "WAITING_FOR_RESOURCES")
+if what == "ssh":
+    (command,) = [w.partition("=")[2] for w in words if w.startswith("--command=")]
+    sys.exit(subprocess.call(["bash", "-c", command], env={{**os.environ, "HOME": {home!r}}}))
+"""
+# The TPU VM's Python, on which pip has nothing to do.
+PYTHON = """#!/bin/bash
+[ "$1 $2" = "-m pip" ] && exit 0
+exec {python} "$@"
+"""
+SCRIPT = """
+import os, sys, time
+print("started with", sys.argv[1:], os.environ.get("GREETING"), flush=True)
+time.sleep(float(os.environ.get("SLEEP", 0)))
+sys.exit(int(os.environ.get("CODE", 0)))
+"""
+
+
+class Cloud:
+    """A folder with a fake `gcloud` on the path, and what it was asked."""
+
+    def __init__(self, folder: Path) -> None:
+        self.log = folder / "gcloud.jsonl"
+        self._bin, self._home = folder / "bin", folder / "home of the vm"
+        self.script = folder / "my code" / "train it.py"
+        for made in (self._bin, self._home, self.script.parent / ".git"):
+            made.mkdir(parents=True)
+        self.script.write_text(SCRIPT)
+        (self.script.parent / ".git" / "config").write_text("not to be copied")
+        fake = GCLOUD.format(python=sys.executable, log=str(self.log), home=str(self._home))
+        sleep = "#!/bin/bash\nexec /bin/sleep 0.1\n"
+        for name, text in {
+            "gcloud": fake,
+            "python3": PYTHON.format(python=sys.executable),
+            "sleep": sleep,
+        }.items():
+            (self._bin / name).write_text(text)
+            (self._bin / name).chmod(0o755)
+
+    def start(
+        self, *words: str, path: str | None = None, **variables: str
+    ) -> subprocess.Popen[str]:
+        path = f"{self._bin}:{os.environ['PATH']}" if path is None else path
+        name = f"t{os.getpid()}-{abs(hash(self.log)) % 10**6}"
+        command = [sys.executable, "-m", "tfaccel.cli", "tpu", "run", "--name", name]
+        return subprocess.Popen(
+            [*command, "--zone", "z-a", "--accelerator-type", "v5litepod-4", *words],
+            env={**os.environ, "PYTHONPATH": str(ROOT), "PATH": path, **variables},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, *words: str, **given: Any) -> tuple[int, str, str]:
+        process = self.start(*words, str(self.script), **given)
+        out, err = process.communicate(timeout=60)
+        return process.returncode, out, err
+
+    @property
+    def asked(self) -> list[str]:
+        """The verbs of the commands, in order."""
+        lines = self.log.read_text().splitlines() if self.log.exists() else []
+        return [json.loads(line)[3] for line in lines]
+
+    @property
+    def home(self) -> Path:
+        return next(self._home.iterdir())
+
+
+@pytest.fixture
+def cloud(tmp_path: Path) -> Any:
+    made = Cloud(tmp_path)
+    yield made
+    for archive in Path("/tmp").glob(f"t{os.getpid()}-*.tar.gz"):
+        archive.unlink()
+
+
+def test_a_script_runs_there_and_the_tpu_is_deleted(cloud: Cloud) -> None:
+    words = ["--yes", "--env", "GREETING=it's me"]
+    process = cloud.start(*words, str(cloud.script), "--", "--lr=1e-3", "two words", "a'b\"c$HOME")
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, out + err
+    assert cloud.asked == ["create", "scp", "ssh", "ssh", "ssh", "delete"]
+    said = ["--lr=1e-3", "two words", "a'b\"c$HOME"]
+    assert f"started with {said} it's me" in out
+    assert (cloud.home / cloud.script.name).exists()
+    assert not (cloud.home / ".git").exists()
+
+
+def test_a_queued_tpu_is_waited_for(cloud: Cloud) -> None:
+    code, out, err = cloud.run("--yes", "--queued", "--spot")
+    assert code == 0, out + err
+    assert cloud.asked[:4] == ["create", "describe", "describe", "scp"]
+    first = json.loads(cloud.log.read_text().splitlines()[0])
+    assert first[2] == "queued-resources"
+    assert "--spot" in first
+    assert "--runtime-version=v2-alpha-tpuv5-lite" in first
+    last = json.loads(cloud.log.read_text().splitlines()[-1])
+    assert last[2:4] == ["queued-resources", "delete"]
+    assert {"--force", "--quiet"} <= set(last)
+
+
+def test_the_script_s_code_comes_back_and_the_tpu_is_deleted(cloud: Cloud) -> None:
+    code, _, err = cloud.run("--yes", CODE="7")
+    assert code == 7, err
+    assert cloud.asked[-1] == "delete"
+
+
+@pytest.mark.parametrize(
+    ("gcloud_says", "we_say"),
+    [
+        ("Quota limit 'TPUV5sLitepod' has been exceeded", "has no quota for it"),
+        ("You do not currently have an active account selected", "run `gcloud auth login`"),
+        ("ALREADY_EXISTS", "there is one of that name"),
+        ("something else", "see what it says above"),
+    ],
+)
+def test_a_tpu_that_is_not_made_is_not_deleted(cloud: Cloud, gcloud_says: str, we_say: str) -> None:
+    code, _, err = cloud.run("--yes", ANSWERS=json.dumps({"create": [1, gcloud_says]}))
+    assert code == 2
+    assert gcloud_says in err
+    assert we_say in err
+    assert cloud.asked == ["create"]
+
+
+def test_a_failure_on_the_way_deletes_it(cloud: Cloud) -> None:
+    code, _, _ = cloud.run("--yes", ANSWERS=json.dumps({"scp": [5, "no route"]}))
+    assert code == 5
+    assert cloud.asked == ["create", "scp", "delete"]
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_deletes_it(cloud: Cloud, how: int) -> None:
+    process = cloud.start("--yes", str(cloud.script), SLEEP="30")
+    deadline = time.monotonic() + 30
+    while cloud.asked.count("ssh") < 3:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    if how == signal.SIGINT:
+        os.killpg(process.pid, how)  # as a terminal's Ctrl-C
+    else:
+        process.send_signal(how)
+    process.wait(timeout=30)
+    os.killpg(process.pid, signal.SIGKILL)  # what runs on the deleted TPU
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 130, out + err
+    assert cloud.asked[-1] == "delete"
+
+
+def test_a_tpu_that_cannot_be_deleted_is_shouted_about(cloud: Cloud) -> None:
+    code, _, err = cloud.run("--yes", ANSWERS=json.dumps({"delete": [1, "try later"]}))
+    assert code == 0, "the script's own"
+    assert "COULD NOT BE DELETED AND STILL COSTS MONEY; run: gcloud compute tpus tpu-vm dele" in err
+
+
+def test_a_kept_one_says_how_to_delete_it(cloud: Cloud) -> None:
+    code, out, _ = cloud.run("--yes", "--keep")
+    assert code == 0
+    assert "delete" not in cloud.asked
+    assert "is kept and costs money until: gcloud compute tpus tpu-vm delete" in out
+
+
+@pytest.mark.parametrize(("word", "code"), [("--dry-run", 0), ("--keep", 2)])
+def test_nothing_is_asked_without_yes(cloud: Cloud, word: str, code: int) -> None:
+    found, out, err = cloud.run(word)
+    assert found == code
+    assert cloud.asked == []
+    lines = [shlex.split(line) for line in out.splitlines()]
+    assert lines[0][:5] == ["gcloud", "compute", "tpus", "tpu-vm", "create"]
+    assert len(lines) == (7 if word == "--dry-run" else 6)
+    assert ("give --yes to run these" in err) == (word != "--dry-run")
+
+
+def test_what_a_dry_run_prints_is_what_bash_runs(cloud: Cloud) -> None:
+    _, out, _ = cloud.run("--dry-run", "--queued")
+    path = f"{cloud._bin}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-e", "-c", out], env={**os.environ, "PATH": path}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "started with []" in done.stdout
+    assert cloud.asked[-1] == "delete"
+
+
+def test_a_machine_without_gcloud_is_told_so(cloud: Cloud) -> None:
+    code, _, err = cloud.run("--yes", path="/nonexistent")
+    assert code == 2
+    assert "gcloud is not installed" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--name", "My TPU", "x.py"], "there is no script 'x.py'"),
+        (["--name", "My TPU", __file__], "--name is 'My TPU', expected lower-case letters"),
+        (["--env", "A", __file__], "--env is 'A', expected NAME=VALUE"),
+        (["--accelerator-type", "v4-32", __file__], "v4-32 has several hosts"),
+    ],
+)
+def test_mistakes_are_one_line(cloud: Cloud, words: list[str], says: str) -> None:
+    process = cloud.start(*words)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert says in err
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "software"),
+    [
+        ("v6e-8", "v2-alpha-tpuv6e"),
+        ("v5p-8", "v2-alpha-tpuv5"),
+        ("v5litepod-8", "v2-alpha-tpuv5-lite"),
+        ("v3-8", "tpu-ubuntu2204-base"),
+    ],
+)
+def test_the_software_fits_the_accelerator(accelerator: str, software: str) -> None:
+    job = TpuJob(Path("a.py"), (), "n", "z", "p", accelerator)
+    assert f"--version={software}" in gcloud.create(job)
+    assert "--project=p" in gcloud.create(job)
+
+
+def test_a_pod_is_driven_from_its_first_host() -> None:
+    software = "tpu-vm-tf-2.18.0-pod-pjrt"
+    job = TpuJob(Path("a.py"), (), "mine", "z", None, "v4-32", software, install=("tfaccel",))
+    assert job.is_pod
+    installs, starts = gcloud.install(job), gcloud.start(job)
+    assert "--worker=all" in installs
+    assert installs[-1].endswith("; python3 -m pip install tfaccel"), "the servers' TensorFlow"
+    assert "--worker=0" in starts
+    assert "env TPU_NAME=mine TPU_LOAD_LIBRARY=0 python3 -u a.py" in starts[-1]
+    one = TpuJob(Path("a.py"), (), "mine", "z", None, "v6e-8")
+    assert "--worker=all" in gcloud.start(one)
+    assert "tensorflow-tpu==2.20.0" in gcloud.install(one)[-1]

@@ -1,0 +1,200 @@
+"""The `gcloud` commands of one run on a TPU, as argument lists; nothing here runs them.
+
+Flags as in Google's reference (https://cloud.google.com/sdk/gcloud/reference/compute/tpus), runtime
+versions as in https://cloud.google.com/tpu/docs/runtimes.
+
+A slice of several hosts (a pod) is driven by one script, on its first host; TensorFlow's servers
+on all of them come with the runtime versions that have ``-pod`` in their name.
+"""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from tfaccel.installed import INSTALL_TPU
+
+Command = list[str]
+
+_RUNTIMES = {
+    "v6e": "v2-alpha-tpuv6e",
+    "v5p": "v2-alpha-tpuv5",
+    "v5litepod": "v2-alpha-tpuv5-lite",
+}
+_EXCLUDED = (".git", ".venv", "__pycache__")
+
+
+@dataclass(frozen=True)
+class TpuJob:
+    """A script, and the TPU to run it on.
+
+    Attributes:
+        script: a Python file; its folder is copied.
+        arguments: of the script.
+        name: of the TPU, and of the folder on it.
+        zone: of Google Cloud.
+        project: of Google Cloud; None for gcloud's own setting.
+        accelerator: such as ``"v5litepod-4"``.
+        runtime: software of the TPU VM; None for the one that fits the accelerator.
+        queued: wait in the queue of Google Cloud for the TPU.
+        spot: a cheaper one that may be taken away.
+        install: what pip installs beside TensorFlow for TPUs.
+        environment: variables of the script.
+    """
+
+    script: Path
+    arguments: tuple[str, ...]
+    name: str
+    zone: str
+    project: str | None
+    accelerator: str
+    runtime: str | None = None
+    queued: bool = False
+    spot: bool = False
+    install: tuple[str, ...] = ("tfaccel",)
+    environment: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def software(self) -> str:
+        """The runtime version.
+
+        >>> TpuJob(Path("a.py"), (), "n", "z", None, "v4-8").software
+        'tpu-ubuntu2204-base'
+        """
+        kind = self.accelerator.partition("-")[0]
+        return self.runtime or _RUNTIMES.get(kind, "tpu-ubuntu2204-base")
+
+    @property
+    def chips(self) -> int:
+        """How many chips, or cores with older TPUs, the accelerator's name says."""
+        number = self.accelerator.rpartition("-")[2]
+        return int(number) if number.isdigit() else 0
+
+    @property
+    def is_pod(self) -> bool:
+        """Whether the TPU has several hosts: one has at most eight of them."""
+        return self.chips > 8 or "-pod" in self.software
+
+    @property
+    def archive(self) -> str:
+        """Where the code is packed, here and there."""
+        return f"/tmp/{self.name}.tar.gz"
+
+
+def create(job: TpuJob) -> Command:
+    """Makes the TPU: from here on it costs money."""
+    spot = ["--spot"] if job.spot else []
+    kind = [f"--accelerator-type={job.accelerator}"]
+    if job.queued:
+        made = ["queued-resources", "create", job.name, f"--node-id={job.name}", *_where(job)]
+        return _gcloud(*made, *kind, f"--runtime-version={job.software}", *spot)
+    return _gcloud(
+        "tpu-vm", "create", job.name, *_where(job), *kind, f"--version={job.software}", *spot
+    )
+
+
+def wait(job: TpuJob) -> Command:
+    """Waits until a queued TPU is there; fails when it will not come."""
+    ask = shlex.join(
+        _gcloud(
+            "queued-resources", "describe", job.name, *_where(job), "--format=value(state.state)"
+        )
+    )
+    return [
+        "bash",
+        "-c",
+        f'until s=$({ask}); [ "$s" = ACTIVE ]; do case "$s" in FAILED|SUSPEND*) '
+        'echo "the queued resource is $s" >&2; exit 1;; esac; sleep 30; done',
+    ]
+
+
+def pack(job: TpuJob) -> Command:
+    """Packs the script's folder."""
+    folder = str(job.script.parent)
+    return [
+        "tar",
+        *(f"--exclude={name}" for name in _EXCLUDED),
+        "-czf",
+        job.archive,
+        "-C",
+        folder,
+        ".",
+    ]
+
+
+def copy(job: TpuJob) -> Command:
+    """Copies the code to every worker."""
+    there = f"{job.name}:{job.archive}"
+    return _gcloud("tpu-vm", "scp", job.archive, there, *_where(job), "--worker=all")
+
+
+def install(job: TpuJob) -> Command:
+    """Unpacks the code and installs what it needs, on every worker."""
+    folder = shlex.quote(job.name)
+    # The servers of a pod brought their TensorFlow along, and the script must use the same.
+    pip = "pip install" if job.is_pod else INSTALL_TPU
+    words = [f"python3 -m {pip}", *map(shlex.quote, job.install)]
+    return _ssh(
+        job,
+        "all",
+        f"set -e; rm -rf ~/{folder}; mkdir ~/{folder}; tar -xzf {shlex.quote(job.archive)} "
+        f"-C ~/{folder}; {' '.join(words)}",
+    )
+
+
+def start(job: TpuJob) -> Command:
+    """Starts the script; it goes on when the connection ends."""
+    pod = {"TPU_NAME": job.name, "TPU_LOAD_LIBRARY": "0"} if job.is_pod else {}
+    variables = [f"{name}={value}" for name, value in {**pod, **dict(job.environment)}.items()]
+    script = ["python3", "-u", job.script.name, *job.arguments]
+    run = shlex.join(["env", *variables, *script])
+    # The code that the script ends with is written beside its output.
+    inner = shlex.quote(f"{run} > run.log 2>&1; echo $? > run.exit")
+    return _ssh(
+        job,
+        "0" if job.is_pod else "all",
+        f"cd ~/{shlex.quote(job.name)} && rm -f run.exit && : > run.log && "
+        f"{{ nohup bash -c {inner} > /dev/null 2>&1 & echo $! > run.pid; }}",
+    )
+
+
+def follow(job: TpuJob) -> Command:
+    """Shows the output of worker 0 until its script ends, and ends with its code."""
+    return _ssh(
+        job,
+        "0",
+        f"cd ~/{shlex.quote(job.name)} && tail -n +1 --pid=$(cat run.pid) -F run.log; "
+        "exit $(cat run.exit || echo 1)",
+    )
+
+
+def delete(job: TpuJob) -> Command:
+    """Deletes the TPU: from here on it costs none."""
+    if job.queued:
+        words = ["queued-resources", "delete", job.name, *_where(job), "--force"]
+    else:
+        words = ["tpu-vm", "delete", job.name, *_where(job)]
+    return _gcloud(*words, "--quiet")
+
+
+def plan(job: TpuJob, keep: bool = False) -> list[Command]:
+    """All commands, in order."""
+    before = [wait(job)] if job.queued else []
+    after = [] if keep else [delete(job)]
+    each = [create(job), *before, pack(job), copy(job), install(job), start(job), follow(job)]
+    return [*each, *after]
+
+
+def _gcloud(*words: str) -> Command:
+    return ["gcloud", "compute", "tpus", *words]
+
+
+def _where(job: TpuJob) -> Command:
+    project = [f"--project={job.project}"] if job.project else []
+    return [f"--zone={job.zone}", *project]
+
+
+def _ssh(job: TpuJob, worker: str, command: str) -> Command:
+    words = ["tpu-vm", "ssh", job.name, *_where(job)]
+    return _gcloud(*words, f"--worker={worker}", f"--command={command}")

@@ -1,0 +1,206 @@
+"""`tfaccel tpu run`: rents a TPU, runs a script on it and gives it back."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tfaccel.errors import LaunchError
+from tfaccel.launch import gcloud
+from tfaccel.launch.gcloud import TpuJob
+
+# What gcloud says when it makes no TPU, and what to do.
+_KNOWN = (
+    (r"gcloud auth login|do not currently have an active account", "run `gcloud auth login`"),
+    (r"[Qq]uota", "the project has no quota for it: ask for some in Google Cloud's console"),
+    (r"already exists|ALREADY_EXISTS", "there is one of that name: take another, or delete it"),
+    (
+        r"no more capacity|RESOURCE_EXHAUSTED|stockout",
+        "the zone has none left: take --queued, --spot or another zone",
+    ),
+    (r"PERMISSION_DENIED|403", "the account may not: it needs the role TPU Admin"),
+    (r"[Ii]nvalid|INVALID_ARGUMENT", "the zone has no such accelerator or runtime version"),
+)
+_EPILOG = """exit codes: the script's own; 2 for a mistake, for gcloud's refusal, and without --yes
+
+example:
+  tfaccel tpu run --name mine --zone us-west4-a --accelerator-type v5litepod-4 --dry-run \\
+      examples/digits.py -- --strategy=tpu"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs a script on a TPU of Google Cloud; without ``--yes`` it only says how.
+
+    Args:
+        argv: the words after ``tfaccel tpu run``.
+
+    Returns:
+        The script's exit code.
+
+    Raises:
+        LaunchError: gcloud is missing, or makes no TPU.
+    """
+    asked = _parser().parse_args(argv)
+    job = _job(asked)
+    if asked.dry_run or not asked.yes:
+        for command in gcloud.plan(job, asked.keep):
+            print(shlex.join(command))
+        if asked.dry_run:
+            return 0
+        print("tfaccel: a TPU costs money; give --yes to run these commands.", file=sys.stderr)
+        return 2
+    if shutil.which("gcloud") is None:
+        raise LaunchError(
+            "tfaccel: gcloud is not installed, expected Google Cloud's command line: "
+            "https://cloud.google.com/sdk/docs/install; --dry-run shows what would run."
+        )
+    with _sigterm_interrupts():
+        return run(job, asked.keep)
+
+
+def run(job: TpuJob, keep: bool = False) -> int:
+    """Rents the TPU, runs the script and deletes the TPU again, whatever happens in between.
+
+    Returns:
+        The script's exit code; that of the first command that failed before it; 130 when
+        interrupted.
+
+    Raises:
+        LaunchError: the TPU could not be made.
+    """
+    try:
+        _make(job)
+        for command in gcloud.plan(job, keep=True)[1:]:
+            code = _say_and_call(command)
+            if code != 0:
+                return code
+        return 0
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        failed = isinstance(sys.exc_info()[1], LaunchError)
+        if not failed and not keep:
+            _delete(job)
+        elif not failed:
+            line = shlex.join(gcloud.delete(job))
+            print(f"tfaccel: TPU {job.name!r} is kept and costs money until: {line}", flush=True)
+
+
+def _make(job: TpuJob) -> None:
+    command = gcloud.create(job)
+    print(f"+ {shlex.join(command)}", flush=True)
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+    sys.stderr.write(done.stderr)
+    if done.returncode != 0:
+        advice = next((a for p, a in _KNOWN if re.search(p, done.stderr)), "see what it says above")
+        raise LaunchError(
+            f"tfaccel: gcloud made no TPU {job.name!r} (exit code {done.returncode}); {advice}."
+        )
+
+
+def _say_and_call(command: Sequence[str]) -> int:
+    print(f"+ {shlex.join(command)}", flush=True)
+    return subprocess.call(command)
+
+
+def _delete(job: TpuJob) -> None:
+    """Deletes the TPU; another interrupt does not keep it from that."""
+    handlers = {s: signal.signal(s, signal.SIG_IGN) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        code = _say_and_call(gcloud.delete(job))
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    if code != 0:
+        line = shlex.join(gcloud.delete(job))
+        print(
+            f"tfaccel: TPU {job.name!r} COULD NOT BE DELETED AND STILL COSTS MONEY; run: {line}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+@contextlib.contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """A plain kill deletes the TPU too."""
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    handler = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+
+
+def _job(asked: argparse.Namespace) -> TpuJob:
+    if not asked.script.is_file():
+        raise LaunchError(f"tfaccel: there is no script {str(asked.script)!r}; give its path.")
+    if not re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", asked.name):
+        raise LaunchError(
+            f"tfaccel: --name is {asked.name!r}, expected lower-case letters, digits and hyphens, "
+            "as Google Cloud takes them."
+        )
+    environment = []
+    for one in asked.env:
+        name, equals, value = one.partition("=")
+        if not name.isidentifier() or not equals:
+            raise LaunchError(f"tfaccel: --env is {one!r}, expected NAME=VALUE.")
+        environment.append((name, value))
+    arguments = asked.arguments[1:] if asked.arguments[:1] == ["--"] else asked.arguments
+    job = TpuJob(
+        script=asked.script,
+        arguments=tuple(arguments),
+        name=asked.name,
+        zone=asked.zone,
+        project=asked.project,
+        accelerator=asked.accelerator_type,
+        runtime=asked.runtime_version,
+        queued=asked.queued,
+        spot=asked.spot,
+        install=tuple(asked.install),
+        environment=tuple(environment),
+    )
+    if job.is_pod and "-pod" not in job.software:
+        raise LaunchError(
+            f"tfaccel: {job.accelerator} has several hosts, and {job.software} has no TensorFlow "
+            "servers for them, expected --runtime-version=tpu-vm-tf-<version>-pod-pjrt, of "
+            "https://cloud.google.com/tpu/docs/runtimes."
+        )
+    return job
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tfaccel tpu run",
+        description="Rents a TPU of Google Cloud, runs a script on it, and deletes the TPU.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--name", required=True, help="of the TPU to make")
+    parser.add_argument("--zone", required=True, help="such as us-west4-a")
+    parser.add_argument("--project", help="gcloud's own setting where not given")
+    parser.add_argument("--accelerator-type", required=True, help="such as v5litepod-4 or v6e-8")
+    parser.add_argument("--runtime-version", help="of the TPU VM; by accelerator where not given")
+    parser.add_argument("--queued", action="store_true", help="wait in Google Cloud's queue")
+    parser.add_argument("--spot", action="store_true", help="cheaper, and may be taken away")
+    parser.add_argument("--keep", action="store_true", help="do not delete the TPU at the end")
+    parser.add_argument(
+        "--install", nargs="*", default=["tfaccel"], help="what pip installs besides TensorFlow"
+    )
+    parser.add_argument("--env", action="append", default=[], help="NAME=VALUE, for the script")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands, run none")
+    parser.add_argument("--yes", action="store_true", help="run them: a TPU costs money")
+    parser.add_argument("script", type=Path)
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="of the script, after --")
+    return parser
