@@ -4,16 +4,20 @@ Keras writes an update as some ten operations, each of which goes over the whole
 gradient or a slot. TensorFlow has the same formula as one operation (Kingma and Ba, "Adam: A Method
 for Stochastic Optimization", 2014, https://arxiv.org/abs/1412.6980, the variant before section
 2.1), which goes over each of them once. What limits an update is memory, so it counts: an MLP of
-5.8 million parameters takes 43 ms a step on one core in place of 53. The operation takes
-`1 - beta_2` in float32 where Keras takes it in Python's floats: updates differ by less than 1e-5 of
-themselves.
+5.8 million parameters takes 43 ms a step on one core in place of 53.
+
+The operation takes `1 - beta_2` in float32 where Keras takes it in Python's floats, so its velocity
+is a constant 1.3e-5 smaller (at 0.999). The learning rate and epsilon are made smaller by the root
+of that, which leaves the updates as Keras makes them.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tfaccel.distribute import _private
@@ -30,21 +34,24 @@ class FusedAdam:
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """Updates one variable and its slots."""
-        if isinstance(gradient, tf.IndexedSlices) or gradient.dtype != variable.dtype:
+        float32 = gradient.dtype == variable.dtype == tf.float32
+        if isinstance(gradient, tf.IndexedSlices) or not float32:
             super().update_step(gradient, variable, learning_rate)  # type: ignore[misc]
             return
-        step = tf.cast(self.iterations + 1, gradient.dtype)
+        step = tf.cast(self.iterations + 1, tf.float32)
+        beta_1, beta_2 = np.float32(self.beta_1), np.float32(self.beta_2)
+        smaller = math.sqrt(float(1 - beta_2) / (1 - self.beta_2))
         momentum, velocity = _private.adam_slots(self, variable)
         tf.raw_ops.ResourceApplyAdam(
             var=_private.handle(variable),
             m=_private.handle(momentum),
             v=_private.handle(velocity),
-            beta1_power=tf.pow(tf.cast(self.beta_1, step.dtype), step),
-            beta2_power=tf.pow(tf.cast(self.beta_2, step.dtype), step),
-            lr=tf.cast(learning_rate, step.dtype),
-            beta1=tf.cast(self.beta_1, step.dtype),
-            beta2=tf.cast(self.beta_2, step.dtype),
-            epsilon=tf.cast(self.epsilon, step.dtype),
+            beta1_power=tf.pow(beta_1, step),
+            beta2_power=tf.pow(beta_2, step),
+            lr=tf.cast(learning_rate, tf.float32) * smaller,
+            beta1=beta_1,
+            beta2=beta_2,
+            epsilon=self.epsilon * smaller,
             grad=gradient,
         )
 
