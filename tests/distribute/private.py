@@ -1,5 +1,6 @@
 """Uses each private name of `tfaccel.distribute._private`, and prints what came of it."""
 
+import inspect
 import json
 import os
 import tempfile
@@ -194,6 +195,45 @@ def main():
         a._collective_key_base != b._collective_key_base,
         ours.extended._collective_keys._group_key > 1 << 20,
         hasattr(CollectiveAllReduceStrategy, "_collective_key_base"),
+    ]
+
+    adam, weight = keras.optimizers.Adam(0.5), keras.Variable([1.0, 2.0])
+    adam.build([keras.Variable([0.0]), weight])
+    adam.apply([tf.ones([1]), tf.constant([2.0, 4.0])])
+    seen["slots"] = [np.array(slot).tolist() for slot in _private.adam_slots(adam, weight)]
+    tf.raw_ops.AssignVariableOp(resource=_private.handle(weight), value=tf.constant([5.0, 6.0]))
+    seen["handle"] = np.array(weight).tolist()
+
+    counts = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    counts.compile("adam", "mse", metrics=["mae"])
+    batch = keras.KerasTensor((4, 3)), keras.KerasTensor((4, 1))
+    before = len(counts.optimizer.variables)
+    _private.build_all(counts, *batch)
+    seen["built"] = [before, len(counts.optimizer.variables)]
+    seen["metrics"] = [m.name for m in _private.compiled_metrics(counts)]
+    counts.evaluate(x, y, verbose=0)
+    seen["loss tracker"] = float(_private.loss_tracker(counts).result())
+    seen["loss"] = float(np.mean((counts.predict(x, verbose=0)[:, 0] - y) ** 2))
+
+    class Masked(keras.losses.Loss):
+        def call(self, y_true, y_pred):
+            values = y_pred - y_true
+            _private.set_keras_mask(values, tf.constant([True, False]))
+            return values
+
+    seen["masked mean"] = float(Masked()(tf.zeros(2), tf.constant([3.0, 5.0])))
+    same = keras.layers.Dense(3)
+    inputs = keras.Input((3,))
+    twice = keras.Model(inputs, same(same(inputs)))
+    same(keras.Input((3,)))
+    nodes = _private.graph_nodes(twice)
+    seen["nodes"] = [n.operation is same for n in nodes].count(True)
+
+    from tensorflow.python.distribute import tpu_strategy
+
+    seen["tpu"] = [
+        "_enable_packed_variable_in_eager_mode" in inspect.getsource(tpu_strategy),
+        tpu_strategy.TPUExtended is _private.TPUExtended,
     ]
     print()
     print("SEEN " + json.dumps(seen))

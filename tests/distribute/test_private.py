@@ -103,3 +103,32 @@ def test_batches_of_any_size_are_one_trace(seen: dict[str, Any], kind: str) -> N
 
 def test_strategies_have_collective_keys_of_their_own(seen: dict[str, Any]) -> None:
     assert all(seen["key bases"]), f"TensorFlow no longer reads _collective_key_base: {seen}"
+
+
+def test_slots_and_handles_of_variables(seen: dict[str, Any]) -> None:
+    momentum, velocity = seen["slots"]
+    assert momentum == pytest.approx([0.2, 0.4])
+    assert velocity == pytest.approx([0.004, 0.016])
+    assert seen["handle"] == [5.0, 6.0]
+
+
+def test_a_model_is_built_as_by_its_first_batch(seen: dict[str, Any]) -> None:
+    before, after = seen["built"]
+    assert after == before + 4, "a momentum and a velocity for the kernel and the bias"
+
+
+def test_compiled_metrics_and_the_mean_loss(seen: dict[str, Any]) -> None:
+    assert seen["metrics"] == ["mae"]
+    assert seen["loss tracker"] == pytest.approx(seen["loss"], rel=1e-5)
+
+
+def test_losses_can_be_masked(seen: dict[str, Any]) -> None:
+    assert seen["masked mean"] == pytest.approx(3.0)
+
+
+def test_the_calls_of_a_graph(seen: dict[str, Any]) -> None:
+    assert seen["nodes"] == 2, "a third call is in no model"
+
+
+def test_tpu_strategy(seen: dict[str, Any]) -> None:
+    assert all(seen["tpu"]), f"TensorFlow's TPU strategy was rebuilt: {seen['tpu']}"

@@ -60,12 +60,14 @@ __all__ = [
     "all_gather",
     "all_to_all",
     "array_pipeline",
+    "build_all",
     "calling_model",
     "compiled_losses",
     "compiled_metrics",
     "compiling_model",
     "exchanges",
     "global_seed",
+    "graph_nodes",
     "handle",
     "is_keras_function",
     "keras_mask",
@@ -282,6 +284,25 @@ def compiled_losses(model: keras.Model) -> list[keras.losses.Loss]:
 def layers_of(model: keras.Model) -> list[keras.layers.Layer]:
     """All layers of `model`, those inside other layers too."""
     return list(model._flatten_layers())
+
+
+def build_all(model: keras.Model, x: Any, y: Any) -> None:
+    """Makes the variables of a model, its metrics and its optimizer, as the first batch would.
+
+    Args:
+        model: compiled.
+        x: `keras.KerasTensor`s of a batch.
+        y: the same.
+    """
+    model._symbolic_build(data_batch=(x, y))
+
+
+def graph_nodes(model: keras.Model) -> list[Any]:
+    """Every call of a layer that a Sequential or functional model is made of.
+
+    A layer knows also those of its calls that are in other models.
+    """
+    return [node for nodes in model._nodes_by_depth.values() for node in nodes]
 
 
 def loss_trackers(model: keras.Model) -> list[keras.metrics.Mean]:

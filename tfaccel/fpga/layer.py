@@ -47,9 +47,11 @@ def layers_of(model: Any) -> list[Layer]:
     """
     import keras
 
+    from tfaccel.distribute import _private
+
     graph = _graph(model, keras)
     outputs = {id(one) for one in keras.tree.flatten(graph.outputs)}
-    used = [node for nodes in graph._nodes_by_depth.values() for node in nodes]
+    used = _private.graph_nodes(graph)
     return [
         Layer(
             name=layer.name,

@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfaccel.distribute import _private
 from tfaccel.tpu.blame import UnsupportedError, data_dependent, unsupported
 from tfaccel.tpu.target import Target
 
@@ -37,7 +38,7 @@ def lower(target: Target, rows: int) -> Lowered:
     x, y = target.batch(rows)
     model = target.model
     symbolic = tf.nest.map_structure(lambda s: keras.KerasTensor(s.shape, s.dtype.name), (x, y))
-    model._symbolic_build(data_batch=symbolic)
+    _private.build_all(model, *symbolic)
     flat = tf.nest.flatten((x, y))
 
     def step(*parts: tf.Tensor) -> Any:
