@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 from typing import Any
@@ -97,6 +98,12 @@ def test_a_report_says_all_of_it() -> None:
     assert "look out" in said
     assert "assumed" in said
     assert all(line in said for line in UNKNOWN)
+
+
+def test_collectives_that_cannot_be_read_are_said_to_be_unknown() -> None:
+    unread = dataclasses.replace(REPORT, collectives=None)
+    assert "collectives not known" in "\n".join(unread.lines())
+    assert Report.of(dataclasses.asdict(unread)) == unread
 
 
 def test_a_report_survives_json() -> None:

@@ -42,11 +42,11 @@ class TooBigError(Exception):
 
 @dataclass(frozen=True)
 class Compiled:
-    """What the compiler says of a step, for one device."""
+    """What the compiler says of a step, for one device; fields as of a `Report`."""
 
     memory: Memory
     flops: float
-    collectives: tuple[Collective, ...]
+    collectives: tuple[Collective, ...] | None
     seconds: float
 
 
@@ -98,7 +98,7 @@ def compile_for(lowered: Lowered, topology: Topology) -> Compiled:
             peak=getattr(stats, "peak_memory_in_bytes", 0),
         ),
         flops=float((cost[0] if isinstance(cost, list) else cost).get("flops", 0.0)),
-        collectives=collectives(made.hlo_modules()[0].to_string()),
+        collectives=_collectives(made),
         seconds=seconds,
     )
 
@@ -143,6 +143,15 @@ def _operations(operation: Any, name: str) -> Any:
                 yield from _operations(inner.operation, name)
                 if inner.operation.name == name:
                     yield inner.operation
+
+
+def _collectives(made: Any) -> tuple[Collective, ...] | None:
+    from jax.errors import JaxRuntimeError
+
+    try:
+        return collectives(made.hlo_modules()[0].to_string())
+    except JaxRuntimeError:  # tpu7x: libtpu writes instructions that jaxlib does not read
+        return None
 
 
 def collectives(hlo: str) -> tuple[Collective, ...]:

@@ -69,7 +69,7 @@ class Report:
         needed: bytes of one device that the step needs, where they are known.
         memory: their parts; None where the step was not compiled.
         flops: operations of one device in one step.
-        collectives: what devices send each other in one step.
+        collectives: what devices send each other in one step; None where it cannot be read.
         seconds: that the compilation took.
         fitting: the largest global batch that fits, where this one does not; 0 for none.
         why: of a refusal, one line.
@@ -86,7 +86,7 @@ class Report:
     needed: int = 0
     memory: Memory | None = None
     flops: float = 0.0
-    collectives: tuple[Collective, ...] = ()
+    collectives: tuple[Collective, ...] | None = ()
     seconds: float = 0.0
     fitting: int | None = None
     why: str = ""
@@ -107,7 +107,9 @@ class Report:
     def of(cls, given: dict[str, Any]) -> Report:
         """Builds it from its dictionary."""
         memory = given.get("memory")
-        collectives = tuple(Collective(**one) for one in given.get("collectives", ()))
+        collectives = given.get("collectives", ())
+        if collectives is not None:
+            collectives = tuple(Collective(**one) for one in collectives)
         return cls(
             **{
                 **given,
@@ -129,9 +131,9 @@ class Report:
         if self.memory is not None:
             m = self.memory
             said += [
-                f"  memory      {size(m.total)} of {size(self.limit)} a device: "
-                f"weights, slots and batch {size(m.arguments)}, temporaries {size(m.temporaries)}, "
-                f"results {size(m.results)}, code {size(m.code)}",
+                f"  memory      {size(m.total)} of {size(self.limit)} a device: weights, slots and "
+                f"batch {size(m.arguments)}, temporaries {size(m.temporaries)}, results "
+                f"{size(m.results)}, code {size(m.code)}; at the peak {size(m.peak)}",
                 f"  operations  {self.flops / 1e9:,.2f} GFLOP a device and step",
                 f"  collectives {self._collectives()}",
                 f"  compiled in {self.seconds:.1f} s",
@@ -155,6 +157,8 @@ class Report:
         return f"TOO BIG: {missing or self.why}{fitting}"
 
     def _collectives(self) -> str:
+        if self.collectives is None:
+            return "not known: jaxlib cannot read the program that libtpu wrote"
         each = [f"{c.count} {c.kind} of {c.bytes / 1e6:,.2f} MB" for c in self.collectives]
         return ", ".join(each) or "none"
 
