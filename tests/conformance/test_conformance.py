@@ -74,7 +74,7 @@ COLUMNS = {
     "mesh_2x2": Column("model_parallel", 2, 2, "batch=2,model=2", "auto"),
 }
 # What these would show, a quicker column shows nearly as well.
-_EXHAUSTIVE = ("mirrored_4", "mpi_2x2")
+_EXHAUSTIVE = ("one_device", "mirrored_4", "ring_2x1", "mpi_2x2")
 STRATEGIES = [name for name in COLUMNS if name != "plain"]
 DISTRIBUTED = [name for name in STRATEGIES if name != "one_device"]
 MESHES = [name for name in DISTRIBUTED if COLUMNS[name].mesh]

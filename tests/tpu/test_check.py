@@ -79,6 +79,7 @@ def test_a_compiled_cnn_is_counted() -> None:
     assert reduced["bytes"] >= 4 * 144_000
 
 
+@pytest.mark.exhaustive
 def test_bfloat16_takes_less_memory() -> None:
     words = (f"{BUILDERS}:wide", "--batch", "4")
     full, half = report(0, *words), report(0, *words, "--mixed-bfloat16")
