@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 from tfaccel.distribute.batches import Batches, Sharded, Starved, _ahead, shard
+from tfaccel.distribute.feed import unwatched
 from tfaccel.distribute.split import Placement
 
 TWO = Placement(1, 0, 2)
@@ -38,6 +39,18 @@ def test_a_look_costs_a_generator_nothing() -> None:
     assert rows(next(iter(data))) == [0, 1, 2, 3]  # looked at, and left
     assert [rows(batch) for batch in data] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
     assert made == [0, 4, 8]
+
+
+@pytest.mark.parametrize(("asked", "found"), [(None, False), (True, True), (False, False)])
+def test_no_thread_tunes_a_dataset_unless_it_was_asked_for(asked: bool | None, found: bool) -> None:
+    """The end of a pass would wait for it."""
+    options = tf.data.Options()
+    if asked is not None:
+        options.autotune.enabled = asked
+    dataset = tf.data.Dataset.range(8).batch(4).with_options(options)
+    assert unwatched(dataset).options().autotune.enabled is found
+    assert batches(dataset)._dataset.options().autotune.enabled is found
+    assert [rows(batch) for batch in batches(dataset)] == [[0, 1, 2, 3], [4, 5, 6, 7]]
 
 
 def test_a_pass_that_is_under_way_is_not_taken_over() -> None:

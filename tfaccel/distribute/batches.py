@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from tfaccel.distribute import _private, padding
-from tfaccel.distribute.feed import Feed
+from tfaccel.distribute.feed import Feed, unwatched
 from tfaccel.distribute.split import Placement, split, split_dataset
 from tfaccel.errors import InputError
 
@@ -68,7 +68,7 @@ class Batches(Feed):
         self._ragged = ragged
         self._rows = 0  # of the largest batch so far
         self.element_spec = dataset.element_spec
-        self._dataset = split_dataset(dataset, placement)
+        self._dataset = unwatched(split_dataset(dataset, placement))
         self._placement = placement
         self._devices = devices
 

@@ -21,6 +21,19 @@ import tensorflow as tf
 from tfaccel.errors import InputError
 
 
+def unwatched(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """`dataset` without the thread that tunes it while it is read, unless that was asked for.
+
+    At the end of a pass TensorFlow 2.21 waits for that thread, which sleeps for as long as the pass
+    has taken so far: an epoch could take twice its time. Without it, parallelism is fixed to the
+    number of cores, and buffers grow when they are found empty.
+    """
+    options = tf.data.Options()
+    if dataset.options().autotune.enabled is None:
+        options.autotune.enabled = False
+    return dataset.with_options(options)
+
+
 class Feed:
     """Batches that can be iterated again and again; a subclass says where they come from."""
 

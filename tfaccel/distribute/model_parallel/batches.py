@@ -10,7 +10,7 @@ import tensorflow as tf
 from tensorflow.experimental import dtensor
 
 from tfaccel.distribute import _private
-from tfaccel.distribute.feed import Feed
+from tfaccel.distribute.feed import Feed, unwatched
 from tfaccel.distribute.model_parallel import host
 from tfaccel.distribute.split import check_batched
 from tfaccel.errors import InputError
@@ -33,7 +33,7 @@ class MeshBatches(Feed):
         self.element_spec = dataset.element_spec
         check_batched(dataset.element_spec)
         _check(dataset.element_spec)
-        self._dataset = dataset.prefetch(tf.data.AUTOTUNE)
+        self._dataset = unwatched(dataset.prefetch(tf.data.AUTOTUNE))
         self._mesh = mesh
         self._axis = axis
 
