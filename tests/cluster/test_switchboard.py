@@ -75,6 +75,15 @@ def test_a_rank_that_is_gone_is_told_of(port: int) -> None:
     second.line.shutdown(socket.SHUT_RDWR)
 
 
+def test_a_rank_that_comes_late_is_told_who_is_gone(port: int) -> None:
+    Rank(port, 0).line.shutdown(socket.SHUT_RDWR)
+    threading.Event().wait(0.2)
+    late = Rank(port, 1)
+    assert late.ended.wait(10)
+    assert late.why == "worker 0 is gone"
+    late.line.shutdown(socket.SHUT_RDWR)
+
+
 def test_ranks_that_end_alike_end_in_peace(port: int) -> None:
     ranks = [Rank(port, 0), Rank(port, 1)]
     for rank in ranks:

@@ -163,6 +163,8 @@ class Switchboard:
                 self._lines[line.kind, line.rank] = line
                 if line.kind == "life":
                     self._came.add(line.rank)
+                    for rank in self._ended - self._done:
+                        line.say(f"gone {rank}")
             elif line.kind == "pmi":
                 for rank, answer in self._table.answer(line.rank, words).items():
                     self._lines["pmi", rank].say(answer)
