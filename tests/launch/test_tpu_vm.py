@@ -228,6 +228,24 @@ def test_what_a_dry_run_prints_is_what_bash_runs(cloud: Cloud) -> None:
     assert cloud.asked[-1] == "delete"
 
 
+def test_the_page_shows_what_a_dry_run_prints(cloud: Cloud, tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "tpu.md").read_text()
+    blocks = page.split("```\n")
+    (asked,) = [b for b in blocks if b.startswith("tfaccel tpu run ")]
+    (shown,) = [b for b in blocks if b.startswith("gcloud ")]
+    (tmp_path / "train.py").write_text("")
+    words = shlex.split(asked.replace("\\\n", ""))[1:]
+    done = subprocess.run(
+        [sys.executable, "-m", "tfaccel.cli", *words],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stdout == shown
+
+
 def test_a_machine_without_gcloud_is_told_so(cloud: Cloud) -> None:
     code, _, err = cloud.run("--yes", path="/nonexistent")
     assert code == 2

@@ -161,7 +161,7 @@ class Report:
     def _collectives(self) -> str:
         if self.collectives is None:
             return "not known: jaxlib cannot read the program that libtpu wrote"
-        each = [f"{c.count} {c.kind} of {c.bytes / 1e6:,.2f} MB" for c in self.collectives]
+        each = [f"{c.count} {c.kind} of {_sent(c.bytes)}" for c in self.collectives]
         return ", ".join(each) or "none"
 
 
@@ -183,3 +183,12 @@ def _operations(number: float) -> str:
     ('2.50 GFLOP', '0.01 MFLOP')
     """
     return f"{number / 1e9:,.2f} GFLOP" if number >= 1e8 else f"{number / 1e6:,.2f} MFLOP"
+
+
+def _sent(number: int) -> str:
+    """Bytes between devices, for people.
+
+    >>> _sent(2_240_000), _sent(300)
+    ('2.24 MB', '0.3 kB')
+    """
+    return f"{number / 1e6:,.2f} MB" if number >= 1e5 else f"{number / 1e3:.1f} kB"
