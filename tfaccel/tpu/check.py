@@ -66,7 +66,7 @@ def check(
     if missing:
         raise StrategyError(
             f"tfaccel: a check needs the TPU's compiler and {' and '.join(missing)} is not "
-            f"installed; {INSTALL}."
+            f"installed; {INSTALL} (Python 3.11 or newer)."
         )
     task = {
         "target": target,
