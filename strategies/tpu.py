@@ -36,7 +36,11 @@ def make(request: Request) -> tf.distribute.Strategy:
     except (ValueError, IndexError, tf.errors.OpError, RuntimeError, OSError) as reason:
         raise StrategyError(explain(address, reason)) from reason
     if keras.config.dtype_policy().name == "float32":
-        logging.info("tfaccel: a TPU multiplies bfloat16 fastest: precision='mixed_bfloat16'.")
+        # A warning: absl shows nothing less by itself.
+        logging.warning(
+            "tfaccel: the policy is float32, and a TPU multiplies bfloat16 fastest: take "
+            "precision='mixed_bfloat16', or 'auto'."
+        )
     return strategy
 
 

@@ -14,13 +14,14 @@ from typing import Any
 
 import pytest
 
+import tfaccel
 from tfaccel.launch import gcloud
 from tfaccel.launch.gcloud import TpuJob
 
 ROOT = Path(__file__).parents[2]
 
 GCLOUD = """#!{python}
-import json, os, subprocess, sys
+import json, os, shutil, subprocess, sys
 words = sys.argv[1:]
 with open({log!r}, "a") as log:
     print(json.dumps(words), file=log)
@@ -32,6 +33,8 @@ if what in answers:
 if what == "describe":
     asked = open({log!r}).read().count("describe")
     print("ACTIVE" if asked > 1 else "WAITING_FOR_RESOURCES")
+if what == "scp":
+    shutil.copy(words[4], os.path.join({home!r}, words[5].partition(":")[2]))
 if what == "ssh":
     (command,) = [w.partition("=")[2] for w in words if w.startswith("--command=")]
     sys.exit(subprocess.call(["bash", "-c", command], env={{**os.environ, "HOME": {home!r}}}))
@@ -105,10 +108,11 @@ class Cloud:
 
 @pytest.fixture
 def cloud(tmp_path: Path) -> Any:
-    made = Cloud(tmp_path)
-    yield made
-    for archive in Path("/tmp").glob(f"t{os.getpid()}-*.tar.gz"):
+    yield Cloud(tmp_path)
+    left = list(Path("/tmp").glob(f"t{os.getpid()}-*.tar.gz"))
+    for archive in left:
         archive.unlink()
+    assert left == [], "the packed code is left behind"
 
 
 def test_a_script_runs_there_and_the_tpu_is_deleted(cloud: Cloud) -> None:
@@ -134,6 +138,12 @@ def test_a_queued_tpu_is_waited_for(cloud: Cloud) -> None:
     last = json.loads(cloud.log.read_text().splitlines()[-1])
     assert last[2:4] == ["queued-resources", "delete"]
     assert {"--force", "--quiet"} <= set(last)
+
+
+def test_a_queue_that_cannot_be_asked_is_not_waited_for(cloud: Cloud) -> None:
+    code, _, err = cloud.run("--yes", "--queued", ANSWERS=json.dumps({"describe": [4, "who?"]}))
+    assert code == 4, err
+    assert cloud.asked == ["create", "describe", "delete"]
 
 
 def test_the_script_s_code_comes_back_and_the_tpu_is_deleted(cloud: Cloud) -> None:
@@ -203,7 +213,7 @@ def test_nothing_is_asked_without_yes(cloud: Cloud, word: str, code: int) -> Non
     assert cloud.asked == []
     lines = [shlex.split(line) for line in out.splitlines()]
     assert lines[0][:5] == ["gcloud", "compute", "tpus", "tpu-vm", "create"]
-    assert len(lines) == (7 if word == "--dry-run" else 6)
+    assert len(lines) == (8 if word == "--dry-run" else 7)
     assert ("give --yes to run these" in err) == (word != "--dry-run")
 
 
@@ -216,6 +226,24 @@ def test_what_a_dry_run_prints_is_what_bash_runs(cloud: Cloud) -> None:
     assert done.returncode == 0, done.stderr
     assert "started with []" in done.stdout
     assert cloud.asked[-1] == "delete"
+
+
+def test_the_page_shows_what_a_dry_run_prints(cloud: Cloud, tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "tpu.md").read_text()
+    blocks = page.split("```\n")
+    (asked,) = [b for b in blocks if b.startswith("tfaccel tpu run ")]
+    (shown,) = [b for b in blocks if b.startswith("gcloud ")]
+    (tmp_path / "train.py").write_text("")
+    words = shlex.split(asked.replace("\\\n", ""))[1:]
+    done = subprocess.run(
+        [sys.executable, "-m", "tfaccel.cli", *words],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stdout == shown
 
 
 def test_a_machine_without_gcloud_is_told_so(cloud: Cloud) -> None:
@@ -267,3 +295,4 @@ def test_a_pod_is_driven_from_its_first_host() -> None:
     one = TpuJob(Path("a.py"), (), "mine", "z", None, "v6e-8")
     assert "--worker=all" in gcloud.start(one)
     assert "tensorflow-tpu==2.20.0" in gcloud.install(one)[-1]
+    assert gcloud.install(one)[-1].endswith(f" tfaccel=={tfaccel.__version__}"), "as here"

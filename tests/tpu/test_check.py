@@ -6,8 +6,10 @@ import functools
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +27,20 @@ pytestmark = [
 ]
 
 
-def start(*words: str) -> subprocess.Popen[str]:
+def start(*words: str, **variables: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "tfaccel.cli", "tpu", "check", *words],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "500"},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "500", **variables},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def line_of(text: str) -> int:
+    lines = (ROOT / BUILDERS).read_text().splitlines()
+    return next(i for i, line in enumerate(lines, 1) if text in line)
 
 
 @functools.cache
@@ -107,11 +114,6 @@ def test_the_batch_that_would_fit_is_found() -> None:
     assert report(0, f"{BUILDERS}:wide", "--batch", str(fitting))["needed"] < HBM * 2**30
 
 
-def line_of(text: str) -> int:
-    lines = (ROOT / BUILDERS).read_text().splitlines()
-    return next(i for i, line in enumerate(lines, 1) if text in line)
-
-
 def test_an_operation_that_a_tpu_has_not_is_named_with_its_layer_and_line() -> None:
     found = report(1, f"{BUILDERS}:py_function", "--batch", "8")
     line = line_of("tf.py_function")
@@ -127,6 +129,9 @@ def test_a_shape_that_depends_on_data_is_a_warning() -> None:
     line = line_of("tf.boolean_mask")
     assert warning.startswith(f"Where (layer 'positive', builders.py line {line}) has a shape")
     assert "padded to 32 elements" in warning
+    cost = re.search(r"which costs ([\d.]+) MiB of each device and ([\d.]+) s of comp", warning)
+    assert cost is not None, warning
+    assert 0 < float(cost[1]) <= found["needed"] / 2**20
 
 
 def test_a_saved_model_is_checked(tmp_path: Path) -> None:
@@ -143,10 +148,14 @@ def test_a_saved_model_is_checked(tmp_path: Path) -> None:
         (["subclassed"], "does not say the shape of its input; give it with --input-shape"),
         (["no_model"], "returned a int, expected a keras.Model"),
         (["nothing"], "has no function 'nothing', expected one of cnn, lstm"),
+        (["with_arguments"], "needs width, expected a function that builds the model without arg"),
+        (["broken"], f"builders.py line {line_of('raise KeyError')}: KeyError: 'no such weights';"),
+        (["several", "--input-shape", "4"], "which has 2 inputs, expected one"),
+        (["cnn", "--topology", "v5e:3x3"], "topology v5e:3x3 is none that the TPU's compiler kno"),
     ],
 )
 def test_what_is_no_model_with_a_known_batch(words: list[str], says: str) -> None:
-    code, _, err = ran(f"{BUILDERS}:{words[0]}", "--batch", "8")
+    code, _, err = ran(f"{BUILDERS}:{words[0]}", "--batch", "72", *words[1:])
     assert code == 2
     assert says in err
     assert len(err.strip().splitlines()) == 1
@@ -166,3 +175,42 @@ def test_time_that_is_up_has_a_code_of_its_own() -> None:
     code, _, err = ran(f"{BUILDERS}:cnn", "--batch", "8", "--timeout", "0.5")
     assert code == 3
     assert "the check was not done after 0.5 s" in err
+
+
+def test_a_process_that_ends_is_one_line() -> None:
+    code, _, err = ran(f"{BUILDERS}:aborts", "--batch", "8")
+    assert code == 2
+    assert "builders.py:aborts was to be checked and the process was ended by SIGABRT" in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def children(pid: int) -> list[int]:
+    return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_check_that_is_killed_leaves_nobody_behind() -> None:
+    process = start(f"{BUILDERS}:sleeps", "--batch", "8")
+    deadline = time.monotonic() + 60
+    while not (found := children(process.pid)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    (worker,) = found
+    process.kill()
+    process.communicate(timeout=30)
+    while lives(worker):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_nothing_is_left_in_the_folder_for_temporary_files(tmp_path: Path) -> None:
+    process = start(f"{BUILDERS}:boolean_mask", "--batch", "8", TMPDIR=str(tmp_path))
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, out + err
+    assert list(tmp_path.iterdir()) == []

@@ -5,6 +5,11 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -70,8 +75,53 @@ def test_a_batch_must_divide() -> None:
 
 def test_the_extra_is_asked_for(monkeypatch: Any) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(StrategyError, match=r"jax and libtpu is not installed; pip install 'tfacc"):
+    with pytest.raises(StrategyError, match=r"jax and libtpu is not .*tpu-check\]' \(Python 3\.11"):
         tpu.check("nothing.py:f", 4)
+
+
+def test_a_batch_that_is_not_said_is_asked_for(capsys: Any) -> None:
+    with pytest.raises(SystemExit) as ended:
+        tpu.main(["check", "nothing.py:f"])
+    assert ended.value.code == 2
+    assert "the following arguments are required: --batch" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--input-shape", "a,3"], "'a,3', expected sizes, such as 224,224,3"),
+        (["--input-shape", "0"], "'0', expected sizes"),
+        (["--dtype", "string"], "'string', expected one of float32, bfloat16"),
+        (["--timeout", "-1"], "'-1', expected more than 0"),
+    ],
+)
+def test_words_that_mean_nothing(capsys: Any, words: list[str], says: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        tpu.main(["check", "nothing.py:f", "--batch", "8", *words])
+    assert ended.value.code == 2
+    assert says in capsys.readouterr().err
+
+
+def test_a_second_check_waits_for_the_first_and_no_file_is_left(
+    tmp_path: Path, monkeypatch: Any, caplog: Any
+) -> None:
+    alone = sys.modules["tfaccel.tpu.check"]._alone
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    order = []
+
+    def second() -> None:
+        with alone():
+            order.append("second")
+
+    with alone():
+        thread = threading.Thread(target=second)
+        thread.start()
+        while "another check runs on this machine; waiting for it" not in caplog.text:
+            time.sleep(0.01)
+        order.append("first")
+    thread.join(30)
+    assert order == ["first", "second"]
+    assert list(tmp_path.iterdir()) == []
 
 
 REPORT = Report(
@@ -124,3 +174,15 @@ def test_a_report_survives_json() -> None:
 def test_what_does_not_fit_says_by_how_much(fitting: int | None, says: str) -> None:
     found = Report("m", "v5e:1x1", 64, verdict="too big", needed=20 << 30, fitting=fitting)
     assert says in found.lines()[1]
+
+
+def test_small_numbers_are_not_rounded_to_nothing() -> None:
+    small = Memory(2048, 0, 3 << 20, 0, 0)
+    said = "\n".join(Report("m", "v5e:1x1", 8, memory=small, flops=54_321).lines())
+    assert "weights, slots and batch 2.0 KiB" in said
+    assert "operations  0.05 MFLOP" in said
+
+
+def test_a_compiler_that_gives_no_number_is_not_given_one() -> None:
+    said = Report("m", "v5e:1x1", 8, verdict="too big").lines()[1]
+    assert said == "TOO BIG: the compiler does not say how much is missing"

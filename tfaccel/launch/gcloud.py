@@ -13,6 +13,7 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+import tfaccel
 from tfaccel.installed import INSTALL_TPU
 
 Command = list[str]
@@ -39,7 +40,7 @@ class TpuJob:
         runtime: software of the TPU VM; None for the one that fits the accelerator.
         queued: wait in the queue of Google Cloud for the TPU.
         spot: a cheaper one that may be taken away.
-        install: what pip installs beside TensorFlow for TPUs.
+        install: what pip installs beside TensorFlow for TPUs; the tfaccel of this machine.
         environment: variables of the script.
     """
 
@@ -52,7 +53,7 @@ class TpuJob:
     runtime: str | None = None
     queued: bool = False
     spot: bool = False
-    install: tuple[str, ...] = ("tfaccel",)
+    install: tuple[str, ...] = (f"tfaccel=={tfaccel.__version__}",)
     environment: tuple[tuple[str, str], ...] = ()
 
     @property
@@ -78,7 +79,7 @@ class TpuJob:
 
     @property
     def archive(self) -> str:
-        """Where the code is packed, here and there."""
+        """Where the code is packed here; on the TPU it lies under the same name in the home."""
         return f"/tmp/{self.name}.tar.gz"
 
 
@@ -104,7 +105,7 @@ def wait(job: TpuJob) -> Command:
     return [
         "bash",
         "-c",
-        f'until s=$({ask}); [ "$s" = ACTIVE ]; do case "$s" in FAILED|SUSPEND*) '
+        f'while s=$({ask}) || exit; do case "$s" in ACTIVE) break;; FAILED|SUSPEND*) '
         'echo "the queued resource is $s" >&2; exit 1;; esac; sleep 30; done',
     ]
 
@@ -125,8 +126,13 @@ def pack(job: TpuJob) -> Command:
 
 def copy(job: TpuJob) -> Command:
     """Copies the code to every worker."""
-    there = f"{job.name}:{job.archive}"
+    there = f"{job.name}:{Path(job.archive).name}"
     return _gcloud("tpu-vm", "scp", job.archive, there, *_where(job), "--worker=all")
+
+
+def clean(job: TpuJob) -> Command:
+    """Removes the packed code from this machine."""
+    return ["rm", "-f", job.archive]
 
 
 def install(job: TpuJob) -> Command:
@@ -138,8 +144,8 @@ def install(job: TpuJob) -> Command:
     return _ssh(
         job,
         "all",
-        f"set -e; rm -rf ~/{folder}; mkdir ~/{folder}; tar -xzf {shlex.quote(job.archive)} "
-        f"-C ~/{folder}; {' '.join(words)}",
+        f"set -e; rm -rf ~/{folder}; mkdir ~/{folder}; tar -xzf ~/{folder}.tar.gz "
+        f"-C ~/{folder}; rm ~/{folder}.tar.gz; {' '.join(words)}",
     )
 
 
@@ -182,8 +188,8 @@ def plan(job: TpuJob, keep: bool = False) -> list[Command]:
     """All commands, in order."""
     before = [wait(job)] if job.queued else []
     after = [] if keep else [delete(job)]
-    each = [create(job), *before, pack(job), copy(job), install(job), start(job), follow(job)]
-    return [*each, *after]
+    code = [pack(job), copy(job), clean(job)]
+    return [create(job), *before, *code, install(job), start(job), follow(job), *after]
 
 
 def _gcloud(*words: str) -> Command:

@@ -87,6 +87,7 @@ def run(job: TpuJob, keep: bool = False) -> int:
     except KeyboardInterrupt:
         return 130
     finally:
+        Path(job.archive).unlink(missing_ok=True)
         failed = isinstance(sys.exc_info()[1], LaunchError)
         if not failed and not keep:
             _delete(job)
@@ -196,7 +197,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--spot", action="store_true", help="cheaper, and may be taken away")
     parser.add_argument("--keep", action="store_true", help="do not delete the TPU at the end")
     parser.add_argument(
-        "--install", nargs="*", default=["tfaccel"], help="what pip installs besides TensorFlow"
+        "--install",
+        nargs="*",
+        default=TpuJob.install,
+        help="what pip installs besides TensorFlow; this version of tfaccel where not given",
     )
     parser.add_argument("--env", action="append", default=[], help="NAME=VALUE, for the script")
     parser.add_argument("--dry-run", action="store_true", help="print the commands, run none")

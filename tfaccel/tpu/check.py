@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
 import importlib.util
 import json
@@ -11,8 +12,10 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+
+from absl import logging
 
 from tfaccel.errors import LaunchError, StrategyError
 from tfaccel.tpu.report import Report
@@ -43,7 +46,7 @@ def check(
         dtype: of that input.
         mixed_bfloat16: build the model under that policy.
         search: when the step does not fit, look for the batch that does.
-        timeout_s: seconds for all of it.
+        timeout_s: seconds for all of it, once no other check runs.
 
     Returns:
         What the compiler says; nothing has been executed.
@@ -51,7 +54,7 @@ def check(
     Raises:
         StrategyError: when the target, topology or batch is none, or the extra is missing.
         InputError: when the model's input has unknown sizes.
-        LaunchError: when the time is up, or the compiler ended the process.
+        LaunchError: when the time is up, another process uses libtpu, or the compiler ended ours.
     """
     wanted = parse(topology)
     if batch < 1 or batch % wanted.devices:
@@ -63,7 +66,7 @@ def check(
     if missing:
         raise StrategyError(
             f"tfaccel: a check needs the TPU's compiler and {' and '.join(missing)} is not "
-            f"installed; {INSTALL}."
+            f"installed; {INSTALL} (Python 3.11 or newer)."
         )
     task = {
         "target": target,
@@ -74,12 +77,13 @@ def check(
         "mixed_bfloat16": mixed_bfloat16,
         "search": search,
     }
-    with _alone(), tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "result.json"
-        output = _run([json.dumps(task), str(path)], timeout_s)
-        if not path.exists():
-            raise LaunchError(f"tfaccel: the check ended without a result.\n{output[-3000:]}")
-        found = json.loads(path.read_text())
+    with _alone(), tempfile.TemporaryFile("w+") as result:
+        ended = _run(json.dumps(task), result.fileno(), timeout_s)
+        result.seek(0)
+        text = result.read()
+    if not text:
+        raise LaunchError(f"tfaccel: {target} was to be checked and the process {ended}.")
+    found = json.loads(text)
     if "mistake" in found:
         raise StrategyError(found["mistake"])
     return Report.of(found)
@@ -93,18 +97,20 @@ _ENVIRONMENT = {
 }
 
 
-def _run(arguments: Sequence[str], timeout_s: float) -> str:
-    """Runs the worker; returns what it printed."""
+def _run(task: str, result: int, timeout_s: float) -> str:
+    """Runs the worker; returns how it ended, for people."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "tfaccel.tpu.worker", *arguments],
+        [sys.executable, "-m", "tfaccel.tpu.worker", task, str(result)],
         env={**_ENVIRONMENT, **os.environ, "CUDA_VISIBLE_DEVICES": "-1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        pass_fds=[result],
+        preexec_fn=_end_with_parent(),
     )
     try:
-        return process.communicate(timeout=timeout_s)[0]
+        output = process.communicate(timeout=timeout_s)[0]
     except subprocess.TimeoutExpired:
         raise LateError(
             f"tfaccel: the check was not done after {timeout_s:g} s; give it more with "
@@ -114,6 +120,26 @@ def _run(arguments: Sequence[str], timeout_s: float) -> str:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+    code = process.returncode
+    how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+    last = [line for line in output.splitlines() if line.strip()][-1:]
+    return f"{how}, expected a report; the last it said: {' '.join(last)[:500] or 'nothing'}"
+
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def _end_with_parent() -> Callable[[], None]:
+    """What the worker does first, so that nobody compiles on for a check that was killed."""
+    prctl = ctypes.CDLL(None).prctl  # loaded here: a child takes no locks between fork and exec
+    parent = os.getpid()
+
+    def ask() -> None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(128 + signal.SIGKILL)
+
+    return ask
 
 
 class LateError(LaunchError):
@@ -124,6 +150,16 @@ class LateError(LaunchError):
 def _alone() -> Iterator[None]:
     """Waits until no other check runs on this machine: libtpu is for one process at a time."""
     path = Path(tempfile.gettempdir()) / f"tfaccel-tpu-check-{os.getuid()}.lock"
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with contextlib.ExitStack() as held:
+        while True:
+            file = held.enter_context(open(path, "w"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                logging.warning("tfaccel: another check runs on this machine; waiting for it.")
+                fcntl.flock(file, fcntl.LOCK_EX)
+            # The one before us has removed the file that we waited for.
+            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                break
+        held.callback(path.unlink)
         yield

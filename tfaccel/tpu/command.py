@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -65,13 +66,30 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--input-shape", type=_shape, help="of one row, where the model does not say: 224,224,3"
     )
-    parser.add_argument("--dtype", default="float32", help="of that input")
+    parser.add_argument("--dtype", type=_dtype, default="float32", help="of that input")
     parser.add_argument("--mixed-bfloat16", action="store_true", help="under that dtype policy")
     parser.add_argument("--no-search", action="store_true", help="look for no batch that fits")
-    parser.add_argument("--timeout", type=float, default=600.0, help="seconds")
+    parser.add_argument("--timeout", type=_seconds, default=600.0, help="seconds")
     parser.add_argument("--json", action="store_true")
     return parser
 
 
 def _shape(text: str) -> list[int]:
+    if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*,?", text):
+        raise argparse.ArgumentTypeError(f"{text!r}, expected sizes, such as 224,224,3")
     return [int(part) for part in text.split(",") if part]
+
+
+def _dtype(text: str) -> str:
+    """One of those of Keras that a tensor on a TPU can have."""
+    names = ("float32", "bfloat16", "float16", "int32", "int64", "uint8", "bool")
+    if text not in names:
+        raise argparse.ArgumentTypeError(f"{text!r}, expected one of {', '.join(names)}")
+    return text
+
+
+def _seconds(text: str) -> float:
+    found = float(text)
+    if not found > 0:
+        raise argparse.ArgumentTypeError(f"{text!r}, expected more than 0")
+    return found

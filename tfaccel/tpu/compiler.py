@@ -12,6 +12,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from tfaccel.errors import LaunchError, StrategyError, TfaccelError
 from tfaccel.tpu.lower import Lowered
 from tfaccel.tpu.report import Collective, Memory
 from tfaccel.tpu.topologies import GIB, Topology
@@ -40,6 +41,10 @@ class TooBigError(Exception):
         self.needed = needed
 
 
+class RefusedError(Exception):
+    """The compiler takes the step for no size; its text is one line."""
+
+
 @dataclass(frozen=True)
 class Compiled:
     """What the compiler says of a step, for one device; fields as of a `Report`."""
@@ -57,7 +62,9 @@ def compile_for(lowered: Lowered, topology: Topology) -> Compiled:
 
     Raises:
         TooBigError: it does not fit.
-        RuntimeError: the compiler refuses it for another reason.
+        RefusedError: the compiler refuses it for another reason.
+        StrategyError: there is no such topology.
+        LaunchError: another process uses libtpu.
     """
     import numpy as np
     from jax._src import compiler
@@ -66,7 +73,12 @@ def compile_for(lowered: Lowered, topology: Topology) -> Compiled:
     from jax.experimental import topologies
 
     config = {"chip_config_name": topology.kind.config} if topology.kind.config else {}
-    described = topologies.get_topology_desc(platform="tpu", topology_name=str(topology), **config)
+    try:
+        described = topologies.get_topology_desc(
+            platform="tpu", topology_name=str(topology), **config
+        )
+    except JaxRuntimeError as error:
+        raise _undescribed(topology, str(error)) from error
     number = len(described.devices)
     module = _module(lowered, number)
     options = compiler.get_compile_options(
@@ -84,7 +96,7 @@ def compile_for(lowered: Lowered, topology: Topology) -> Compiled:
     except JaxRuntimeError as error:
         needed = _needed(str(error))
         if needed is None:
-            raise RuntimeError(str(error).splitlines()[0]) from error
+            raise RefusedError(str(error).splitlines()[0]) from error
         raise TooBigError(needed) from error
     seconds = time.monotonic() - begun
     stats = made.get_compiled_memory_stats()
@@ -100,6 +112,24 @@ def compile_for(lowered: Lowered, topology: Topology) -> Compiled:
         flops=float((cost[0] if isinstance(cost, list) else cost).get("flops", 0.0)),
         collectives=_collectives(made),
         seconds=seconds,
+    )
+
+
+def _undescribed(topology: Topology, said: str) -> TfaccelError:
+    """Why there is no compiler for `topology`.
+
+    >>> str(_undescribed(Topology("v5e", (3, 3)), "3 is odd"))
+    "tfaccel: topology v5e:3x3 is none that the TPU's compiler knows (3 is odd), expected ..."
+    """
+    first = said.splitlines()[0]
+    if "lockfile" in said:
+        return LaunchError(
+            f"tfaccel: another process uses libtpu ({first}), expected to be the only one; wait "
+            "until it has ended."
+        )
+    return StrategyError(
+        f"tfaccel: topology {topology} is none that the TPU's compiler knows ({first}), expected "
+        "whole hosts, of four chips or of one."
     )
 
 
@@ -182,8 +212,8 @@ def _needed(message: str) -> int | None:
     >>> _needed("... CompileTimeHbmOom: ... total memory required for ... (1.50G) exceeds ...")
     1610612736
     """
-    if "RESOURCE_EXHAUSTED" not in message and "HbmOom" not in message:
-        return None
+    if not re.search("HbmOom|on HBM|memory space hbm", message):
+        return None  # a core's own memories run out too, and no smaller batch helps
     sizes = re.findall(r"([\d.]+)([KMGT]?)B?\)? exceeds|Used ([\d.]+)([KMGT]?) of", message)
     for a, unit, b, other in sizes:
         return int(float(a or b) * _UNITS[unit or other])

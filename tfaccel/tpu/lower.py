@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import contextlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,9 @@ import keras
 import tensorflow as tf
 
 from tfaccel.distribute import _private
-from tfaccel.tpu.blame import UnsupportedError, data_dependent, unsupported
+from tfaccel.tpu import blame
+from tfaccel.tpu.dynamic import Selection, selections
+from tfaccel.tpu.origin import Origins
 from tfaccel.tpu.target import Target
 
 
@@ -21,12 +23,12 @@ class Lowered:
     Attributes:
         hlo: a serialized HloModule; its first arguments are the batch.
         batched: how many those are.
-        warnings: operations whose shapes depend on data.
+        selections: its operations whose shapes depend on data.
     """
 
     hlo: bytes
     batched: int
-    warnings: tuple[str, ...]
+    selections: tuple[Selection, ...] = ()
 
 
 def lower(target: Target, rows: int) -> Lowered:
@@ -36,26 +38,58 @@ def lower(target: Target, rows: int) -> Lowered:
         UnsupportedError: an operation that XLA does not have.
     """
     x, y = target.batch(rows)
-    model = target.model
-    symbolic = tf.nest.map_structure(lambda s: keras.KerasTensor(s.shape, s.dtype.name), (x, y))
+    if target.model.loss is None:
+        # A step of the model's own: `fit` may give it labels, or rows alone.
+        with contextlib.suppress(TypeError, ValueError, tf.errors.OperatorNotAllowedInGraphError):
+            return _lowered(target.model, x, None)
+    return _lowered(target.model, x, y)
+
+
+def _lowered(model: keras.Model, x: Any, y: Any) -> Lowered:
+    symbolic = tf.nest.map_structure(
+        lambda s: None if s is None else keras.KerasTensor(s.shape, s.dtype.name), (x, y)
+    )
     _private.build_all(model, *symbolic)
-    flat = tf.nest.flatten((x, y))
+    data = x if y is None else (x, y)
+    flat = tf.nest.flatten(data)
 
     def step(*parts: tf.Tensor) -> Any:
-        return model.train_step(tf.nest.pack_sequence_as((x, y), parts))
+        return model.train_step(tf.nest.pack_sequence_as(data, parts))
 
     compiled = tf.function(step, jit_compile=True, autograph=False)
     graph = compiled.get_concrete_function(*flat).graph
+    origins = Origins(graph, model)
     try:
         hlo = compiled.experimental_get_compiler_ir(*flat)(stage="hlo_serialized")
     except (ValueError, tf.errors.OpError) as error:
-        raise _reason(error, model) from error
-    return Lowered(hlo, len(flat), data_dependent(graph, model))
+        raise blame.refused(str(error), graph, origins) from error
+    return Lowered(hlo, len(flat), selections(graph, origins))
 
 
-def _reason(error: Exception, model: keras.Model) -> UnsupportedError:
-    found = unsupported(str(error), model)
-    if found is not None:
-        return found
-    line = re.sub(r"^Failed getting HLO text: '", "", str(error)).splitlines()[0]
-    return UnsupportedError(line)
+def alone(selection: Selection, rows: int) -> Lowered | None:
+    """Lowers a selection with nothing around it, to see what it costs.
+
+    Args:
+        selection: from a step.
+        rows: of that step's global batch.
+
+    Returns:
+        None where its shape is not known, or it selects by more than one tensor.
+    """
+    operation = {"Where": tf.where, "Unique": _distinct, "UniqueV2": _distinct}.get(
+        selection.operation
+    )
+    if operation is None or not selection.shape:
+        return None
+    spec = tf.TensorSpec(selection.shape, selection.dtype)
+
+    def select(source: tf.Tensor) -> tf.Tensor:
+        return tf.reduce_sum(tf.cast(operation(source), tf.float32))
+
+    lone = tf.function(select, jit_compile=True, autograph=False)
+    hlo = lone.experimental_get_compiler_ir(spec)(stage="hlo_serialized")
+    return Lowered(hlo, int(selection.shape[0] % rows == 0))
+
+
+def _distinct(source: tf.Tensor) -> tf.Tensor:
+    return tf.unique(tf.reshape(source, [-1])).y

@@ -134,7 +134,7 @@ class Report:
                 f"  memory      {size(m.total)} of {size(self.limit)} a device: weights, slots and "
                 f"batch {size(m.arguments)}, temporaries {size(m.temporaries)}, results "
                 f"{size(m.results)}, code {size(m.code)}; at the peak {size(m.peak)}",
-                f"  operations  {self.flops / 1e9:,.2f} GFLOP a device and step",
+                f"  operations  {_operations(self.flops)} a device and step",
                 f"  collectives {self._collectives()}",
                 f"  compiled in {self.seconds:.1f} s",
             ]
@@ -147,26 +147,48 @@ class Report:
             return "FITS"
         if self.verdict == "refused":
             return f"REFUSED: {self.why}"
-        missing = f"{size(self.needed - self.limit)} missing on each device" if self.needed else ""
+        missing = "the compiler does not say how much is missing"
+        if self.needed > self.limit:
+            missing = f"{size(self.needed - self.limit)} missing on each device"
         if self.fitting is None:
             fitting = ""
         elif self.fitting:
             fitting = f"; a global batch of {self.fitting} fits"
         else:
             fitting = "; no batch fits: split the model, or take chips with more memory"
-        return f"TOO BIG: {missing or self.why}{fitting}"
+        return f"TOO BIG: {missing}{fitting}"
 
     def _collectives(self) -> str:
         if self.collectives is None:
             return "not known: jaxlib cannot read the program that libtpu wrote"
-        each = [f"{c.count} {c.kind} of {c.bytes / 1e6:,.2f} MB" for c in self.collectives]
+        each = [f"{c.count} {c.kind} of {_sent(c.bytes)}" for c in self.collectives]
         return ", ".join(each) or "none"
 
 
 def size(number: int) -> str:
     """Bytes for people.
 
-    >>> size(3 << 29), size(5 << 20)
-    ('1.50 GiB', '5.0 MiB')
+    >>> size(3 << 29), size(5 << 20), size(300)
+    ('1.50 GiB', '5.0 MiB', '0.3 KiB')
     """
-    return f"{number / GIB:.2f} GiB" if number >= GIB else f"{number / (1 << 20):.1f} MiB"
+    if number >= GIB:
+        return f"{number / GIB:.2f} GiB"
+    return f"{number / (1 << 20):.1f} MiB" if number >= 1 << 20 else f"{number / 1024:.1f} KiB"
+
+
+def _operations(number: float) -> str:
+    """Operations for people.
+
+    >>> _operations(2.5e9), _operations(12345)
+    ('2.50 GFLOP', '0.01 MFLOP')
+    """
+    return f"{number / 1e9:,.2f} GFLOP" if number >= 1e8 else f"{number / 1e6:,.2f} MFLOP"
+
+
+def _sent(number: int) -> str:
+    """Bytes between devices, for people.
+
+    >>> _sent(2_240_000), _sent(300)
+    ('2.24 MB', '0.3 kB')
+    """
+    return f"{number / 1e6:,.2f} MB" if number >= 1e5 else f"{number / 1e3:.1f} kB"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -121,6 +122,16 @@ def _build(text: str) -> keras.Model:
             f"tfaccel: {str(file)!r} has no function {function!r}, expected one of "
             f"{', '.join(names) or 'none that it defines'}."
         )
+    needed = [
+        one.name
+        for one in inspect.signature(build).parameters.values()
+        if one.default is one.empty and one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)
+    ]
+    if needed:
+        raise StrategyError(
+            f"tfaccel: {text} needs {', '.join(needed)}, expected a function that builds the model "
+            "without arguments; give them defaults, or write such a function around it."
+        )
     model = build()
     if not isinstance(model, keras.Model):
         raise StrategyError(
@@ -130,9 +141,14 @@ def _build(text: str) -> keras.Model:
 
 
 def _inputs(model: keras.Model, shape: Sequence[int] | None, dtype: str) -> Any:
-    if shape is not None:
-        return tf.TensorSpec([None, *shape], dtype)
     known = getattr(model, "inputs", None)
+    if shape is not None:
+        if known and len(known) > 1:
+            raise InputError(
+                f"tfaccel: --input-shape was given for model {model.name!r}, which has "
+                f"{len(known)} inputs, expected one; write the shapes into the model."
+            )
+        return tf.TensorSpec([None, *shape], dtype)
     if not known:
         raise InputError(
             f"tfaccel: model {model.name!r} does not say the shape of its input; give it with "
@@ -171,8 +187,19 @@ def _labels(loss: Any, outputs: Any) -> Any:
         return type(outputs)(_labels(one, spec) for one, spec in zip(each, outputs, strict=True))
     if isinstance(outputs, dict):
         return {name: _labels(loss, spec) for name, spec in outputs.items()}
-    name = loss if isinstance(loss, str) else type(loss).__name__
-    name = getattr(loss, "__name__", name)
-    if "sparse" in name.lower():
-        return tf.TensorSpec(outputs.shape[:-1], tf.int32)
-    return tf.TensorSpec(outputs.shape, tf.float32)
+    dense = tf.TensorSpec(outputs.shape, tf.float32)
+    classes = tf.TensorSpec(outputs.shape[:-1], tf.int32)
+    name = loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
+    tried = (classes, dense) if "sparse" in name.lower() else (dense, classes)
+    return next((spec for spec in tried if _compares(loss, spec, outputs)), tried[0])
+
+
+def _compares(loss: Any, labels: tf.TensorSpec, outputs: tf.TensorSpec) -> bool:
+    """Whether `loss` takes labels of such a shape."""
+    if loss is None:
+        return True
+    try:
+        tf.function(keras.losses.get(loss), autograph=False).get_concrete_function(labels, outputs)
+    except Exception:  # what a loss of the user's own raises
+        return False
+    return True

@@ -1,6 +1,8 @@
 """The process of one check: builds, lowers, compiles, and says what came of it.
 
-    python -m tfaccel.tpu.worker '{"target": "model.keras", ...}' result.json
+    python -m tfaccel.tpu.worker '{"target": "model.keras", ...}' 3
+
+writes its result to the open file 3.
 
 A process of its own, because libtpu wants its environment before it is loaded, may end the process,
 and can be given a time limit.
@@ -10,28 +12,48 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import sys
-from pathlib import Path
+import traceback
 from typing import Any
 
 from tfaccel.errors import TfaccelError
 from tfaccel.tpu.compiler import ENVIRONMENT
-from tfaccel.tpu.report import Report
+from tfaccel.tpu.report import Report, size
 from tfaccel.tpu.topologies import parse
 
 
 def main(argv: list[str]) -> int:
-    """Checks one target, and writes a report or a mistake as JSON."""
+    """Checks one target, and writes a report or a mistake as JSON to an open file."""
     os.environ.update(ENVIRONMENT)
-    given, path = json.loads(argv[0]), Path(argv[1])
+    given = json.loads(argv[0])
     try:
         found: dict[str, Any] = json.loads(checked(**given).to_json())
         del found["limit"], found["unknown"]
     except TfaccelError as error:
         found = {"mistake": str(error)}
-    path.write_text(json.dumps(found))
+    except Exception as error:  # whatever the model's own code raises
+        traceback.print_exc()
+        found = {"mistake": mistake(given["target"], error)}
+    with open(int(argv[1]), "w") as file:
+        json.dump(found, file)
     return 0
+
+
+def mistake(target: str, error: Exception) -> str:
+    """One line on what went wrong while a model was built or its step traced."""
+    from tfaccel.tpu.origin import own_line
+
+    seen = traceback.extract_tb(error.__traceback__)
+    place = own_line((frame.filename, str(frame.lineno), frame.name) for frame in seen)
+    # Keras frames the reason with the layer and its arguments, each a paragraph.
+    plain = re.sub(r"\x1b\[\d*m", "", str(error))
+    said = " ".join(plain.split("Arguments received by")[0].split())[:500].rstrip(".")
+    return (
+        f"tfaccel: {target} cannot be checked{place}: {type(error).__name__}: {said}; "
+        "expected a model whose fit would run on one device."
+    )
 
 
 def checked(
@@ -46,7 +68,7 @@ def checked(
     """Checks one target in this process."""
     import keras
 
-    from tfaccel.tpu import blame, compiler, lower
+    from tfaccel.tpu import blame, compiler, dynamic, lower
     from tfaccel.tpu.search import largest
     from tfaccel.tpu.target import load
 
@@ -62,35 +84,52 @@ def checked(
         "notes": asked.notes,
     }
 
+    def compiled(lowered: lower.Lowered) -> compiler.Compiled:
+        made = compiler.compile_for(lowered, wanted)
+        if made.memory.total > wanted.hbm:
+            raise compiler.TooBigError(made.memory.total)
+        return made
+
     def fits(rows: int) -> bool:
         try:
-            compiler.compile_for(lower.lower(asked, rows), wanted)
+            compiled(lower.lower(asked, rows))
         except compiler.TooBigError:
             return False
         return True
 
+    def cost(selection: dynamic.Selection) -> str:
+        """What an operation costs when it is compiled alone."""
+        lone = lower.alone(selection, batch)
+        if "memory" not in said or lone is None:
+            return "memory and compile time"
+        try:
+            made = compiled(lone)
+        except compiler.TooBigError as error:
+            return f"{size(error.needed)} of each device alone"
+        return f"{size(made.memory.total)} of each device and {made.seconds:.1f} s of compiling"
+
+    selections: tuple[dynamic.Selection, ...] = ()
     try:
         lowered = lower.lower(asked, batch)
-        said["warnings"] = lowered.warnings
-        compiled = compiler.compile_for(lowered, wanted)
+        selections = lowered.selections
+        found = compiled(lowered)
     except blame.UnsupportedError as error:
         said |= {"verdict": "refused", "why": str(error)}
-    except RuntimeError as error:
+    except compiler.RefusedError as error:
         said |= {"verdict": "refused", "why": f"the TPU's compiler says: {error}"}
     except compiler.TooBigError as error:
         said |= {"verdict": "too big", "needed": error.needed}
         if search:
             said["fitting"] = largest(fits, batch, wanted.devices)
     else:
-        memory = compiled.memory
         said |= {
-            "verdict": "fits" if memory.total <= wanted.hbm else "too big",
-            "needed": memory.total,
-            "memory": memory,
-            "flops": compiled.flops,
-            "collectives": compiled.collectives,
-            "seconds": compiled.seconds,
+            "needed": found.memory.total,
+            "memory": found.memory,
+            "flops": found.flops,
+            "collectives": found.collectives,
+            "seconds": found.seconds,
         }
+    said["warnings"] = tuple(one.warning(cost(one)) for one in selections)
     return Report(**said, host=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 
