@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -48,13 +49,23 @@ PLAIN = Report(
         ({"precision": "int8"}, "precision='int8', expected a fixed-point type"),
         ({"precision": "fixed<100,6>"}, "of 2 to 64 bits"),
         ({"reuse_factor": 0}, "reuse_factor=0"),
-        ({"timeout_s": 0}, "timeout_s=0: each must be above 0"),
+        ({"reuse_factor": 2.5}, "reuse_factor=2.5, expected a whole number above 0"),
+        ({"timeout_s": 0}, "timeout_s=0, expected a number above 0"),
+        ({"timeout_s": None}, "timeout_s=None, expected a number above 0"),
+        ({"clock_ns": "5"}, "clock_ns='5', expected a number above 0"),
+        ({"clock_ns": math.nan}, "clock_ns=nan, expected a number above 0"),
+        ({"precision": 16}, "precision=16, expected a fixed-point type"),
+        ({"precision": "ufixed<16,6>"}, "precision='ufixed<16,6>', expected a fixed-point type"),
+        ({"precision": "fixed<16,6,RND>"}, "expected a fixed-point type"),
+        ({"part": ""}, "part='', expected an FPGA's name such as xcu250-figd2104-2L-e"),
+        ({"part": "xcu250; exit"}, "part='xcu250; exit', expected an FPGA's name"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(wrong: dict, said: str) -> None:
     with pytest.raises(FpgaError) as caught:
         Settings(**wrong)
     assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_rows_are_read_from_what_users_have(tmp_path: Path) -> None:
@@ -72,22 +83,51 @@ def test_rows_are_read_from_what_users_have(tmp_path: Path) -> None:
         assert not rows.generated
     two = rows_of({"x0": x, "x1": 2 * x}, [(None, 4), (None, 4)])
     assert [one[0, 0] for one in two.x] == [1, 2]
+    many = rows_of({f"x{n}": n * x for n in range(12)}, 12 * [(None, 4)])
+    assert [one[0, 0] for one in many.x] == list(range(12))
     assert len(rows_of([x, x], [(None, 4), (None, 4)]).x) == 2
 
 
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        (np.ones((3, 5)), r"rows of shape \[\(3, 5\)\], expected \[\(None, 4\)\]"),
-        ((np.ones((3, 4)), np.ones(2)), "2 labels for 3 rows"),
+        (np.ones((3, 5)), "rows of shape [(3, 5)], expected [(None, 4)]"),
+        ((np.ones((3, 4)), np.ones(2)), "labels of shape (2,), expected one for each of 3 rows"),
         ({"inputs": np.ones((3, 4))}, "arrays inputs, expected x"),
-        (np.ones((0, 4)), r"\[0\] rows"),
+        (np.ones((0, 4)), "[0] rows"),
         ("nowhere.npz", "nowhere.npz cannot be read"),
+        ([[1, 2], [1]], "rows that are no array of numbers"),
+        (np.full((3, 4), "1"), "rows that are no array of numbers"),
+        (np.ones((3, 4)) * 1j, "rows that are no array of numbers"),
+        ((np.ones((3, 4)), 5), "labels of shape (), expected one for each of 3 rows"),
+        (np.array([[1, 2, 3, np.nan]]), "1 of 4 numbers in the rows are not finite in float32"),
+        (np.full((1, 4), 1e39), "4 of 4 numbers in the rows are not finite in float32"),
     ],
 )
 def test_rows_that_do_not_fit_are_refused(data: object, said: str) -> None:
-    with pytest.raises(FpgaError, match=said):
+    with pytest.raises(FpgaError) as caught:
         rows_of(data, [(None, 4)])
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("held", [b"", b"PK\x03\x04 cut", b"text", "array"])
+def test_a_file_that_is_no_npz_is_one_clear_line(held: object, tmp_path: Path) -> None:
+    path = tmp_path / "held_out.npz"
+    if isinstance(held, bytes):
+        path.write_bytes(held)
+    else:
+        with path.open("wb") as file:
+            np.save(file, np.ones((3, 4)))  # the form of .npy, whatever it is called
+    with pytest.raises(FpgaError, match=r"held_out.npz cannot be read .*, expected an .npz file"):
+        rows_of(path, [(None, 4)])
+
+
+def test_targets_of_a_regression_are_no_class_numbers() -> None:
+    x = np.ones((3, 4))
+    for y in (np.random.default_rng(0).normal(size=(3, 2)), np.array([[1, 1], [0, 1], [1, 0]])):
+        assert rows_of((x, y), [(None, 4)]).y is None
+    np.testing.assert_array_equal(rows_of((x, np.eye(3)), [(None, 4)]).y, [0, 1, 2])
 
 
 def test_generated_rows_are_always_the_same_and_indices_for_an_embedding() -> None:
