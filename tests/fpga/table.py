@@ -44,6 +44,14 @@ def dense(activation: str) -> Callable[[], Any]:
     return lambda: one(lambda L: L.Dense(6, activation=activation, name="it"), VECTOR)
 
 
+def softmax_that_feeds() -> Any:
+    import keras
+
+    given = keras.Input(VECTOR)
+    scores = keras.layers.Dense(6, activation="softmax", name="it")(given)
+    return keras.Model(given, [scores, keras.layers.Dense(5, name="end")(scores)], name="feeds")
+
+
 RIGHT: dict[str, Callable[[], Any]] = {
     **{f"Dense {name}": dense(name) for name in ("relu", "sigmoid", "tanh", "selu", "softplus")},
     "Dense over time": lambda: one(lambda L: L.Dense(6, name="it"), SERIES),
@@ -144,6 +152,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "Add of three": (lambda: merged(lambda L: L.Add(name="it"), 3), "merges 3 inputs"),
     "Dot": (lambda: merged(lambda L: L.Dot(1, name="it")), "does not translate it"),
     "softmax within": (dense("softmax"), "softmax inside the model"),
+    "softmax within and at the end": (softmax_that_feeds, "softmax inside the model"),
     "Flatten at the end": (
         lambda: one(lambda L: L.Flatten(name="it"), after=False),
         "it ends the model",

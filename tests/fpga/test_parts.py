@@ -127,7 +127,9 @@ def test_targets_of_a_regression_are_no_class_numbers() -> None:
     x = np.ones((3, 4))
     for y in (np.random.default_rng(0).normal(size=(3, 2)), np.array([[1, 1], [0, 1], [1, 0]])):
         assert rows_of((x, y), [(None, 4)]).y is None
-    np.testing.assert_array_equal(rows_of((x, np.eye(3)), [(None, 4)]).y, [0, 1, 2])
+    assert rows_of((x, np.array([0.5, 1, 2])), [(None, 4)]).y is None
+    for y in (np.eye(3), [0.0, 1.0, 2.0], [[0], [1], [2]]):
+        np.testing.assert_array_equal(rows_of((x, y), [(None, 4)]).y, [0, 1, 2])
 
 
 def test_generated_rows_are_always_the_same_and_indices_for_an_embedding() -> None:
@@ -201,6 +203,45 @@ def test_a_single_number_agrees_within_a_hundredth_of_the_range() -> None:
     check = verify.compare([np.array([[0.05], [10.2], [5.0]])], [want])
     assert check.agreement == pytest.approx(2 / 3)
     assert check.measure == "within 1% of the range"
+
+
+def test_numbers_that_are_no_scores_agree_within_a_hundredth_of_the_range_too() -> None:
+    want = np.array([[0.0, 1.0], [10.0, 20.0], [5.0, 6.0]])
+    got = want + np.array([[0, 0.1], [0, 0.3], [-0.1, 0]])
+    for end in ("linear", "sigmoid"):
+        check = verify.compare([got], [want], ends=[end])
+        assert (check.agreement, check.measure) == (pytest.approx(2 / 3), "within 1% of the range")
+    assert verify.compare([got], [want], ends=["softmax"]).agreement == 1
+    assert verify.compare([got], [want], y=np.array([1, 1, 1])).measure == "argmax"
+
+
+def test_each_output_is_compared_on_its_own_terms_and_the_worst_counts() -> None:
+    scores, numbers = np.array([[0.1, 0.9], [0.8, 0.2]]), np.array([[1.0], [3.0]])
+    check = verify.compare(
+        [scores * 0.9, numbers + np.array([[0.5], [0]])],
+        [scores, numbers],
+        ends=["softmax", "linear"],
+    )
+    assert (check.agreement, check.measure) == (0.5, "within 1% of the range")
+
+
+def test_a_row_agrees_when_all_its_places_do() -> None:
+    want = np.eye(4)[[[0, 1, 2], [3, 2, 1]]]
+    got = want.copy()
+    got[0, 2] = [1, 0, 0, 0]
+    assert verify.compare([got], [want], ends=["softmax"]).agreement == 0.5
+
+
+def test_two_classes_in_one_number_have_an_accuracy() -> None:
+    want, y = np.array([[0.2], [0.9], [0.4]]), np.array([0, 1, 1])
+    check = verify.compare([want], [want], ends=["sigmoid"], y=y)
+    assert check.accuracy == check.keras_accuracy == pytest.approx(2 / 3)
+    assert verify.compare([want], [want], ends=["linear"], y=y).accuracy is None
+
+
+def test_scores_that_are_none_do_not_agree() -> None:
+    want = np.full((3, 2), np.nan)
+    assert verify.compare([np.zeros((3, 2))], [want], ends=["softmax"]).agreement == 0
 
 
 def test_nothing_is_passed_on_generated_rows() -> None:
@@ -371,6 +412,30 @@ def test_a_sweep_fails_when_no_precision_will_do(
     keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)]).save(model)
     words = ["--out", str(tmp_path), "--precision", "fixed<8,4>,fixed<16,6>"]
     assert tfaccel_command(["fpga", "export", str(model), *words]) == code
+
+
+@pytest.mark.parametrize(
+    ("softmax", "options", "said"),
+    [
+        (
+            True,
+            {"softmax": "device"},
+            r"scores \(Dense\): softmax='device' of shape \(None, 8, 3\)",
+        ),
+        (True, {"softmax": "argmax"}, "expected 'host'"),
+        (False, {"check": (np.ones((2, 4)), [1, 3])}, "labels from 1 to 3, expected class numbers"),
+    ],
+)
+def test_what_would_be_compared_wrongly_is_refused(
+    softmax: bool, options: dict, said: str, tmp_path: Path
+) -> None:
+    shape, end = ((8, 4), "softmax") if softmax else ((4,), None)
+    model = keras.Sequential(
+        [keras.Input(shape), keras.layers.Dense(3, activation=end, name="scores")]
+    )
+    with pytest.raises(FpgaError, match=said):
+        tfaccel.export_fpga(model, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
 
 
 def test_shapes_and_ends_of_a_model_are_read() -> None:

@@ -134,7 +134,7 @@ def _activation(layer: Layer) -> str | None:
 
 def _softmax(layer: Layer) -> str | None:
     """Within a model it would be looked up by the ten highest bits of a very wide logit."""
-    if not layer.last:
+    if not layer.last or layer.feeds:
         return "a softmax inside the model loses nearly all bits of its input; only the last may be"
     axis = layer.config.get("axis", -1)
     if axis not in (-1, len(layer.output) - 1):

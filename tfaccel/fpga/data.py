@@ -102,7 +102,9 @@ def _classes(y: np.ndarray, rows: int) -> np.ndarray | None:
     if y.ndim == 2 and y.shape[1] > 1:
         hot = ((y == 0) | (y == 1)).all() and (y.sum(axis=1) == 1).all()
         return y.argmax(-1) if hot else None
-    return y[:, 0] if y.ndim == 2 else y if y.ndim == 1 else None
+    y = y[:, 0] if y.ndim == 2 else y
+    whole = y.ndim == 1 and y.dtype.kind in "biuf" and (y == np.floor(y)).all()
+    return y.astype(np.int64) if whole else None
 
 
 def generated(layers: Sequence[Layer], shapes: Sequence[Shape]) -> Rows:

@@ -16,10 +16,10 @@ from tfaccel.fpga import convert, emulator, estimate, qat, verify
 from tfaccel.fpga.allowlist import check_layers
 from tfaccel.fpga.data import Rows, generated, rows_of
 from tfaccel.fpga.extra import need
-from tfaccel.fpga.layer import layers_of
+from tfaccel.fpga.layer import Layer, Shape, layers_of
 from tfaccel.fpga.report import Check, Figure, Report
 from tfaccel.fpga.settings import Settings
-from tfaccel.fpga.softmax import cut, is_softmax, one_hot
+from tfaccel.fpga.softmax import cut, ends, is_softmax, one_hot
 
 
 def export_fpga(
@@ -110,7 +110,7 @@ class _Prepared:
         saved: its file.
         quantized: HGQ2 has a part in it.
         host: for each output, whether softmax is left to the host.
-        has_softmax: the model ends in one.
+        ends: for each output, the activation it comes from.
         rows: to compare on.
         notes: what the reader should know.
     """
@@ -121,9 +121,13 @@ class _Prepared:
     saved: Path
     quantized: bool
     host: tuple[bool, ...]
-    has_softmax: bool
+    ends: tuple[str, ...]
     rows: Rows
     notes: tuple[str, ...]
+
+    @property
+    def has_softmax(self) -> bool:
+        return "softmax" in self.ends
 
     @property
     def log(self) -> Path:
@@ -138,13 +142,10 @@ def prepare(
     check_layers(layers)
     shapes = [tuple(one.shape) for one in model.inputs]
     rows = generated(layers, shapes) if check is None else rows_of(check, shapes)
+    _check_labels(rows, tuple(model.outputs[0].shape))
     quantized = convert.is_quantized(model)
-    has_softmax = any(one.last and is_softmax(one) for one in layers)
-    if quantized and has_softmax and settings.softmax != "host":
-        raise FpgaError(
-            f"softmax={settings.softmax!r} on a quantized model, expected 'host': only logits are "
-            "bit-exact."
-        )
+    if settings.softmax != "host":
+        _check_softmax(layers, settings.softmax, quantized)
     if quantized and settings.backend in ("Quartus", "Catapult"):
         raise FpgaError(
             f"hls4ml's {settings.backend} backend fails on quantized models; use Vitis or Vivado."
@@ -158,13 +159,42 @@ def prepare(
     home = _home(directory)
     notes = _calibrated(model, rows, calibrate) if quantized else []
     device, host = _functional(model, home), (False,) * len(model.outputs)
-    if has_softmax and settings.softmax == "host":
+    came_from = ends(device)
+    if settings.softmax == "host":
         device, host = cut(device)
     saved = home / "model.keras"
     device.save(saved)
     return _Prepared(
-        home, model.name, device, saved, quantized, host, has_softmax, rows, tuple(notes)
+        home, model.name, device, saved, quantized, host, came_from, rows, tuple(notes)
     )
+
+
+def _check_labels(rows: Rows, output: Shape) -> None:
+    if rows.y is None or len(output) != 2 or output[1] == 1:
+        return
+    low, high, last = int(rows.y.min()), int(rows.y.max()), int(output[1] or 0) - 1
+    if low < 0 or high > last:
+        raise FpgaError(
+            f"labels from {low} to {high}, expected class numbers from 0 to {last}, as many as the "
+            "model has outputs; renumber y, or leave it out."
+        )
+
+
+def _check_softmax(layers: list[Layer], mode: str, quantized: bool) -> None:
+    """Refuses a softmax in the firmware where it would be wrong."""
+    for one in layers:
+        if not (one.last and is_softmax(one)):
+            continue
+        if quantized:
+            raise FpgaError(
+                f"softmax={mode!r} on a quantized model, expected 'host': only logits are "
+                "bit-exact."
+            )
+        if len(one.output) > 2:
+            raise FpgaError(
+                f"{one.name} ({one.kind}): softmax={mode!r} of shape {one.output}, expected "
+                "'host': hls4ml takes all its places for one row of scores."
+            )
 
 
 def _export(
@@ -183,6 +213,7 @@ def _export(
     check = verify.compare(
         answered,
         wanted,
+        ends=prepared.ends,
         y=rows.y,
         generated=rows.generated,
         quantized=prepared.quantized,

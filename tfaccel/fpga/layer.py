@@ -24,6 +24,7 @@ class Layer:
         output: the shape of what it returns.
         last: its output is an output of the model.
         calls: how often the model calls it.
+        feeds: other layers take what it returns.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Layer:
     output: Shape = ()
     last: bool = False
     calls: int = 1
+    feeds: bool = False
 
 
 def layers_of(model: Any) -> list[Layer]:
@@ -52,6 +54,7 @@ def layers_of(model: Any) -> list[Layer]:
     graph = _graph(model, keras)
     outputs = {id(one) for one in keras.tree.flatten(graph.outputs)}
     used = _private.graph_nodes(graph)
+    taken = {id(one) for node in used for one in node.input_tensors}
     return [
         Layer(
             name=layer.name,
@@ -62,6 +65,7 @@ def layers_of(model: Any) -> list[Layer]:
             output=tuple(nodes[0].outputs[0].shape),
             last=any(id(one) in outputs for node in nodes for one in node.outputs),
             calls=len(nodes),
+            feeds=any(id(one) in taken for node in nodes for one in node.outputs),
         )
         for layer in graph.layers
         if (nodes := [node for node in used if node.operation is layer])

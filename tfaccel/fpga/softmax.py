@@ -26,6 +26,18 @@ def is_softmax(layer: Layer) -> bool:
     return layer.kind == "Softmax" or layer.config.get("activation") == "softmax"
 
 
+def ends(model: Any) -> tuple[str, ...]:
+    """The activation that each output of a functional model comes from, such as ``"softmax"``."""
+    layers = {id(layer.output): layer for layer in model.layers}
+    return tuple(_activation(layers[id(output)]) for output in model.outputs)
+
+
+def _activation(layer: Any) -> str:
+    if type(layer).__name__ == "Softmax":
+        return "softmax"
+    return str(layer.get_config().get("activation") or "linear")
+
+
 def cut(model: Any) -> tuple[Any, tuple[bool, ...]]:
     """Cuts softmax off the outputs.
 
