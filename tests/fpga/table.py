@@ -44,6 +44,17 @@ def dense(activation: str) -> Callable[[], Any]:
     return lambda: one(lambda L: L.Dense(6, activation=activation, name="it"), VECTOR)
 
 
+def depthwise_normalised() -> Any:
+    import keras
+
+    given = keras.Input(IMAGE)
+    image = keras.layers.DepthwiseConv2D(3, name="depth")(given)
+    image = keras.layers.Dropout(0.1, name="drop")(image)
+    image = keras.layers.BatchNormalization(gamma_initializer="random_normal", name="it")(image)
+    output = keras.layers.Dense(5, name="end")(keras.layers.Flatten(name="flat")(image))
+    return keras.Model(given, output, name="depthwise")
+
+
 def softmax_that_feeds() -> Any:
     import keras
 
@@ -53,7 +64,7 @@ def softmax_that_feeds() -> Any:
 
 
 RIGHT: dict[str, Callable[[], Any]] = {
-    **{f"Dense {name}": dense(name) for name in ("relu", "sigmoid", "tanh", "selu", "softplus")},
+    **{f"Dense {name}": dense(name) for name in ("relu", "sigmoid", "tanh", "selu")},
     "Dense over time": lambda: one(lambda L: L.Dense(6, name="it"), SERIES),
     "LeakyReLU": lambda: one(lambda L: L.LeakyReLU(name="it")),
     "PReLU": lambda: one(lambda L: L.PReLU(alpha_initializer="uniform", name="it")),
@@ -110,6 +121,13 @@ WRONG: dict[str, Callable[[], Any]] = {
     ),
     "LayerNormalization": lambda: one(lambda L: L.LayerNormalization(axis=2, name="it"), (8, 16)),
     "Permute of images": lambda: one(lambda L: L.Permute((2, 1, 3), name="it")),
+    "PReLU shared": lambda: one(
+        lambda L: L.PReLU(alpha_initializer="uniform", shared_axes=[1, 2], name="it")
+    ),
+    "DepthwiseConv2D normalised": depthwise_normalised,
+    "softplus": lambda: one(
+        lambda L: L.Dense(6, kernel_initializer="ones", activation="softplus", name="it"), VECTOR
+    ),
 }
 
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
@@ -120,6 +138,21 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         "interpolation='bilinear' is translated wrongly",
     ),
     "Permute of images": (WRONG["Permute of images"], "of images is translated wrongly"),
+    "PReLU shared": (WRONG["PReLU shared"], "shared_axes=(1, 2) is translated wrongly"),
+    "DepthwiseConv2D normalised": (
+        WRONG["DepthwiseConv2D normalised"],
+        "after depth (DepthwiseConv2D) it is translated wrongly",
+    ),
+    "Bidirectional with another layer backwards": (
+        lambda: one(
+            lambda L: L.Bidirectional(
+                L.LSTM(5), backward_layer=L.LSTM(3, go_backwards=True), name="it"
+            ),
+            SERIES,
+        ),
+        "its backward_layer is unlike",
+    ),
+    "softplus": (WRONG["softplus"], "softplus of more than 8 is translated wrongly"),
     "gelu": (dense("gelu"), "activation gelu becomes code that does not compile"),
     "silu": (dense("silu"), "activation silu becomes code that does not compile"),
     "mish": (dense("mish"), "activation 'mish' is not translated; use one of"),

@@ -48,6 +48,13 @@ def test_a_layer_that_nobody_knows_is_refused() -> None:
     assert "a class of mine" in (refusal(Layer("own", "Dense", package="mine")) or "")
 
 
+@pytest.mark.parametrize("name", ["my-dense", "2nd", "in put", "größe"])
+def test_a_name_that_cannot_stand_in_the_code_is_refused(name: str) -> None:
+    with pytest.raises(FpgaError, match=r"rename it with letters, digits and _ alone"):
+        check_layers([Layer(name, "Dense")])
+    check_layers([Layer("dense_2", "Dense")])
+
+
 def test_all_refused_layers_are_told_at_once() -> None:
     layers = [Layer("a", "Conv3D"), Layer("b", "Lambda"), Layer("c", "Dense")]
     with pytest.raises(FpgaError, match=r"a \(Conv3D\).*and 1 more: b \(Lambda\)"):

@@ -23,7 +23,7 @@ from tfaccel.fpga.data import generated, rows_of
 from tfaccel.fpga.layer import Layer, layers_of
 from tfaccel.fpga.report import Check, Figure, Report
 from tfaccel.fpga.settings import Settings
-from tfaccel.fpga.softmax import cut, on_device, softmax
+from tfaccel.fpga.softmax import cut, logits_of, on_device, softmax
 
 PLAIN = Report(
     Path("out"),
@@ -165,16 +165,30 @@ def test_softmax_is_cut_off_in_every_form_it_has(form: str) -> None:
     np.testing.assert_allclose(after, x @ layers[0].kernel.numpy(), atol=1e-5)
 
 
-def test_on_the_device_logits_are_pinned_and_the_table_is_larger() -> None:
-    config = {
-        "LayerName": {
-            "logits": {"Precision": {"result": "auto", "weight": "auto"}},
-            "softmax": {"Precision": {"exp_table": "fixed<18,8>"}, "TableSize": 1024},
-        }
+def test_on_the_device_the_logits_of_each_softmax_are_pinned_and_its_table_is_larger() -> None:
+    given = keras.Input((4,), name="given")
+    first = keras.layers.Dense(3, activation="relu", name="first")(given)
+    second = keras.layers.Dense(3, name="second")(given)
+    kept = keras.layers.Dropout(0.1, name="kept")(second)
+    ends = [
+        keras.layers.Softmax(name="end")(first),
+        keras.layers.Activation("softmax", name="last")(kept),
+        keras.layers.Dense(3, activation="softmax", name="third")(given),
+    ]
+    logits = logits_of(keras.Model(given, ends))
+    assert logits == {"end": ["first"], "last": ["kept", "second"]}
+    names = ["first", "first_relu", "second", "kept", "end", "last", "third", "third_softmax"]
+    config = {"LayerName": {name: {"Precision": {"result": "auto"}} for name in names}}
+    for name in ("end", "last", "third_softmax"):
+        config["LayerName"][name]["Precision"]["exp_table"] = "fixed<18,8>"
+    on_device(config, "device", logits)
+    pinned = {n for n in names if config["LayerName"][n]["Precision"]["result"] == "fixed<16,6>"}
+    assert pinned == {"first_relu", "kept", "second", "third"}
+    assert {n for n in names if config["LayerName"][n].get("TableSize") == 4096} == {
+        "end",
+        "last",
+        "third_softmax",
     }
-    on_device(config, "device")
-    assert config["LayerName"]["logits"]["Precision"] == {"result": "fixed<16,6>", "weight": "auto"}
-    assert config["LayerName"]["softmax"]["TableSize"] == 4096
 
 
 # --- the check ------------------------------------------------------------------------------

@@ -7,15 +7,14 @@ Everything here was found out by running hls4ml 1.3.0 on Vitis (`tests/fpga/test
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 
 from tfaccel.errors import FpgaError
-from tfaccel.fpga.layer import Layer
+from tfaccel.fpga.layer import ACTIVATIONS, Layer
 
 #: What is wrong and what to do instead, or None.
 Check = Callable[[Layer], str | None]
-
-ACTIVATIONS = ("linear", "relu", "sigmoid", "tanh", "selu", "softplus", "softmax")
 
 
 def check_layers(layers: Iterable[Layer]) -> None:
@@ -58,6 +57,8 @@ def refusal(layer: Layer) -> str | None:
         return f"hls4ml does not translate it; {instead}"
     if layer.calls > 1:
         return "it is called more than once, which is untested; make one layer for each call"
+    if not re.fullmatch(r"[A-Za-z_]\w*", layer.name, re.ASCII):
+        return "its name becomes one in C++; rename it with letters, digits and _ alone"
     for shape in (*layer.inputs, layer.output):
         if None in shape[1:]:
             return f"shape {shape} leaves a size open, expected fixed sizes; give them in Input"
@@ -113,6 +114,7 @@ _WRONG = "is translated wrongly by hls4ml, without a word"
 _HARM = {
     ("Conv2D", "groups"): _WRONG,
     ("UpSampling2D", "interpolation"): _WRONG,
+    ("PReLU", "shared_axes"): _WRONG,
 }
 
 
@@ -125,6 +127,8 @@ def _all(*checks: Check) -> Check:
 
 def _activation(layer: Layer) -> str | None:
     name = layer.config.get("activation")
+    if name == "softplus":
+        return f"activation softplus of more than 8 {_WRONG}: its table ends there; use relu"
     if name is None or name in ACTIVATIONS:
         return _softmax(layer) if name == "softmax" else None
     if name in ("gelu", "silu", "swish"):
@@ -153,6 +157,20 @@ def _last_axis(layer: Layer) -> str | None:
     if axis not in (-1, rank - 1):
         return f"axis={axis} is not translated; normalise the last axis, {rank - 1}"
     return None
+
+
+def _batch_norm(layer: Layer) -> str | None:
+    before = layer.before
+    if (
+        before is not None
+        and before.kind == "DepthwiseConv2D"
+        and before.config.get("activation") in (None, "linear")
+    ):
+        return (
+            f"after {before.name} (DepthwiseConv2D) it {_WRONG}; put it before that layer, or an "
+            "activation between them"
+        )
+    return _last_axis(layer)
 
 
 def _layer_norm(layer: Layer) -> str:
@@ -193,6 +211,12 @@ def _bidirectional(layer: Layer) -> str | None:
     kind = inner.get("class_name")
     if kind != "LSTM":
         return f"only Bidirectional(LSTM) is known to be right, found {kind}"
+    backward = layer.config.get("backward_layer", inner)
+    alike = ("units", "activation", "recurrent_activation", "use_bias")
+    if backward.get("class_name") != kind or any(
+        inner.get("config", {}).get(one) != backward.get("config", {}).get(one) for one in alike
+    ):
+        return "its backward_layer is unlike its layer, which is untested; leave backward_layer out"
     if layer.config.get("merge_mode") != "concat":
         return f"merge_mode={layer.config.get('merge_mode')!r} is untested; use 'concat'"
     return _RECURRENT(Layer(layer.name, kind, config=inner.get("config", {}), output=layer.output))
@@ -257,13 +281,13 @@ CHECKS: dict[str, Check] = {
     "ZeroPadding2D": _LAST,
     "Cropping2D": _LAST,
     "UpSampling2D": _all(_LAST, _only(interpolation=("nearest",))),
-    "BatchNormalization": _last_axis,
+    "BatchNormalization": _batch_norm,
     "LayerNormalization": _layer_norm,
     "Dropout": _any,
     "Activation": _activation,
     "ReLU": _relu,
     "LeakyReLU": _any,
-    "PReLU": _any,
+    "PReLU": _only(shared_axes=(None, ())),
     "ELU": _any,
     "Softmax": _softmax,
     "Flatten": _not_last,

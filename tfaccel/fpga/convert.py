@@ -19,8 +19,8 @@ from typing import Any
 from tfaccel.errors import FpgaError
 from tfaccel.fpga import process
 from tfaccel.fpga.extra import need
-from tfaccel.fpga.settings import Settings
-from tfaccel.fpga.softmax import on_device
+from tfaccel.fpga.settings import Settings, check_precision
+from tfaccel.fpga.softmax import LOGITS, logits_of, on_device
 
 PROJECT = "firmware"
 _STRATEGIES = {
@@ -185,6 +185,8 @@ def _convert(saved: Path, directory: Path, settings: Settings, log: Path, trace:
         except Exception as error:  # hls4ml raises all kinds, AssertionError without a word too
             traceback.print_exc(file=out)
             raise _told(error, {layer.name for layer in model.layers}, log) from error
+    if settings.softmax == "device":
+        _check_logits(graph)
     return Project(
         directory=directory,
         stamp=str(graph.config.get_config_value("Stamp")),
@@ -231,8 +233,22 @@ def _config(hls4ml: Any, model: Any, settings: Settings, quantized: bool) -> dic
     )
     config["Model"]["Strategy"] = strategy
     if settings.softmax != "host":
-        on_device(config, settings.softmax)
+        on_device(config, settings.softmax, logits_of(model))
     return config
+
+
+def _check_logits(graph: Any) -> None:
+    """Sees that no softmax is read from wide logits, whatever hls4ml made of the layers."""
+    bits, integer = check_precision(LOGITS)
+    for node in graph.get_layers():
+        if node.class_name != "Softmax":
+            continue
+        found = node.get_input_variable().type.precision
+        if (found.width, found.integer) != (bits, integer):
+            raise FpgaError(
+                f"hls4ml reads softmax {node.name} from {found}, expected {LOGITS}: nearly all of "
+                "their bits would be lost; use softmax='host'."
+            )
 
 
 def _told(error: Exception, names: set[str], log: Path) -> FpgaError:
