@@ -374,7 +374,7 @@ def test_the_room_opens_without_tensorflow_and_hls4ml() -> None:
         (["model.keras", "--out", "o", "--precision", "half"], "precision='half', expected"),
         (["model.keras", "--out", "o", "--reuse-factor", "0"], "reuse_factor=0"),
         (["model.keras", "--out", "o", "--check", "no.npz"], "no.npz cannot be read"),
-        (["model.keras", "--out", "."], "holds something else, expected a new or empty"),
+        (["model.keras", "--out", "."], "holds something else (model.keras), expected a new"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(
@@ -406,6 +406,24 @@ def test_without_matplotlib_a_sweep_says_so(
     said = capsys.readouterr().out
     assert "matplotlib is not installed" in said
     assert "12,800" in said  # 50 multiplications of 16 bits
+
+
+@pytest.mark.parametrize(
+    ("precisions_", "options", "said"),
+    [
+        ([], {}, "no precision, expected one or more"),
+        (["fixed<8,4>", "fixed<8, 4>"], {}, "expected each once"),
+        (["fixed<8,4>"], {"estimate": False}, "expected estimate=True"),
+        (["fixed<8,4>"], {"strategy": "distributed_arithmetic"}, "'latency' or 'resource'"),
+    ],
+)
+def test_a_sweep_that_would_compare_nothing_is_refused(
+    precisions_: list[str], options: dict, said: str, tmp_path: Path
+) -> None:
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    with pytest.raises(FpgaError, match=said):
+        precisions.sweep(model, tmp_path / "out", precisions_, **options)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(("statuses", "code"), [("failed passed", 0), ("failed failed", 1)])

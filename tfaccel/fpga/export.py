@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from tfaccel.errors import FpgaCheckError, FpgaError
-from tfaccel.fpga import convert, emulator, estimate, qat, verify
+from tfaccel.fpga import convert, emulator, estimate, place, qat, verify
 from tfaccel.fpga.allowlist import check_layers
 from tfaccel.fpga.data import Rows, generated, rows_of
 from tfaccel.fpga.extra import need
@@ -85,11 +85,14 @@ def export_fpga(
     if build:
         _estimate.need_tool(backend)
     prepared = prepare(model, directory, settings, check=check, calibrate=calibrate)
-    report = _export(prepared, settings, min_agreement, estimate, build)
-    (prepared.home / "report.json").write_text(report.to_json())
+    try:
+        report = _export(prepared, settings, min_agreement, estimate, build)
+        (prepared.home / "report.json").write_text(report.to_json())
+    finally:
+        place.remember(prepared.home)
     if report.check.status == "failed":
         raise FpgaCheckError(
-            f"{report.verdict}, expected {_expected(report)}; give it more bits with precision, "
+            f"{report.verdict}, expected {_expected(report)}, "
             f"or see the error of each layer in {prepared.home / 'report.json'}.",
             report,
         )
@@ -131,7 +134,7 @@ class _Prepared:
 
     @property
     def log(self) -> Path:
-        return self.home / "export.log"
+        return self.home / place.LOG
 
 
 def prepare(
@@ -156,7 +159,7 @@ def prepare(
             "its numbers may have a type of its own."
         )
     need("hls4ml")
-    home = _home(directory)
+    home = place.take(directory)
     notes = _calibrated(model, rows, calibrate) if quantized else []
     device, host = _functional(model, home), (False,) * len(model.outputs)
     came_from = ends(device)
@@ -206,8 +209,7 @@ def _export(
     (home / emulator.MANIFEST).write_text(_manifest(project, prepared))
     x = [np.asarray(one, np.float32) for one in rows.x]
     answered, _ = emulator.run(project, x, log=log, limit_s=settings.timeout_s)
-    wanted = prepared.device.predict(x if len(x) > 1 else x[0], verbose=0)
-    wanted = list(wanted) if isinstance(wanted, (list, tuple)) else [wanted]
+    wanted = _reference(prepared.device, x)
     if prepared.has_softmax and settings.softmax == "argmax":
         wanted = [one_hot(one) for one in wanted]
     check = verify.compare(
@@ -221,7 +223,10 @@ def _export(
     )
     notes = list(prepared.notes)
     if check.status == "failed":
-        check = _with_layers(check, prepared, settings, x)
+        try:
+            check = _with_layers(check, prepared, settings, x)
+        except FpgaError as error:  # the check has failed all the same
+            notes.append(f"no error of each layer: {error}")
     figures: list[Figure] = []
     if estimated:
         if settings.strategy != "distributed_arithmetic":  # which adds instead
@@ -248,6 +253,18 @@ def _export(
     )
 
 
+def _reference(model: Any, x: list[np.ndarray]) -> list[np.ndarray]:
+    """What Keras answers."""
+    try:
+        wanted = model.predict(x if len(x) > 1 else x[0], verbose=0)
+    except Exception as error:  # TensorFlow's own, for an index that an Embedding has not
+        said = " ".join(str(error).split())[:160]
+        raise FpgaError(
+            f"Keras fails on the rows of the check ({said}); give rows as in training."
+        ) from error
+    return list(wanted) if isinstance(wanted, (list, tuple)) else [wanted]
+
+
 def _with_layers(
     check: Check, prepared: _Prepared, settings: Settings, x: list[np.ndarray]
 ) -> Check:
@@ -264,18 +281,6 @@ def _with_layers(
     finally:
         shutil.rmtree(home, ignore_errors=True)
     return dataclasses.replace(check, layers=verify.layer_errors(prepared.device, some, traced))
-
-
-def _home(directory: str | Path) -> Path:
-    """Makes or empties the directory of an export, and no other."""
-    home = Path(directory).expanduser().resolve()
-    if home.exists() and (not home.is_dir() or any(home.iterdir())):
-        if not any((home / name).is_file() for name in (emulator.MANIFEST, "export.log")):
-            raise FpgaError(f"{home} holds something else, expected a new or empty directory.")
-        shutil.rmtree(home)
-    home.mkdir(parents=True, exist_ok=True)
-    (home / "export.log").touch()
-    return home
 
 
 def _calibrated(model: Any, rows: Rows, data: Any) -> list[str]:
@@ -314,5 +319,5 @@ def _manifest(project: convert.Project, prepared: _Prepared) -> str:
 
 def _expected(report: Report) -> str:
     if report.quantized:
-        return "every row bit-exact"
-    return f"{report.check.required:.2%}"
+        return "every row bit-exact; calibrate it on rows that reach as far as these"
+    return f"{report.check.required:.2%}; give it more bits with precision"

@@ -89,8 +89,13 @@ def sweep(model: Any, directory: str | Path, precisions: Sequence[str], **option
         raise FpgaError("no precision, expected one or more such as fixed<16,6>.")
     if is_quantized(model):
         raise FpgaError("a quantized model has its own types, so there is nothing to sweep over.")
-    for one in precisions:
-        check_precision(one)
+    if len({check_precision(one) for one in precisions}) < len(precisions):
+        raise FpgaError(f"precisions {', '.join(precisions)}, expected each once.")
+    if not options.get("estimate", True) or options.get("strategy") == "distributed_arithmetic":
+        raise FpgaError(
+            "a sweep sets accuracy against estimated multiplications, expected estimate=True and "
+            "the strategy 'latency' or 'resource'."
+        )
     home = Path(directory).expanduser().resolve()
     reports = []
     for one in precisions:
