@@ -44,15 +44,17 @@ def dense(activation: str) -> Callable[[], Any]:
     return lambda: one(lambda L: L.Dense(6, activation=activation, name="it"), VECTOR)
 
 
-def depthwise_normalised() -> Any:
+def normalised(make: Callable[[Any], Any], shape: tuple[int, ...]) -> Any:
+    """A layer, and BatchNormalization after it."""
     import keras
 
-    given = keras.Input(IMAGE)
-    image = keras.layers.DepthwiseConv2D(3, name="depth")(given)
-    image = keras.layers.Dropout(0.1, name="drop")(image)
-    image = keras.layers.BatchNormalization(gamma_initializer="random_normal", name="it")(image)
-    output = keras.layers.Dense(5, name="end")(keras.layers.Flatten(name="flat")(image))
-    return keras.Model(given, output, name="depthwise")
+    given = keras.Input(shape)
+    output = keras.layers.Dropout(0.1, name="drop")(make(keras.layers)(given))
+    output = keras.layers.BatchNormalization(
+        gamma_initializer="random_normal", beta_initializer="random_normal", name="it"
+    )(output)
+    output = keras.layers.Dense(5, name="end")(keras.layers.Flatten(name="flat")(output))
+    return keras.Model(given, output, name="normalised")
 
 
 def softmax_that_feeds() -> Any:
@@ -110,6 +112,18 @@ RIGHT: dict[str, Callable[[], Any]] = {
         lambda L: L.EinsumDense("abc,cd->abd", (8, 6), bias_axes="d", name="it"), SERIES
     ),
     "Embedding": indices,
+    **{
+        f"{name} normalised": (lambda make=make, shape=shape: normalised(make, shape))
+        for name, make, shape in (
+            ("Dense", lambda L: L.Dense(6, name="first"), VECTOR),
+            ("Dense relu over time", lambda L: L.Dense(6, "relu", name="first"), SERIES),
+            ("Conv1D", lambda L: L.Conv1D(6, 3, name="first"), SERIES),
+            ("Conv2D", lambda L: L.Conv2D(6, 3, name="first"), IMAGE),
+            ("Conv2D 1x1", lambda L: L.Conv2D(6, 1, name="first"), IMAGE),
+            ("DepthwiseConv2D relu", lambda L: L.DepthwiseConv2D(3, activation="relu"), IMAGE),
+            ("EinsumDense", lambda L: L.EinsumDense("abc,cd->abd", (8, 6), name="first"), SERIES),
+        )
+    },
 }
 
 #: hls4ml converts and compiles these, and what they compute is something else.
@@ -124,7 +138,11 @@ WRONG: dict[str, Callable[[], Any]] = {
     "PReLU shared": lambda: one(
         lambda L: L.PReLU(alpha_initializer="uniform", shared_axes=[1, 2], name="it")
     ),
-    "DepthwiseConv2D normalised": depthwise_normalised,
+    "DepthwiseConv2D normalised": lambda: normalised(
+        lambda L: L.DepthwiseConv2D(3, name="first"), IMAGE
+    ),
+    "Dense over time normalised": lambda: normalised(lambda L: L.Dense(6, name="first"), SERIES),
+    "Dense over an image normalised": lambda: normalised(lambda L: L.Dense(6, name="first"), IMAGE),
     "softplus": lambda: one(
         lambda L: L.Dense(6, kernel_initializer="ones", activation="softplus", name="it"), VECTOR
     ),
@@ -141,8 +159,15 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "PReLU shared": (WRONG["PReLU shared"], "shared_axes=(1, 2) is translated wrongly"),
     "DepthwiseConv2D normalised": (
         WRONG["DepthwiseConv2D normalised"],
-        "after depth (DepthwiseConv2D) it is translated wrongly",
+        "after first (DepthwiseConv2D) it is translated wrongly",
     ),
+    **{
+        f"Dense over {what} normalised": (
+            WRONG[f"Dense over {what} normalised"],
+            "after first (Dense over time or an image) it is translated wrongly",
+        )
+        for what in ("time", "an image")
+    },
     "Bidirectional with another layer backwards": (
         lambda: one(
             lambda L: L.Bidirectional(

@@ -48,7 +48,7 @@ def test_a_layer_that_nobody_knows_is_refused() -> None:
     assert "a class of mine" in (refusal(Layer("own", "Dense", package="mine")) or "")
 
 
-@pytest.mark.parametrize("name", ["my-dense", "2nd", "in put", "größe"])
+@pytest.mark.parametrize("name", ["my-dense", "2nd", "in put", "größe", "p"])
 def test_a_name_that_cannot_stand_in_the_code_is_refused(name: str) -> None:
     with pytest.raises(FpgaError, match=r"rename it with letters, digits and _ alone"):
         check_layers([Layer(name, "Dense")])

@@ -57,12 +57,19 @@ def refusal(layer: Layer) -> str | None:
         return f"hls4ml does not translate it; {instead}"
     if layer.calls > 1:
         return "it is called more than once, which is untested; make one layer for each call"
-    if not re.fullmatch(r"[A-Za-z_]\w*", layer.name, re.ASCII):
-        return "its name becomes one in C++; rename it with letters, digits and _ alone"
+    if not re.fullmatch(r"[A-Za-z_]\w*", layer.name, re.ASCII) or layer.name in _TAKEN:
+        return (
+            "its name becomes one in C++; rename it with letters, digits and _ alone, and none of "
+            f"{', '.join(_TAKEN)}"
+        )
     for shape in (*layer.inputs, layer.output):
         if None in shape[1:]:
             return f"shape {shape} leaves a size open, expected fixed sizes; give them in Input"
     return check(layer)
+
+
+#: hls4ml keeps these letters to itself (its list of reserved names is `set("input")`).
+_TAKEN = tuple("input")
 
 
 def stays(layer: Layer) -> bool:
@@ -163,12 +170,15 @@ def _batch_norm(layer: Layer) -> str | None:
     before = layer.before
     if (
         before is not None
-        and before.kind == "DepthwiseConv2D"
+        and (
+            before.kind == "DepthwiseConv2D" or (before.kind == "Dense" and len(before.output) > 2)
+        )
         and before.config.get("activation") in (None, "linear")
     ):
+        over = " over time or an image" if before.kind == "Dense" else ""
         return (
-            f"after {before.name} (DepthwiseConv2D) it {_WRONG}; put it before that layer, or an "
-            "activation between them"
+            f"after {before.name} ({before.kind}{over}) it {_WRONG}; put it before that layer, or "
+            "an activation between them"
         )
     return _last_axis(layer)
 
