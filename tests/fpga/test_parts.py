@@ -17,7 +17,7 @@ import tfaccel
 from tests.support import run_child
 from tfaccel.cli import main as tfaccel_command
 from tfaccel.errors import FpgaCheckError, FpgaError, FpgaTimeoutError
-from tfaccel.fpga import estimate, extra, precisions, process, verify
+from tfaccel.fpga import estimate, export, extra, precisions, process, verify
 from tfaccel.fpga.convert import Node, guilty
 from tfaccel.fpga.data import generated, rows_of
 from tfaccel.fpga.layer import Layer, layers_of
@@ -277,6 +277,18 @@ def test_the_report_tells_all_in_json_too() -> None:
     assert told["passed"] is True
 
 
+def test_every_figure_is_printed_with_how_it_is_known(capsys: pytest.CaptureFixture) -> None:
+    figures = (Figure("LUT", 1200, "estimated"), Figure("FF", 30, "synthesised", "", "vitis-run"))
+    layers = (verify.LayerError("hidden", 0.25, 3.5),)
+    check = dataclasses.replace(PLAIN.check, status="failed", layers=layers)
+    dataclasses.replace(PLAIN, figures=figures, check=check).show()
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["│", "LUT", "│", "1,200", "│", "estimated", "│", "│"] in rows
+    assert ["│", "FF", "│", "30", "│", "synthesised", "│", "vitis-run", "│"] in rows
+    assert ["│", "hidden", "│", "0.25", "│", "3.5", "│"] in rows
+    assert rows[-1][0] == "failed:"
+
+
 # --- tools ----------------------------------------------------------------------------------
 
 
@@ -350,6 +362,24 @@ def test_building_without_the_tool_is_refused_first(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_compiler_that_is_missing_is_told_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "hls4ml", type(sys)("hls4ml"))
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    with pytest.raises(FpgaError, match=r"g\+\+ is not on the PATH.*install g\+\+ 10 or newer"):
+        tfaccel.export_fpga(model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_keras_that_fails_on_the_rows_is_one_line() -> None:
+    given = keras.Input((2,))
+    model = keras.Model(given, keras.layers.Embedding(10, 3)(given))
+    with pytest.raises(FpgaError, match=r"Keras fails on the rows .*12 is not in \[0, 10\)"):
+        export.reference(model, [np.array([[1.0, 12.0]], np.float32)])
+
+
 def test_what_is_not_installed_is_named_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "hls4ml", None)
     with pytest.raises(FpgaError, match=r"pip install 'tfaccel\[fpga\]'"):
@@ -405,7 +435,28 @@ def test_without_matplotlib_a_sweep_says_so(
     found.show()
     said = capsys.readouterr().out
     assert "matplotlib is not installed" in said
+    assert "estimated cost" in said
+    assert "99.50%" in said
     assert "12,800" in said  # 50 multiplications of 16 bits
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_the_plot_sets_accuracy_against_cost(labelled: bool, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="tfaccel[fpga] brings matplotlib")
+    check = dataclasses.replace(PLAIN.check, accuracy=0.9 if labelled else None)
+    reports = [
+        dataclasses.replace(PLAIN, check=check, precision=one)
+        for one in ("fixed<8,4>", "fixed<16,6>")
+    ]
+    axes = precisions.draw(reports).axes[0]
+    costs, scores = axes.lines[0].get_data()
+    assert list(costs) == [50 * 8**2, 50 * 16**2]
+    assert list(scores) == [0.9 if labelled else 0.995] * 2
+    assert [one.get_text() for one in axes.texts] == ["fixed<8,4>", "fixed<16,6>"]
+    assert "estimated" in axes.get_xlabel()
+    assert axes.get_ylabel().startswith("accuracy" if labelled else "agreement")
+    precisions.draw(reports).savefig(tmp_path / "sweep.png")
+    assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import shutil
 import sys
 import traceback
 from collections.abc import Iterable
@@ -120,6 +121,18 @@ def convert(
     return Project(directory, told["stamp"], nodes=nodes, **shapes)
 
 
+def need_compiler() -> None:
+    """Refuses to export without the compiler of the emulation.
+
+    Raises:
+        FpgaError: it is not on the PATH.
+    """
+    if shutil.which("g++") is None:
+        raise FpgaError(
+            "g++ is not on the PATH, and the firmware is emulated with it; install g++ 10 or newer."
+        )
+
+
 def compile_project(project: Project, settings: Settings, log: Path) -> None:
     """Compiles the emulation of a project with g++.
 
@@ -140,8 +153,8 @@ def compile_project(project: Project, settings: Settings, log: Path) -> None:
         where = f"layer {names}" if names else "the project"
         first = next((line for line in said.splitlines() if "error" in line), "no error line")
         raise FpgaError(
-            f"{where} does not compile ({first.strip()[:160]}); is g++ 10 or newer "
-            "installed? If so, leave that layer out.",
+            f"{where} does not compile ({first.strip()[:160]}); leave that layer out, or see "
+            "whether g++ is 10 or newer.",
             log,
         ) from error
 

@@ -159,6 +159,7 @@ def prepare(
             "its numbers may have a type of its own."
         )
     need("hls4ml")
+    convert.need_compiler()
     home = place.take(directory)
     notes = _calibrated(model, rows, calibrate) if quantized else []
     device, host = _functional(model, home), (False,) * len(model.outputs)
@@ -209,7 +210,7 @@ def _export(
     (home / emulator.MANIFEST).write_text(_manifest(project, prepared))
     x = [np.asarray(one, np.float32) for one in rows.x]
     answered, _ = emulator.run(project, x, log=log, limit_s=settings.timeout_s)
-    wanted = _reference(prepared.device, x)
+    wanted = reference(prepared.device, x)
     if prepared.has_softmax and settings.softmax == "argmax":
         wanted = [one_hot(one) for one in wanted]
     check = verify.compare(
@@ -253,14 +254,19 @@ def _export(
     )
 
 
-def _reference(model: Any, x: list[np.ndarray]) -> list[np.ndarray]:
-    """What Keras answers."""
+def reference(model: Any, x: list[np.ndarray]) -> list[np.ndarray]:
+    """What Keras answers.
+
+    Raises:
+        FpgaError: Keras fails on these rows.
+    """
     try:
         wanted = model.predict(x if len(x) > 1 else x[0], verbose=0)
     except Exception as error:  # TensorFlow's own, for an index that an Embedding has not
-        said = " ".join(str(error).split())[:160]
+        lines = [one.strip() for one in str(error).splitlines() if one.strip()]
+        said = next((one for one in lines if one.startswith("indices[")), (lines or [""])[0])
         raise FpgaError(
-            f"Keras fails on the rows of the check ({said}); give rows as in training."
+            f"Keras fails on the rows of the check ({said[:160]}); give rows as in training."
         ) from error
     return list(wanted) if isinstance(wanted, (list, tuple)) else [wanted]
 

@@ -111,9 +111,24 @@ def sweep(model: Any, directory: str | Path, precisions: Sequence[str], **option
 
 def _plot(reports: Sequence[Report], path: Path) -> tuple[Path | None, str]:
     try:
-        from matplotlib.figure import Figure  # type: ignore[import-not-found, unused-ignore]
+        drawn = draw(reports)
     except ImportError:
         return None, "no plot: matplotlib is not installed; `pip install matplotlib` brings it"
+    drawn.savefig(path, dpi=120)
+    return path, ""
+
+
+def draw(reports: Sequence[Report]) -> Any:
+    """The plot: a point for each precision, its cost to the right and its accuracy upwards.
+
+    Args:
+        reports: with an accuracy each; else their agreement with Keras is drawn.
+
+    Returns:
+        A `matplotlib.figure.Figure`.
+    """
+    from matplotlib.figure import Figure  # type: ignore[import-not-found, unused-ignore]
+
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     labelled = all(one.check.accuracy is not None for one in reports)
@@ -126,5 +141,4 @@ def _plot(reports: Sequence[Report], path: Path) -> tuple[Path | None, str]:
     axes.set_xlabel("multiplications x bits², estimated")
     axes.set_ylabel("accuracy, emulated" if labelled else "agreement with Keras, emulated")
     axes.margins(0.25)
-    figure.savefig(path, dpi=120)
-    return path, ""
+    return figure
