@@ -65,6 +65,40 @@ def softmax_that_feeds() -> Any:
     return keras.Model(given, [scores, keras.layers.Dense(5, name="end")(scores)], name="feeds")
 
 
+def network() -> Any:
+    """An image and a series, through branches, to one output."""
+    import keras
+    from keras import layers
+
+    image = given = keras.Input(IMAGE, name="image")
+    image = layers.ZeroPadding2D(1)(image)
+    image = layers.Conv2D(4, 3, activation="relu")(image)
+    image = layers.BatchNormalization(gamma_initializer="random_normal")(image)
+    branch = layers.PReLU(alpha_initializer="uniform")(
+        layers.DepthwiseConv2D(3, padding="same")(image)
+    )
+    image = layers.MaxPooling2D(3, 2, padding="same")(layers.Add()([image, branch]))
+    image = layers.UpSampling2D(2)(layers.LeakyReLU()(layers.Conv2D(4, 1)(image)))
+    image = layers.AveragePooling2D(2)(layers.Concatenate()([image, branch]))
+    pooled = layers.GlobalAveragePooling2D()(image)
+    flat = layers.Dropout(0.5)(layers.Dense(6, activation="sigmoid")(layers.Flatten()(image)))
+
+    series = other = keras.Input(SERIES, name="series")
+    series = layers.Conv1D(4, 3, padding="causal")(series)
+    series = layers.Bidirectional(layers.LSTM(3, return_sequences=True))(series)
+    series = layers.MaxPooling1D(2)(
+        layers.EinsumDense("abc,cd->abd", (8, 6), bias_axes="d")(series)
+    )
+    series = layers.Permute((2, 1))(layers.GRU(4, return_sequences=True)(series))
+    series = layers.ReLU()(layers.Conv1D(5, 2)(series))
+    ends = [layers.GlobalMaxPooling1D()(series), layers.LSTM(5)(series)]
+    gate = layers.Activation("sigmoid")(ends[0])
+    series = layers.Multiply()([ends[1], gate])
+
+    output = layers.Concatenate()([layers.Concatenate()([pooled, flat]), series])
+    return keras.Model([given, other], layers.Dense(5, name="end")(output), name="network")
+
+
 RIGHT: dict[str, Callable[[], Any]] = {
     **{f"Dense {name}": dense(name) for name in ("relu", "sigmoid", "tanh", "selu")},
     "Dense over time": lambda: one(lambda L: L.Dense(6, name="it"), SERIES),

@@ -161,8 +161,11 @@ def prepare(
     need("hls4ml")
     convert.need_compiler()
     home = place.take(directory)
-    notes = _calibrated(model, rows, calibrate) if quantized else []
+    made_up = rows.generated and calibrate is None
+    notes = _calibrated(model, rows, calibrate) if quantized and not made_up else []
     device, host = _functional(model, home), (False,) * len(model.outputs)
+    if quantized and made_up:  # which shall not leave its mark in the user's model
+        notes = _calibrated(device, rows, None)
     came_from = ends(device)
     if settings.softmax == "host":
         device, host = cut(device)
@@ -297,9 +300,10 @@ def _calibrated(model: Any, rows: Rows, data: Any) -> list[str]:
     arrays = [np.asarray(one, np.float32) for one in rows.x]
     # Without a reset: the check alone may be less than what the model will meet.
     trace_minmax(model, arrays[0] if len(arrays) == 1 else arrays, reset=False)
+    by = "made-up rows" if rows.generated else "the rows of the check"
     return [
-        "ranges are those of training, widened by the rows of the check; give the training set "
-        "as calibrate to be sure that none is too small"
+        f"ranges are those of training, widened by {by}; give the training set as calibrate to be "
+        "sure that none is too small"
     ]
 
 
