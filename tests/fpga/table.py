@@ -44,14 +44,18 @@ def dense(activation: str) -> Callable[[], Any]:
     return lambda: one(lambda L: L.Dense(6, activation=activation, name="it"), VECTOR)
 
 
-def normalised(make: Callable[[Any], Any], shape: tuple[int, ...]) -> Any:
+def normalised(make: Callable[[Any], Any], shape: tuple[int, ...], *, drop: bool = False) -> Any:
     """A layer, and BatchNormalization after it."""
     import keras
 
     given = keras.Input(shape)
-    output = keras.layers.Dropout(0.1, name="drop")(make(keras.layers)(given))
+    output = make(keras.layers)(given)
+    if drop:
+        output = keras.layers.Dropout(0.1, name="drop")(output)
     output = keras.layers.BatchNormalization(
-        gamma_initializer="random_normal", beta_initializer="random_normal", name="it"
+        gamma_initializer=keras.initializers.RandomUniform(0.5, 2),
+        beta_initializer="random_normal",
+        name="it",
     )(output)
     output = keras.layers.Dense(5, name="end")(keras.layers.Flatten(name="flat")(output))
     return keras.Model(given, output, name="normalised")
@@ -173,7 +177,7 @@ WRONG: dict[str, Callable[[], Any]] = {
         lambda L: L.PReLU(alpha_initializer="uniform", shared_axes=[1, 2], name="it")
     ),
     "DepthwiseConv2D normalised": lambda: normalised(
-        lambda L: L.DepthwiseConv2D(3, name="first"), IMAGE
+        lambda L: L.DepthwiseConv2D(3, name="first"), IMAGE, drop=True
     ),
     "Dense over time normalised": lambda: normalised(lambda L: L.Dense(6, name="first"), SERIES),
     "Dense over an image normalised": lambda: normalised(lambda L: L.Dense(6, name="first"), IMAGE),

@@ -67,6 +67,15 @@ def test_a_model_that_only_moves_numbers_is_refused() -> None:
         check_layers(layers_of(model))
     with pytest.raises(FpgaError, match="only moves numbers"):
         check_layers([Layer("in", "InputLayer"), Layer("flat", "Flatten")])
+    with pytest.raises(FpgaError, match="a softmax is cut off"):
+        check_layers(layers_of(keras.Sequential([keras.Input((4,)), keras.layers.Softmax()])))
+
+
+def test_an_input_that_is_an_output_too_is_refused() -> None:
+    given = keras.Input((4,), name="given")
+    model = keras.Model(given, [keras.layers.Dense(3)(given), given])
+    with pytest.raises(FpgaError, match=r"given \(InputLayer\): it is an output as well"):
+        check_layers(layers_of(model))
 
 
 def test_channels_first_is_refused() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -48,3 +49,11 @@ def test_a_place_that_cannot_be_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(FpgaError, match="cannot be made") as caught:
         place.take(tmp_path / "file" / "below")
     assert "\n" not in str(caught.value)
+
+
+def test_each_worker_of_a_job_has_a_place_of_its_own(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert place.of_this_worker(out, None) == out
+    for rank, name in ((0, "out"), (1, "out.worker-1")):
+        strategy = SimpleNamespace(cluster=SimpleNamespace(is_chief=rank == 0, rank=rank))
+        assert place.of_this_worker(out, strategy) == tmp_path / name

@@ -173,23 +173,29 @@ def test_what_a_quantized_model_cannot_have_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "flags",
+    ("flags", "workers"),
     [
-        ["--strategy=mirrored", "--device_type=cpu", "--devices=2"],
-        pytest.param(["--strategy=one_device"], marks=pytest.mark.exhaustive),
+        (["--strategy=mirrored", "--device_type=cpu", "--devices=2"], 1),
+        pytest.param(["--strategy=one_device"], 1, marks=pytest.mark.exhaustive),
         pytest.param(
             ["--strategy=model_parallel", "--mesh=batch=2,model=2", "--device_type=cpu"],
+            1,
             marks=pytest.mark.exhaustive,
         ),
+        pytest.param(["--strategy=multi_worker_mirrored"], 2, marks=pytest.mark.exhaustive),
     ],
-    ids=["mirrored", "one_device", "model_parallel"],
+    ids=["mirrored", "one_device", "model_parallel", "multi_worker_mirrored"],
 )
-def test_the_example_ends_bit_exact(flags: list[str], tmp_path: Path) -> None:
-    said = run_child(["examples/digits_fpga.py", *flags, f"--out={tmp_path / 'out'}"])
-    assert said.strip().splitlines()[-1] == "bit-exact on 360 of 360 rows"
-    told = json.loads((tmp_path / "out" / "report.json").read_text())
+def test_the_example_ends_bit_exact(flags: list[str], workers: int, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    said = run_child(["examples/digits_fpga.py", *flags, f"--out={out}"], workers=workers)
+    assert said.strip().splitlines()[-1].removeprefix("[0] ") == "bit-exact on 360 of 360 rows"
+    told = json.loads((out / "report.json").read_text())
     assert told["check"]["accuracy"] >= 0.93
     assert re.search(r"accuracy 0\.9\d+ emulated", said)
+    for rank in range(1, workers):
+        other = json.loads((tmp_path / f"out.worker-{rank}" / "report.json").read_text())
+        assert other["check"] == told["check"]
 
 
 @pytest.mark.exhaustive

@@ -33,9 +33,12 @@ def check_layers(layers: Iterable[Layer]) -> None:
         for one in found
         if (why := refusal(one) or (_unquantized(one) if quantized else None))
     ]
-    work = [one for one in found if one.kind not in ("InputLayer", *_SHAPES, *_TRAINING_ONLY)]
-    if not refused and not work:
-        refused = ["the model only moves numbers: hls4ml writes code that does not compile"]
+    idle = ("InputLayer", "Softmax", *_SHAPES, *_TRAINING_ONLY)  # softmax is cut off
+    if not refused and all(one.kind in idle for one in found):
+        refused = [
+            "the model only moves numbers, expected a layer that computes (a softmax is cut off): "
+            "hls4ml writes code that does not compile"
+        ]
     if refused:
         more = f" (and {len(refused) - 1} more: {'; '.join(refused[1:])})" if refused[1:] else ""
         raise FpgaError(f"{refused[0]}{more}.")
@@ -210,6 +213,12 @@ def _permute(layer: Layer) -> str | None:
     return None
 
 
+def _input(layer: Layer) -> str | None:
+    if layer.last:
+        return "it is an output as well, which hls4ml cannot write; leave that output out"
+    return None
+
+
 def _not_last(layer: Layer) -> str | None:
     if layer.last:
         return "it ends the model, where hls4ml has nothing to write; reshape on the host"
@@ -276,7 +285,7 @@ AMONG_QUANTIZED = (
 )
 
 CHECKS: dict[str, Check] = {
-    "InputLayer": _any,
+    "InputLayer": _input,
     "Dense": _activation,
     "EinsumDense": _activation,
     "Embedding": _only(mask_zero=(False,)),

@@ -45,7 +45,8 @@ def export_fpga(
 
     Args:
         model: trained under any strategy; plain, or from `tfaccel.fpga.quantize`.
-        directory: where the project goes: new, empty, or an earlier export.
+        directory: where the project goes: new, empty, or an earlier export. With several workers
+            all must call, and those that are not the chief write beside it.
         backend: ``"Vitis"``, ``"Vivado"``, ``"VivadoAccelerator"``, ``"Quartus"``, ``"Catapult"``.
         part: the FPGA; the backend's default when None.
         clock_ns: the clock's period.
@@ -160,7 +161,7 @@ def prepare(
         )
     need("hls4ml")
     convert.need_compiler()
-    home = place.take(directory)
+    home = place.take(place.of_this_worker(directory, getattr(model, "distribute_strategy", None)))
     made_up = rows.generated and calibrate is None
     notes = _calibrated(model, rows, calibrate) if quantized and not made_up else []
     device, host = _functional(model, home), (False,) * len(model.outputs)

@@ -4,11 +4,28 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 from tfaccel.errors import FpgaError
 
 LOG = "export.log"
 _WRITTEN = "export.files"  # what the export put here, so that the next one removes nothing else
+
+
+def of_this_worker(directory: str | Path, strategy: Any) -> Path:
+    """The directory, or one beside it for a worker that is not the chief.
+
+    All workers of a job export, as all call `fit`: what computes with the model needs them all.
+
+    Args:
+        directory: the chief's.
+        strategy: the model's; one of several processes has a `cluster`.
+    """
+    home = Path(directory).expanduser().resolve()
+    cluster = getattr(strategy, "cluster", None)
+    if cluster is None or cluster.is_chief:
+        return home
+    return home.with_name(f"{home.name}.worker-{cluster.rank}")
 
 
 def take(directory: str | Path) -> Path:
