@@ -219,6 +219,10 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "gelu": (dense("gelu"), "activation gelu becomes code that does not compile"),
     "silu": (dense("silu"), "activation silu becomes code that does not compile"),
     "mish": (dense("mish"), "activation 'mish' is not translated; use one of"),
+    "a layer as activation": (
+        lambda: one(lambda L: L.Dense(6, activation=L.LeakyReLU(), name="it"), VECTOR),
+        "its activation is a LeakyReLU, expected one by name",
+    ),
     "ReLU to six": (lambda: one(lambda L: L.ReLU(max_value=6, name="it")), "max_value=6 is not"),
     "ReLU leaky": (
         lambda: one(lambda L: L.ReLU(negative_slope=0.1, name="it")),

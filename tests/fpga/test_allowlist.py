@@ -106,6 +106,12 @@ def test_a_subclassed_model_is_refused() -> None:
         layers_of(Mine())
 
 
+@pytest.mark.parametrize("model", ["model.keras", None])
+def test_what_is_no_model_is_refused(model: object) -> None:
+    with pytest.raises(FpgaError, match=r"expected a keras\.Model"):
+        layers_of(model)
+
+
 def test_a_model_without_shapes_is_refused() -> None:
     with pytest.raises(FpgaError, match=r"put keras\.Input\(shape\) first"):
         layers_of(keras.Sequential([keras.layers.Dense(3)]))

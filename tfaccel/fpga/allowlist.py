@@ -137,6 +137,9 @@ def _all(*checks: Check) -> Check:
 
 def _activation(layer: Layer) -> str | None:
     name = layer.config.get("activation")
+    if isinstance(name, dict):  # a layer, or a function of the user's
+        said = name.get("class_name")
+        return f"its activation is a {said}, expected one by name; put {said} after it as a layer"
     if name == "softplus":
         return f"activation softplus of more than 8 {_WRONG}: its table ends there; use relu"
     if name is None or name in ACTIVATIONS:

@@ -94,6 +94,8 @@ def _through(layer: Layer | None) -> Layer | None:
 
 
 def _graph(model: Any, keras: Any) -> Any:
+    if not isinstance(model, keras.Model):
+        raise FpgaError(f"a {type(model).__name__}, expected a keras.Model; load it first.")
     functional = isinstance(model, keras.Sequential) or type(model).__name__ == "Functional"
     if not functional:
         raise FpgaError(

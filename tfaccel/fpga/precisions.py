@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from tfaccel.errors import FpgaCheckError, FpgaError
+from tfaccel.fpga.allowlist import check_layers
 from tfaccel.fpga.export import export_fpga
+from tfaccel.fpga.layer import layers_of
 from tfaccel.fpga.report import Report
 from tfaccel.fpga.settings import check_precision
 
@@ -87,6 +89,7 @@ def sweep(model: Any, directory: str | Path, precisions: Sequence[str], **option
 
     if not precisions:
         raise FpgaError("no precision, expected one or more such as fixed<16,6>.")
+    check_layers(layers_of(model))
     if is_quantized(model):
         raise FpgaError("a quantized model has its own types, so there is nothing to sweep over.")
     if len({check_precision(one) for one in precisions}) < len(precisions):
