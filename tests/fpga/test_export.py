@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+from keras import layers
 
 import tfaccel
 from tests.fpga.conftest import Digits
@@ -203,6 +204,34 @@ def test_every_setting_is_in_the_project(saved: Path, tmp_path: Path) -> None:
     assert "hls::stream" in (firmware / "firmware.cpp").read_text()
     assert "strategy = nnet::resource" in (firmware / "parameters.h").read_text()
     assert {one.reuse_factor for one in project.nodes if one.multiplications} == {8}
+
+
+@pytest.mark.parametrize(
+    ("make", "shape", "count"),
+    [
+        (lambda: layers.Dense(6), (4,), 4 * 6),
+        (lambda: layers.Dense(6), (8, 4), 8 * 4 * 6),
+        (lambda: layers.EinsumDense("abc,cd->abd", (8, 6)), (8, 4), 8 * 4 * 6),
+        (lambda: layers.EinsumDense("abc,bcd->abd", (8, 6)), (8, 4), 8 * 4 * 6),
+        (lambda: layers.Conv1D(3, 3), (8, 4), 6 * 3 * 4 * 3),
+        (lambda: layers.Conv2D(3, 3), (6, 6, 2), 16 * 9 * 2 * 3),
+        (lambda: layers.DepthwiseConv2D(3), (6, 6, 2), 16 * 9 * 2),
+        (lambda: layers.LSTM(5), (8, 4), 8 * (4 + 5) * 20),
+        (lambda: layers.GRU(5), (8, 4), 8 * (4 + 5) * 15),
+        (lambda: layers.Bidirectional(layers.LSTM(5)), (8, 4), 2 * 8 * (4 + 5) * 20),
+        (lambda: layers.BatchNormalization(), (8, 4), 8 * 4),
+        (lambda: layers.ReLU(), (8, 4), 0),
+    ],
+)
+def test_multiplications_are_counted(
+    make: Any, shape: tuple[int, ...], count: int, tmp_path: Path
+) -> None:
+    model = keras.Sequential([keras.Input(shape), make()])
+    model.save(tmp_path / "model.keras")
+    project = convert.convert(
+        tmp_path / "model.keras", tmp_path / "out", Settings(), tmp_path / "log"
+    )
+    assert sum(one.multiplications for one in project.nodes) == count
 
 
 def test_what_g_plus_plus_says_is_one_error_with_the_log(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 from tfaccel.errors import FpgaError
 from tfaccel.fpga import process
 from tfaccel.fpga.extra import need
+from tfaccel.fpga.multiplications import multiplications
 from tfaccel.fpga.settings import Settings, check_precision
 from tfaccel.fpga.softmax import LOGITS, logits_of, on_device
 
@@ -295,20 +296,11 @@ def _traceable(layer: Any) -> bool:
 
 
 def _node(layer: Any) -> Node:
-    count = 0
-    weights = [w for name, w in layer.weights.items() if "weight" in name or "kernel" in name]
-    kind = layer.class_name
-    if any(part in kind for part in ("Dense", "Conv", "LSTM", "GRU")):
-        count = sum(int((weight.data != 0).sum()) for weight in weights)
-        height, width = layer.get_attr("out_height", 1), layer.get_attr("out_width", 1)
-        times = height * width if "Conv" in kind else layer.get_attr("n_timesteps", 1) or 1
-        count *= int(times)
-    variable = layer.get_output_variable()
     return Node(
         name=str(layer.name),
         index=int(layer.index),
-        shape=_shape(variable),
-        multiplications=count,
+        shape=_shape(layer.get_output_variable()),
+        multiplications=multiplications(layer),
         reuse_factor=int(layer.get_attr("reuse_factor", 1) or 1),
         traced=bool(layer.get_attr("trace", False)),
     )
