@@ -61,7 +61,7 @@ setup(
         # Exact versions: what `tfaccel.fpga` allows and refuses was found out on these.
         "fpga": [
             f"{one}; python_version >= '3.11' and python_version < '3.13'"
-            for one in ("hls4ml==1.3.0", "hgq2==0.2.0", "da4ml==0.6.0", "numpy<2.5")
+            for one in ("hls4ml==1.3.0", "hgq2==0.2.0", "da4ml==0.6.0", "numpy<2.5", "matplotlib")
         ],
         "examples": ["scikit-learn"],
         "dev": ["pytest>=8", "tensorboard", "ruff==0.17.*", "mypy==2.4.*", "setuptools>=77"],

@@ -44,8 +44,67 @@ def dense(activation: str) -> Callable[[], Any]:
     return lambda: one(lambda L: L.Dense(6, activation=activation, name="it"), VECTOR)
 
 
+def normalised(make: Callable[[Any], Any], shape: tuple[int, ...], *, drop: bool = False) -> Any:
+    """A layer, and BatchNormalization after it."""
+    import keras
+
+    given = keras.Input(shape)
+    output = make(keras.layers)(given)
+    if drop:
+        output = keras.layers.Dropout(0.1, name="drop")(output)
+    output = keras.layers.BatchNormalization(
+        gamma_initializer=keras.initializers.RandomUniform(0.5, 2),
+        beta_initializer="random_normal",
+        name="it",
+    )(output)
+    output = keras.layers.Dense(5, name="end")(keras.layers.Flatten(name="flat")(output))
+    return keras.Model(given, output, name="normalised")
+
+
+def softmax_that_feeds() -> Any:
+    import keras
+
+    given = keras.Input(VECTOR)
+    scores = keras.layers.Dense(6, activation="softmax", name="it")(given)
+    return keras.Model(given, [scores, keras.layers.Dense(5, name="end")(scores)], name="feeds")
+
+
+def network() -> Any:
+    """An image and a series, through branches, to one output."""
+    import keras
+    from keras import layers
+
+    image = given = keras.Input(IMAGE, name="image")
+    image = layers.ZeroPadding2D(1)(image)
+    image = layers.Conv2D(4, 3, activation="relu")(image)
+    image = layers.BatchNormalization(gamma_initializer="random_normal")(image)
+    branch = layers.PReLU(alpha_initializer="uniform")(
+        layers.DepthwiseConv2D(3, padding="same")(image)
+    )
+    image = layers.MaxPooling2D(3, 2, padding="same")(layers.Add()([image, branch]))
+    image = layers.UpSampling2D(2)(layers.LeakyReLU()(layers.Conv2D(4, 1)(image)))
+    image = layers.AveragePooling2D(2)(layers.Concatenate()([image, branch]))
+    pooled = layers.GlobalAveragePooling2D()(image)
+    flat = layers.Dropout(0.5)(layers.Dense(6, activation="sigmoid")(layers.Flatten()(image)))
+
+    series = other = keras.Input(SERIES, name="series")
+    series = layers.Conv1D(4, 3, padding="causal")(series)
+    series = layers.Bidirectional(layers.LSTM(3, return_sequences=True))(series)
+    series = layers.MaxPooling1D(2)(
+        layers.EinsumDense("abc,cd->abd", (8, 6), bias_axes="d")(series)
+    )
+    series = layers.Permute((2, 1))(layers.GRU(4, return_sequences=True)(series))
+    series = layers.ReLU()(layers.Conv1D(5, 2)(series))
+    ends = [layers.GlobalMaxPooling1D()(series), layers.LSTM(5)(series)]
+    gate = layers.Activation("sigmoid")(ends[0])
+    series = layers.Multiply()([ends[1], gate])
+
+    output = layers.Concatenate()([layers.Concatenate()([pooled, flat]), series])
+    return keras.Model([given, other], layers.Dense(5, name="end")(output), name="network")
+
+
 RIGHT: dict[str, Callable[[], Any]] = {
-    **{f"Dense {name}": dense(name) for name in ("relu", "sigmoid", "tanh", "selu", "softplus")},
+    **{f"Dense {name}": dense(name) for name in ("relu", "sigmoid", "tanh", "selu")},
     "Dense over time": lambda: one(lambda L: L.Dense(6, name="it"), SERIES),
     "LeakyReLU": lambda: one(lambda L: L.LeakyReLU(name="it")),
     "PReLU": lambda: one(lambda L: L.PReLU(alpha_initializer="uniform", name="it")),
@@ -91,6 +150,18 @@ RIGHT: dict[str, Callable[[], Any]] = {
         lambda L: L.EinsumDense("abc,cd->abd", (8, 6), bias_axes="d", name="it"), SERIES
     ),
     "Embedding": indices,
+    **{
+        f"{name} normalised": (lambda make=make, shape=shape: normalised(make, shape))
+        for name, make, shape in (
+            ("Dense", lambda L: L.Dense(6, name="first"), VECTOR),
+            ("Dense relu over time", lambda L: L.Dense(6, "relu", name="first"), SERIES),
+            ("Conv1D", lambda L: L.Conv1D(6, 3, name="first"), SERIES),
+            ("Conv2D", lambda L: L.Conv2D(6, 3, name="first"), IMAGE),
+            ("Conv2D 1x1", lambda L: L.Conv2D(6, 1, name="first"), IMAGE),
+            ("DepthwiseConv2D relu", lambda L: L.DepthwiseConv2D(3, activation="relu"), IMAGE),
+            ("EinsumDense", lambda L: L.EinsumDense("abc,cd->abd", (8, 6), name="first"), SERIES),
+        )
+    },
 }
 
 #: hls4ml converts and compiles these, and what they compute is something else.
@@ -102,6 +173,17 @@ WRONG: dict[str, Callable[[], Any]] = {
     ),
     "LayerNormalization": lambda: one(lambda L: L.LayerNormalization(axis=2, name="it"), (8, 16)),
     "Permute of images": lambda: one(lambda L: L.Permute((2, 1, 3), name="it")),
+    "PReLU shared": lambda: one(
+        lambda L: L.PReLU(alpha_initializer="uniform", shared_axes=[1, 2], name="it")
+    ),
+    "DepthwiseConv2D normalised": lambda: normalised(
+        lambda L: L.DepthwiseConv2D(3, name="first"), IMAGE, drop=True
+    ),
+    "Dense over time normalised": lambda: normalised(lambda L: L.Dense(6, name="first"), SERIES),
+    "Dense over an image normalised": lambda: normalised(lambda L: L.Dense(6, name="first"), IMAGE),
+    "softplus": lambda: one(
+        lambda L: L.Dense(6, kernel_initializer="ones", activation="softplus", name="it"), VECTOR
+    ),
 }
 
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
@@ -112,9 +194,35 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         "interpolation='bilinear' is translated wrongly",
     ),
     "Permute of images": (WRONG["Permute of images"], "of images is translated wrongly"),
+    "PReLU shared": (WRONG["PReLU shared"], "shared_axes=(1, 2) is translated wrongly"),
+    "DepthwiseConv2D normalised": (
+        WRONG["DepthwiseConv2D normalised"],
+        "after first (DepthwiseConv2D) it is translated wrongly",
+    ),
+    **{
+        f"Dense over {what} normalised": (
+            WRONG[f"Dense over {what} normalised"],
+            "after first (Dense over time or an image) it is translated wrongly",
+        )
+        for what in ("time", "an image")
+    },
+    "Bidirectional with another layer backwards": (
+        lambda: one(
+            lambda L: L.Bidirectional(
+                L.LSTM(5), backward_layer=L.LSTM(3, go_backwards=True), name="it"
+            ),
+            SERIES,
+        ),
+        "its backward_layer is unlike",
+    ),
+    "softplus": (WRONG["softplus"], "softplus of more than 8 is translated wrongly"),
     "gelu": (dense("gelu"), "activation gelu becomes code that does not compile"),
     "silu": (dense("silu"), "activation silu becomes code that does not compile"),
     "mish": (dense("mish"), "activation 'mish' is not translated; use one of"),
+    "a layer as activation": (
+        lambda: one(lambda L: L.Dense(6, activation=L.LeakyReLU(), name="it"), VECTOR),
+        "its activation is a LeakyReLU, expected one by name",
+    ),
     "ReLU to six": (lambda: one(lambda L: L.ReLU(max_value=6, name="it")), "max_value=6 is not"),
     "ReLU leaky": (
         lambda: one(lambda L: L.ReLU(negative_slope=0.1, name="it")),
@@ -144,6 +252,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "Add of three": (lambda: merged(lambda L: L.Add(name="it"), 3), "merges 3 inputs"),
     "Dot": (lambda: merged(lambda L: L.Dot(1, name="it")), "does not translate it"),
     "softmax within": (dense("softmax"), "softmax inside the model"),
+    "softmax within and at the end": (softmax_that_feeds, "softmax inside the model"),
     "Flatten at the end": (
         lambda: one(lambda L: L.Flatten(name="it"), after=False),
         "it ends the model",

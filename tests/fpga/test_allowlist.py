@@ -48,6 +48,13 @@ def test_a_layer_that_nobody_knows_is_refused() -> None:
     assert "a class of mine" in (refusal(Layer("own", "Dense", package="mine")) or "")
 
 
+@pytest.mark.parametrize("name", ["my-dense", "2nd", "in put", "größe", "p"])
+def test_a_name_that_cannot_stand_in_the_code_is_refused(name: str) -> None:
+    with pytest.raises(FpgaError, match=r"rename it with letters, digits and _ alone"):
+        check_layers([Layer(name, "Dense")])
+    check_layers([Layer("dense_2", "Dense")])
+
+
 def test_all_refused_layers_are_told_at_once() -> None:
     layers = [Layer("a", "Conv3D"), Layer("b", "Lambda"), Layer("c", "Dense")]
     with pytest.raises(FpgaError, match=r"a \(Conv3D\).*and 1 more: b \(Lambda\)"):
@@ -60,6 +67,15 @@ def test_a_model_that_only_moves_numbers_is_refused() -> None:
         check_layers(layers_of(model))
     with pytest.raises(FpgaError, match="only moves numbers"):
         check_layers([Layer("in", "InputLayer"), Layer("flat", "Flatten")])
+    with pytest.raises(FpgaError, match="a softmax is cut off"):
+        check_layers(layers_of(keras.Sequential([keras.Input((4,)), keras.layers.Softmax()])))
+
+
+def test_an_input_that_is_an_output_too_is_refused() -> None:
+    given = keras.Input((4,), name="given")
+    model = keras.Model(given, [keras.layers.Dense(3)(given), given])
+    with pytest.raises(FpgaError, match=r"given \(InputLayer\): it is an output as well"):
+        check_layers(layers_of(model))
 
 
 def test_channels_first_is_refused() -> None:
@@ -88,6 +104,12 @@ def test_a_subclassed_model_is_refused() -> None:
 
     with pytest.raises(FpgaError, match=r"is a Mine, expected a Sequential or functional model"):
         layers_of(Mine())
+
+
+@pytest.mark.parametrize("model", ["model.keras", None])
+def test_what_is_no_model_is_refused(model: object) -> None:
+    with pytest.raises(FpgaError, match=r"expected a keras\.Model"):
+        layers_of(model)
 
 
 def test_a_model_without_shapes_is_refused() -> None:

@@ -10,12 +10,13 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+from keras import layers
 
 import tfaccel
 from tests.fpga.conftest import Digits
 from tests.support import run_child
 from tfaccel.errors import FpgaCheckError, FpgaError, FpgaTimeoutError
-from tfaccel.fpga import convert
+from tfaccel.fpga import convert, precisions
 from tfaccel.fpga.report import Report
 from tfaccel.fpga.settings import Settings
 
@@ -179,7 +180,58 @@ def test_a_sweep_is_a_table_of_accuracy_against_resources(
     assert narrow.check.agreement < wide.check.agreement
     assert narrow.check.status == "failed"
     assert (tmp_path / "fixed_12_6" / "report.json").is_file()
-    assert found.note.startswith("no plot") or found.plot.stat().st_size > 1000
+    assert (found.plot is None) == found.note.startswith("no plot")
+    costs = [precisions.bit_operations(one) for one in found.reports]
+    count = wide.figure("multiplications").value
+    assert costs == [36 * count, 144 * count]
+
+
+def test_every_setting_is_in_the_project(saved: Path, tmp_path: Path) -> None:
+    settings = Settings(
+        part="xcku115-flvb2104-2-i",
+        clock_ns=3.5,
+        precision="fixed<14,5>",
+        io_type="io_stream",
+        reuse_factor=8,
+        strategy="resource",
+    )
+    project = convert.convert(saved / "model.keras", tmp_path / "out", settings, tmp_path / "log")
+    script = (tmp_path / "out" / "project.tcl").read_text()
+    assert 'set part "xcku115-flvb2104-2-i"' in script
+    assert "set clock_period 3.5" in script
+    firmware = tmp_path / "out" / "firmware"
+    assert "ap_fixed<14,5>" in (firmware / "defines.h").read_text()
+    assert "hls::stream" in (firmware / "firmware.cpp").read_text()
+    assert "strategy = nnet::resource" in (firmware / "parameters.h").read_text()
+    assert {one.reuse_factor for one in project.nodes if one.multiplications} == {8}
+
+
+@pytest.mark.parametrize(
+    ("make", "shape", "count"),
+    [
+        (lambda: layers.Dense(6), (4,), 4 * 6),
+        (lambda: layers.Dense(6), (8, 4), 8 * 4 * 6),
+        (lambda: layers.EinsumDense("abc,cd->abd", (8, 6)), (8, 4), 8 * 4 * 6),
+        (lambda: layers.EinsumDense("abc,bcd->abd", (8, 6)), (8, 4), 8 * 4 * 6),
+        (lambda: layers.Conv1D(3, 3), (8, 4), 6 * 3 * 4 * 3),
+        (lambda: layers.Conv2D(3, 3), (6, 6, 2), 16 * 9 * 2 * 3),
+        (lambda: layers.DepthwiseConv2D(3), (6, 6, 2), 16 * 9 * 2),
+        (lambda: layers.LSTM(5), (8, 4), 8 * (4 + 5) * 20),
+        (lambda: layers.GRU(5), (8, 4), 8 * (4 + 5) * 15),
+        (lambda: layers.Bidirectional(layers.LSTM(5)), (8, 4), 2 * 8 * (4 + 5) * 20),
+        (lambda: layers.BatchNormalization(), (8, 4), 8 * 4),
+        (lambda: layers.ReLU(), (8, 4), 0),
+    ],
+)
+def test_multiplications_are_counted(
+    make: Any, shape: tuple[int, ...], count: int, tmp_path: Path
+) -> None:
+    model = keras.Sequential([keras.Input(shape), make()])
+    model.save(tmp_path / "model.keras")
+    project = convert.convert(
+        tmp_path / "model.keras", tmp_path / "out", Settings(), tmp_path / "log"
+    )
+    assert sum(one.multiplications for one in project.nodes) == count
 
 
 def test_what_g_plus_plus_says_is_one_error_with_the_log(tmp_path: Path) -> None:
@@ -234,7 +286,14 @@ def test_an_export_takes_the_place_of_an_earlier_one_and_of_nothing_else(
     with pytest.raises(FpgaError, match="holds something else"):
         tfaccel.export_fpga(classifier, tmp_path)
     assert (tmp_path / "mine.txt").read_text() == "keep"
-    shutil.copytree(exported.directory, tmp_path / "again")
-    with pytest.raises(FpgaTimeoutError):
-        tfaccel.export_fpga(classifier, tmp_path / "again", timeout_s=0.1)
-    assert not (tmp_path / "again" / "report.json").exists()
+    again = tmp_path / "again"
+    shutil.copytree(exported.directory, again)
+    (again / "mine.txt").write_text("keep")
+    with pytest.raises(FpgaError, match=r"holds something else \(mine.txt\)"):
+        tfaccel.export_fpga(classifier, again)
+    assert (again / "report.json").is_file()
+    (again / "mine.txt").unlink()
+    for _ in range(2):  # one that failed is replaced as well
+        with pytest.raises(FpgaTimeoutError):
+            tfaccel.export_fpga(classifier, again, timeout_s=0.1)
+        assert not (again / "report.json").exists()

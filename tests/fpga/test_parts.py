@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -16,13 +17,13 @@ import tfaccel
 from tests.support import run_child
 from tfaccel.cli import main as tfaccel_command
 from tfaccel.errors import FpgaCheckError, FpgaError, FpgaTimeoutError
-from tfaccel.fpga import estimate, extra, precisions, process, verify
+from tfaccel.fpga import estimate, export, extra, precisions, process, verify
 from tfaccel.fpga.convert import Node, guilty
 from tfaccel.fpga.data import generated, rows_of
 from tfaccel.fpga.layer import Layer, layers_of
 from tfaccel.fpga.report import Check, Figure, Report
 from tfaccel.fpga.settings import Settings
-from tfaccel.fpga.softmax import cut, on_device, softmax
+from tfaccel.fpga.softmax import cut, logits_of, on_device, softmax
 
 PLAIN = Report(
     Path("out"),
@@ -48,13 +49,23 @@ PLAIN = Report(
         ({"precision": "int8"}, "precision='int8', expected a fixed-point type"),
         ({"precision": "fixed<100,6>"}, "of 2 to 64 bits"),
         ({"reuse_factor": 0}, "reuse_factor=0"),
-        ({"timeout_s": 0}, "timeout_s=0: each must be above 0"),
+        ({"reuse_factor": 2.5}, "reuse_factor=2.5, expected a whole number above 0"),
+        ({"timeout_s": 0}, "timeout_s=0, expected a number above 0"),
+        ({"timeout_s": None}, "timeout_s=None, expected a number above 0"),
+        ({"clock_ns": "5"}, "clock_ns='5', expected a number above 0"),
+        ({"clock_ns": math.nan}, "clock_ns=nan, expected a number above 0"),
+        ({"precision": 16}, "precision=16, expected a fixed-point type"),
+        ({"precision": "ufixed<16,6>"}, "precision='ufixed<16,6>', expected a fixed-point type"),
+        ({"precision": "fixed<16,6,RND>"}, "expected a fixed-point type"),
+        ({"part": ""}, "part='', expected an FPGA's name such as xcu250-figd2104-2L-e"),
+        ({"part": "xcu250; exit"}, "part='xcu250; exit', expected an FPGA's name"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(wrong: dict, said: str) -> None:
     with pytest.raises(FpgaError) as caught:
         Settings(**wrong)
     assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_rows_are_read_from_what_users_have(tmp_path: Path) -> None:
@@ -72,22 +83,53 @@ def test_rows_are_read_from_what_users_have(tmp_path: Path) -> None:
         assert not rows.generated
     two = rows_of({"x0": x, "x1": 2 * x}, [(None, 4), (None, 4)])
     assert [one[0, 0] for one in two.x] == [1, 2]
+    many = rows_of({f"x{n}": n * x for n in range(12)}, 12 * [(None, 4)])
+    assert [one[0, 0] for one in many.x] == list(range(12))
     assert len(rows_of([x, x], [(None, 4), (None, 4)]).x) == 2
 
 
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        (np.ones((3, 5)), r"rows of shape \[\(3, 5\)\], expected \[\(None, 4\)\]"),
-        ((np.ones((3, 4)), np.ones(2)), "2 labels for 3 rows"),
+        (np.ones((3, 5)), "rows of shape [(3, 5)], expected [(None, 4)]"),
+        ((np.ones((3, 4)), np.ones(2)), "labels of shape (2,), expected one for each of 3 rows"),
         ({"inputs": np.ones((3, 4))}, "arrays inputs, expected x"),
-        (np.ones((0, 4)), r"\[0\] rows"),
+        (np.ones((0, 4)), "[0] rows"),
         ("nowhere.npz", "nowhere.npz cannot be read"),
+        ([[1, 2], [1]], "rows that are no array of numbers"),
+        (np.full((3, 4), "1"), "rows that are no array of numbers"),
+        (np.ones((3, 4)) * 1j, "rows that are no array of numbers"),
+        ((np.ones((3, 4)), 5), "labels of shape (), expected one for each of 3 rows"),
+        (np.array([[1, 2, 3, np.nan]]), "1 of 4 numbers in the rows are not finite in float32"),
+        (np.full((1, 4), 1e39), "4 of 4 numbers in the rows are not finite in float32"),
     ],
 )
 def test_rows_that_do_not_fit_are_refused(data: object, said: str) -> None:
-    with pytest.raises(FpgaError, match=said):
+    with pytest.raises(FpgaError) as caught:
         rows_of(data, [(None, 4)])
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("held", [b"", b"PK\x03\x04 cut", b"text", "array"])
+def test_a_file_that_is_no_npz_is_one_clear_line(held: object, tmp_path: Path) -> None:
+    path = tmp_path / "held_out.npz"
+    if isinstance(held, bytes):
+        path.write_bytes(held)
+    else:
+        with path.open("wb") as file:
+            np.save(file, np.ones((3, 4)))  # the form of .npy, whatever it is called
+    with pytest.raises(FpgaError, match=r"held_out.npz cannot be read .*, expected an .npz file"):
+        rows_of(path, [(None, 4)])
+
+
+def test_targets_of_a_regression_are_no_class_numbers() -> None:
+    x = np.ones((3, 4))
+    for y in (np.random.default_rng(0).normal(size=(3, 2)), np.array([[1, 1], [0, 1], [1, 0]])):
+        assert rows_of((x, y), [(None, 4)]).y is None
+    assert rows_of((x, np.array([0.5, 1, 2])), [(None, 4)]).y is None
+    for y in (np.eye(3), [0.0, 1.0, 2.0], [[0], [1], [2]]):
+        np.testing.assert_array_equal(rows_of((x, y), [(None, 4)]).y, [0, 1, 2])
 
 
 def test_generated_rows_are_always_the_same_and_indices_for_an_embedding() -> None:
@@ -123,16 +165,30 @@ def test_softmax_is_cut_off_in_every_form_it_has(form: str) -> None:
     np.testing.assert_allclose(after, x @ layers[0].kernel.numpy(), atol=1e-5)
 
 
-def test_on_the_device_logits_are_pinned_and_the_table_is_larger() -> None:
-    config = {
-        "LayerName": {
-            "logits": {"Precision": {"result": "auto", "weight": "auto"}},
-            "softmax": {"Precision": {"exp_table": "fixed<18,8>"}, "TableSize": 1024},
-        }
+def test_on_the_device_the_logits_of_each_softmax_are_pinned_and_its_table_is_larger() -> None:
+    given = keras.Input((4,), name="given")
+    first = keras.layers.Dense(3, activation="relu", name="first")(given)
+    second = keras.layers.Dense(3, name="second")(given)
+    kept = keras.layers.Dropout(0.1, name="kept")(second)
+    ends = [
+        keras.layers.Softmax(name="end")(first),
+        keras.layers.Activation("softmax", name="last")(kept),
+        keras.layers.Dense(3, activation="softmax", name="third")(given),
+    ]
+    logits = logits_of(keras.Model(given, ends))
+    assert logits == {"end": ["first"], "last": ["kept", "second"]}
+    names = ["first", "first_relu", "second", "kept", "end", "last", "third", "third_softmax"]
+    config = {"LayerName": {name: {"Precision": {"result": "auto"}} for name in names}}
+    for name in ("end", "last", "third_softmax"):
+        config["LayerName"][name]["Precision"]["exp_table"] = "fixed<18,8>"
+    on_device(config, "device", logits)
+    pinned = {n for n in names if config["LayerName"][n]["Precision"]["result"] == "fixed<16,6>"}
+    assert pinned == {"first_relu", "kept", "second", "third"}
+    assert {n for n in names if config["LayerName"][n].get("TableSize") == 4096} == {
+        "end",
+        "last",
+        "third_softmax",
     }
-    on_device(config, "device")
-    assert config["LayerName"]["logits"]["Precision"] == {"result": "fixed<16,6>", "weight": "auto"}
-    assert config["LayerName"]["softmax"]["TableSize"] == 4096
 
 
 # --- the check ------------------------------------------------------------------------------
@@ -163,6 +219,45 @@ def test_a_single_number_agrees_within_a_hundredth_of_the_range() -> None:
     assert check.measure == "within 1% of the range"
 
 
+def test_numbers_that_are_no_scores_agree_within_a_hundredth_of_the_range_too() -> None:
+    want = np.array([[0.0, 1.0], [10.0, 20.0], [5.0, 6.0]])
+    got = want + np.array([[0, 0.1], [0, 0.3], [-0.1, 0]])
+    for end in ("linear", "sigmoid"):
+        check = verify.compare([got], [want], ends=[end])
+        assert (check.agreement, check.measure) == (pytest.approx(2 / 3), "within 1% of the range")
+    assert verify.compare([got], [want], ends=["softmax"]).agreement == 1
+    assert verify.compare([got], [want], y=np.array([1, 1, 1])).measure == "argmax"
+
+
+def test_each_output_is_compared_on_its_own_terms_and_the_worst_counts() -> None:
+    scores, numbers = np.array([[0.1, 0.9], [0.8, 0.2]]), np.array([[1.0], [3.0]])
+    check = verify.compare(
+        [scores * 0.9, numbers + np.array([[0.5], [0]])],
+        [scores, numbers],
+        ends=["softmax", "linear"],
+    )
+    assert (check.agreement, check.measure) == (0.5, "within 1% of the range")
+
+
+def test_a_row_agrees_when_all_its_places_do() -> None:
+    want = np.eye(4)[[[0, 1, 2], [3, 2, 1]]]
+    got = want.copy()
+    got[0, 2] = [1, 0, 0, 0]
+    assert verify.compare([got], [want], ends=["softmax"]).agreement == 0.5
+
+
+def test_two_classes_in_one_number_have_an_accuracy() -> None:
+    want, y = np.array([[0.2], [0.9], [0.4]]), np.array([0, 1, 1])
+    check = verify.compare([want], [want], ends=["sigmoid"], y=y)
+    assert check.accuracy == check.keras_accuracy == pytest.approx(2 / 3)
+    assert verify.compare([want], [want], ends=["linear"], y=y).accuracy is None
+
+
+def test_scores_that_are_none_do_not_agree() -> None:
+    want = np.full((3, 2), np.nan)
+    assert verify.compare([np.zeros((3, 2))], [want], ends=["softmax"]).agreement == 0
+
+
 def test_nothing_is_passed_on_generated_rows() -> None:
     check = verify.compare([np.eye(3)], [np.eye(3)], generated=True)
     report = dataclasses.replace(PLAIN, check=check)
@@ -180,6 +275,18 @@ def test_the_report_tells_all_in_json_too() -> None:
     assert told["verdict"] == "99.50% of 100 rows agree (argmax), maximum error 0.12"
     assert told["figures"][0]["kind"] == "estimated"
     assert told["passed"] is True
+
+
+def test_every_figure_is_printed_with_how_it_is_known(capsys: pytest.CaptureFixture) -> None:
+    figures = (Figure("LUT", 1200, "estimated"), Figure("FF", 30, "synthesised", "", "vitis-run"))
+    layers = (verify.LayerError("hidden", 0.25, 3.5),)
+    check = dataclasses.replace(PLAIN.check, status="failed", layers=layers)
+    dataclasses.replace(PLAIN, figures=figures, check=check).show()
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["│", "LUT", "│", "1,200", "│", "estimated", "│", "│"] in rows
+    assert ["│", "FF", "│", "30", "│", "synthesised", "│", "vitis-run", "│"] in rows
+    assert ["│", "hidden", "│", "0.25", "│", "3.5", "│"] in rows
+    assert rows[-1][0] == "failed:"
 
 
 # --- tools ----------------------------------------------------------------------------------
@@ -255,6 +362,24 @@ def test_building_without_the_tool_is_refused_first(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_compiler_that_is_missing_is_told_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "hls4ml", type(sys)("hls4ml"))
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    with pytest.raises(FpgaError, match=r"g\+\+ is not on the PATH.*install g\+\+ 10 or newer"):
+        tfaccel.export_fpga(model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_keras_that_fails_on_the_rows_is_one_line() -> None:
+    given = keras.Input((2,))
+    model = keras.Model(given, keras.layers.Embedding(10, 3)(given))
+    with pytest.raises(FpgaError, match=r"Keras fails on the rows .*12 is not in \[0, 10\)"):
+        export.reference(model, [np.array([[1.0, 12.0]], np.float32)])
+
+
 def test_what_is_not_installed_is_named_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "hls4ml", None)
     with pytest.raises(FpgaError, match=r"pip install 'tfaccel\[fpga\]'"):
@@ -279,7 +404,7 @@ def test_the_room_opens_without_tensorflow_and_hls4ml() -> None:
         (["model.keras", "--out", "o", "--precision", "half"], "precision='half', expected"),
         (["model.keras", "--out", "o", "--reuse-factor", "0"], "reuse_factor=0"),
         (["model.keras", "--out", "o", "--check", "no.npz"], "no.npz cannot be read"),
-        (["model.keras", "--out", "."], "holds something else, expected a new or empty"),
+        (["model.keras", "--out", "."], "holds something else (model.keras), expected a new"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(
@@ -310,7 +435,46 @@ def test_without_matplotlib_a_sweep_says_so(
     found.show()
     said = capsys.readouterr().out
     assert "matplotlib is not installed" in said
+    assert "estimated cost" in said
+    assert "99.50%" in said
     assert "12,800" in said  # 50 multiplications of 16 bits
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_the_plot_sets_accuracy_against_cost(labelled: bool, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="tfaccel[fpga] brings matplotlib")
+    check = dataclasses.replace(PLAIN.check, accuracy=0.9 if labelled else None)
+    reports = [
+        dataclasses.replace(PLAIN, check=check, precision=one)
+        for one in ("fixed<8,4>", "fixed<16,6>")
+    ]
+    axes = precisions.draw(reports).axes[0]
+    costs, scores = axes.lines[0].get_data()
+    assert list(costs) == [50 * 8**2, 50 * 16**2]
+    assert list(scores) == [0.9 if labelled else 0.995] * 2
+    assert [one.get_text() for one in axes.texts] == ["fixed<8,4>", "fixed<16,6>"]
+    assert "estimated" in axes.get_xlabel()
+    assert axes.get_ylabel().startswith("accuracy" if labelled else "agreement")
+    precisions.draw(reports).savefig(tmp_path / "sweep.png")
+    assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("precisions_", "options", "said"),
+    [
+        ([], {}, "no precision, expected one or more"),
+        (["fixed<8,4>", "fixed<8, 4>"], {}, "expected each once"),
+        (["fixed<8,4>"], {"estimate": False}, "expected estimate=True"),
+        (["fixed<8,4>"], {"strategy": "distributed_arithmetic"}, "'latency' or 'resource'"),
+    ],
+)
+def test_a_sweep_that_would_compare_nothing_is_refused(
+    precisions_: list[str], options: dict, said: str, tmp_path: Path
+) -> None:
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    with pytest.raises(FpgaError, match=said):
+        precisions.sweep(model, tmp_path / "out", precisions_, **options)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(("statuses", "code"), [("failed passed", 0), ("failed failed", 1)])
@@ -331,6 +495,30 @@ def test_a_sweep_fails_when_no_precision_will_do(
     keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)]).save(model)
     words = ["--out", str(tmp_path), "--precision", "fixed<8,4>,fixed<16,6>"]
     assert tfaccel_command(["fpga", "export", str(model), *words]) == code
+
+
+@pytest.mark.parametrize(
+    ("softmax", "options", "said"),
+    [
+        (
+            True,
+            {"softmax": "device"},
+            r"scores \(Dense\): softmax='device' of shape \(None, 8, 3\)",
+        ),
+        (True, {"softmax": "argmax"}, "expected 'host'"),
+        (False, {"check": (np.ones((2, 4)), [1, 3])}, "labels from 1 to 3, expected class numbers"),
+    ],
+)
+def test_what_would_be_compared_wrongly_is_refused(
+    softmax: bool, options: dict, said: str, tmp_path: Path
+) -> None:
+    shape, end = ((8, 4), "softmax") if softmax else ((4,), None)
+    model = keras.Sequential(
+        [keras.Input(shape), keras.layers.Dense(3, activation=end, name="scores")]
+    )
+    with pytest.raises(FpgaError, match=said):
+        tfaccel.export_fpga(model, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
 
 
 def test_shapes_and_ends_of_a_model_are_read() -> None:

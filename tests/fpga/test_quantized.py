@@ -15,7 +15,10 @@ from keras import layers
 import tfaccel
 from tests.fpga.conftest import Digits
 from tests.support import run_child
+from tfaccel.cli import main as tfaccel_command
 from tfaccel.errors import FpgaError
+from tfaccel.fpga.export import prepare
+from tfaccel.fpga.settings import Settings
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("needs_hls4ml")]
 
@@ -84,6 +87,35 @@ def test_ranges_that_are_not_given_are_those_of_training_and_the_check(
     assert "widened by the rows of the check" in report.notes[0]
 
 
+def test_made_up_rows_leave_no_mark_in_the_user_s_model(tmp_path: Path) -> None:
+    model = tfaccel.fpga.quantize(mlp())
+    tfaccel.fpga.calibrate(model, np.full((4, 8, 8, 1), 0.25, np.float32))
+    before = [one.copy() for one in model.get_weights()]
+    prepared = prepare(model, tmp_path / "out", Settings(), check=None, calibrate=None)
+    assert "widened by made-up rows" in prepared.notes[0]
+    after = prepared.device.get_weights()
+    assert any((one != other).any() for one, other in zip(before, after, strict=True))
+    for one, other in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_quantized_model_that_was_saved_is_exported_by_the_command(
+    digits: Digits, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    model = tfaccel.fpga.quantize(mlp())
+    model.compile(keras.optimizers.Adam(5e-3), "sparse_categorical_crossentropy")
+    model.fit(digits.x, digits.y, epochs=2, verbose=0)
+    model.save(tmp_path / "model.keras")
+    np.savez(tmp_path / "check.npz", x=digits.x_held_out, y=digits.y_held_out)
+    np.savez(tmp_path / "train.npz", x=digits.x)
+    words = ["fpga", "export", str(tmp_path / "model.keras"), "--out", str(tmp_path / "out")]
+    files = ["--check", str(tmp_path / "check.npz"), "--calibrate", str(tmp_path / "train.npz")]
+    assert tfaccel_command([*words, *files, "--no-estimate", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["verdict"] == "bit-exact on 600 of 600 rows"
+    assert told["quantized"]
+
+
 def test_a_counterpart_starts_with_the_weights_and_names_of_the_plain_model() -> None:
     plain = mlp()
     plain.get_layer("norm").moving_mean.assign(np.arange(16.0))
@@ -141,23 +173,29 @@ def test_what_a_quantized_model_cannot_have_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "flags",
+    ("flags", "workers"),
     [
-        ["--strategy=mirrored", "--device_type=cpu", "--devices=2"],
-        pytest.param(["--strategy=one_device"], marks=pytest.mark.exhaustive),
+        (["--strategy=mirrored", "--device_type=cpu", "--devices=2"], 1),
+        pytest.param(["--strategy=one_device"], 1, marks=pytest.mark.exhaustive),
         pytest.param(
             ["--strategy=model_parallel", "--mesh=batch=2,model=2", "--device_type=cpu"],
+            1,
             marks=pytest.mark.exhaustive,
         ),
+        pytest.param(["--strategy=multi_worker_mirrored"], 2, marks=pytest.mark.exhaustive),
     ],
-    ids=["mirrored", "one_device", "model_parallel"],
+    ids=["mirrored", "one_device", "model_parallel", "multi_worker_mirrored"],
 )
-def test_the_example_ends_bit_exact(flags: list[str], tmp_path: Path) -> None:
-    said = run_child(["examples/digits_fpga.py", *flags, f"--out={tmp_path / 'out'}"])
-    assert said.strip().splitlines()[-1] == "bit-exact on 360 of 360 rows"
-    told = json.loads((tmp_path / "out" / "report.json").read_text())
+def test_the_example_ends_bit_exact(flags: list[str], workers: int, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    said = run_child(["examples/digits_fpga.py", *flags, f"--out={out}"], workers=workers)
+    assert said.strip().splitlines()[-1].removeprefix("[0] ") == "bit-exact on 360 of 360 rows"
+    told = json.loads((out / "report.json").read_text())
     assert told["check"]["accuracy"] >= 0.93
     assert re.search(r"accuracy 0\.9\d+ emulated", said)
+    for rank in range(1, workers):
+        other = json.loads((tmp_path / f"out.worker-{rank}" / "report.json").read_text())
+        assert other["check"] == told["check"]
 
 
 @pytest.mark.exhaustive

@@ -7,15 +7,14 @@ Everything here was found out by running hls4ml 1.3.0 on Vitis (`tests/fpga/test
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 
 from tfaccel.errors import FpgaError
-from tfaccel.fpga.layer import Layer
+from tfaccel.fpga.layer import ACTIVATIONS, Layer
 
 #: What is wrong and what to do instead, or None.
 Check = Callable[[Layer], str | None]
-
-ACTIVATIONS = ("linear", "relu", "sigmoid", "tanh", "selu", "softplus", "softmax")
 
 
 def check_layers(layers: Iterable[Layer]) -> None:
@@ -34,9 +33,12 @@ def check_layers(layers: Iterable[Layer]) -> None:
         for one in found
         if (why := refusal(one) or (_unquantized(one) if quantized else None))
     ]
-    work = [one for one in found if one.kind not in ("InputLayer", *_SHAPES, *_TRAINING_ONLY)]
-    if not refused and not work:
-        refused = ["the model only moves numbers: hls4ml writes code that does not compile"]
+    idle = ("InputLayer", "Softmax", *_SHAPES, *_TRAINING_ONLY)  # softmax is cut off
+    if not refused and all(one.kind in idle for one in found):
+        refused = [
+            "the model only moves numbers, expected a layer that computes (a softmax is cut off): "
+            "hls4ml writes code that does not compile"
+        ]
     if refused:
         more = f" (and {len(refused) - 1} more: {'; '.join(refused[1:])})" if refused[1:] else ""
         raise FpgaError(f"{refused[0]}{more}.")
@@ -58,10 +60,19 @@ def refusal(layer: Layer) -> str | None:
         return f"hls4ml does not translate it; {instead}"
     if layer.calls > 1:
         return "it is called more than once, which is untested; make one layer for each call"
+    if not re.fullmatch(r"[A-Za-z_]\w*", layer.name, re.ASCII) or layer.name in _TAKEN:
+        return (
+            "its name becomes one in C++; rename it with letters, digits and _ alone, and none of "
+            f"{', '.join(_TAKEN)}"
+        )
     for shape in (*layer.inputs, layer.output):
         if None in shape[1:]:
             return f"shape {shape} leaves a size open, expected fixed sizes; give them in Input"
     return check(layer)
+
+
+#: hls4ml keeps these letters to itself (its list of reserved names is `set("input")`).
+_TAKEN = tuple("input")
 
 
 def stays(layer: Layer) -> bool:
@@ -113,6 +124,7 @@ _WRONG = "is translated wrongly by hls4ml, without a word"
 _HARM = {
     ("Conv2D", "groups"): _WRONG,
     ("UpSampling2D", "interpolation"): _WRONG,
+    ("PReLU", "shared_axes"): _WRONG,
 }
 
 
@@ -125,6 +137,11 @@ def _all(*checks: Check) -> Check:
 
 def _activation(layer: Layer) -> str | None:
     name = layer.config.get("activation")
+    if isinstance(name, dict):  # a layer, or a function of the user's
+        said = name.get("class_name")
+        return f"its activation is a {said}, expected one by name; put {said} after it as a layer"
+    if name == "softplus":
+        return f"activation softplus of more than 8 {_WRONG}: its table ends there; use relu"
     if name is None or name in ACTIVATIONS:
         return _softmax(layer) if name == "softmax" else None
     if name in ("gelu", "silu", "swish"):
@@ -134,7 +151,7 @@ def _activation(layer: Layer) -> str | None:
 
 def _softmax(layer: Layer) -> str | None:
     """Within a model it would be looked up by the ten highest bits of a very wide logit."""
-    if not layer.last:
+    if not layer.last or layer.feeds:
         return "a softmax inside the model loses nearly all bits of its input; only the last may be"
     axis = layer.config.get("axis", -1)
     if axis not in (-1, len(layer.output) - 1):
@@ -153,6 +170,23 @@ def _last_axis(layer: Layer) -> str | None:
     if axis not in (-1, rank - 1):
         return f"axis={axis} is not translated; normalise the last axis, {rank - 1}"
     return None
+
+
+def _batch_norm(layer: Layer) -> str | None:
+    before = layer.before
+    if (
+        before is not None
+        and (
+            before.kind == "DepthwiseConv2D" or (before.kind == "Dense" and len(before.output) > 2)
+        )
+        and before.config.get("activation") in (None, "linear")
+    ):
+        over = " over time or an image" if before.kind == "Dense" else ""
+        return (
+            f"after {before.name} ({before.kind}{over}) it {_WRONG}; put it before that layer, or "
+            "an activation between them"
+        )
+    return _last_axis(layer)
 
 
 def _layer_norm(layer: Layer) -> str:
@@ -182,6 +216,12 @@ def _permute(layer: Layer) -> str | None:
     return None
 
 
+def _input(layer: Layer) -> str | None:
+    if layer.last:
+        return "it is an output as well, which hls4ml cannot write; leave that output out"
+    return None
+
+
 def _not_last(layer: Layer) -> str | None:
     if layer.last:
         return "it ends the model, where hls4ml has nothing to write; reshape on the host"
@@ -193,6 +233,12 @@ def _bidirectional(layer: Layer) -> str | None:
     kind = inner.get("class_name")
     if kind != "LSTM":
         return f"only Bidirectional(LSTM) is known to be right, found {kind}"
+    backward = layer.config.get("backward_layer", inner)
+    alike = ("units", "activation", "recurrent_activation", "use_bias")
+    if backward.get("class_name") != kind or any(
+        inner.get("config", {}).get(one) != backward.get("config", {}).get(one) for one in alike
+    ):
+        return "its backward_layer is unlike its layer, which is untested; leave backward_layer out"
     if layer.config.get("merge_mode") != "concat":
         return f"merge_mode={layer.config.get('merge_mode')!r} is untested; use 'concat'"
     return _RECURRENT(Layer(layer.name, kind, config=inner.get("config", {}), output=layer.output))
@@ -242,7 +288,7 @@ AMONG_QUANTIZED = (
 )
 
 CHECKS: dict[str, Check] = {
-    "InputLayer": _any,
+    "InputLayer": _input,
     "Dense": _activation,
     "EinsumDense": _activation,
     "Embedding": _only(mask_zero=(False,)),
@@ -257,13 +303,13 @@ CHECKS: dict[str, Check] = {
     "ZeroPadding2D": _LAST,
     "Cropping2D": _LAST,
     "UpSampling2D": _all(_LAST, _only(interpolation=("nearest",))),
-    "BatchNormalization": _last_axis,
+    "BatchNormalization": _batch_norm,
     "LayerNormalization": _layer_norm,
     "Dropout": _any,
     "Activation": _activation,
     "ReLU": _relu,
     "LeakyReLU": _any,
-    "PReLU": _any,
+    "PReLU": _only(shared_axes=(None, ())),
     "ELU": _any,
     "Softmax": _softmax,
     "Flatten": _not_last,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import shutil
 import sys
 import traceback
 from collections.abc import Iterable
@@ -19,8 +20,9 @@ from typing import Any
 from tfaccel.errors import FpgaError
 from tfaccel.fpga import process
 from tfaccel.fpga.extra import need
-from tfaccel.fpga.settings import Settings
-from tfaccel.fpga.softmax import on_device
+from tfaccel.fpga.multiplications import multiplications
+from tfaccel.fpga.settings import Settings, check_precision
+from tfaccel.fpga.softmax import LOGITS, logits_of, on_device
 
 PROJECT = "firmware"
 _STRATEGIES = {
@@ -120,6 +122,18 @@ def convert(
     return Project(directory, told["stamp"], nodes=nodes, **shapes)
 
 
+def need_compiler() -> None:
+    """Refuses to export without the compiler of the emulation.
+
+    Raises:
+        FpgaError: it is not on the PATH.
+    """
+    if shutil.which("g++") is None:
+        raise FpgaError(
+            "g++ is not on the PATH, and the firmware is emulated with it; install g++ 10 or newer."
+        )
+
+
 def compile_project(project: Project, settings: Settings, log: Path) -> None:
     """Compiles the emulation of a project with g++.
 
@@ -140,8 +154,8 @@ def compile_project(project: Project, settings: Settings, log: Path) -> None:
         where = f"layer {names}" if names else "the project"
         first = next((line for line in said.splitlines() if "error" in line), "no error line")
         raise FpgaError(
-            f"{where} does not compile ({first.strip()[:160]}); is g++ 10 or newer "
-            "installed? If so, leave that layer out.",
+            f"{where} does not compile ({first.strip()[:160]}); leave that layer out, or see "
+            "whether g++ is 10 or newer.",
             log,
         ) from error
 
@@ -185,6 +199,8 @@ def _convert(saved: Path, directory: Path, settings: Settings, log: Path, trace:
         except Exception as error:  # hls4ml raises all kinds, AssertionError without a word too
             traceback.print_exc(file=out)
             raise _told(error, {layer.name for layer in model.layers}, log) from error
+    if settings.softmax == "device":
+        _check_logits(graph)
     return Project(
         directory=directory,
         stamp=str(graph.config.get_config_value("Stamp")),
@@ -231,8 +247,22 @@ def _config(hls4ml: Any, model: Any, settings: Settings, quantized: bool) -> dic
     )
     config["Model"]["Strategy"] = strategy
     if settings.softmax != "host":
-        on_device(config, settings.softmax)
+        on_device(config, settings.softmax, logits_of(model))
     return config
+
+
+def _check_logits(graph: Any) -> None:
+    """Sees that no softmax is read from wide logits, whatever hls4ml made of the layers."""
+    bits, integer = check_precision(LOGITS)
+    for node in graph.get_layers():
+        if node.class_name != "Softmax":
+            continue
+        found = node.get_input_variable().type.precision
+        if (found.width, found.integer) != (bits, integer):
+            raise FpgaError(
+                f"hls4ml reads softmax {node.name} from {found}, expected {LOGITS}: nearly all of "
+                "their bits would be lost; use softmax='host'."
+            )
 
 
 def _told(error: Exception, names: set[str], log: Path) -> FpgaError:
@@ -266,20 +296,11 @@ def _traceable(layer: Any) -> bool:
 
 
 def _node(layer: Any) -> Node:
-    count = 0
-    weights = [w for name, w in layer.weights.items() if "weight" in name or "kernel" in name]
-    kind = layer.class_name
-    if any(part in kind for part in ("Dense", "Conv", "LSTM", "GRU")):
-        count = sum(int((weight.data != 0).sum()) for weight in weights)
-        height, width = layer.get_attr("out_height", 1), layer.get_attr("out_width", 1)
-        times = height * width if "Conv" in kind else layer.get_attr("n_timesteps", 1) or 1
-        count *= int(times)
-    variable = layer.get_output_variable()
     return Node(
         name=str(layer.name),
         index=int(layer.index),
-        shape=_shape(variable),
-        multiplications=count,
+        shape=_shape(layer.get_output_variable()),
+        multiplications=multiplications(layer),
         reuse_factor=int(layer.get_attr("reuse_factor", 1) or 1),
         traced=bool(layer.get_attr("trace", False)),
     )

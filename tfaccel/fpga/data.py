@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,16 +48,19 @@ def rows_of(data: Any, shapes: Sequence[Shape]) -> Rows:
         data = _read(Path(data))
     if isinstance(data, Mapping):
         y = data.get("y")
-        x = [data["x"]] if "x" in data else [data[k] for k in sorted(data) if k[:1] == "x"]
+        numbered = sorted((k for k in data if re.fullmatch(r"x\d+", k)), key=lambda k: int(k[1:]))
+        x = [data["x"]] if "x" in data else [data[k] for k in numbered]
         if not x:
-            raise FpgaError(f"arrays {', '.join(data) or 'none'}, expected x and perhaps y.")
+            raise FpgaError(
+                f"arrays {', '.join(data) or 'none'}, expected x (or x0, x1, ...) and perhaps y."
+            )
     elif isinstance(data, tuple) and len(data) == 2:
         x, y = [data[0]], data[1]
     else:
         x = [data]
     if len(x) == 1 and isinstance(x[0], (list, tuple)) and len(shapes) > 1:
         x = list(x[0])
-    arrays = tuple(np.asarray(one) for one in x)
+    arrays = tuple(_numbers(one) for one in x)
     found = [one.shape for one in arrays]
     if len(arrays) != len(shapes) or any(
         a.ndim != len(s) or a.shape[1:] != tuple(s[1:]) for a, s in zip(arrays, shapes, strict=True)
@@ -63,12 +68,43 @@ def rows_of(data: Any, shapes: Sequence[Shape]) -> Rows:
         raise FpgaError(f"rows of shape {found}, expected {list(shapes)} as the model's inputs.")
     if len({len(one) for one in arrays}) != 1 or len(arrays[0]) == 0:
         raise FpgaError(f"{[len(one) for one in arrays]} rows, expected as many for each input.")
-    if y is not None:
-        y = np.asarray(y)
-        y = y.argmax(-1) if y.ndim == 2 and y.shape[1] > 1 else y.reshape(len(y), -1)[:, 0]
-        if len(y) != len(arrays[0]):
-            raise FpgaError(f"{len(y)} labels for {len(arrays[0])} rows; give one for each row.")
-    return Rows(arrays, y)
+    _finite(arrays)
+    return Rows(arrays, None if y is None else _classes(np.asarray(y), len(arrays[0])))
+
+
+def _numbers(given: Any) -> np.ndarray:
+    try:
+        array = np.asarray(given)
+    except ValueError:  # lists of different lengths
+        array = np.asarray(None)
+    if array.dtype.kind not in "biuf" and array.dtype.name != "bfloat16":
+        raise FpgaError(
+            f"rows that are no array of numbers ({array.dtype}), expected one array for each input."
+        )
+    return array
+
+
+def _finite(arrays: Sequence[np.ndarray]) -> None:
+    """Firmware has no NaN and no infinity, so that it could not say what Keras says."""
+    with np.errstate(over="ignore"):
+        bad = sum(int((~np.isfinite(one.astype(np.float32))).sum()) for one in arrays)
+    if bad:
+        raise FpgaError(
+            f"{bad} of {sum(one.size for one in arrays)} numbers in the rows are not finite in "
+            "float32; leave those rows out."
+        )
+
+
+def _classes(y: np.ndarray, rows: int) -> np.ndarray | None:
+    """Class numbers of the rows; None when `y` holds something else, such as a regression's."""
+    if y.ndim == 0 or len(y) != rows:
+        raise FpgaError(f"labels of shape {y.shape}, expected one for each of {rows} rows.")
+    if y.ndim == 2 and y.shape[1] > 1:
+        hot = ((y == 0) | (y == 1)).all() and (y.sum(axis=1) == 1).all()
+        return y.argmax(-1) if hot else None
+    y = y[:, 0] if y.ndim == 2 else y
+    whole = y.ndim == 1 and y.dtype.kind in "biuf" and (y == np.floor(y)).all()
+    return y.astype(np.int64) if whole else None
 
 
 def generated(layers: Sequence[Layer], shapes: Sequence[Shape]) -> Rows:
@@ -87,8 +123,9 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as held:
             return {name: held[name] for name in held.files}
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        said = " ".join(str(error).split())
         raise FpgaError(
-            f"{path} cannot be read ({error}), expected an .npz file with arrays x and y; write "
+            f"{path} cannot be read ({said}), expected an .npz file with arrays x and y; write "
             "one with numpy.savez(path, x=x, y=y)."
         ) from error

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from tfaccel.errors import FpgaError
-from tfaccel.fpga import process
+from tfaccel.fpga import place, process
 from tfaccel.fpga.convert import PROJECT, Node, Project
 
 MANIFEST = "tfaccel_fpga.json"
@@ -59,7 +59,7 @@ def emulate(
         (),
     )
     rows = list(x) if isinstance(x, (list, tuple)) else [np.asarray(x)]
-    outputs, _ = run(project, rows, log=home / "export.log", limit_s=limit_s)
+    outputs, _ = run(project, rows, log=home / place.LOG, limit_s=limit_s)
     shaped = [
         softmax(one) if host else one for one, host in zip(outputs, told["host"], strict=True)
     ]

@@ -7,6 +7,7 @@ flip-flops and pipeline stages of a design without multipliers (https://arxiv.or
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import shutil
@@ -127,17 +128,20 @@ def build(project: Project, backend: str, log: Path, limit_s: float) -> tuple[Fi
         limit_s=limit_s,
         cwd=project.directory,
     )
-    hls4ml = need("hls4ml")
-    if backend == "Quartus":
-        told = hls4ml.report.parse_quartus_report(str(project.directory), write_to_file=False)
-    elif backend == "Catapult":
-        told = hls4ml.report.parse_catapult_report(str(project.directory))
-    else:
-        told = hls4ml.report.parse_vivado_report(str(project.directory))
+    with log.open("a") as out, contextlib.redirect_stdout(out):  # the parsers print
+        told = _report(need("hls4ml").report, backend, str(project.directory))
     figures = synthesised(told or {}, _TOOLS[backend])
     if not figures:
         raise FpgaError(f"{_TOOLS[backend]} left no report in {project.directory}.", log)
     return figures
+
+
+def _report(parsers: Any, backend: str, directory: str) -> Any:
+    if backend == "Quartus":
+        return parsers.parse_quartus_report(directory, write_to_file=False)
+    if backend == "Catapult":
+        return parsers.parse_catapult_report(directory)
+    return parsers.parse_vivado_report(directory)
 
 
 def synthesised(told: Mapping[str, Any], tool: str) -> tuple[Figure, ...]:

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 
 from tfaccel.errors import FpgaCheckError, FpgaError
-from tfaccel.fpga import convert, emulator, estimate, qat, verify
+from tfaccel.fpga import convert, emulator, estimate, place, qat, verify
 from tfaccel.fpga.allowlist import check_layers
 from tfaccel.fpga.data import Rows, generated, rows_of
 from tfaccel.fpga.extra import need
-from tfaccel.fpga.layer import layers_of
+from tfaccel.fpga.layer import Layer, Shape, layers_of
 from tfaccel.fpga.report import Check, Figure, Report
 from tfaccel.fpga.settings import Settings
-from tfaccel.fpga.softmax import cut, is_softmax, one_hot
+from tfaccel.fpga.softmax import cut, ends, is_softmax, one_hot
 
 
 def export_fpga(
@@ -45,7 +45,8 @@ def export_fpga(
 
     Args:
         model: trained under any strategy; plain, or from `tfaccel.fpga.quantize`.
-        directory: where the project goes: new, empty, or an earlier export.
+        directory: where the project goes: new, empty, or an earlier export. With several workers
+            all must call, and those that are not the chief write beside it.
         backend: ``"Vitis"``, ``"Vivado"``, ``"VivadoAccelerator"``, ``"Quartus"``, ``"Catapult"``.
         part: the FPGA; the backend's default when None.
         clock_ns: the clock's period.
@@ -85,11 +86,14 @@ def export_fpga(
     if build:
         _estimate.need_tool(backend)
     prepared = prepare(model, directory, settings, check=check, calibrate=calibrate)
-    report = _export(prepared, settings, min_agreement, estimate, build)
-    (prepared.home / "report.json").write_text(report.to_json())
+    try:
+        report = _export(prepared, settings, min_agreement, estimate, build)
+        (prepared.home / "report.json").write_text(report.to_json())
+    finally:
+        place.remember(prepared.home)
     if report.check.status == "failed":
         raise FpgaCheckError(
-            f"{report.verdict}, expected {_expected(report)}; give it more bits with precision, "
+            f"{report.verdict}, expected {_expected(report)}, "
             f"or see the error of each layer in {prepared.home / 'report.json'}.",
             report,
         )
@@ -110,7 +114,7 @@ class _Prepared:
         saved: its file.
         quantized: HGQ2 has a part in it.
         host: for each output, whether softmax is left to the host.
-        has_softmax: the model ends in one.
+        ends: for each output, the activation it comes from.
         rows: to compare on.
         notes: what the reader should know.
     """
@@ -121,13 +125,17 @@ class _Prepared:
     saved: Path
     quantized: bool
     host: tuple[bool, ...]
-    has_softmax: bool
+    ends: tuple[str, ...]
     rows: Rows
     notes: tuple[str, ...]
 
     @property
+    def has_softmax(self) -> bool:
+        return "softmax" in self.ends
+
+    @property
     def log(self) -> Path:
-        return self.home / "export.log"
+        return self.home / place.LOG
 
 
 def prepare(
@@ -138,13 +146,10 @@ def prepare(
     check_layers(layers)
     shapes = [tuple(one.shape) for one in model.inputs]
     rows = generated(layers, shapes) if check is None else rows_of(check, shapes)
+    _check_labels(rows, tuple(model.outputs[0].shape))
     quantized = convert.is_quantized(model)
-    has_softmax = any(one.last and is_softmax(one) for one in layers)
-    if quantized and has_softmax and settings.softmax != "host":
-        raise FpgaError(
-            f"softmax={settings.softmax!r} on a quantized model, expected 'host': only logits are "
-            "bit-exact."
-        )
+    if settings.softmax != "host":
+        _check_softmax(layers, settings.softmax, quantized)
     if quantized and settings.backend in ("Quartus", "Catapult"):
         raise FpgaError(
             f"hls4ml's {settings.backend} backend fails on quantized models; use Vitis or Vivado."
@@ -155,16 +160,49 @@ def prepare(
             "its numbers may have a type of its own."
         )
     need("hls4ml")
-    home = _home(directory)
-    notes = _calibrated(model, rows, calibrate) if quantized else []
+    convert.need_compiler()
+    home = place.take(place.of_this_worker(directory, getattr(model, "distribute_strategy", None)))
+    made_up = rows.generated and calibrate is None
+    notes = _calibrated(model, rows, calibrate) if quantized and not made_up else []
     device, host = _functional(model, home), (False,) * len(model.outputs)
-    if has_softmax and settings.softmax == "host":
+    if quantized and made_up:  # which shall not leave its mark in the user's model
+        notes = _calibrated(device, rows, None)
+    came_from = ends(device)
+    if settings.softmax == "host":
         device, host = cut(device)
     saved = home / "model.keras"
     device.save(saved)
     return _Prepared(
-        home, model.name, device, saved, quantized, host, has_softmax, rows, tuple(notes)
+        home, model.name, device, saved, quantized, host, came_from, rows, tuple(notes)
     )
+
+
+def _check_labels(rows: Rows, output: Shape) -> None:
+    if rows.y is None or len(output) != 2 or output[1] == 1:
+        return
+    low, high, last = int(rows.y.min()), int(rows.y.max()), int(output[1] or 0) - 1
+    if low < 0 or high > last:
+        raise FpgaError(
+            f"labels from {low} to {high}, expected class numbers from 0 to {last}, as many as the "
+            "model has outputs; renumber y, or leave it out."
+        )
+
+
+def _check_softmax(layers: list[Layer], mode: str, quantized: bool) -> None:
+    """Refuses a softmax in the firmware where it would be wrong."""
+    for one in layers:
+        if not (one.last and is_softmax(one)):
+            continue
+        if quantized:
+            raise FpgaError(
+                f"softmax={mode!r} on a quantized model, expected 'host': only logits are "
+                "bit-exact."
+            )
+        if len(one.output) > 2:
+            raise FpgaError(
+                f"{one.name} ({one.kind}): softmax={mode!r} of shape {one.output}, expected "
+                "'host': hls4ml takes all its places for one row of scores."
+            )
 
 
 def _export(
@@ -176,13 +214,13 @@ def _export(
     (home / emulator.MANIFEST).write_text(_manifest(project, prepared))
     x = [np.asarray(one, np.float32) for one in rows.x]
     answered, _ = emulator.run(project, x, log=log, limit_s=settings.timeout_s)
-    wanted = prepared.device.predict(x if len(x) > 1 else x[0], verbose=0)
-    wanted = list(wanted) if isinstance(wanted, (list, tuple)) else [wanted]
+    wanted = reference(prepared.device, x)
     if prepared.has_softmax and settings.softmax == "argmax":
         wanted = [one_hot(one) for one in wanted]
     check = verify.compare(
         answered,
         wanted,
+        ends=prepared.ends,
         y=rows.y,
         generated=rows.generated,
         quantized=prepared.quantized,
@@ -190,7 +228,10 @@ def _export(
     )
     notes = list(prepared.notes)
     if check.status == "failed":
-        check = _with_layers(check, prepared, settings, x)
+        try:
+            check = _with_layers(check, prepared, settings, x)
+        except FpgaError as error:  # the check has failed all the same
+            notes.append(f"no error of each layer: {error}")
     figures: list[Figure] = []
     if estimated:
         if settings.strategy != "distributed_arithmetic":  # which adds instead
@@ -217,6 +258,23 @@ def _export(
     )
 
 
+def reference(model: Any, x: list[np.ndarray]) -> list[np.ndarray]:
+    """What Keras answers.
+
+    Raises:
+        FpgaError: Keras fails on these rows.
+    """
+    try:
+        wanted = model.predict(x if len(x) > 1 else x[0], verbose=0)
+    except Exception as error:  # TensorFlow's own, for an index that an Embedding has not
+        lines = [one.strip() for one in str(error).splitlines() if one.strip()]
+        said = next((one for one in lines if one.startswith("indices[")), (lines or [""])[0])
+        raise FpgaError(
+            f"Keras fails on the rows of the check ({said[:160]}); give rows as in training."
+        ) from error
+    return list(wanted) if isinstance(wanted, (list, tuple)) else [wanted]
+
+
 def _with_layers(
     check: Check, prepared: _Prepared, settings: Settings, x: list[np.ndarray]
 ) -> Check:
@@ -235,18 +293,6 @@ def _with_layers(
     return dataclasses.replace(check, layers=verify.layer_errors(prepared.device, some, traced))
 
 
-def _home(directory: str | Path) -> Path:
-    """Makes or empties the directory of an export, and no other."""
-    home = Path(directory).expanduser().resolve()
-    if home.exists() and (not home.is_dir() or any(home.iterdir())):
-        if not any((home / name).is_file() for name in (emulator.MANIFEST, "export.log")):
-            raise FpgaError(f"{home} holds something else, expected a new or empty directory.")
-        shutil.rmtree(home)
-    home.mkdir(parents=True, exist_ok=True)
-    (home / "export.log").touch()
-    return home
-
-
 def _calibrated(model: Any, rows: Rows, data: Any) -> list[str]:
     if data is not None:
         qat.calibrate(model, data)
@@ -255,9 +301,10 @@ def _calibrated(model: Any, rows: Rows, data: Any) -> list[str]:
     arrays = [np.asarray(one, np.float32) for one in rows.x]
     # Without a reset: the check alone may be less than what the model will meet.
     trace_minmax(model, arrays[0] if len(arrays) == 1 else arrays, reset=False)
+    by = "made-up rows" if rows.generated else "the rows of the check"
     return [
-        "ranges are those of training, widened by the rows of the check; give the training set "
-        "as calibrate to be sure that none is too small"
+        f"ranges are those of training, widened by {by}; give the training set as calibrate to be "
+        "sure that none is too small"
     ]
 
 
@@ -283,5 +330,5 @@ def _manifest(project: convert.Project, prepared: _Prepared) -> str:
 
 def _expected(report: Report) -> str:
     if report.quantized:
-        return "every row bit-exact"
-    return f"{report.check.required:.2%}"
+        return "every row bit-exact; calibrate it on rows that reach as far as these"
+    return f"{report.check.required:.2%}; give it more bits with precision"

@@ -8,6 +8,9 @@ from typing import Any
 
 from tfaccel.errors import FpgaError
 
+#: Those that hls4ml translates rightly.
+ACTIVATIONS = ("linear", "relu", "sigmoid", "tanh", "selu", "softmax")
+
 Shape = tuple[int | None, ...]
 
 
@@ -24,6 +27,8 @@ class Layer:
         output: the shape of what it returns.
         last: its output is an output of the model.
         calls: how often the model calls it.
+        feeds: other layers take what it returns.
+        before: the layer whose numbers come in, if it is one, layers that let them through aside.
     """
 
     name: str
@@ -34,6 +39,8 @@ class Layer:
     output: Shape = ()
     last: bool = False
     calls: int = 1
+    feeds: bool = False
+    before: Layer | None = None
 
 
 def layers_of(model: Any) -> list[Layer]:
@@ -52,23 +59,43 @@ def layers_of(model: Any) -> list[Layer]:
     graph = _graph(model, keras)
     outputs = {id(one) for one in keras.tree.flatten(graph.outputs)}
     used = _private.graph_nodes(graph)
-    return [
-        Layer(
+    taken = {id(one) for node in used for one in node.input_tensors}
+    found: dict[int, Layer] = {}
+    for layer in graph.layers:
+        nodes = [node for node in used if node.operation is layer]
+        if not nodes:
+            continue
+        given = nodes[0].input_tensors
+        made = [one for node in nodes for one in node.outputs]
+        one = Layer(
             name=layer.name,
             kind=type(layer).__name__,
             package=type(layer).__module__.partition(".")[0],
             config=layer.get_config(),
-            inputs=tuple(tuple(one.shape) for one in nodes[0].input_tensors),
+            inputs=tuple(tuple(one.shape) for one in given),
             output=tuple(nodes[0].outputs[0].shape),
-            last=any(id(one) in outputs for node in nodes for one in node.outputs),
+            last=any(id(one) in outputs for one in made),
             calls=len(nodes),
+            feeds=any(id(one) in taken for one in made),
+            before=_through(found.get(id(given[0]))) if len(given) == 1 else None,
         )
-        for layer in graph.layers
-        if (nodes := [node for node in used if node.operation is layer])
-    ]
+        found |= {id(tensor): one for tensor in made}
+    return list({id(one): one for one in found.values()}.values())
+
+
+def _through(layer: Layer | None) -> Layer | None:
+    """The first layer on the way back that does something when the model is used."""
+    while layer is not None and (
+        layer.kind == "Dropout"
+        or (layer.kind == "Activation" and layer.config.get("activation") == "linear")
+    ):
+        layer = layer.before
+    return layer
 
 
 def _graph(model: Any, keras: Any) -> Any:
+    if not isinstance(model, keras.Model):
+        raise FpgaError(f"a {type(model).__name__}, expected a keras.Model; load it first.")
     functional = isinstance(model, keras.Sequential) or type(model).__name__ == "Functional"
     if not functional:
         raise FpgaError(

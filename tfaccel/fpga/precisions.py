@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from tfaccel.errors import FpgaCheckError, FpgaError
+from tfaccel.fpga.allowlist import check_layers
 from tfaccel.fpga.export import export_fpga
+from tfaccel.fpga.layer import layers_of
 from tfaccel.fpga.report import Report
 from tfaccel.fpga.settings import check_precision
 
@@ -87,10 +89,16 @@ def sweep(model: Any, directory: str | Path, precisions: Sequence[str], **option
 
     if not precisions:
         raise FpgaError("no precision, expected one or more such as fixed<16,6>.")
+    check_layers(layers_of(model))
     if is_quantized(model):
         raise FpgaError("a quantized model has its own types, so there is nothing to sweep over.")
-    for one in precisions:
-        check_precision(one)
+    if len({check_precision(one) for one in precisions}) < len(precisions):
+        raise FpgaError(f"precisions {', '.join(precisions)}, expected each once.")
+    if not options.get("estimate", True) or options.get("strategy") == "distributed_arithmetic":
+        raise FpgaError(
+            "a sweep sets accuracy against estimated multiplications, expected estimate=True and "
+            "the strategy 'latency' or 'resource'."
+        )
     home = Path(directory).expanduser().resolve()
     reports = []
     for one in precisions:
@@ -106,9 +114,24 @@ def sweep(model: Any, directory: str | Path, precisions: Sequence[str], **option
 
 def _plot(reports: Sequence[Report], path: Path) -> tuple[Path | None, str]:
     try:
-        from matplotlib.figure import Figure  # type: ignore[import-not-found, unused-ignore]
+        drawn = draw(reports)
     except ImportError:
         return None, "no plot: matplotlib is not installed; `pip install matplotlib` brings it"
+    drawn.savefig(path, dpi=120)
+    return path, ""
+
+
+def draw(reports: Sequence[Report]) -> Any:
+    """The plot: a point for each precision, its cost to the right and its accuracy upwards.
+
+    Args:
+        reports: with an accuracy each; else their agreement with Keras is drawn.
+
+    Returns:
+        A `matplotlib.figure.Figure`.
+    """
+    from matplotlib.figure import Figure  # type: ignore[import-not-found, unused-ignore]
+
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     labelled = all(one.check.accuracy is not None for one in reports)
@@ -121,5 +144,4 @@ def _plot(reports: Sequence[Report], path: Path) -> tuple[Path | None, str]:
     axes.set_xlabel("multiplications x bits², estimated")
     axes.set_ylabel("accuracy, emulated" if labelled else "agreement with Keras, emulated")
     axes.margins(0.25)
-    figure.savefig(path, dpi=120)
-    return path, ""
+    return figure

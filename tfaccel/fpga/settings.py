@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -51,11 +52,16 @@ class Settings:
             if (value := getattr(self, name)) not in values:
                 raise FpgaError(f"{name}={value!r}, expected one of {', '.join(values)}.")
         check_precision(self.precision)
-        if self.reuse_factor < 1 or self.clock_ns <= 0 or self.timeout_s <= 0:
+        if self.part is not None and not re.fullmatch(r"[\w.+-]+", str(self.part)):
             raise FpgaError(
-                f"reuse_factor={self.reuse_factor}, clock_ns={self.clock_ns:g}, "
-                f"timeout_s={self.timeout_s:g}: each must be above 0."
+                f"part={self.part!r}, expected an FPGA's name such as xcu250-figd2104-2L-e."
             )
+        if type(self.reuse_factor) is not int or self.reuse_factor < 1:
+            raise FpgaError(f"reuse_factor={self.reuse_factor!r}, expected a whole number above 0.")
+        for name in ("clock_ns", "timeout_s"):
+            value = getattr(self, name)
+            if not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):
+                raise FpgaError(f"{name}={value!r}, expected a number above 0.")
 
 
 def check_precision(text: str) -> tuple[int, int]:
@@ -67,7 +73,7 @@ def check_precision(text: str) -> tuple[int, int]:
     Raises:
         FpgaError: it is no such type.
     """
-    found = re.fullmatch(r"u?fixed<\s*(\d+)\s*,\s*(-?\d+)\s*>", text)
+    found = re.fullmatch(r"fixed<\s*(\d+)\s*,\s*(-?\d+)\s*>", str(text))
     if found is None or not 2 <= int(found[1]) <= 64:
         raise FpgaError(
             f"precision={text!r}, expected a fixed-point type of 2 to 64 bits such as "

@@ -10,12 +10,12 @@ lost in silence. So the logits are pinned to a narrow type and the table is made
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from tfaccel.errors import FpgaError
-from tfaccel.fpga.layer import Layer
+from tfaccel.fpga.layer import ACTIVATIONS, Layer
 
 LOGITS = "fixed<16,6>"
 TABLE_SIZE = 4096
@@ -24,6 +24,18 @@ TABLE_SIZE = 4096
 def is_softmax(layer: Layer) -> bool:
     """Whether this layer's output is a softmax."""
     return layer.kind == "Softmax" or layer.config.get("activation") == "softmax"
+
+
+def ends(model: Any) -> tuple[str, ...]:
+    """The activation that each output of a functional model comes from, such as ``"softmax"``."""
+    layers = {id(layer.output): layer for layer in model.layers}
+    return tuple(_activation(layers[id(output)]) for output in model.outputs)
+
+
+def _activation(layer: Any) -> str:
+    if type(layer).__name__ == "Softmax":
+        return "softmax"
+    return str(layer.get_config().get("activation") or "linear")
 
 
 def cut(model: Any) -> tuple[Any, tuple[bool, ...]]:
@@ -57,29 +69,50 @@ def cut(model: Any) -> tuple[Any, tuple[bool, ...]]:
     return keras.Model(model.inputs, outputs, name=model.name), tuple(host)
 
 
-def on_device(config: dict[str, Any], mode: str) -> None:
+def logits_of(model: Any) -> dict[str, list[str]]:
+    """The layers before each softmax layer that hand it logits, the nearest first.
+
+    hls4ml leaves Dropout out and Flatten has no type of its own, so that what stands before them
+    counts too.
+    """
+    givers = {id(layer.output): layer for layer in model.layers}
+    found: dict[str, list[str]] = {}
+    for layer in model.layers:
+        if _activation(layer) != "softmax" or type(layer).__name__ not in ("Softmax", "Activation"):
+            continue
+        at = layer
+        names: list[str] = []
+        while not names or type(at).__name__ in ("Dropout", "Flatten", "Reshape"):
+            at = givers[id(at.input)]
+            names.append(at.name)
+        found[layer.name] = names
+    return found
+
+
+def on_device(config: dict[str, Any], mode: str, logits: Mapping[str, Sequence[str]]) -> None:
     """Sets up the softmax layers of an hls4ml configuration, in place.
 
     Args:
-        config: of hls4ml, by layer name, in the order of the layers.
+        config: of hls4ml, by layer name; a layer with an activation is two there, such as
+            ``scores`` and ``scores_softmax``.
         mode: ``"device"`` or ``"argmax"``.
-
-    Raises:
-        FpgaError: nothing stands before the softmax.
+        logits: the layers before each layer that is a softmax and nothing else.
     """
-    names = list(config["LayerName"])
-    for place, name in enumerate(names):
-        layer = config["LayerName"][name]
+    layers = config["LayerName"]
+    for name, layer in layers.items():
         if "exp_table" not in layer.get("Precision", {}):
             continue
-        if place == 0:
-            raise FpgaError(f"{name} is the first layer, expected logits before a softmax.")
         if mode == "argmax":
             layer["Implementation"] = "argmax"
             continue
         layer["TableSize"] = TABLE_SIZE
-        before = config["LayerName"][names[place - 1]]
-        before["Precision"] = {**_as_dict(before.get("Precision")), "result": LOGITS}
+        for giver in logits.get(name, [name.removesuffix("_softmax")]):
+            activated = [f"{giver}_{one}" for one in ACTIVATIONS if one != "softmax"]
+            part = next((one for one in activated if one in layers), giver)
+            layers[part]["Precision"] = {
+                **_as_dict(layers[part].get("Precision")),
+                "result": LOGITS,
+            }
 
 
 def _as_dict(precision: Any) -> dict[str, Any]:

@@ -17,6 +17,7 @@ def compare(
     firmware: Sequence[np.ndarray],
     reference: Sequence[np.ndarray],
     *,
+    ends: Sequence[str] = (),
     y: np.ndarray | None = None,
     generated: bool = False,
     quantized: bool = False,
@@ -24,13 +25,15 @@ def compare(
 ) -> Check:
     """The check of all outputs.
 
-    A row agrees when the largest score is in the same place, or, for outputs of a single number,
-    when they differ by no more than a hundredth of the range that Keras's answers span.
+    A row of scores of classes (softmax, or `y` says so) agrees when the largest is in the same
+    place. A row of other numbers agrees when each differs by no more than a hundredth of the range
+    that Keras's answers span.
 
     Args:
         firmware: each output, rows first.
         reference: the same of Keras.
-        y: class numbers.
+        ends: the activation that each output comes from.
+        y: class numbers, of the first output.
         generated: the rows are made up, so that nothing can be passed or failed.
         quantized: every row must be the same to the bit.
         min_agreement: else, the part of the rows that must agree.
@@ -45,9 +48,11 @@ def compare(
     ]
     exact = np.ones(rows, bool)
     agreement, measure, maximum = 1.0, "argmax", 0.0
-    for got, want in pairs:
+    ends = ends or [""] * len(pairs)
+    for n, ((got, want), end) in enumerate(zip(pairs, ends, strict=True)):
         exact &= (got == want).reshape(rows, -1).all(axis=1)
-        same, how = _agree(got, want)
+        classes = end == "softmax" or (n == 0 and y is not None and end != "sigmoid")
+        same, how = _agree(got, want, classes and want.shape[-1] > 1)
         if same.mean() <= agreement:
             agreement, measure = float(same.mean()), how
         difference = np.abs(got - want)
@@ -57,7 +62,7 @@ def compare(
     accuracies: list[float | None] = [None, None]
     if y is not None:
         got, want = pairs[0]
-        accuracies = [_accuracy(got, y), _accuracy(want, y)]
+        accuracies = [_accuracy(got, y, ends[0]), _accuracy(want, y, ends[0])]
     return Check(
         status="unverified" if generated else "passed" if good else "failed",
         rows=rows,
@@ -71,17 +76,24 @@ def compare(
     )
 
 
-def _agree(got: np.ndarray, want: np.ndarray) -> tuple[np.ndarray, str]:
-    if want.shape[-1] > 1:
-        return got.argmax(-1) == want.argmax(-1), "argmax"
+def _agree(got: np.ndarray, want: np.ndarray, classes: bool) -> tuple[np.ndarray, str]:
+    rows = len(want)
+    if classes:
+        # The largest of what is NaN is in the first place, always.
+        same = (got.argmax(-1) == want.argmax(-1)) & np.isfinite(want).all(-1)
+        return same.reshape(rows, -1).all(axis=1), "argmax"
     allowed = RANGE_SHARE * float(want.max() - want.min())
-    return np.abs(got - want) <= allowed, "within 1% of the range"
+    return (np.abs(got - want) <= allowed).reshape(rows, -1).all(axis=1), "within 1% of the range"
 
 
-def _accuracy(scores: np.ndarray, y: np.ndarray) -> float | None:
-    if scores.ndim != 2 or scores.shape[-1] == 1 or not np.issubdtype(y.dtype, np.integer):
+def _accuracy(scores: np.ndarray, y: np.ndarray, end: str) -> float | None:
+    if scores.ndim != 2:
         return None
-    return float((scores.argmax(-1) == y).mean())
+    if scores.shape[1] > 1:
+        return float((scores.argmax(-1) == y).mean())
+    if end == "sigmoid" and np.isin(y, (0, 1)).all():
+        return float(((scores[:, 0] > 0.5) == y).mean())
+    return None
 
 
 def layer_errors(
