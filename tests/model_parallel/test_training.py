@@ -64,3 +64,16 @@ def test_a_py_dataset_with_threads() -> None:
         return [*counted, model.fit(Pages(), shuffle=False, verbose=0).history["loss"]]
 
     assert_as_one_device(train)
+
+
+def test_float16_logits_and_their_scaled_loss() -> None:
+    def train(scope: Any) -> Any:
+        with scope():
+            model = dense()
+        return model.fit(X, Y, batch_size=16, verbose=0).history["loss"]
+
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        assert_as_one_device(train, rtol=1e-3)
+    finally:
+        keras.config.set_dtype_policy("float32")
