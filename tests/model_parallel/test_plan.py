@@ -141,6 +141,15 @@ def test_a_filter_is_gathered_to_convolve() -> None:
     assert plan.compute == (None, None, None, None)
 
 
+def test_a_rule_over_the_batch_axis_is_gathered_to_compute() -> None:
+    plans = planner("batch=2,model=2", {".*kernel": ("batch", "model")})
+    plan = plans.variable("dense/kernel", (4, 6), True, [keras.layers.Dense(6)])
+    assert (plan.storage, plan.compute) == (("batch", "model"), (None, "model"))
+    assert plan.reason == "rule '.*kernel', gathered to compute"
+    slot = plans.slot((4, 6), (4, 6), plan)
+    assert (slot.storage, slot.compute) == (plan.storage, plan.compute)
+
+
 @pytest.mark.parametrize(
     ("layouts", "says"),
     [

@@ -77,3 +77,40 @@ def test_float16_logits_and_their_scaled_loss() -> None:
         assert_as_one_device(train, rtol=1e-3)
     finally:
         keras.config.set_dtype_policy("float32")
+
+
+def test_the_layouts_that_keras_hub_gives_its_backbones() -> None:
+    """They also divide weights over the batch axis."""
+    import keras_hub
+
+    import tfaccel
+
+    of = keras_hub.models.LlamaBackbone
+    devices = [f"cpu:{i}" for i in range(4)]
+    mesh = keras.distribution.DeviceMesh((2, 2), ["batch", "model"], devices)
+    ours = tfaccel.strategy(
+        "model_parallel",
+        mesh="batch=2,model=2",
+        layouts=of.get_layout_map(mesh),
+        device_type="cpu",
+    )
+    ids = np.random.default_rng(1).integers(1, 16, (12, 6))
+    x = {"token_ids": ids, "padding_mask": np.arange(6) < np.arange(12)[:, None] % 4 + 3}
+
+    def train(scope: Any) -> Any:
+        with scope():
+            backbone = of(
+                vocabulary_size=16,
+                num_layers=1,
+                num_query_heads=4,
+                num_key_value_heads=2,
+                hidden_dim=8,
+                intermediate_dim=16,
+            )
+            model = keras.Model(backbone.input, keras.layers.Dense(4)(backbone.output))
+            model.compile(keras.optimizers.Adam(0.01, epsilon=1e-4), "mse")
+        wanted = np.ones((12, 6, 4), "float32")
+        history = model.fit(x, wanted, batch_size=8, shuffle=False, verbose=0)
+        return [history.history["loss"], model.get_weights()]
+
+    assert_as_one_device(train, scope=ours.scope)

@@ -73,9 +73,12 @@ class Planner:
             LayoutError: when its rule does not fit it.
         """
         axes, reason = self._asked(path, tuple(shape), layers)
-        compute = axes
-        if any(axes) and auto.computes_whole(layers):
-            compute, reason = (None,) * len(shape), f"{reason}, gathered to compute"
+        # While a layer computes, the batch axis divides the rows, and so no weight besides.
+        compute: Axes = tuple(None if axis == self.mesh.batch_axis else axis for axis in axes)
+        if auto.computes_whole(layers):
+            compute = (None,) * len(shape)
+        if compute != axes:
+            reason = f"{reason}, gathered to compute"
         if self.fully_sharded and trainable:
             storage = self._over_batch(axes, shape)
             if storage != axes:
