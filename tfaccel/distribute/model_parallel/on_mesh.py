@@ -94,6 +94,7 @@ class OnMesh:
 @contextmanager
 def _whole(model: Any, training: bool = False) -> Iterator[None]:
     mesh = model._tfaccel_strategy.mesh
+    model._tfaccel_strategy.planner.check_all_used()
     check(model, training, mesh.device_type())
     with whole_features(model, mesh):
         yield
