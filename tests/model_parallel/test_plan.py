@@ -141,6 +141,15 @@ def test_a_filter_is_gathered_to_convolve() -> None:
     assert plan.compute == (None, None, None, None)
 
 
+def test_a_rule_over_the_batch_axis_is_gathered_to_compute() -> None:
+    plans = planner("batch=2,model=2", {".*kernel": ("batch", "model")})
+    plan = plans.variable("dense/kernel", (4, 6), True, [keras.layers.Dense(6)])
+    assert (plan.storage, plan.compute) == (("batch", "model"), (None, "model"))
+    assert plan.reason == "rule '.*kernel', gathered to compute"
+    slot = plans.slot((4, 6), (4, 6), plan)
+    assert (slot.storage, slot.compute) == (plan.storage, plan.compute)
+
+
 @pytest.mark.parametrize(
     ("layouts", "says"),
     [
@@ -151,7 +160,8 @@ def test_a_filter_is_gathered_to_convolve() -> None:
          r"rule 'k' = \(None, None, 'model'\) has 3 \(mesh batch=2,model=4\)"),
         ({"k": (None, "model")}, r"variable 'k' of shape \(8, 6\) does not divide by rule 'k' = "
          r"\(None, 'model'\) on mesh batch=2,model=4: 6 over model=4"),
-        ({"k.?": ("model",), "[kq]": ("batch",)}, r"'k' matches 2 layout rules, 'k\.\?' and"),
+        ({"k.?": ("model",), "[kq]": ("batch",)}, r"'k' of shape \(8, 6\) matches 2 layout rules, "
+         r"'k\.\?' and '\[kq\]' \(mesh batch=2,model=4\), expected at most one"),
         ("fully_shraded", "layouts is 'fully_shraded', expected 'auto', 'fully_sharded'"),
     ],
 )  # fmt: skip
@@ -167,7 +177,8 @@ def test_a_bad_layout_gets_one_line(layouts: Any, says: str) -> None:
 def test_a_rule_that_matches_nothing_is_named() -> None:
     plans = planner("model=2", {".*kernel": (None, "model"), "dense_9/.*": ("model",)})
     plans.variable("dense/kernel", (4, 4), True, [])
-    with pytest.raises(LayoutError, match=r"rule 'dense_9/\.\*' matches no variable"):
+    says = r"rule 'dense_9/\.\*' \(mesh model=2\) matches no variable"
+    with pytest.raises(LayoutError, match=says):
         plans.check_all_used()
 
 

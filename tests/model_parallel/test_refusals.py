@@ -22,6 +22,22 @@ def test_names_the_innermost_layer_of_the_operation() -> None:
     assert "\n" not in said
 
 
+WRONG_SHAPE = (
+    "Dimensions must be equal, but are 5 and 12 for '{{node net/dense_1/MatMul}} = MatMul[T="
+    "DT_FLOAT, grad_a=false](data, net/dense_1/Cast)' with input shapes: [16,5], [12,32].\n"
+    "tensorflow/dtensor/cc/dtensor_device_util.cc:911 :: "
+)
+
+
+def test_a_batch_of_another_shape_is_no_matter_of_layouts() -> None:
+    said = explanation(WRONG_SHAPE, {}, ["net", "dense"], "net")
+    assert said == (
+        "tfaccel: model 'net' was given a batch that does not go through it (Dimensions must be "
+        "equal, but are 5 and 12 for net/dense_1/MatMul with input shapes: [16,5], [12,32].); "
+        "expected the shapes that it was built for: compare model.input_shape with the data."
+    )
+
+
 def test_names_all_layers_that_it_may_be() -> None:
     made = {"Roll": {"net/shift/Roll", "net/turn/Roll"}}
     said = explanation(NO_RULE, made, ["shift", "turn"], "net")

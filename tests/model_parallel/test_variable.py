@@ -132,8 +132,15 @@ def test_a_rule_that_matches_nothing_stops_the_first_step() -> None:
     with ours.scope():
         model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(8)])
         model.compile("sgd", "mse")
-    with pytest.raises(LayoutError, match="rule 'nowhere' matches no variable"):
-        model.fit(np.ones((4, 6)), np.ones((4, 8)), verbose=0)
+    x, y = np.ones((4, 6)), np.ones((4, 8))
+    for step in (
+        lambda: model.predict(x, verbose=0),
+        lambda: model.evaluate(x, y, verbose=0),
+        lambda: model.train_on_batch(x, y),
+        lambda: model.fit(x, y, verbose=0),
+    ):
+        with pytest.raises(LayoutError, match=r"rule 'nowhere' \(mesh .*\) matches no variable"):
+            step()
 
 
 def test_a_mesh_that_does_not_fit_gets_one_line() -> None:

@@ -24,6 +24,7 @@ EXPECTED: dict[str, str] = {
     "SeparableConv2D": "replicated: DepthwiseConv2dNativeBackpropFilter, DepthwiseConv2dNativeBackpropInput",
     "SeparableConv2D dilated": "replicated: BatchToSpaceND, DepthwiseConv2dNativeBackpropFilter, DepthwiseConv2dNativeBackpropInput, SpaceToBatchND",
     "DepthwiseConv2D dilated": "replicated: BatchToSpaceND, DepthwiseConv2dNativeBackpropFilter, DepthwiseConv2dNativeBackpropInput, SpaceToBatchND",
+    "Bidirectional LSTM with mask_zero and return_sequences": "replicated: ReverseV2",
     "AveragePooling1D": "replicated: AvgPoolGrad",
     "AveragePooling1D same": "replicated: AvgPoolGrad",
     "AdaptiveAveragePooling1D": "replicated: AvgPoolGrad",

@@ -125,6 +125,12 @@ def _recurrent() -> list[Row]:
         of_tokens(
             "Bidirectional LSTM with mask_zero", g, lambda x: L.Bidirectional(L.LSTM(4))(x), True
         ),
+        of_tokens(
+            "Bidirectional LSTM with mask_zero and return_sequences",
+            g,
+            lambda x: L.GRU(4)(L.Bidirectional(L.LSTM(4, return_sequences=True))(x)),
+            True,
+        ),
         row(
             "StackedRNNCells",
             g,

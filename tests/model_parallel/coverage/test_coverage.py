@@ -30,6 +30,7 @@ FEW = [
     "LayerNormalization",
     "MultiHeadAttention causal",
     "LSTM with mask_zero",
+    "Bidirectional LSTM with mask_zero and return_sequences",
     "Reshape that splits the features",
     "CTC",
     "AUC (metric)",

@@ -33,7 +33,7 @@ class MeshBatches(Feed):
         self.element_spec = dataset.element_spec
         check_batched(dataset.element_spec)
         _check(dataset.element_spec)
-        self._dataset = unwatched(dataset.prefetch(tf.data.AUTOTUNE))
+        self._dataset = unwatched(dataset)
         self._mesh = mesh
         self._axis = axis
 
@@ -44,7 +44,14 @@ class MeshBatches(Feed):
 
 
 def ahead(batches: Iterator[Any]) -> Generator[Any, None, None]:
-    """Puts each of `batches` on the mesh while the step on the one before it runs."""
+    """Puts each of `batches` on the mesh while the step on the one before it runs.
+
+    Reads ahead from the second one on: Keras takes a first batch to see shapes, and then stops the
+    threads of a `PyDataset`, in the middle of what had been read.
+    """
+    if (first := next(batches, None)) is None:
+        return
+    yield first
     pool = ThreadPoolExecutor(1, "tfaccel-batches")
     try:
         coming = pool.submit(next, batches, None)

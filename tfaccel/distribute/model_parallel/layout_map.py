@@ -44,8 +44,13 @@ class LayoutMap(MutableMapping[str, Axes]):
         """Ours, of a plain dict or a `keras.distribution.LayoutMap`."""
         return rules if isinstance(rules, cls) else cls(rules)
 
-    def rule_of(self, path: str) -> str | None:
+    def rule_of(self, path: str, of_shape: str = "", on_mesh: str = "") -> str | None:
         """The rule that `path` falls under, or None.
+
+        Args:
+            path: of a variable.
+            of_shape: what an error says of the variable besides.
+            on_mesh: what it says of the mesh.
 
         Raises:
             LayoutError: when two rules match.
@@ -55,8 +60,9 @@ class LayoutMap(MutableMapping[str, Axes]):
         matching = [pattern for pattern in self._rules if re.fullmatch(pattern, path)]
         if len(matching) > 1:
             raise LayoutError(
-                f"tfaccel: variable {path!r} matches {len(matching)} layout rules, "
-                f"{' and '.join(map(repr, matching))}, expected at most one; make them exclusive."
+                f"tfaccel: variable {path!r}{of_shape} matches {len(matching)} layout rules, "
+                f"{' and '.join(map(repr, matching))}{on_mesh}, expected at most one; make them "
+                "exclusive."
             )
         return matching[0] if matching else None
 

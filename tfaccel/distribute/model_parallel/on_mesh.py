@@ -11,11 +11,11 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfaccel.distribute import _private
 from tfaccel.distribute.adapt import adapt
 from tfaccel.distribute.feed import BatchIterator
 from tfaccel.distribute.model_parallel import saving
 from tfaccel.distribute.model_parallel.metrics import read_on_host
+from tfaccel.distribute.model_parallel.recurrent import unrolled
 from tfaccel.distribute.model_parallel.refusals import check, explains, remember
 from tfaccel.distribute.model_parallel.whole import whole_features
 
@@ -77,23 +77,24 @@ class OnMesh:
 
     def train_step(self, data: Any) -> Any:
         """The model's own, with recurrent layers unrolled and features whole where they must be."""
-        with _unrolled(self), _whole(self, training=True):
+        with unrolled(self), _whole(self, training=True):
             return super().train_step(data)  # type: ignore[misc]
 
     def test_step(self, data: Any) -> Any:
         """The model's own, with recurrent layers unrolled and features whole where they must be."""
-        with _unrolled(self), _whole(self):
+        with unrolled(self), _whole(self):
             return super().test_step(data)  # type: ignore[misc]
 
     def predict_step(self, data: Any) -> Any:
         """The model's own, with recurrent layers unrolled and features whole where they must be."""
-        with _unrolled(self), _whole(self):
+        with unrolled(self), _whole(self):
             return super().predict_step(data)  # type: ignore[misc]
 
 
 @contextmanager
 def _whole(model: Any, training: bool = False) -> Iterator[None]:
     mesh = model._tfaccel_strategy.mesh
+    model._tfaccel_strategy.planner.check_all_used()
     check(model, training, mesh.device_type())
     with whole_features(model, mesh):
         yield
@@ -121,23 +122,3 @@ def _takes_host_batches(function: Callable[[Any], Any], model: Any) -> Callable[
 
     placed._tfaccel_takes_host_batches = True  # type: ignore[attr-defined]
     return placed
-
-
-@contextmanager
-def _unrolled(model: Any) -> Iterator[None]:
-    """Unrolls recurrent layers while a step is traced.
-
-    Their loop keeps its outputs in a TensorList, for which DTensor has no layout.
-    """
-    rolled = [
-        layer
-        for layer in _private.layers_of(model)
-        if isinstance(layer, keras.layers.RNN) and not layer.unroll
-    ]
-    for layer in rolled:
-        layer.unroll = True
-    try:
-        yield
-    finally:
-        for layer in rolled:
-            layer.unroll = False

@@ -73,9 +73,12 @@ class Planner:
             LayoutError: when its rule does not fit it.
         """
         axes, reason = self._asked(path, tuple(shape), layers)
-        compute = axes
-        if any(axes) and auto.computes_whole(layers):
-            compute, reason = (None,) * len(shape), f"{reason}, gathered to compute"
+        # While a layer computes, the batch axis divides the rows, and so no weight besides.
+        compute: Axes = tuple(None if axis == self.mesh.batch_axis else axis for axis in axes)
+        if auto.computes_whole(layers):
+            compute = (None,) * len(shape)
+        if compute != axes:
+            reason = f"{reason}, gathered to compute"
         if self.fully_sharded and trainable:
             storage = self._over_batch(axes, shape)
             if storage != axes:
@@ -100,7 +103,8 @@ class Planner:
         for rule in self.rules or ():
             if rule not in self._used:
                 raise LayoutError(
-                    f"tfaccel: layout rule {rule!r} matches no variable of the model, expected "
+                    f"tfaccel: layout rule {rule!r} (mesh {self.mesh}) matches no variable of the "
+                    "model, expected "
                     "the whole path of one or more (tfaccel.visualize(model) lists them); "
                     "mend or remove it."
                 )
@@ -108,7 +112,7 @@ class Planner:
     def _asked(self, path: str, shape: tuple[int, ...], layers: Sequence[Any]) -> tuple[Axes, str]:
         if self.rules is None:
             return self._auto.axes(path, shape, layers)
-        rule = self.rules.rule_of(path)
+        rule = self.rules.rule_of(path, f" of shape {shape}", f" (mesh {self.mesh})")
         if rule is None:
             return (None,) * len(shape), "no rule"
         self._used.add(rule)

@@ -109,11 +109,17 @@ def explanation(
     ...     "tensorflow/dtensor/", {"Roll": ["net/shift_1/Roll"]}, ["net", "shift_1"], "net"))
     tfaccel: layer 'shift_1' of model 'net' uses the operation Roll, which DTensor cannot lay out \
 on a mesh ('tf.Roll' op does not implement layout propagation); expected operations of \
-docs/model_parallel_coverage.md: do this in dataset.map, write it otherwise, or choose a strategy \
-other than 'model_parallel'.
+docs/model_parallel_coverage.md: do this in dataset.map, write it otherwise, change its layout, or \
+choose a strategy other than 'model_parallel'.
     """
     if "tensorflow/dtensor/" not in text:
         return None
+    if wrong_shape := re.match(r"(.*(?:must be equal|must have|must be rank|but is rank).*)", text):
+        what = re.sub(r"'?\{\{node (\S+?)\}\}[^(]*\(.*?\)'?", r"\1", wrong_shape[1]).strip()
+        return (
+            f"tfaccel: model {model!r} was given a batch that does not go through it ({what}); "
+            "expected the shapes that it was built for: compare model.input_shape with the data."
+        )
     found = re.search(r"error: (.*?)(?:\. |\.?$|\.?\n| tensorflow/dtensor)", text, re.DOTALL)
     said = re.sub(r"\s+", " ", found[1] if found else text)[:200]
     named = re.search(r"""['"]?\btf\.(\w+)""", text)
@@ -129,8 +135,8 @@ other than 'model_parallel'.
     uses = f"uses the operation {kind}, which" if kind else "has an operation that"
     return (
         f"tfaccel: {where} {uses} DTensor cannot lay out on a mesh ({said}); expected operations "
-        "of docs/model_parallel_coverage.md: do this in dataset.map, write it otherwise, or choose "
-        "a strategy other than 'model_parallel'."
+        "of docs/model_parallel_coverage.md: do this in dataset.map, write it otherwise, change "
+        "its layout, or choose a strategy other than 'model_parallel'."
     )
 
 

@@ -77,7 +77,6 @@ class ModelParallelStrategy(tf.distribute.Strategy):  # type: ignore[misc]
         self.used = True
         if isinstance(model := getattr(fn, "__self__", None), keras.Model):
             self._prepare(model)
-            self.planner.check_all_used()
         if tf.executing_eagerly():
             args = self.on_mesh(args)
         return super().run(fn, unwrap(args), kwargs, options)

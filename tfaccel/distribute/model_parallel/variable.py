@@ -80,9 +80,9 @@ class MeshVariable(_private.ReadByValue, dtensor.DVariable):  # type: ignore[mis
         if stage.current() == stage.HOST and tf.executing_eagerly():
             return tf.convert_to_tensor(self.numpy())
         stored = super().value()
-        if not self._gathered or stage.current() == stage.UPDATE:
+        if not any(self.plan.storage) or stage.current() == stage.UPDATE:
             return stored
-        return self._gather(stored)
+        return self._as_computed(stored)
 
     def read_value(self) -> tf.Tensor:
         """As `value`."""
@@ -123,14 +123,18 @@ class MeshVariable(_private.ReadByValue, dtensor.DVariable):  # type: ignore[mis
         indices = slices.indices[:, None]
         return self.assign(tf.tensor_scatter_nd_update(self.value(), indices, slices.values))
 
-    def _gather(self, stored: tf.Tensor) -> tf.Tensor:
-        """`stored` laid out to compute with; its gradient comes back laid out as it is stored."""
+    def _as_computed(self, stored: tf.Tensor) -> tf.Tensor:
+        """`stored` laid out to compute with; its gradient comes back laid out as it is stored.
+
+        DTensor would lay out a gradient as what follows it likes best (the check of a loss scale:
+        whole), and cannot always do so: the sum that makes a bias's gradient gathers nothing.
+        """
         compute, storage = (
             host.layout(a, self._mesh) for a in (self.plan.compute, self.plan.storage)
         )
 
         @tf.custom_gradient
-        def gathered(stored: tf.Tensor) -> Any:
+        def laid_out(stored: tf.Tensor) -> Any:
             def back(gradient: Any) -> Any:
                 if isinstance(gradient, tf.IndexedSlices):
                     return gradient  # of an embedding: optimizers count its rows one by one
@@ -140,7 +144,7 @@ class MeshVariable(_private.ReadByValue, dtensor.DVariable):  # type: ignore[mis
 
             return dtensor.relayout(stored, compute), back
 
-        return gathered(stored)
+        return laid_out(stored)
 
     def _laid_out(self, value: Any) -> Any:
         if stage.current() == stage.HOST and tf.executing_eagerly():

@@ -1,0 +1,66 @@
+"""Unrolls recurrent layers, so that they run on a mesh and give what their loop would.
+
+Their loop keeps its outputs in a TensorList, for which DTensor has no layout.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfaccel.distribute import _private
+
+
+@contextmanager
+def unrolled(model: keras.Model) -> Iterator[None]:
+    """Unrolls the recurrent layers of `model` while a step is traced."""
+    rolled = [
+        layer
+        for layer in _private.layers_of(model)
+        if isinstance(layer, keras.layers.RNN) and not layer.unroll
+    ]
+    masked_backwards = [
+        layer
+        for layer in rolled
+        if layer.go_backwards and layer.return_sequences and layer.zero_output_for_mask
+    ]
+    for layer in rolled:
+        layer.unroll = True
+    for layer in masked_backwards:
+        layer.zero_output_for_mask = False
+        object.__setattr__(layer, "call", _zeroed(layer.call))
+    try:
+        yield
+    finally:
+        for layer in masked_backwards:
+            layer.zero_output_for_mask = True
+            object.__delattr__(layer, "call")
+        for layer in rolled:
+            layer.unroll = False
+
+
+def _zeroed(call: Callable[..., Any]) -> Callable[..., Any]:
+    """Zeros the masked steps of a layer that goes backwards, and so gives its last step first.
+
+    Keras 3.15 zeros those of an unrolled layer in the order of the mask, which is the input's: a
+    masked `Bidirectional` layer of sequences then hides other steps than its loop does.
+    """
+
+    @functools.wraps(call)
+    def zeroed(sequences: Any, *args: Any, mask: Any = None, **kwargs: Any) -> Any:
+        result = call(sequences, *args, mask=mask, **kwargs)
+        if mask is None:
+            return result
+        outputs, *states = result if isinstance(result, (list, tuple)) else (result,)
+        # Without tf.reverse, for which DTensor has no rule.
+        kept = tf.stack(tf.unstack(mask, axis=1)[::-1], axis=1)
+        kept = tf.reshape(kept, [*tf.unstack(tf.shape(kept)), *[1] * (outputs.shape.rank - 2)])
+        outputs = tf.where(kept, outputs, tf.zeros_like(outputs))
+        return (outputs, *states) if states else outputs
+
+    return zeroed
