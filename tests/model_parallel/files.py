@@ -65,6 +65,7 @@ def write(folder: str, scope: Any) -> dict[str, list[float]]:
     fit(model)
     model.save(f"{folder}/model.keras")
     model.save_weights(f"{folder}/model.weights.h5")
+    model.export(f"{folder}/exported", verbose=False)
     tfaccel.checkpoint.save(model, f"{folder}/sharded")
     checkpoint = tf.train.Checkpoint(model=model)
     if os.environ.get("TF_CONFIG") is None:  # of several processes, each would write all of it
@@ -79,6 +80,10 @@ def read(folder: str, scope: Any) -> dict[str, list[float]]:
     said = {}
     with scope():
         model = keras.models.load_model(f"{folder}/model.keras")
+    if not hasattr(model.distribute_strategy, "mesh"):
+        exported = tf.saved_model.load(f"{folder}/exported")
+        served = exported.serve(X)
+        np.testing.assert_allclose(served, model.predict(X, verbose=0), rtol=1e-4, atol=1e-6)
     fit(model)
     said["keras"] = go_on(model)
     for name in ("weights", "sharded", "checkpoint"):

@@ -46,7 +46,7 @@ def test_what_is_written_here_is_read_there(written_by: str, tmp_path: Path) -> 
     folder.mkdir()
     wanted = run("write", folder, strategy, workers)["third epoch"]
     names = {path.name for path in folder.iterdir()}
-    assert {"model.keras", "model.weights.h5", "sharded", "backup"} <= names
+    assert {"model.keras", "model.weights.h5", "exported", "sharded", "backup"} <= names
     assert not [name for name in names if name.startswith(".")], "a half-written file is left"
     for number, (reader, processes) in enumerate(readers):
         copy = tmp_path / f"read{number}"

@@ -57,6 +57,24 @@ class OnMesh:
         """As Keras's; of several processes, which all call, the chief writes."""
         self._write(super().save_weights, filepath, overwrite, kwargs)  # type: ignore[misc]
 
+    def export(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
+        """As Keras's; of several processes, which all call, the chief writes.
+
+        Without one order in which all gather the variables, the processes of a trained model waited
+        for each other for ever.
+        """
+        strategy, export = self._tfaccel_strategy, super().export  # type: ignore[misc]
+        if strategy.cluster is None:
+            export(filepath, *args, **kwargs)
+            return
+        saving.write_once(
+            self,
+            strategy,
+            os.fspath(filepath),
+            lambda own: export(own, *args, **kwargs),
+            atomic=False,  # a folder
+        )
+
     def _write(self, write: Any, filepath: Any, overwrite: bool, kwargs: dict[str, Any]) -> None:
         strategy = self._tfaccel_strategy
         if strategy.cluster is None:

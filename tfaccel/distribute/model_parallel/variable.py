@@ -80,7 +80,8 @@ class MeshVariable(_private.ReadByValue, dtensor.DVariable):  # type: ignore[mis
         if stage.current() == stage.HOST and tf.executing_eagerly():
             return tf.convert_to_tensor(self.numpy())
         stored = super().value()
-        if not any(self.plan.storage) or stage.current() == stage.UPDATE:
+        # On the host a graph is for a file (SavedModel), which other devices shall read.
+        if not any(self.plan.storage) or stage.current() != stage.STEP:
             return stored
         return self._as_computed(stored)
 
