@@ -17,7 +17,7 @@ from tfaccel.distribute.model_parallel.operations import REPLICATED_OPS
 from tfaccel.errors import LayoutError, StrategyError
 
 # In TensorFlow 2.21 the pass that combines all-reduces gives silently wrong weights in graph mode
-# (tests/distribute/model_parallel/test_settings.py shows it).
+# (tests/model_parallel/test_settings.py shows it).
 _COMBINE = "DTENSOR_ENABLE_COMBINE_ALL_REDUCES_OPTIMIZATION"
 
 
