@@ -63,7 +63,8 @@ def export_fpga(
             without, the ranges are those of training, widened by `check`.
         estimate: also estimate resources.
         build: also synthesise with the vendor's tool, and read its report.
-        timeout_s: seconds that each tool may take.
+        timeout_s: seconds that each tool may take; hls4ml's own translation, which runs in this
+            process, is not bounded by it.
 
     Returns:
         The report.
