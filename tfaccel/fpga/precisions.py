@@ -134,8 +134,9 @@ def draw(reports: Sequence[Report]) -> Any:
 
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
-    labelled = all(one.check.accuracy is not None for one in reports)
-    scores = [one.check.accuracy if labelled else one.check.agreement for one in reports]
+    accuracies = [one.check.accuracy for one in reports if one.check.accuracy is not None]
+    labelled = len(accuracies) == len(reports)
+    scores = accuracies if labelled else [one.check.agreement for one in reports]
     costs = [bit_operations(one) for one in reports]
     axes.plot(costs, scores, "o")
     for cost, score, one in zip(costs, scores, reports, strict=True):
