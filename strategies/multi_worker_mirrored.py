@@ -30,6 +30,7 @@ def make(request: Request) -> tf.distribute.Strategy:
     if way == "mpi":
         from tfaccel.distribute.mpi import MpiStrategy
 
+        settings.spare_thread()
         communicator = transport.over_mpi(cluster, options)
         return MpiStrategy(cluster, communicator, request.devices, request.frequency)
     agreement.adopt(meeting.of(cluster, options, agreement.offer(), way).payload)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 
@@ -10,7 +11,7 @@ import tensorflow as tf
 from absl import logging
 
 from tfaccel.errors import StrategyError
-from tfaccel.hardware import Device
+from tfaccel.hardware import Device, cores
 from tfaccel.strategies.options import Options
 
 
@@ -78,6 +79,19 @@ def show_only(names: Sequence[str]) -> None:
             f"tfaccel: {', '.join(names)} was asked for after TensorFlow had started on other "
             "devices; make the strategy before anything else uses TensorFlow."
         ) from None
+
+
+def spare_thread() -> None:
+    """Lets TensorFlow compute while one of its threads waits for other workers, on a lone core.
+
+    TensorFlow takes a thread between operations for each core; one that waits in MPI is taken.
+    """
+    asked = tf.config.threading.get_inter_op_parallelism_threads()
+    if asked or "TF_NUM_INTEROP_THREADS" in os.environ or cores() > 1:
+        return
+    # Too late when TensorFlow has started: slower, and all else stays as it is.
+    with contextlib.suppress(RuntimeError):
+        tf.config.threading.set_inter_op_parallelism_threads(2)
 
 
 def _backend() -> None:

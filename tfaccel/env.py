@@ -116,7 +116,7 @@ def report(environ: Mapping[str, str] = os.environ) -> Report:
         keras=_installed("keras"),
         backend=backend,
         numpy=_installed("numpy"),
-        cores=_cores(),
+        cores=hardware.cores(),
         memory=_memory(),
         cuda=cuda,
         cudnn=cudnn,
@@ -192,12 +192,6 @@ def _installed(*distributions: str) -> str:
             continue
         return version if distribution == distributions[0] else f"{version} ({distribution})"
     return MISSING
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _memory() -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,6 +29,13 @@ class Device:
     def name(self) -> str:
         """TensorFlow's short name, for example ``"GPU:0"``."""
         return f"{self.kind}:{self.index}"
+
+
+def cores() -> int:
+    """The processor cores that this process may use, which need not be all of the machine's."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def detect() -> tuple[Device, ...]:

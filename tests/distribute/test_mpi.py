@@ -93,3 +93,47 @@ def test_an_exception_ends_the_others(start: list[str], tmp_path: Path) -> None:
     done = run(start, tmp_path, end="if rank == 1: raise KeyError('of rank one')")
     assert done.returncode != 0
     assert "KeyError: 'of rank one'" in done.stdout
+
+
+WAITING = """
+import os, time
+os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
+import numpy as np
+import tensorflow as tf
+import tfaccel
+
+strategy = tfaccel.strategy("multi_worker_mirrored", communication="mpi", device_type="cpu")
+rank = strategy.cluster.rank
+
+def touched(begun, name):
+    open(f"{name}.{rank}", "w").close()
+    return begun
+
+@tf.function
+def both():
+    begun = tf.numpy_function(lambda: np.float32(time.sleep(0.1) is None), [], tf.float32)
+    around = [tf.numpy_function(touched, [begun, n], tf.float32) for n in range(4)]
+    context = tf.distribute.get_replica_context()
+    total = context.all_reduce("SUM", tf.ensure_shape(begun, []))
+    return total, [tf.numpy_function(touched, [begun, n], tf.float32) for n in range(4, 8)]
+
+strategy.reduce("SUM", tf.constant(1.0), axis=None)
+while rank == 1 and not all(os.path.exists(f"{n}.0") for n in range(8)):
+    time.sleep(0.01)
+print("total", strategy.run(both)[0].numpy(), flush=True)
+"""
+
+
+def test_a_worker_on_one_core_computes_while_it_waits(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(WAITING)
+    done = subprocess.run(
+        [*LAUNCH, "script.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "2"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert done.stdout.count("total 2.0") == 2

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from tfaccel import hardware
 from tfaccel.errors import LaunchError
 from tfaccel.launch.command import add_command, command_of, variable
 from tfaccel.launch.environment import worker_environment
@@ -77,17 +78,10 @@ def _environments(
             rank=rank,
             job_id=job_id,
             start_timeout_s=start_timeout_s,
-            cores=_cores(),
+            cores=hardware.cores(),
         )
         for rank in range(nproc)
     ]
-
-
-def _cores() -> int:
-    """The cores that this process may use, which need not be all of the machine's."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def main(argv: Sequence[str]) -> int:

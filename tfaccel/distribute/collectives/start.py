@@ -7,7 +7,7 @@ import contextlib
 import os
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tfaccel.cluster import switchboard
@@ -17,6 +17,8 @@ from tfaccel.distribute.collectives.communicator import Communicator
 from tfaccel.errors import ClusterError, StrategyError
 
 _INSTALL = "pip install 'tfaccel[mpi]'"
+_YIELD = "MPIR_CVAR_POLLS_BEFORE_YIELD"
+"""MPICH's: how often a thread that waits looks for messages before it lets others compute."""
 
 
 def is_installed() -> bool:
@@ -72,7 +74,8 @@ def _initialized() -> Any:
         ) from error
     if not MPI.Is_initialized():
         # One collective runs at a time, on whichever of TensorFlow's threads has its turn.
-        MPI.Init_thread(MPI.THREAD_SERIALIZED)
+        with _told({} if _YIELD in os.environ else {_YIELD: 1}):
+            MPI.Init_thread(MPI.THREAD_SERIALIZED)
     return MPI.COMM_WORLD.Dup()
 
 
@@ -81,8 +84,15 @@ def _introduced(cluster: Cluster, host: str, port: int) -> Iterator[None]:
     """Tells an MPI library that starts inside who it is, and where it hears of the others."""
     line = switchboard.call(host, port, cluster.rank, "pmi")
     told = {"PMI_FD": line.detach(), "PMI_RANK": cluster.rank, "PMI_SIZE": cluster.size}
-    before = {name: os.environ.get(name) for name in told}
-    os.environ.update({name: str(value) for name, value in told.items()})
+    with _told(told):
+        yield
+
+
+@contextlib.contextmanager
+def _told(variables: Mapping[str, Any]) -> Iterator[None]:
+    """Environment variables for as long as an MPI library starts."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update({name: str(value) for name, value in variables.items()})
     try:
         yield
     finally:
