@@ -9,7 +9,7 @@ train: $(ready)
 	$(VENV)/bin/python examples/digits.py --strategy=auto
 
 test: $(ready)
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest --numprocesses=2 --dist=loadfile
 
 lint: lint-code lint-format lint-types
 

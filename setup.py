@@ -64,7 +64,14 @@ setup(
             for one in ("hls4ml==1.3.0", "hgq2==0.2.0", "da4ml==0.6.0", "numpy<2.5", "matplotlib")
         ],
         "examples": ["scikit-learn"],
-        "dev": ["pytest>=8", "tensorboard", "ruff==0.17.*", "mypy==2.4.*", "setuptools>=77"],
+        "dev": [
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "tensorboard",
+            "ruff==0.17.*",
+            "mypy==2.4.*",
+            "setuptools>=77",
+        ],
     },
     entry_points={"console_scripts": ["tfaccel = tfaccel.cli:main"]},
     classifiers=[

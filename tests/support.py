@@ -1,7 +1,7 @@
 """Tests that need devices or workers of their own run in child processes, through this module.
 
 TensorFlow's devices are set once in a process. A test marked `child` is therefore run by a pytest
-of its own, together with all other tests that asked for the same child:
+of its own, together with all other tests of its file that asked for the same child:
 
     @pytest.mark.child(devices=3)             one process with three logical CPUs
     @pytest.mark.child(workers=2)             two workers of `tfaccel launch`, both run the test
@@ -159,10 +159,11 @@ def _reported(item: pytest.Function, **_: Any) -> None:
     """Stands for a test that ran in a child: passes or fails as it did there."""
     asked = _asked(item)
     ran = item.session.stash.setdefault(_RAN, {})
-    if asked not in ran:
-        same = [i.nodeid for i in item.session.items if _asked(i) == asked]
-        ran[asked] = _run_all(same, **dict(asked))
-    output, ranks = ran[asked]
+    child = item.path, asked
+    if child not in ran:
+        same = [i for i in item.session.items if (i.path, _asked(i)) == child]
+        ran[child] = _run_all([i.nodeid for i in same], **dict(asked))
+    output, ranks = ran[child]
     for rank, found in enumerate(ranks):
         if item.nodeid not in found:
             pytest.fail(f"rank {rank} of the child did not end this test\n{output}", False)

@@ -73,7 +73,7 @@ def run(start: list[str], folder: Path, end: str) -> subprocess.CompletedProcess
 def test_collectives_of_all_kinds(start: list[str], tmp_path: Path) -> None:
     done = run(start, tmp_path, end="sys.exit(0)")
     assert done.returncode == 0, done.stdout[-4000:]
-    said = re.findall(r"saw (.*) drew (.*)", done.stdout)
+    said = re.findall(r"saw (\[.*?\]) drew (\[.*?\])", done.stdout)
     assert [seen for seen, _ in said] == [SEEN, SEEN]
     assert len({drew for _, drew in said}) == 1, "the workers start from other values"
 
