@@ -55,13 +55,23 @@ class Pages(keras.utils.PyDataset):
         return X[rows], Y[rows]
 
 
+class Long(Pages):
+    def __len__(self) -> int:
+        return 20
+
+    def __getitem__(self, index: int) -> Any:
+        return X[index : index + 16], Y[index : index + 16]
+
+
 def test_a_py_dataset_with_threads() -> None:
     def train(scope: Any) -> Any:
         with scope():
             model = dense()
         # Of the first pass Keras takes one batch alone, and stops the threads that read ahead.
         counted = [model.evaluate(Pages(workers=2), verbose=0) for _ in range(3)]
-        return [*counted, model.fit(Pages(), shuffle=False, verbose=0).history["loss"]]
+        # With more batches than it keeps then.
+        fitted = model.fit(Long(workers=2), shuffle=False, epochs=2, verbose=0)
+        return [*counted, fitted.history["loss"]]
 
     assert_as_one_device(train)
 

@@ -60,6 +60,7 @@ __all__ = [
     "all_gather",
     "all_to_all",
     "array_pipeline",
+    "begin_again",
     "build_all",
     "calling_model",
     "compiled_losses",
@@ -362,11 +363,19 @@ def set_initial_epoch(model: keras.Model, epoch: int) -> None:
 
 
 class Caller(NamedTuple):
-    """A `Model` method that asks for its data: ``"fit"``, ``"evaluate"`` or ``"predict"``."""
+    """A `Model` method that asks for its data: ``"fit"``, ``"evaluate"`` or ``"predict"``.
+
+    Attributes:
+        model: whose method it is.
+        method: its name.
+        callbacks: that it was given, or None.
+        threads: Keras's reader of a `PyDataset` with workers, or None.
+    """
 
     model: keras.Model
     method: str
     callbacks: Any
+    threads: Any = None
 
 
 def calling_model() -> Caller | None:
@@ -384,11 +393,14 @@ def calling_model() -> Caller | None:
         frame = frame.f_back  # type: ignore[assignment]
     if frame is None or frame.f_code.co_name != "__init__":  # of Keras's iterator over an epoch
         return None
+    adapter = getattr(frame.f_locals.get("self"), "data_adapter", None)
+    threads = getattr(adapter, "enqueuer", None)
     while frame is not None and _module(frame).startswith("keras."):
         if frame.f_code.co_name in ("fit", "evaluate", "predict"):
             model = frame.f_locals.get("self")
             if isinstance(model, keras.Model):
-                return Caller(model, frame.f_code.co_name, frame.f_locals.get("callbacks"))
+                callbacks = frame.f_locals.get("callbacks")
+                return Caller(model, frame.f_code.co_name, callbacks, threads)
         frame = frame.f_back  # type: ignore[assignment]
     return None
 
@@ -410,6 +422,25 @@ def compiling_model() -> keras.Model | None:
 
 def _module(frame: Any) -> str:
     return str(frame.f_globals.get("__name__", ""))
+
+
+def begin_again(threads: Any) -> bool:
+    """Lets the threads of a `PyDataset`, stopped after a look at its first batch, begin anew.
+
+    Keras 3.15 keeps what they have read by then for the next pass, which begins with the first
+    batch all the same: up to ten batches would come twice, and as many of the last ones never.
+
+    Args:
+        threads: of `Caller`; stopped, and perhaps started again, since.
+
+    Returns:
+        False when the dataset has no end: its threads go on where they were, and lose nothing.
+    """
+    if threads.py_dataset.num_batches is None:
+        return False
+    while not threads.ready_queue.empty():
+        threads.ready_queue.get_nowait()
+    return True
 
 
 def array_pipeline(dataset: tf.data.Dataset) -> tuple[tf.data.Dataset, list[Any]] | None:

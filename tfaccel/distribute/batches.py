@@ -55,7 +55,15 @@ def shard(batch: Any, placement: Placement, ragged: str = "exact") -> Sharded | 
 
 
 class Batches(Feed):
-    """The global batches of a dataset, each cut for our replicas and lying on their devices."""
+    """The global batches of a dataset, each cut for our replicas and lying on their devices.
+
+    Args:
+        dataset: of global batches.
+        placement: which of all replicas are ours.
+        devices: of our replicas.
+        ragged: as in `tfaccel.distribute.fit.KerasFit`.
+        threads: Keras's threads that read them ahead, or None.
+    """
 
     def __init__(
         self,
@@ -63,12 +71,13 @@ class Batches(Feed):
         placement: Placement,
         devices: tuple[str, ...],
         ragged: str = "exact",
+        threads: Any = None,
     ) -> None:
-        super().__init__()
+        super().__init__(threads)
         self._ragged = ragged
         self._rows = 0  # of the largest batch so far
         self.element_spec = dataset.element_spec
-        self._dataset = unwatched(split_dataset(dataset, placement))
+        self._dataset = unwatched(split_dataset(dataset, placement, threads is None))
         self._placement = placement
         self._devices = devices
 
@@ -76,7 +85,8 @@ class Batches(Feed):
         with tf.device("/CPU:0"):
             source = iter(self._dataset)
         batches = (b for element in source if (b := self._place(*element)) is not None)
-        return _ahead(batches) if any("CPU" not in d.upper() for d in self._devices) else batches
+        copies = any("CPU" not in device.upper() for device in self._devices)
+        return _ahead(batches) if copies and self._threads is None else batches
 
     def _place(self, parts: tuple[Any, ...], shares: tf.Tensor, rows: tf.Tensor) -> Any:
         """The batch on our devices, or None when it is to be dropped."""

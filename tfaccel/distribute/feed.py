@@ -8,6 +8,9 @@ Keras iterates it from Python. Three habits of its trainer are met here:
 * it calls `zip(range(steps_per_execution), iterator)` for each execution: at the end of the data
   an execution that has run some steps must stop quietly, one that has run none must raise;
 * it takes `OutOfRangeError` for the end of the data.
+
+The threads of a `keras.utils.PyDataset` read ahead by themselves, and Keras stops them after that
+first look and after each epoch. Who reads ahead of Keras then finds them stopped, so nobody does.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfaccel.distribute import _private
 from tfaccel.errors import InputError
 
 
@@ -35,15 +39,23 @@ def unwatched(dataset: tf.data.Dataset) -> tf.data.Dataset:
 
 
 class Feed:
-    """Batches that can be iterated again and again; a subclass says where they come from."""
+    """Batches that can be iterated again and again; a subclass says where they come from.
 
-    def __init__(self) -> None:
+    Args:
+        threads: Keras's threads that read them ahead, or None.
+    """
+
+    def __init__(self, threads: Any = None) -> None:
+        self._threads = threads
         self._source: Source | None = None
         self._reader: weakref.ref[BatchIterator] | None = None
 
     def __iter__(self) -> BatchIterator:
         abandoned = self._reader is None or self._reader() is None
-        if self._source is None or not (abandoned and self._source.push_back()):
+        looked_at = self._source is not None and abandoned and self._source.push_back()
+        if looked_at and self._threads is not None:
+            looked_at = not _private.begin_again(self._threads)
+        if self._source is None or not looked_at:
             self._source = Source(self._open())
         iterator = BatchIterator(self._source)
         self._reader = weakref.ref(iterator)

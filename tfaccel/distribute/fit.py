@@ -90,7 +90,8 @@ class KerasFit:
             self.settle(model)
         # What is evaluated or predicted counts to the last row.
         ragged = "pad" if self.ragged == "drop" and caller.method != "fit" else self.ragged
-        return Batches(dataset, self.placement, self.extended.worker_devices, ragged)
+        devices = self.extended.worker_devices
+        return Batches(dataset, self.placement, devices, ragged, caller.threads)
 
     def settle(self, model: keras.Model) -> None:
         """Makes all replicas hold the same state of `model` and its optimizers.

@@ -66,16 +66,27 @@ def split(batch: Any, placement: Placement) -> tuple[tuple[Any, ...], tf.Tensor,
     return tuple(parts), tf.stack(shares), rows
 
 
-def split_dataset(dataset: tf.data.Dataset, placement: Placement) -> tf.data.Dataset:
+def split_dataset(
+    dataset: tf.data.Dataset, placement: Placement, read_ahead: bool = True
+) -> tf.data.Dataset:
     """Maps `split` over a dataset of global batches.
 
     Arrays given to `fit` are cut before their rows are gathered, so that a worker copies only the
     rows its own replicas need.
 
+    Args:
+        dataset: of global batches.
+        placement: which blocks of rows are ours.
+        read_ahead: whether batches are made before they are asked for.
+
     Raises:
         InputError: when an element of `dataset` is not a batch.
     """
     check_batched(dataset.element_spec)
+    if not read_ahead:
+        return dataset.map(
+            lambda *batch: split(batch if len(batch) > 1 else batch[0], placement)
+        ).with_options(dataset.options())
     arrays = _private.array_pipeline(dataset)
     if arrays is None:
         divided = dataset.map(

@@ -26,10 +26,13 @@ class MeshBatches(Feed):
         dataset: of global batches, the same in every process.
         mesh: a DTensor mesh.
         axis: the axis that divides rows, or None.
+        threads: Keras's threads that read them ahead, or None.
     """
 
-    def __init__(self, dataset: tf.data.Dataset, mesh: Any, axis: str | None) -> None:
-        super().__init__()
+    def __init__(
+        self, dataset: tf.data.Dataset, mesh: Any, axis: str | None, threads: Any = None
+    ) -> None:
+        super().__init__(threads)
         self.element_spec = dataset.element_spec
         check_batched(dataset.element_spec)
         _check(dataset.element_spec)
@@ -40,14 +43,15 @@ class MeshBatches(Feed):
     def _open(self) -> Iterator[Any]:
         with tf.device("/CPU:0"):
             source = iter(self._dataset)
-        return ahead(place(batch, self._mesh, self._axis) for batch in source)
+        placed = (place(batch, self._mesh, self._axis) for batch in source)
+        return ahead(placed) if self._threads is None else placed
 
 
 def ahead(batches: Iterator[Any]) -> Generator[Any, None, None]:
     """Puts each of `batches` on the mesh while the step on the one before it runs.
 
-    Reads ahead from the second one on: Keras takes a first batch to see shapes, and then stops the
-    threads of a `PyDataset`, in the middle of what had been read.
+    Reads ahead from the second one on: Keras takes a first batch to see shapes, and for that alone
+    no other is made.
     """
     if (first := next(batches, None)) is None:
         return

@@ -70,7 +70,8 @@ class ModelParallelStrategy(tf.distribute.Strategy):  # type: ignore[misc]
             self._prepare(caller.model)
             if self.cluster is not None:
                 callbacks.one_writer(caller.callbacks, self)
-        return MeshBatches(dataset, self.mesh, self.planner.mesh.batch_axis)
+        threads = caller.threads if caller is not None else None
+        return MeshBatches(dataset, self.mesh, self.planner.mesh.batch_axis, threads)
 
     def run(self, fn: Any, args: Any = (), kwargs: Any = None, options: Any = None) -> Any:
         """Runs `fn` once, over the whole mesh; what it returns is whole on every device."""

@@ -1,0 +1,110 @@
+"""A `PyDataset` whose threads read ahead: Keras stops them after it has looked at one batch."""
+
+from __future__ import annotations
+
+import queue
+import time
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+from tests.distribute.watched import data, linear, mirrored, under
+from tfaccel.distribute import _private
+
+pytestmark = [pytest.mark.slow, pytest.mark.child(devices=3)]
+
+X, Y = data(120)
+
+
+class Pages(keras.utils.PyDataset):
+    """More batches than Keras's queue of ten holds."""
+
+    def __init__(self, pause_s: float = 0.0, **kwargs: Any) -> None:
+        super().__init__(workers=2, **kwargs)
+        self.pause_s = pause_s
+
+    def __len__(self) -> int:
+        return 30
+
+    def __getitem__(self, index: int) -> Any:
+        time.sleep(self.pause_s)
+        rows = slice(4 * index, 4 * index + 4)
+        return X[rows], Y[rows]
+
+
+class Endless(Pages):
+    num_batches = None
+
+    def __getitem__(self, index: int) -> Any:
+        return super().__getitem__(index % 30)
+
+
+def same(train: Any, **compiled: Any) -> None:
+    """`train` takes a compiled model, and returns a nest of numbers: on one device and on ours."""
+    alone, ours = train(linear(**compiled)), train(under(mirrored(), linear, **compiled))
+    for want, got in zip(*map(keras.tree.flatten, (alone, ours)), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-5)
+
+
+@pytest.mark.parametrize("pause_s", [0.0, 0.01])
+def test_every_batch_is_evaluated_once(pause_s: float) -> None:
+    same(lambda model: [model.evaluate(Pages(pause_s), verbose=0) for _ in range(3)])
+
+
+def test_batches_come_in_order_in_every_epoch() -> None:
+    def train(model: Any) -> Any:
+        shown = {"shuffle": False, "epochs": 2, "verbose": 0}
+        fits = [model.fit(Pages(), validation_data=Pages(), **shown).history for _ in range(2)]
+        return fits, model.predict(Pages(), verbose=0)
+
+    same(train)
+
+
+def test_shuffled_batches_come_once() -> None:
+    def train(model: Any) -> Any:
+        model.optimizer.learning_rate = 0.0  # in any order
+        return model.fit(Pages(), epochs=2, verbose=0).history
+
+    same(train)
+
+
+def test_an_endless_one_loses_no_batch() -> None:
+    def train(model: Any) -> Any:
+        fits = [{"steps_per_epoch": 7, "epochs": 3}, {"steps_per_epoch": 12, "epochs": 2}]
+        return [model.fit(Endless(), shuffle=False, verbose=0, **how).history for how in fits]
+
+    same(train)
+
+
+def test_several_steps_an_execution() -> None:
+    def train(model: Any) -> Any:
+        history = model.fit(Pages(), shuffle=False, verbose=0).history
+        return history, model.evaluate(Pages(), verbose=0)
+
+    same(train, steps_per_execution=4)
+
+
+def test_a_plain_one_is_read_by_keras_alone() -> None:
+    """Without threads there is nothing to stop."""
+
+    class Alone(Pages):
+        workers = 1
+
+    same(lambda model: model.fit(Alone(), shuffle=False, epochs=2, verbose=0).history)
+
+
+def test_the_threads_can_be_seen() -> None:
+    """Watches `_private.calling_model().threads` and what `_private.begin_again` does to them."""
+    model = under(mirrored(), linear)
+    for made, can_begin_again in ((Pages(), True), (Endless(), False)):
+        model.evaluate(made, steps=2, verbose=0)
+        threads = mirrored().callers[-1].threads
+        assert threads.py_dataset is made
+        assert isinstance(threads.ready_queue, queue.Queue)
+        assert not threads.ready_queue.empty(), "Keras no longer keeps what its threads have read"
+        assert _private.begin_again(threads) is can_begin_again
+        assert threads.ready_queue.empty() is can_begin_again
+    model.evaluate(X, Y, verbose=0)
+    assert mirrored().callers[-1].threads is None
