@@ -71,6 +71,7 @@ def strategy(name: str = "auto", **options: Any) -> tf.distribute.Strategy:
     _check_mesh(choice.name, wanted)
     _check_frequency(choice.name, wanted)
     _check_ragged(choice.name, wanted)
+    _check_executions(choice.name, wanted)
     kind = "tpu" if choice.name == "tpu" else wanted.device_type
     limit = wanted.devices or (1 if choice.name == "one_device" else None)
     if choice.name == "model_parallel" and limit is None:
@@ -129,6 +130,14 @@ def _check_ragged(name: str, wanted: Options) -> None:
         raise StrategyError(
             f"tfaccel: ragged={wanted.ragged!r} was asked for with strategy {name!r}, expected "
             f"{' or '.join(map(repr, possible))}, or nothing."
+        )
+
+
+def _check_executions(name: str, wanted: Options) -> None:
+    if name != "tpu" and wanted.steps_per_execution is not None:
+        raise StrategyError(
+            f"tfaccel: steps_per_execution={wanted.steps_per_execution} was asked for with "
+            f"strategy {name!r}, expected strategy 'tpu'; give it to model.compile."
         )
 
 

@@ -48,6 +48,9 @@ class Options:
             is; ``"pad"``, filled up with copies of rows that count for nothing, so that a step has
             one static shape, which a TPU needs and XLA likes; ``"drop"``, left out of training
             (evaluate and predict count every row). None is ``"pad"`` on TPUs, else ``"exact"``.
+        steps_per_execution: how many steps a TPU runs in one call of a model that was compiled
+            without a number; None chooses up to 32 (see `tfaccel.distribute.executions`), 1 shows
+            each step.
         start_timeout: seconds to wait for all workers to arrive.
         collective_timeout: seconds after which an all-reduce gives up on a silent worker; more
             than the slowest step takes. None waits for TensorFlow's heartbeat.
@@ -73,6 +76,7 @@ class Options:
     accumulate: str | None = None
     local_steps: int = 1
     ragged: str | None = None
+    steps_per_execution: int | None = None
     start_timeout: float = 300.0
     collective_timeout: float | None = None
     mesh: Any = None
@@ -131,7 +135,7 @@ def _parse(name: str, value: Any, source: str) -> Any:
         if not re.fullmatch(r"bfloat16|float16|powersgd(:[1-9]\d*)?", str(value)):
             raise _wrong(source, value, "bfloat16, float16, powersgd or powersgd:RANK")
         return value
-    if name == "local_steps":
+    if name in ("local_steps", "steps_per_execution"):
         steps = _number(value, int)
         if steps is None or isinstance(value, (bool, float)) or steps < 1:
             raise _wrong(source, value, "a number of steps of at least 1")

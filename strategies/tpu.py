@@ -32,7 +32,7 @@ def make(request: Request) -> tf.distribute.Strategy:
             "which needs no loss scaling, or 'float32'."
         )
     try:
-        strategy = TPUStrategy(started(address))
+        strategy = TPUStrategy(started(address), options.steps_per_execution)
     except (ValueError, IndexError, tf.errors.OpError, RuntimeError, OSError) as reason:
         raise StrategyError(explain(address, reason)) from reason
     if keras.config.dtype_policy().name == "float32":

@@ -173,6 +173,7 @@ _FLAGS: dict[str, tuple[Callable[[str], Any] | None, str]] = {
         _one_of("exact", "pad", "drop"),
         "A batch with fewer rows: exact (as it is), pad (static shapes), drop (not trained on).",
     ),
+    "steps_per_execution": (int, "Steps that a TPU runs in one call; chosen if unset."),
     "seed": (int, "Seed of Python, NumPy and Keras; agreed among workers when not given."),
     "deterministic": (None, "Ask TensorFlow for deterministic ops: slower, the same each run."),
     "memory_growth": (None, "Take GPU memory as it is needed and not all at the start."),

@@ -58,10 +58,17 @@ def main():
     one.predict(x, batch_size=10, verbose=0)
 
     class Asked(MirroredStrategy):
+        def experimental_distribute_dataset(self, dataset, options=None):
+            caller = _private.calling_model()
+            if caller is not None:
+                steps = caller.epoch.steps_per_execution, caller.epoch.num_batches
+                methods.append([caller.method, caller.limits, caller.validates, steps])
+            return super().experimental_distribute_dataset(dataset, options)
+
         def _prepare_callbacks(self, callbacks):
             callers.append(type(callbacks).__name__)
 
-    callers = []
+    callers, methods = [], []
     asked = Asked(["CPU:0", "CPU:1"])
     with asked.scope():
         other = model()
@@ -70,7 +77,13 @@ def main():
     other.evaluate(x, y, batch_size=10, verbose=0)
     other.predict(x, batch_size=10, verbose=0)
     asked.experimental_distribute_dataset(tf.data.Dataset.range(4).batch(2))
-    seen["callers"] = callers
+    seen["callers"] = list(callers)
+    other.fit(
+        *(x, y), batch_size=5, steps_per_epoch=2, verbose=0, validation_data=(x, y),
+        validation_steps=1, validation_batch_size=2,
+    )  # fmt: skip
+    seen["methods"] = methods
+    seen["iterator"] = type(iter(tf.data.Dataset.range(1))) is _private.DatasetIterator
     two.fit(x, [y, y], batch_size=10, verbose=0)
     seen["losses"] = [
         [type(loss).__name__ for loss in _private.compiled_losses(m)] for m in (one, two)

@@ -47,6 +47,18 @@ def test_fit_can_be_seen_from_its_dataset(seen: dict[str, Any]) -> None:
     )
 
 
+def test_callers_and_their_steps(seen: dict[str, Any]) -> None:
+    assert seen["methods"] == [
+        ["fit", [None, None, None], False, [1, 1]],
+        ["fit", [None, None, None], False, [1, 1]],
+        ["evaluate", [None, None, None], False, [1, 1]],
+        ["predict", [None, None, None], False, [1, 1]],
+        ["fit", [2, 1, None], False, [1, 2]],
+        ["fit", [2, 1, None], True, [1, 1]],
+    ], "Keras no longer keeps its steps where calling_model looks"
+    assert seen["iterator"], "a dataset's iterator is no longer an OwnedIterator"
+
+
 def test_keras_functions_are_known(seen: dict[str, Any]) -> None:
     assert seen["keras functions"] == {"train_step": True, "test_step": True, "predict": True}
     assert seen["plain function"] is False

@@ -14,6 +14,8 @@ from keras import layers
 
 from tests.distribute.fake_tpu import NO_KERNEL, Resolver
 from tfaccel.distribute.batches import shard
+from tfaccel.distribute.executions import Executions
+from tfaccel.distribute.in_one_call import Passes
 from tfaccel.distribute.tpu import TPUStrategy
 from tfaccel.errors import InputError, StrategyError
 
@@ -131,8 +133,45 @@ def test_keras_reaches_the_tpu_and_only_that_is_missing(method: str, steps: int)
     model = compiled("cnn", steps_per_execution=steps)
     x, y = batch("cnn", 22)
     data = (x,) if method == "predict" else (x, y)
-    with pytest.raises(tf.errors.InvalidArgumentError, match=NO_KERNEL):
+    with pytest.raises(tf.errors.InvalidArgumentError, match=NO_KERNEL) as error:
         getattr(model, method)(*data, batch_size=8, verbose=0)
+    assert ("multi_step_on_iterator" in str(error.value)) == (method != "predict")
+
+
+@pytest.mark.parametrize("method", ["train_step", "test_step"])
+def test_steps_of_one_call_are_those_of_one_step(method: str) -> None:
+    model = compiled("cnn")
+    x, y = batch("cnn", 22)
+    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(8)
+    step = getattr(model, method)
+
+    @tf.function
+    def call(batches: Any) -> Any:
+        def some(count: tf.Tensor) -> list[tf.Tensor]:
+            strategy().run(step, args=(batches.get_next(),))
+            return [count + 1]
+
+        return tf.while_loop(lambda count: count < 2, some, [tf.constant(0)])
+
+    with strategy().scope():
+        model._symbolic_build(data_batch=(x, y))
+        passes = Passes(data, strategy().placement, "pad")
+        found = operations(call.get_concrete_function(iter(passes)).graph)
+    variables = len(model.trainable_variables) if method == "train_step" else 0
+    assert found["CrossReplicaSum"] == variables + 1
+    given = [s.shape for s in tf.nest.flatten(iter(passes).element_spec, expand_composites=True)]
+    assert all(shape.is_fully_defined() for shape in given)
+    assert (2, 6, 6, 3) in [tuple(shape) for shape in given]
+
+
+def test_the_number_of_steps_in_a_call_can_be_said() -> None:
+    for asked, expected in ((None, 3), (2, 2), (1, 1)):
+        strategy().executions = Executions(asked)
+        model = compiled("cnn")
+        with pytest.raises(tf.errors.InvalidArgumentError, match=NO_KERNEL):
+            model.fit(*batch("cnn", 22), batch_size=8, verbose=0)
+        assert model.steps_per_execution == expected
+    strategy().executions = Executions()
 
 
 def test_predictions_of_copies_are_cut_off_on_the_host() -> None:

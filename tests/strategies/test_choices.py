@@ -118,6 +118,7 @@ GIVEN = {
     "accumulate": ("reduced", "local", "local"),
     "local_steps": (2, "4", 4),
     "ragged": ("pad", "drop", "drop"),
+    "steps_per_execution": (2, "4", 4),
     "start_timeout": (5.0, "20", 20.0),
     "collective_timeout": (5.0, "2.5", 2.5),
     "tpu": ("mine", "local", "local"),
@@ -192,6 +193,12 @@ def test_refused_names(name: str, says: str) -> None:
 def test_communicating_less_is_refused_without_replicas(name: str, given: Any) -> None:
     with pytest.raises(StrategyError, match=f"was asked for with strategy '{name}', which has no"):
         strategies.strategy(name, **given)
+
+
+def test_steps_in_one_call_are_a_tpu_s() -> None:
+    expected = "steps_per_execution=4 was asked for with strategy 'one_device', expected strategy"
+    with pytest.raises(StrategyError, match=expected):
+        strategies.strategy("one_device", steps_per_execution=4)
 
 
 def test_one_process_of_several_is_refused() -> None:

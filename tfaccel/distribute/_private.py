@@ -23,6 +23,10 @@ from tensorflow.core.function.capture.capture_container import (
     _EAGER_CONST_THRESHOLD as LARGEST_CONSTANT,
 )
 
+# What `iter(dataset)` is, which Keras lets take its batches inside a function. Public is only its
+# base, which has no batches.
+from tensorflow.python.data.ops.iterator_ops import OwnedIterator as DatasetIterator
+
 # The Extended classes hold what a strategy does; TensorFlow exports only their owners. We
 # override how variables are made, whether replicas may pause for each other, and which of a
 # worker's devices are used.
@@ -50,6 +54,7 @@ __all__ = [
     "Caller",
     "CollectiveAllReduce",
     "CollectiveAllReduceExtended",
+    "DatasetIterator",
     "MirroredExtended",
     "PerReplica",
     "ReadByValue",
@@ -370,20 +375,27 @@ class Caller(NamedTuple):
         method: its name.
         callbacks: that it was given, or None.
         threads: Keras's reader of a `PyDataset` with workers, or None.
+        epoch: Keras's iterator over the steps of an epoch, which is being made.
+        limits: the numbers of steps that it was given, each maybe None.
+        validates: whether these are the validation data of a `fit` that has begun.
     """
 
     model: keras.Model
     method: str
     callbacks: Any
     threads: Any = None
+    epoch: Any = None
+    limits: tuple[int | None, ...] = ()
+    validates: bool = False
 
 
 def calling_model() -> Caller | None:
     """The `Model` method that is asking for its data.
 
     Keras tells a strategy about a dataset and a step, never about callbacks, and two of those must
-    know that they run on many workers. We read the arguments of the calling frame: `fit`, `self`
-    and `callbacks` are public names.
+    know that they run on many workers; and how many steps it runs in a call must be known before.
+    We read the arguments of the calling frame: `fit`, `self`, `callbacks` and `steps_per_epoch`
+    are public names.
 
     Returns:
         None when it is not Keras's trainer that asks, but a script or a callback.
@@ -393,14 +405,17 @@ def calling_model() -> Caller | None:
         frame = frame.f_back  # type: ignore[assignment]
     if frame is None or frame.f_code.co_name != "__init__":  # of Keras's iterator over an epoch
         return None
-    adapter = getattr(frame.f_locals.get("self"), "data_adapter", None)
-    threads = getattr(adapter, "enqueuer", None)
+    epoch = frame.f_locals.get("self")
+    threads = getattr(getattr(epoch, "data_adapter", None), "enqueuer", None)
     while frame is not None and _module(frame).startswith("keras."):
         if frame.f_code.co_name in ("fit", "evaluate", "predict"):
             model = frame.f_locals.get("self")
             if isinstance(model, keras.Model):
-                callbacks = frame.f_locals.get("callbacks")
-                return Caller(model, frame.f_code.co_name, callbacks, threads)
+                given = frame.f_locals.get
+                limits = tuple(given(n) for n in ("steps_per_epoch", "validation_steps", "steps"))
+                method, callbacks = frame.f_code.co_name, given("callbacks")
+                begun = given("epoch_iterator") is not None
+                return Caller(model, method, callbacks, threads, epoch, limits, begun)
         frame = frame.f_back  # type: ignore[assignment]
     return None
 

@@ -16,6 +16,7 @@ import tensorflow as tf
 from tfaccel.distribute import (
     _private,
     accumulation,
+    in_one_call,
     logs,
     looks,
     padding,
@@ -25,8 +26,10 @@ from tfaccel.distribute import (
 )
 from tfaccel.distribute.batches import Batches, Sharded, Starved, shard
 from tfaccel.distribute.compression import Wire
+from tfaccel.distribute.executions import Executions
 from tfaccel.distribute.frequency import Frequency
 from tfaccel.distribute.fused import fuse
+from tfaccel.distribute.in_one_call import Passes
 from tfaccel.distribute.local_steps import Averaging, train_alone
 from tfaccel.distribute.loss import whole_batch
 from tfaccel.distribute.optimizer import optimizers_of, reduce_first
@@ -44,6 +47,7 @@ class KerasFit:
         integer: the integers that replicas can sum.
         ragged: what becomes of a batch with fewer rows than the first: ``"exact"`` (trained as it
             is), ``"pad"`` or ``"drop"`` (see `tfaccel.distribute.padding`).
+        executions: how many steps run in one call, of static batches; None for one at a time.
     """
 
     extended: Any
@@ -52,6 +56,7 @@ class KerasFit:
     used = False
     wire: Wire | None = None
     frequency = Frequency()
+    executions: Executions | None = None
 
     @property
     def placement(self) -> Placement:
@@ -90,6 +95,11 @@ class KerasFit:
             self.settle(model)
         # What is evaluated or predicted counts to the last row.
         ragged = "pad" if self.ragged == "drop" and caller.method != "fit" else self.ragged
+        if self.executions is not None:
+            possible = caller.method != "predict" and caller.threads is None
+            possible = possible and in_one_call.fits(dataset.element_spec)
+            if self.executions.prepare(caller, possible) > 1 and possible:
+                return Passes(dataset, self.placement, ragged)
         devices = self.extended.worker_devices
         return Batches(dataset, self.placement, devices, ragged, caller.threads)
 

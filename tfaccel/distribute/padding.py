@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from tfaccel.distribute import _private, step
@@ -37,23 +36,32 @@ def padded(part: Any, rows: int) -> tuple[Any, tf.Tensor]:
     >>> x.numpy().tolist(), real.numpy().tolist()
     ([5, 6, 5, 6, 5], [True, True, False, False, False])
     """
-    found = int(next(t for t in tf.nest.flatten(part) if t is not None).shape[0])
+    leaves = [t for t in tf.nest.flatten(part) if t is not None]
+    for leaf in leaves:
+        _check(leaf)
+    found = tf.shape(leaves[0])[0]
     filled = tf.nest.map_structure(lambda t: None if t is None else _fill(t, found, rows), part)
-    return filled, tf.constant(np.arange(rows) < found)
+    return filled, tf.range(rows) < found
 
 
-def _fill(tensor: Any, found: int, rows: int) -> tf.Tensor:
+def _check(tensor: Any) -> None:
     if not isinstance(tensor, tf.Tensor) or tensor.dtype == tf.string:
         kind = "strings" if isinstance(tensor, tf.Tensor) else type(tensor).__name__
         raise InputError(
             f"tfaccel: the batch holds {kind}, expected dense numbers of one shape, which static "
             "batches are made of; map the dataset to those."
         )
-    if found == rows:
-        return tensor
-    if found == 0:
-        return tf.zeros([rows, *tensor.shape[1:]], tensor.dtype)
-    return tf.gather(tensor, np.arange(rows) % found)
+
+
+def _fill(tensor: tf.Tensor, found: tf.Tensor, rows: int) -> tf.Tensor:
+    filled = tf.case(
+        [
+            (tf.equal(found, rows), lambda: tf.identity(tensor)),
+            (found > 0, lambda: tf.gather(tensor, tf.range(rows) % found)),
+        ],
+        lambda: tf.zeros([rows, *tf.unstack(tf.shape(tensor)[1:])], tensor.dtype),
+    )
+    return tf.ensure_shape(filled, [rows, *tensor.shape[1:]])
 
 
 def row_weights(real: tf.Tensor, like: Any) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfaccel.distribute import _private
+from tfaccel.distribute.executions import Executions
 from tfaccel.distribute.fit import KerasFit, KerasFitExtended
 from tfaccel.errors import StrategyError
 
@@ -27,14 +28,23 @@ class TPUStrategy(KerasFit, tf.distribute.TPUStrategy):  # type: ignore[misc]
 
     Args:
         resolver: of a TPU that has been initialised.
+        steps_per_execution: of models that were compiled without one; None chooses it (see
+            `tfaccel.distribute.executions`).
     """
 
     ragged = "pad"
     integer = tf.int32  # a TPU sums no others over its cores
 
-    def __init__(self, resolver: tf.distribute.cluster_resolver.TPUClusterResolver) -> None:
+    def __init__(
+        self,
+        resolver: tf.distribute.cluster_resolver.TPUClusterResolver,
+        steps_per_execution: int | None = None,
+    ) -> None:
         tf.distribute.Strategy.__init__(self, TPUExtended(self, resolver))
         _private.pack_variables(self)
+        if all("job:localhost" in device for device in self.extended.worker_devices):
+            # The data must lie where the steps run.
+            self.executions = Executions(steps_per_execution)
 
     def _prepare(self, model: Any) -> None:
         for name, wanted in (("jit_compile", "'auto'"), ("run_eagerly", "False")):

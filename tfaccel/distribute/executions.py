@@ -1,0 +1,97 @@
+"""How many steps Keras runs in one call (`steps_per_execution`), where the user has not said.
+
+A TPU waits for Python between two calls. Keras's own default is a call for each step.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from tfaccel.distribute._private import Caller
+
+MOST = 32
+"""More would save little, and show progress seldom."""
+
+_HOOKS = ("on_batch_begin", "on_batch_end", "on_train_batch_begin", "on_train_batch_end")
+_COUNTS = ("save_freq", "update_freq")
+"""Of Keras's callbacks: ``"epoch"``, or a number of batches."""
+
+
+class Executions:
+    """The number of steps in a call, for each model that a strategy trains.
+
+    Args:
+        fixed: the number for all of them; None chooses it.
+    """
+
+    def __init__(self, fixed: int | None = None) -> None:
+        self._fixed = fixed
+        self._ours: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+
+    def prepare(self, caller: Caller, possible: bool) -> int:
+        """Settles the number for a method of a model that is about to run.
+
+        The number that a model was compiled with goes first, unless it is Keras's default of 1.
+        It stays the one that is saved with the model.
+
+        Args:
+            caller: the method.
+            possible: whether its steps can run in one call.
+        """
+        model, now = caller.model, int(caller.model.steps_per_execution)
+        if caller.validates or (now > 1 and now != self._ours.get(model)):
+            return now
+        steps = 1
+        if possible:
+            batches = caller.epoch.num_batches
+            steps = self._fixed or chosen(batches, caller.limits, caller.callbacks)
+        if steps != now:
+            self._ours[model] = model.steps_per_execution = steps
+            model.train_function = model.test_function = None  # Keras makes them for a number
+        caller.epoch.steps_per_execution = steps
+        return steps
+
+
+def chosen(batches: int | None, limits: Sequence[int | None], callbacks: Any) -> int:
+    """The number of steps in a call.
+
+    Args:
+        batches: how many the data has; None if nobody knows.
+        limits: `steps_per_epoch` and the like. Keras runs whole calls, and so more steps than a
+            limit that does not divide.
+        callbacks: what `fit` was given.
+
+    Returns:
+        At most `MOST`; 1 when a callback wants to see each batch.
+
+    >>> chosen(1000, [], None), chosen(20, [], None), chosen(31, [], None), chosen(97, [], None)
+    (25, 20, 31, 32)
+    >>> chosen(1000, [50, None, 20], None), chosen(None, [], None)
+    (10, 32)
+    """
+    if any(_sees_batches(callback) for callback in _each(callbacks)):
+        return 1
+    most = min(MOST, batches or MOST)
+    common = math.gcd(*(limit for limit in limits if limit))
+    divides = max(n for n in range(1, most + 1) if (common or batches or most) % n == 0)
+    # Data may end within a call: what does not divide only looks odd in a progress bar.
+    return divides if common or divides > most // 2 else most
+
+
+def _each(callbacks: Any) -> Iterable[Any]:
+    return getattr(callbacks, "callbacks", callbacks) or ()
+
+
+def _sees_batches(callback: Any) -> bool:
+    """Whether a callback does something at batches of its choice."""
+    if any(isinstance(getattr(callback, name, None), int) for name in _COUNTS):
+        return True
+    hooks = (getattr(callback, name, None) for name in _HOOKS)
+    return any(hook is not None and not _of_keras(hook) for hook in hooks)
+
+
+def _of_keras(hook: Any) -> bool:
+    return str(getattr(hook, "__module__", "")).startswith("keras.")
