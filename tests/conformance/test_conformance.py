@@ -238,7 +238,7 @@ def test_a_resumed_run_ends_with_its_backup_gone(table: Table, column: str) -> N
 
 
 REFUSED = {
-    "model_outside_scope": "ScopeError: tfaccel: model .* build the model inside",
+    "model_outside_scope": "ScopeError: tfaccel: model .* build .* the model inside",
     "optimizer_outside_scope": "ScopeError: tfaccel: optimizer .* make the optimizer inside",
     "compile_outside_scope": "ScopeError: tfaccel: .* was made outside the scope",
     "jit_compile": "StrategyError: tfaccel: jit_compile=True .* compile with jit_compile='auto'",

@@ -53,6 +53,20 @@ def test_digits_reach_their_accuracy(name: str, tmp_path: Path) -> None:
     assert re.search(rf"strategy   {'one_device' if name == 'auto' else name} \(", said)
 
 
+@pytest.fixture(scope="module")
+def language_model_alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[float, ...]:
+    out = tmp_path_factory.mktemp("alone") / "one.keras"
+    (found,) = language_model(PYTHON, ["--strategy=one_device"], out)
+    return found
+
+
+def language_model(start: list[str], flags: list[str], out: Path) -> list[tuple[float, ...]]:
+    """What each process says; two epochs are enough to compare, the stated accuracy takes all."""
+    said = run([*start, "examples/language_model.py", "--epochs=2", *flags], out)
+    found = re.findall(r"accuracy ([\d.]+), ([\d.]+) bits per character", said)
+    return [tuple(map(float, numbers)) for numbers in found]
+
+
 @pytest.mark.parametrize(
     "flags",
     [
@@ -62,14 +76,16 @@ def test_digits_reach_their_accuracy(name: str, tmp_path: Path) -> None:
     ids=["data", "model"],
 )
 def test_the_language_model_is_the_same_on_one_device_and_on_two_workers(
-    flags: list[str], tmp_path: Path
+    flags: list[str], tmp_path: Path, language_model_alone: tuple[float, ...]
 ) -> None:
-    """Two epochs are enough to compare; the accuracy it states takes all of them."""
-    script = ["examples/language_model.py", "--epochs=2"]
-    alone = run([*PYTHON, *script, "--strategy=one_device"], tmp_path / "one.keras")
-    both = run([*LAUNCH, *script, *flags], tmp_path / "two.keras")
-    pattern = r"accuracy ([\d.]+), ([\d.]+) bits per character"
-    (want,) = re.findall(pattern, alone)
-    first, second = re.findall(pattern, both)
+    first, second = language_model(LAUNCH, flags, tmp_path / "two.keras")
     assert first == second, "the workers evaluate differently"
-    assert [float(v) for v in first] == pytest.approx([float(v) for v in want], rel=5e-3)
+    assert first == pytest.approx(language_model_alone, rel=5e-3)
+
+
+def test_the_language_model_is_the_same_on_one_device_and_on_a_mesh(
+    tmp_path: Path, language_model_alone: tuple[float, ...]
+) -> None:
+    flags = STRATEGIES["model_parallel"][1]
+    (found,) = language_model(PYTHON, flags, tmp_path / "mesh.keras")
+    assert found == pytest.approx(language_model_alone, rel=1e-3)

@@ -65,6 +65,7 @@ def test_two_rules_for_one_variable_are_both_named() -> None:
     [
         ("dense", "model", "is 'model', expected a tuple"),
         ("dense", (1, None), r"is \(1, None\), expected a tuple"),
+        ("dense", (("x", "y"), None), r"\(\('x', 'y'\), None\).* one dimension over one axis"),
         ("de(nse", (None,), "'de\\(nse' is no regular expression"),
     ],
 )

@@ -17,7 +17,7 @@ def check(model: keras.Model, strategy: Any) -> None:
         ScopeError: when one was made outside the scope of `strategy`.
     """
     for variable in model.weights:
-        _check(variable, strategy, f"model {model.name!r}", "build the model")
+        _check(variable, strategy, f"model {model.name!r}", "build (and quantize) the model")
     for optimizer in optimizers_of(model):
         for variable in optimizer.variables:
             _check(variable, strategy, f"optimizer {optimizer.name!r}", "make the optimizer")

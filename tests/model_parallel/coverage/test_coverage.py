@@ -125,7 +125,8 @@ def test_every_replicated_operation_is_proven_by_a_row() -> None:
         if row.expected.startswith("replicated: ")
         for name in row.expected.partition(": ")[2].split(",")
     }
-    assert set(REPLICATED_OPS) == proven
+    by_other_tests = {"BatchMatMulV3"}  # test_quantize.py
+    assert set(REPLICATED_OPS) == proven | by_other_tests
 
 
 NOT_LAYERS = {

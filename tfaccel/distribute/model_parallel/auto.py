@@ -110,7 +110,7 @@ class Auto:
     def _einsum(self, layer: Any, name: str, shape: tuple[int, ...]) -> tuple[Axes, str]:
         if name != "kernel":
             return self._bias(layer, shape)
-        inputs, kernel, output = _terms(layer.equation)
+        inputs, kernel, output = terms(layer.equation)
         summed = [c for c in inputs if c in kernel and c not in output]
         made = [c for c in output if c in kernel and c not in inputs]
         if len(kernel) != len(shape) or not summed or not made:
@@ -135,10 +135,10 @@ def _at(dim: int, rank: int, axis: str | None) -> Axes:
     return tuple(axis if d == dim else None for d in range(rank))
 
 
-def _terms(equation: str) -> tuple[str, str, str]:
+def terms(equation: str) -> tuple[str, str, str]:
     """Input, kernel and output of an einsum equation.
 
-    >>> _terms("abc,cde->abde")
+    >>> terms("abc,cde->abde")
     ('abc', 'cde', 'abde')
     """
     left, _, output = equation.replace(" ", "").replace("...", "").partition("->")

@@ -79,9 +79,10 @@ class LayoutMap(MutableMapping[str, Axes]):
         if axes is not None and (
             isinstance(axes, str) or any(not isinstance(a, (str, type(None))) for a in axes)
         ):
+            several = "" if isinstance(axes, str) else _several(axes)
             raise LayoutError(
                 f"tfaccel: the layout of rule {pattern!r} is {axes!r}, expected a tuple with an "
-                "axis name or None for each dimension, such as (None, 'model')."
+                f"axis name or None for each dimension, such as (None, 'model'){several}."
             )
         try:
             re.compile(pattern)
@@ -104,3 +105,10 @@ class LayoutMap(MutableMapping[str, Axes]):
 
     def __len__(self) -> int:
         return len(self._rules)
+
+
+def _several(axes: Any) -> str:
+    """What to do, where one dimension was to lie over several axes."""
+    if not any(isinstance(axis, (tuple, list)) for axis in axes):
+        return ""
+    return "; DTensor lays one dimension over one axis: make one axis of their devices"

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from tfaccel.distribute.adapt import adapt
 from tfaccel.distribute.feed import BatchIterator
-from tfaccel.distribute.model_parallel import saving
+from tfaccel.distribute.model_parallel import generate, saving
 from tfaccel.distribute.model_parallel.metrics import read_on_host
 from tfaccel.distribute.model_parallel.recurrent import unrolled
 from tfaccel.distribute.model_parallel.refusals import check, explains, remember
@@ -111,10 +111,10 @@ class OnMesh:
 
 @contextmanager
 def _whole(model: Any, training: bool = False) -> Iterator[None]:
-    mesh = model._tfaccel_strategy.mesh
-    model._tfaccel_strategy.planner.check_all_used()
+    mesh, planner = model._tfaccel_strategy.mesh, model._tfaccel_strategy.planner
+    planner.check_all_used()
     check(model, training, mesh.device_type())
-    with whole_features(model, mesh):
+    with whole_features(model, mesh, planner.mesh.model_axis):
         yield
     remember(model, tf.compat.v1.get_default_graph())
 
@@ -122,6 +122,7 @@ def _whole(model: Any, training: bool = False) -> Iterator[None]:
 def put(model: keras.Model, strategy: Any) -> None:
     """Makes `model` one that runs on the mesh of `strategy`."""
     adapt(model, OnMesh)
+    generate.put(model)
     object.__setattr__(model, "_tfaccel_strategy", strategy)
 
 

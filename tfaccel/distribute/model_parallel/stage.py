@@ -1,4 +1,8 @@
-"""Where the program is: on the host, in a step on the mesh, or in an update of the optimizer."""
+"""Where the program is.
+
+On the host, in a step on the mesh, in an update of the optimizer, or in a function that runs on the
+host with copies of the variables.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-HOST, STEP, UPDATE = "host", "step", "update"
+HOST, STEP, UPDATE, COPY = "host", "step", "update", "copy"
 
 
 class _Here(threading.local):

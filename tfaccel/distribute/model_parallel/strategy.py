@@ -118,6 +118,8 @@ class ModelParallelExtended(tf.distribute.StrategyExtended):  # type: ignore[mis
 
     def _create_variable(self, next_creator: Any, **kwargs: Any) -> tf.Variable:
         owner = self._container_strategy()
+        if stage.current() == stage.COPY:
+            return next_creator(**kwargs)
         if not tf.executing_eagerly():
             with tf.init_scope():
                 return self._create_variable(next_creator, **kwargs)

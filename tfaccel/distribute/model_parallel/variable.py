@@ -11,7 +11,7 @@ import tensorflow as tf
 from tensorflow.experimental import dtensor
 
 from tfaccel.distribute import _private
-from tfaccel.distribute.model_parallel import host, stage
+from tfaccel.distribute.model_parallel import copies, host, stage
 from tfaccel.distribute.model_parallel.plan import Plan
 
 
@@ -45,7 +45,7 @@ class MeshVariable(_private.ReadByValue, dtensor.DVariable):  # type: ignore[mis
 
     def hidden(self) -> bool:
         """On the host, all read the whole value."""
-        return stage.current() == stage.HOST
+        return stage.current() in (stage.HOST, stage.COPY)
 
     def stored(self) -> tf.Tensor:
         """The value as it is stored: a DTensor."""
@@ -77,6 +77,8 @@ class MeshVariable(_private.ReadByValue, dtensor.DVariable):  # type: ignore[mis
 
     def value(self) -> tf.Tensor:
         """A DTensor laid out to compute with; on the host, the whole value."""
+        if (copied := copies.current()) is not None:
+            return copied.of(self).value()
         if stage.current() == stage.HOST and tf.executing_eagerly():
             return tf.convert_to_tensor(self.numpy())
         stored = super().value()
@@ -91,7 +93,7 @@ class MeshVariable(_private.ReadByValue, dtensor.DVariable):  # type: ignore[mis
 
     def sparse_read(self, indices: Any, name: Any = None) -> tf.Tensor:
         """The rows at `indices`."""
-        if stage.current() == stage.HOST or self._gathered:
+        if self.hidden() or self._gathered:
             return tf.gather(self.value(), indices)
         return super().sparse_read(indices, name)
 
@@ -101,14 +103,20 @@ class MeshVariable(_private.ReadByValue, dtensor.DVariable):  # type: ignore[mis
 
     def assign(self, value: Any, *args: Any, **kwargs: Any) -> Any:
         """Sets the value, from a DTensor in a step, or from an array on the host."""
+        if (copied := copies.current()) is not None:
+            return copied.of(self, assigned=True).assign(value, *args, **kwargs)
         return super().assign(self._laid_out(value), *args, **kwargs)
 
     def assign_add(self, delta: Any, *args: Any, **kwargs: Any) -> Any:
         """Adds to the value."""
+        if (copied := copies.current()) is not None:
+            return copied.of(self, assigned=True).assign_add(delta, *args, **kwargs)
         return super().assign_add(self._laid_out(delta), *args, **kwargs)
 
     def assign_sub(self, delta: Any, *args: Any, **kwargs: Any) -> Any:
         """Subtracts from the value."""
+        if (copied := copies.current()) is not None:
+            return copied.of(self, assigned=True).assign_sub(delta, *args, **kwargs)
         return super().assign_sub(self._laid_out(delta), *args, **kwargs)
 
     def scatter_add(self, slices: tf.IndexedSlices, *args: Any, **kwargs: Any) -> Any:

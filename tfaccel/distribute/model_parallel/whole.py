@@ -18,6 +18,8 @@ import tensorflow as tf
 from tensorflow.experimental import dtensor
 
 from tfaccel.distribute import _private
+from tfaccel.distribute.model_parallel.crossing import crossing
+from tfaccel.distribute.model_parallel.pinned import pinned
 
 # Between the two dense layers of a pair, and inside attention: these leave divided features so.
 _PASS = (
@@ -57,12 +59,13 @@ _AS_IT_IS = dtensor.MATCH
 
 
 @contextmanager
-def whole_features(model: keras.Model, mesh: Any) -> Iterator[None]:
+def whole_features(model: keras.Model, mesh: Any, model_axis: str | None) -> Iterator[None]:
     """While a step is traced, layers of `model` that need whole features get them.
 
     Args:
         model: whose step it is.
         mesh: a DTensor mesh.
+        model_axis: the axis that divides the model where no rule names another.
     """
     rows = functools.partial(_place, mesh=mesh, rows=_AS_IT_IS)
     whole = functools.partial(_place, mesh=mesh, rows=dtensor.UNSHARDED)
@@ -79,6 +82,9 @@ def whole_features(model: keras.Model, mesh: Any) -> Iterator[None]:
             changed.append((loss, "call", None))
             place = whole if isinstance(loss, keras.losses.CTC) else rows
             object.__setattr__(loss, "call", _placed(loss.call, place))
+        for layer, call in crossing(model, mesh, model_axis):
+            changed.append((layer, "call", layer.__dict__.get("call")))
+            object.__setattr__(layer, "call", call)
         changed.append((model, "compute_metrics", None))
         object.__setattr__(model, "compute_metrics", _placed(model.compute_metrics, rows))
         yield
@@ -125,28 +131,4 @@ def _place(value: Any, mesh: Any, rows: str) -> Any:
     """`value` with whole features, and its gradient too."""
     if not isinstance(value, tf.Tensor) or not value.shape.rank:
         return value
-    if value.dtype in (tf.resource, tf.variant, tf.string):
-        return value
-    if value.dtype.is_floating and _made_by_softmax(value):
-        return value
-    layout = dtensor.Layout([rows, *[dtensor.UNSHARDED] * (value.shape.rank - 1)], mesh)
-    placed = _relayout(value, layout)
-    for mark in ("_keras_mask", "_keras_logits"):
-        if (marked := getattr(value, mark, None)) is not None:
-            setattr(placed, mark, _place(marked, mesh, rows))
-    return placed
-
-
-def _made_by_softmax(value: tf.Tensor) -> bool:
-    """Whether Keras's losses would look at the operation that made `value` to find its logits."""
-    if tf.executing_eagerly() or hasattr(value, "_keras_logits"):
-        return False
-    return value.op.type in ("Softmax", "Sigmoid")
-
-
-def _relayout(value: tf.Tensor, layout: Any) -> tf.Tensor:
-    @tf.custom_gradient
-    def laid_out(value: tf.Tensor) -> Any:
-        return dtensor.relayout(value, layout), lambda gradient: dtensor.relayout(gradient, layout)
-
-    return laid_out(value)
+    return pinned(value, [rows, *[dtensor.UNSHARDED] * (value.shape.rank - 1)], mesh)

@@ -1,0 +1,67 @@
+"""Copies of variables for a function that runs on the host, and not on the mesh.
+
+A graph cannot read both a host tensor and a variable of the mesh. Such a function is traced, and
+called, with a whole copy of each variable in its place; what it assigns is put on the mesh after.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import tensorflow as tf
+
+from tfaccel.distribute.model_parallel import stage
+
+
+class Copies:
+    """The copies that one function uses, in all its calls.
+
+    Args:
+        variables: gives the mesh variables that the function may use.
+    """
+
+    def __init__(self, variables: Callable[[], list[Any]]) -> None:
+        self._variables = variables
+        self._copies: dict[int, tf.Variable] = {}
+        self._assigned: set[int] = set()
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """Reads and assignments inside go to the copies; every process must come here."""
+        variables = {id(variable): variable for variable in self._variables()}
+        values = {key: variable.numpy() for key, variable in variables.items()}
+        before, _here.copies = _here.copies, self
+        try:
+            with stage.entered(stage.COPY):
+                for key, value in values.items():
+                    if key in self._copies:
+                        self._copies[key].assign(value)
+                    else:
+                        with tf.device("/CPU:0"):
+                            self._copies[key] = tf.Variable(value, trainable=False)
+                yield
+        finally:
+            _here.copies = before
+        for key in self._assigned & variables.keys():
+            variables[key].assign(self._copies[key].numpy())
+
+    def of(self, variable: Any, assigned: bool = False) -> tf.Variable:
+        """The copy of `variable`, which shall be put on the mesh if it is `assigned`."""
+        if assigned:
+            self._assigned.add(id(variable))
+        return self._copies[id(variable)]
+
+
+class _Here(threading.local):
+    copies: Copies | None = None
+
+
+_here = _Here()
+
+
+def current() -> Copies | None:
+    """The copies that are used by the function that this thread is in."""
+    return _here.copies

@@ -1,0 +1,48 @@
+"""Text from keras_hub's language models: generated on the host, from whole copies of the weights.
+
+`generate` is a loop over a cache of keys and values, which grows by slices that DTensor cannot
+write. So every process computes it as one device would.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import keras
+
+from tfaccel.distribute.adapt import adapt
+from tfaccel.distribute.model_parallel.copies import Copies
+from tfaccel.distribute.model_parallel.variable import MeshVariable
+
+
+class Generates:
+    """Mixin for a keras_hub model with a `generate`."""
+
+    generate_function: Any
+
+    def make_generate_function(self) -> Any:
+        """As keras_hub's; of several processes, all must call what it returns."""
+        function = super().make_generate_function()  # type: ignore[misc]
+        if hasattr(function, "_tfaccel_on_copies"):
+            return function
+        copies = Copies(self._generate_variables)
+
+        @functools.wraps(function)
+        def on_copies(*args: Any, **kwargs: Any) -> Any:
+            with copies.used():
+                return function(*args, **kwargs)
+
+        on_copies._tfaccel_on_copies = True  # type: ignore[attr-defined]
+        self.generate_function = on_copies
+        return on_copies
+
+    def _generate_variables(self) -> list[MeshVariable]:
+        held = [*self.variables, *getattr(self.sampler, "variables", ())]  # type: ignore[attr-defined]
+        return [v.value for v in held if isinstance(v.value, MeshVariable)]
+
+
+def put(model: keras.Model) -> None:
+    """Lets `model` generate, if it is of those that do."""
+    if hasattr(model, "make_generate_function"):
+        adapt(model, Generates)
