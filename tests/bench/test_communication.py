@@ -6,12 +6,15 @@ import argparse
 import json
 import subprocess
 import sys
+from pathlib import Path
 
+import keras
+import numpy as np
 import pytest
 
-from tfaccel.bench import communication
+from tfaccel.bench import communication, step
 from tfaccel.bench.measured import Message, Transport
-from tfaccel.errors import ClusterError
+from tfaccel.errors import ClusterError, StrategyError
 
 TWO = Transport("ring", 2, (Message(1000, 1.0), Message(3000, 2.0), Message(5000, 6.0)))
 
@@ -63,3 +66,32 @@ def test_two_workers_measure_both_transports() -> None:
         assert not one["error"]
         assert [m["size"] for m in one["messages"]] == [1024, 1 << 20]
         assert all(0 < m["seconds"] < 60 for m in one["messages"])
+
+
+def saved(folder: Path, *shape: int | None) -> str:
+    model = keras.Sequential([keras.Input(shape), keras.layers.Dense(2)])
+    model.save(folder / "model.keras")
+    return str(folder / "model.keras")
+
+
+def test_a_step_of_a_model_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = saved(tmp_path, 3)
+    model = step.load(path)
+    assert step.gradient_bytes(model) == 4 * (3 * 2 + 2)
+    before = model.get_weights()
+    assert 0 < step.seconds(model, rows=4) < 10
+    assert not np.array_equal(before[1], model.get_weights()[1]), "a step updates"
+    communication._print([TWO], communication._parser().parse_args(["--model", path]))
+    said = capsys.readouterr().out
+    assert "a step of 32 rows takes" in said
+    assert "% of a step without overlap" in said
+
+
+def test_a_step_of_unknown_shapes_is_not_measured(tmp_path: Path) -> None:
+    with pytest.raises(StrategyError, match=r"inputs of shapes \[\(None, 3\)\], expected known"):
+        step.seconds(step.load(saved(tmp_path, None, 3)), rows=4)
+
+
+def test_a_model_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(StrategyError, match=r"cannot be loaded .*; give a \.keras file"):
+        step.load(str(tmp_path / "none.keras"))

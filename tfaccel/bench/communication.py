@@ -18,9 +18,10 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
+from tfaccel.bench import step
 from tfaccel.bench.measured import Message, Transport
 from tfaccel.cluster import mpi, resolve
-from tfaccel.errors import ClusterError, StrategyError
+from tfaccel.errors import ClusterError
 
 _UNITS = {"": 1, "KB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30}
 _SIZES = "1KB,16KB,256KB,1MB,4MB,16MB,64MB,256MB"
@@ -66,7 +67,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--sizes", type=_sizes, default=_sizes(_SIZES), help=_SIZES)
     parser.add_argument("--parameters", type=float, help="of your model, in float32")
     parser.add_argument("--model", help="your model, a .keras file, instead of --parameters")
-    parser.add_argument("--step-ms", type=float, help="of your model on one device")
+    parser.add_argument("--batch", type=int, default=32, help="rows of a step of --model (32)")
+    parser.add_argument("--step-ms", type=float, help="of your model on one device; else measured")
     parser.add_argument("--limit", type=float, default=600, help="seconds for a transport (600)")
     parser.add_argument("--json", action="store_true")
     return parser
@@ -118,18 +120,22 @@ def _measure(name: str, asked: argparse.Namespace, workers: int) -> Transport:
     return Transport(name, workers, tuple(map(Message, asked.sizes, seconds)))
 
 
-def _bytes_of_model(asked: argparse.Namespace) -> float | None:
-    if asked.model is None:
-        return None if asked.parameters is None else 4 * asked.parameters
-    import keras
+@dataclasses.dataclass(frozen=True)
+class _Yours:
+    """The user's model: bytes of its gradients, and seconds of a step on one device."""
 
-    try:
-        model = keras.saving.load_model(asked.model, compile=False)
-    except (OSError, ValueError) as error:
-        raise StrategyError(
-            f"--model {asked.model} cannot be loaded ({error}); give a .keras file."
-        ) from error
-    return float(sum(4 * v.value.shape.num_elements() for v in model.trainable_variables))
+    gradients: float | None = None
+    step_s: float | None = None
+
+
+def _yours(asked: argparse.Namespace) -> _Yours:
+    step_s = None if asked.step_ms is None else asked.step_ms / 1e3
+    if asked.model is None:
+        return _Yours(None if asked.parameters is None else 4 * asked.parameters, step_s)
+    model = step.load(asked.model)
+    if step_s is None:
+        step_s = step.seconds(model, asked.batch)
+    return _Yours(step.gradient_bytes(model), step_s)
 
 
 def _print(measured: list[Transport], asked: argparse.Namespace) -> None:
@@ -153,14 +159,19 @@ def _print(measured: list[Transport], asked: argparse.Namespace) -> None:
             ms, rate = f"{message.seconds * 1e3:.2f}", f"{bandwidth / 1e9:.3f}"
             table.add_row(_shown(message.size), ms, rate, bar)
         console.print(table)
-    size = _bytes_of_model(asked)
-    for one in measured if size is not None else []:
-        if not one.messages or size is None:
-            continue
-        line = f"{one.name}: {size / 1e6:.1f} MB of gradients take {one.seconds(size) * 1e3:.1f} ms"
-        if asked.step_ms is not None:
-            line += f", {one.share(size, asked.step_ms / 1e3):.0%} of a step without overlap"
-        console.print(line, markup=False, highlight=False)
+    yours = _yours(asked)
+    if asked.model is not None and asked.step_ms is None and yours.step_s is not None:
+        console.print(f"a step of {asked.batch} rows takes {yours.step_s * 1e3:.1f} ms alone, here")
+    for one in measured:
+        if one.messages and yours.gradients is not None:
+            console.print(_spent(one, yours.gradients, yours.step_s), markup=False, highlight=False)
+
+
+def _spent(one: Transport, size: float, step_s: float | None) -> str:
+    line = f"{one.name}: {size / 1e6:.1f} MB of gradients take {one.seconds(size) * 1e3:.1f} ms"
+    if step_s is None:
+        return line
+    return f"{line}, {one.share(size, step_s):.0%} of a step without overlap"
 
 
 def _shown(size: int) -> str:
