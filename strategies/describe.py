@@ -52,6 +52,8 @@ class Description:
             lines[-1] += f", parameters only, every {self.options.local_steps} steps"
         if self.options.ragged in _BATCHES:
             lines.append(f"batches    {_BATCHES[self.options.ragged]}")
+        if self.choice.name == "tpu":
+            lines.append(f"steps      {self.options.steps_per_execution or 'up to 32'} in one call")
         if mesh is not None:
             layouts = self.options.layouts
             layouts = layouts if isinstance(layouts, (str, type(None))) else f"{len(layouts)} rules"

@@ -128,6 +128,34 @@ def test_another_number_is_another_function() -> None:
     assert int(ours.optimizer.iterations.numpy()) == 4 + 3 + 5
 
 
+class Own(keras.Model):
+    """Makes its training function by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense = keras.layers.Dense(3, activation="softmax")
+
+    def call(self, x: Any) -> Any:
+        return self.dense(x)
+
+    def make_train_function(self, force: bool = False) -> None:
+        def function(batches: Any) -> Any:
+            outputs = self.distribute_strategy.run(self.train_step, args=(next(batches),))
+            return {"loss": outputs["loss"]}
+
+        self.train_function = function
+
+
+@pytest.mark.parametrize("steps", [1, 5])
+def test_a_model_that_makes_its_own_function_gets_a_batch_at_a_time(steps: int) -> None:
+    with strategy().scope():
+        ours = Own()
+        ours.compile("sgd", "sparse_categorical_crossentropy", steps_per_execution=steps)
+    ours.fit(X, Y, batch_size=8, verbose=0)
+    assert int(ours.optimizer.iterations.numpy()) == 5 / steps
+    assert ours.steps_per_execution == steps
+
+
 def test_a_batch_that_is_larger_than_the_first_is_an_error() -> None:
     with strategy().scope():
         ours = model()
@@ -158,6 +186,11 @@ class Mine(keras.callbacks.Callback):
         pass
 
 
+class OfTests(keras.callbacks.Callback):
+    def on_test_batch_begin(self, batch: int, logs: Any = None) -> None:
+        pass
+
+
 class Epochs(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         pass
@@ -167,6 +200,7 @@ class Epochs(keras.callbacks.Callback):
     ("callback", "sees_batches"),
     [
         (Mine(), True),
+        (OfTests(), True),
         (keras.callbacks.LambdaCallback(on_train_batch_begin=lambda *_: None), True),
         (keras.callbacks.ModelCheckpoint("a.keras", save_freq=7), True),
         (keras.callbacks.BackupAndRestore("a", save_freq=7), True),

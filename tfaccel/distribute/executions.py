@@ -10,12 +10,17 @@ import weakref
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import keras
+import tensorflow as tf
+
 from tfaccel.distribute._private import Caller
 
 MOST = 32
 """More would save little, and show progress seldom."""
 
-_HOOKS = ("on_batch_begin", "on_batch_end", "on_train_batch_begin", "on_train_batch_end")
+_HOOKS = tuple(
+    f"on_{kind}batch_{when}" for kind in ("", "train_", "test_") for when in ("begin", "end")
+)
 _COUNTS = ("save_freq", "update_freq")
 """Of Keras's callbacks: ``"epoch"``, or a number of batches."""
 
@@ -39,11 +44,15 @@ class Executions:
 
         Args:
             caller: the method.
-            possible: whether its steps can run in one call.
+            possible: whether its batches can be taken in one call.
+
+        Returns:
+            How many steps to give batches for in one call; 1 where Keras takes each by itself.
         """
         model, now = caller.model, int(caller.model.steps_per_execution)
+        possible = possible and _keras_makes_steps(model)
         if caller.validates or (now > 1 and now != self._ours.get(model)):
-            return now
+            return now if possible else 1
         steps = 1
         if possible:
             batches = caller.epoch.num_batches
@@ -81,8 +90,16 @@ def chosen(batches: int | None, limits: Sequence[int | None], callbacks: Any) ->
     return divides if common or divides > most // 2 else most
 
 
+def _keras_makes_steps(model: keras.Model) -> bool:
+    """Whether it is Keras that runs a step, and not a function that the model makes by itself."""
+    return all(
+        _of_keras(getattr(model, name)) for name in ("make_train_function", "make_test_function")
+    )
+
+
 def _each(callbacks: Any) -> Iterable[Any]:
-    return getattr(callbacks, "callbacks", callbacks) or ()
+    held = getattr(callbacks, "callbacks", callbacks)
+    return tf.nest.flatten(held) if held else ()
 
 
 def _sees_batches(callback: Any) -> bool:

@@ -98,7 +98,7 @@ class KerasFit:
         if self.executions is not None:
             possible = caller.method != "predict" and caller.threads is None
             possible = possible and in_one_call.fits(dataset.element_spec)
-            if self.executions.prepare(caller, possible) > 1 and possible:
+            if self.executions.prepare(caller, possible) > 1:
                 return Passes(dataset, self.placement, ragged)
         devices = self.extended.worker_devices
         return Batches(dataset, self.placement, devices, ragged, caller.threads)

@@ -19,13 +19,15 @@ from tfaccel.errors import InputError
 
 
 def fits(spec: Any) -> bool:
-    """Whether batches of `spec` can have one static shape: all are dense numbers.
+    """Whether batches of `spec` can have one static shape: all are dense numbers of known sizes.
 
     >>> fits((tf.TensorSpec([None, 3]), tf.TensorSpec([None], tf.string)))
     False
+    >>> fits(tf.TensorSpec([None, None])), fits(tf.TensorSpec([None, 3]))
+    (False, True)
     """
     return all(
-        isinstance(s, tf.TensorSpec) and s.dtype != tf.string and s.shape.rank is not None
+        isinstance(s, tf.TensorSpec) and s.dtype != tf.string and s.shape[1:].is_fully_defined()
         for s in tf.nest.flatten(spec)
     )
 
