@@ -18,7 +18,7 @@ def normalized() -> keras.Model:
     model = keras.Sequential(
         [
             keras.Input((3,)),
-            keras.layers.Dense(4, name="dense"),
+            keras.layers.Dense(4, name="first"),
             keras.layers.BatchNormalization(name="frozen"),
             keras.layers.Dropout(0.3, seed=1),
             keras.layers.BatchNormalization(name="live"),
@@ -49,7 +49,7 @@ def test_a_kernel_that_was_frozen_later_is_no_statistic() -> None:
     with mirrored().scope():
         model = normalized()
     before = [id(v) for v in statistics(model)]
-    model.get_layer("dense").trainable = False
+    model.get_layer("first").trainable = False
     model.get_layer("frozen").trainable = False
     assert len(model.non_trainable_weights) > len(normalized().non_trainable_weights)
     assert sorted(id(v) for v in statistics(model)) == sorted(before)
