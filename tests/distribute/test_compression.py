@@ -111,6 +111,29 @@ def test_what_is_lost_is_sent_later() -> None:
     np.testing.assert_allclose(total, 2 * grad, atol=0.2)
 
 
+def test_at_the_rank_of_the_whole_batch_nothing_is_left_out() -> None:
+    """The gradient of a dense layer is a product over the rows of the batch."""
+    strategy = tfaccel.strategy("mirrored", devices=2, device_type="cpu")
+    way, owner = compression.parse("powersgd:8"), keras.optimizers.SGD(name="owner")
+    way.prepare(owner, [tf.zeros([64, 48])], strategy)
+
+    @tf.function
+    def one_step(rows: Any, slopes: Any) -> Any:
+        def replica() -> Any:
+            ours = 4 * tf.distribute.get_replica_context().replica_id_in_sync_group
+            mine = rows[ours : ours + 4], slopes[ours : ours + 4]
+            return way.sum(owner, [tf.matmul(*mine, transpose_a=True)])[0]
+
+        return strategy.run(replica)
+
+    draw = np.random.default_rng(0)
+    for _ in range(5):  # each step another batch
+        rows = draw.normal(size=(8, 64)).astype("float32")
+        slopes = draw.normal(size=(8, 48)).astype("float32")
+        total = one_step(rows, slopes).values[0].numpy()
+        np.testing.assert_allclose(total, rows.T @ slopes, atol=1e-3)
+
+
 @pytest.mark.parametrize("wire", ["float16", "bfloat16", "powersgd:1"])
 def test_sparse_gradients_and_none_travel_too(wire: str) -> None:
     strategy = tfaccel.strategy("mirrored", devices=2, device_type="cpu")
