@@ -214,6 +214,15 @@ def test_a_ragged_batch_is_dropped_in_training_alone() -> None:
     assert shapes("drop", "evaluate")[-12:] == [(2, 5)] * 12
 
 
+def test_validation_counts_every_row_where_training_drops_some() -> None:
+    with strategy("drop").scope():
+        model = keras.Sequential([keras.Input((5,)), layers.Dense(1)])
+        model.compile("sgd", "mse")
+    data = X[:8], X[:8, :1]  # of which batches of six leave two
+    said = model.fit(*data, batch_size=6, validation_data=data, verbose=0).history
+    assert said["val_loss"][0] == pytest.approx(model.evaluate(*data, batch_size=6, verbose=0))
+
+
 def test_a_step_is_traced_once() -> None:
     traced = []
 

@@ -94,7 +94,8 @@ class KerasFit:
             looks.before_saving(caller.callbacks, lambda: self.settle(model), writes)
             self.settle(model)
         # What is evaluated or predicted counts to the last row.
-        ragged = "pad" if self.ragged == "drop" and caller.method != "fit" else self.ragged
+        trains = caller.method == "fit" and not caller.validates
+        ragged = "pad" if self.ragged == "drop" and not trains else self.ragged
         if self.executions is not None:
             possible = caller.method != "predict" and caller.threads is None
             possible = possible and in_one_call.fits(dataset.element_spec)
