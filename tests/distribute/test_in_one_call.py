@@ -115,6 +115,26 @@ def test_what_a_model_is_compiled_with_is_left_to_it() -> None:
     assert ours.steps_per_execution == 2
 
 
+def test_a_callback_may_predict_and_evaluate() -> None:
+    with strategy().scope():
+        ours = model()
+    ours.predict(X, batch_size=8, verbose=0)  # Keras makes its function for the number it sees
+    said: list[tuple[int, float]] = []
+
+    def look(epoch: int, logs: Any) -> None:
+        predicted = ours.predict(X, batch_size=8, verbose=0)
+        evaluated = ours.evaluate(X[:21], Y[:21], batch_size=8, verbose=0)[0]
+        exact = -np.log(predicted[np.arange(21), Y[:21]]).mean()
+        assert evaluated == pytest.approx(exact, rel=1e-5)
+        said.append((len(predicted), evaluated))
+
+    watch = keras.callbacks.LambdaCallback(on_epoch_end=look)
+    ours.fit(X, Y, batch_size=8, epochs=2, callbacks=[watch], verbose=0)
+    assert [rows for rows, _ in said] == [ROWS, ROWS]
+    assert ours.steps_per_execution == 5
+    assert int(ours.optimizer.iterations.numpy()) == 10
+
+
 def test_another_number_is_another_function() -> None:
     with strategy().scope():
         ours = model()

@@ -377,7 +377,8 @@ class Caller(NamedTuple):
         threads: Keras's reader of a `PyDataset` with workers, or None.
         epoch: Keras's iterator over the steps of an epoch, which is being made.
         limits: the numbers of steps that it was given, each maybe None.
-        validates: whether these are the validation data of a `fit` that has begun.
+        validates: whether a `fit` of the model has begun: these are its validation data, or those
+            of a callback.
     """
 
     model: keras.Model
@@ -414,10 +415,19 @@ def calling_model() -> Caller | None:
                 given = frame.f_locals.get
                 limits = tuple(given(n) for n in ("steps_per_epoch", "validation_steps", "steps"))
                 method, callbacks = frame.f_code.co_name, given("callbacks")
-                begun = given("epoch_iterator") is not None
+                begun = given("epoch_iterator") is not None or _fits(model, frame.f_back)
                 return Caller(model, method, callbacks, threads, epoch, limits, begun)
         frame = frame.f_back  # type: ignore[assignment]
     return None
+
+
+def _fits(model: keras.Model, frame: Any) -> bool:
+    """Whether `frame` was called, by whatever way, from a `fit` of `model`."""
+    while frame is not None:
+        if frame.f_code.co_name == "fit" and frame.f_locals.get("self") is model:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def compiling_model() -> keras.Model | None:

@@ -59,7 +59,8 @@ class Executions:
             steps = self._fixed or chosen(batches, caller.limits, caller.callbacks)
         if steps != now:
             self._ours[model] = model.steps_per_execution = steps
-            model.train_function = model.test_function = None  # Keras makes them for a number
+            # Keras makes them for a number.
+            model.train_function = model.test_function = model.predict_function = None
         caller.epoch.steps_per_execution = steps
         return steps
 
