@@ -11,7 +11,6 @@ import tensorflow as tf
 from tfaccel.distribute import _private, padding
 from tfaccel.distribute.feed import Feed, unwatched
 from tfaccel.distribute.split import Placement, split, split_dataset
-from tfaccel.errors import InputError
 
 
 class Sharded(NamedTuple):
@@ -96,12 +95,8 @@ class Batches(Feed):
         if self._ragged == "exact":
             return _regroup(self._on_devices(parts), each, starved)
         if self._ragged == "drop":
-            if self._rows == 0 and number % replicas:
-                raise InputError(
-                    f"tfaccel: ragged='drop' was asked for with batches of {number} rows on "
-                    f"{replicas} replicas, expected a number that divides; change the batch size, "
-                    "or take ragged='pad'."
-                )
+            if self._rows == 0:
+                padding.check_divides(number, replicas)
             if number < self._rows:
                 return None
         self._rows = max(self._rows, number)

@@ -15,7 +15,6 @@ from tfaccel.distribute import _private, padding
 from tfaccel.distribute.batches import Starved
 from tfaccel.distribute.feed import unwatched
 from tfaccel.distribute.split import Placement, split_dataset
-from tfaccel.errors import InputError
 
 
 def fits(spec: Any) -> bool:
@@ -67,7 +66,9 @@ class Passes:
             first = next(source, None)
             if first is None:
                 return batches.map(lambda parts, shares, rows: _static(parts, shares, 1))
-            self._rows = self._fixed(int(first[2]))
+            self._rows = int(first[2])
+            if self._ragged == "drop":
+                padding.check_divides(self._rows, self._placement.replicas)
             rest = tf.data.Dataset.counter().map(lambda _: source.get_next_as_optional())
             rest = rest.take_while(lambda some: some.has_value()).map(lambda s: s.get_value())
             batches = tf.data.Dataset.from_tensors(first).concatenate(rest)
@@ -75,16 +76,6 @@ class Passes:
             batches = batches.filter(lambda parts, shares, rows: rows >= self._rows)
         static = batches.map(self._checked, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
         return unwatched(static.prefetch(tf.data.AUTOTUNE))
-
-    def _fixed(self, rows: int) -> int:
-        replicas = self._placement.replicas
-        if self._ragged == "drop" and rows % replicas:
-            raise InputError(
-                f"tfaccel: ragged='drop' was asked for with batches of {rows} rows on {replicas} "
-                "replicas, expected a number that divides; change the batch size, or take "
-                "ragged='pad'."
-            )
-        return rows
 
     @tf.autograph.experimental.do_not_convert
     def _checked(self, parts: Any, shares: tf.Tensor, rows: tf.Tensor) -> Starved:

@@ -64,6 +64,19 @@ def _fill(tensor: tf.Tensor, found: tf.Tensor, rows: int) -> tf.Tensor:
     return tf.ensure_shape(filled, [rows, *tensor.shape[1:]])
 
 
+def check_divides(rows: int, replicas: int) -> None:
+    """Raises when full batches, of which none is dropped, are ragged themselves.
+
+    Raises:
+        InputError: says how many rows a batch has.
+    """
+    if rows % replicas:
+        raise InputError(
+            f"tfaccel: ragged='drop' was asked for with batches of {rows} rows on {replicas} "
+            "replicas, expected a number that divides; change the batch size, or take ragged='pad'."
+        )
+
+
 def row_weights(real: tf.Tensor, like: Any) -> Any:
     """`real` (shape `[rows]`) broadcast to the shape of `like` (`[rows, ...]`)."""
     real = tf.reshape(real, [-1] + [1] * (like.shape.rank - 1))
