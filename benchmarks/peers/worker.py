@@ -23,6 +23,8 @@ def main() -> None:
     task = Task(**given)
     if task.library == "torch":
         from peers.with_torch import train
+    elif task.library == "tensorflow":
+        from peers.with_tensorflow import train
     else:
         from peers.with_keras import train
     print(json.dumps(train(task)), flush=True)
