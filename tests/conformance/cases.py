@@ -23,9 +23,13 @@ from tests.conformance.data import (
     arrays,
     binary,
     dataset,
+    dataset_without_option_and_weights,
     few,
     finite_generator,
     generator,
+    generator_without_option,
+    generator_without_targets,
+    generator_without_weights,
     images,
     lonely,
     named,
@@ -34,6 +38,7 @@ from tests.conformance.data import (
     sequences,
     tokens,
     weights,
+    without_option,
 )
 from tests.conformance.models import (
     Gan,
@@ -57,6 +62,7 @@ from tests.conformance.models import (
     tagger,
     two_heads,
     with_add_loss,
+    with_option,
     yes_no,
 )
 
@@ -133,6 +139,30 @@ case(
         "loss_weights": {"c": 0.3, "d": 0.7},
         "metrics": {"c": ["accuracy"], "d": ["mae"]},
     },
+)
+
+# Batches in which something is None
+
+case("optional_input", model=with_option, data=without_option)
+case("optional_input_of_one_row", model=with_option, data=lambda: without_option(1))
+case(
+    "optional_input_generator",
+    model=with_option,
+    data=lambda: {"x": generator_without_option()},
+    fit={"epochs": 1},
+)
+case(
+    "optional_input_tf_data",
+    model=with_option,
+    data=lambda: {"x": dataset_without_option_and_weights()},
+)
+case("no_sample_weight", data=lambda: {"x": generator_without_weights()}, fit={"epochs": 1})
+case(
+    "no_targets",
+    model=with_add_loss,
+    data=lambda: {"x": generator_without_targets()},
+    compile=lambda: {"optimizer": adam(0.01)},
+    fit={"epochs": 1},
 )
 
 # Losses and metrics

@@ -39,10 +39,10 @@ def generator() -> Any:
             yield x[start : start + BATCH], y[start : start + BATCH]
 
 
-def finite_generator() -> Any:
+def finite_generator(batch: int = 6) -> Any:
     x, y = rows()
-    for start in range(0, ROWS, 6):
-        yield x[start : start + 6], y[start : start + 6]
+    for start in range(0, ROWS, batch):
+        yield x[start : start + batch], y[start : start + batch]
 
 
 class Pages(keras.utils.PyDataset):
@@ -53,6 +53,30 @@ class Pages(keras.utils.PyDataset):
         x, y = rows()
         here = slice(index * BATCH, (index + 1) * BATCH)
         return x[here], y[here]
+
+
+def without_option(first: int = ROWS) -> dict[str, Any]:
+    x, y = rows()
+    return {"x": {"a": x[:first], "b": None}, "y": y[:first], "batch_size": BATCH}
+
+
+def generator_without_option() -> Any:
+    for x, y in finite_generator(BATCH):
+        yield {"a": x, "b": None}, y
+
+
+def generator_without_weights() -> Any:
+    for x, y in finite_generator(BATCH):
+        yield x, y, None
+
+
+def generator_without_targets() -> Any:
+    for x, _ in finite_generator(BATCH):
+        yield x, None
+
+
+def dataset_without_option_and_weights() -> tf.data.Dataset:
+    return dataset().batch(BATCH).map(lambda x, y: ({"b": None, "a": x}, y, None))
 
 
 def one_huge_row() -> dict[str, Any]:

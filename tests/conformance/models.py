@@ -89,6 +89,27 @@ def two_heads() -> keras.Model:
     return keras.Model({"a": a, "b": b}, {"c": c, "d": d})
 
 
+class Sum(keras.layers.Layer):
+    """Adds a projection of each input that is given."""
+
+    def build(self, a_shape: Any, b_shape: Any = None) -> None:
+        self.of_a, self.of_b = keras.layers.Dense(8), keras.layers.Dense(8)
+        self.of_a.build((None, FEATURES))
+        self.of_b.build((None, FEATURES))
+
+    def call(self, a: Any, b: Any = None) -> Any:
+        return self.of_a(a) if b is None else self.of_a(a) + self.of_b(b)
+
+    def compute_output_shape(self, a_shape: Any, b_shape: Any = None) -> tuple[None, int]:
+        return None, 8
+
+
+def with_option() -> keras.Model:
+    a = keras.Input((FEATURES,), name="a")
+    b = keras.Input((FEATURES,), name="b", optional=True)
+    return keras.Model({"a": a, "b": b}, keras.layers.Dense(CLASSES)(Sum()(a, b)))
+
+
 @keras.saving.register_keras_serializable("tests")
 class Subclassed(keras.Model):
     def __init__(self, **kwargs: Any) -> None:

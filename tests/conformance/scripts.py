@@ -19,6 +19,8 @@ from tests.conformance.data import (
     ROWS,
     arrays,
     dataset,
+    dataset_without_option_and_weights,
+    generator_without_option,
     images,
     rows,
 )
@@ -31,6 +33,7 @@ from tests.conformance.models import (
     crossentropy,
     mlp,
     sgd,
+    with_option,
 )
 
 SCRIPTS: dict[str, Callable[[Any, str], dict[str, Any]]] = {}
@@ -54,6 +57,30 @@ def on_batch(scope: Any, folder: str) -> dict[str, Any]:
     return {
         "history": np.array(logs),
         "predict": [model.predict_on_batch(x[:11])],
+        "weights": model.get_weights(),
+    }
+
+
+@script
+def on_batch_without_option(scope: Any, folder: str) -> dict[str, Any]:
+    """The other doors through which a batch with None comes, also one of a single row."""
+    keras.utils.set_random_seed(7)
+    x, y = rows()
+    with scope():
+        model = with_option()
+        model.compile(**classify(sgd))
+    sizes = (16, 1, 10)
+    logs = [model.train_on_batch({"a": x[:n], "b": None}, y[:n], None) for n in sizes]
+    logs += [model.test_on_batch({"a": x[:n], "b": None}, y[:n], None) for n in sizes]
+    logs.append(model.evaluate(generator_without_option(), verbose=0))
+    logs.append(model.evaluate(dataset_without_option_and_weights(), verbose=0))
+    return {
+        "history": np.array(logs),
+        "predict": [
+            model.predict_on_batch({"a": x[:11], "b": None}),
+            model.predict(generator_without_option(), verbose=0),
+            model.predict(dataset_without_option_and_weights(), verbose=0),
+        ],
         "weights": model.get_weights(),
     }
 

@@ -123,6 +123,13 @@ def main():
         optimizer.build([variable])
     seen["adopted"] = optimizer._distribution_strategy is ours
 
+    nothing = _private.PerReplica(())
+    through = tf.function(lambda batch: batch)((tf.zeros(2), nothing))[1]
+    seen["nothing"] = [
+        isinstance(nothing, tf.distribute.DistributedValues),
+        isinstance(through, _private.PerReplica) and len(through.values),
+    ]
+
     class Clips(_private.BeforeClipping, keras.optimizers.SGD):
         def before_clipping(self, grads):
             clipped.append(_private.accumulation(self)[0].numpy())

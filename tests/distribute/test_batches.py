@@ -7,7 +7,15 @@ from collections.abc import Iterator
 import pytest
 import tensorflow as tf
 
-from tfaccel.distribute.batches import Batches, Sharded, Starved, _ahead, shard
+from tfaccel.distribute.batches import (
+    NOTHING,
+    Batches,
+    Sharded,
+    Starved,
+    _ahead,
+    shard,
+    without_nothing,
+)
 from tfaccel.distribute.feed import unwatched
 from tfaccel.distribute.split import Placement
 
@@ -92,7 +100,20 @@ def test_a_batch_with_too_few_rows_is_marked() -> None:
     cut = shard((tf.zeros((3, 2)), None), TWO)
     assert isinstance(cut, Sharded)
     assert [part.shape[0] for part in cut.data[0].values] == [2, 1]
-    assert cut.data[1] is None
+    assert cut.data[1] is NOTHING
+
+
+@pytest.mark.parametrize(("ragged", "sizes"), [("exact", [4, 2]), ("pad", [4, 4]), ("drop", [4])])
+def test_none_is_a_distributed_value_until_the_step(ragged: str, sizes: list[int]) -> None:
+    data = tf.data.Dataset.range(6).batch(4).map(lambda i: ({"a": None, "b": i}, None))
+    found = list(Batches(data, TWO, ("/CPU:0", "/CPU:0"), ragged))
+    assert [sum(len(part) for part in batch.data[0]["b"].values) for batch in found] == sizes
+    for batch in found:
+        leaves = tf.nest.flatten(batch.data)
+        assert all(isinstance(leaf, tf.distribute.DistributedValues) for leaf in leaves)
+        named, weights = without_nothing(batch.data)
+        assert named["a"] is weights is None
+        assert named["b"] is batch.data[0]["b"]
 
 
 def test_accelerators_get_a_batch_while_they_work_on_the_one_before() -> None:

@@ -50,6 +50,11 @@ def generated() -> Iterator[Any]:
         yield X[start : start + 8], Y[start : start + 8]
 
 
+def unweighted() -> Iterator[Any]:
+    for x, y in generated():
+        yield x, y, None
+
+
 def endless() -> Iterator[Any]:
     while True:
         yield from generated()
@@ -58,6 +63,9 @@ def endless() -> Iterator[Any]:
 FITS: dict[str, Any] = {
     "arrays": lambda m: m.fit(X, Y, batch_size=8, epochs=3, verbose=0),
     "weights": lambda m: m.fit(X, Y, batch_size=8, sample_weight=WEIGHT, epochs=2, verbose=0),
+    "no weights": lambda m: m.fit(
+        batches().map(lambda x, y: (x, y, None)), validation_data=unweighted(), epochs=2, verbose=0
+    ),
     "dataset": lambda m: m.fit(batches(), epochs=3, verbose=0),
     "part of an epoch": lambda m: m.fit(batches().repeat(), steps_per_epoch=4, epochs=3, verbose=0),
     "validated": lambda m: m.fit(
@@ -70,6 +78,7 @@ FITS: dict[str, Any] = {
         verbose=0,
     ),
     "a generator": lambda m: m.fit(generated(), verbose=0),
+    "one without weights": lambda m: m.fit(unweighted(), verbose=0),
     "an endless one": lambda m: m.fit(endless(), steps_per_epoch=6, epochs=2, verbose=0),
 }
 

@@ -54,6 +54,16 @@ def two_outputs() -> keras.Model:
     return keras.Model(x, {"a": layers.Dense(1, name="a")(h), "b": layers.Dense(4, name="b")(h)})
 
 
+class Sum(layers.Layer):
+    def call(self, a: Any, b: Any = None) -> Any:
+        return a if b is None else a + b
+
+
+def optional() -> keras.Model:
+    a, b = keras.Input((5,), name="a"), keras.Input((5,), name="b", optional=True)
+    return keras.Model({"a": a, "b": b}, layers.Dense(4, "softmax")(Sum()(a, b)))
+
+
 def images() -> keras.Model:
     x = keras.Input((5,))
     pixels = layers.Reshape((3, 3, 2))(layers.Dense(18)(x))
@@ -133,6 +143,13 @@ CASES: dict[str, tuple[Any, Any, Any, dict[str, Any], Any]] = {
         },
         None,
     ),
+    "not_given": (
+        optional,
+        {"a": X, "b": None},
+        CLASSES,
+        {"loss": "categorical_crossentropy", "metrics": ["accuracy"]},
+        None,
+    ),
     "pixels": (
         images,
         X,
@@ -141,6 +158,10 @@ CASES: dict[str, tuple[Any, Any, Any, dict[str, Any], Any]] = {
         None,
     ),
 }
+
+
+def first_rows(nest: Any) -> Any:
+    return tf.nest.map_structure(lambda t: None if t is None else t[:4], nest)
 
 
 def trained(case: str, strategy: tf.distribute.Strategy) -> dict[str, Any]:
@@ -161,7 +182,7 @@ def trained(case: str, strategy: tf.distribute.Strategy) -> dict[str, Any]:
         "history": list(history.values()),
         "evaluate": model.evaluate(x, y, 6, 0, sample_weight=weights),
         "predict": model.predict(x, 6, 0),
-        "one": model.train_on_batch(x[:4], tf.nest.map_structure(lambda t: t[:4], y)),
+        "one": model.train_on_batch(first_rows(x), first_rows(y)),
         "weights": model.get_weights(),
     }
 

@@ -89,6 +89,10 @@ def test_optimizer_can_be_adopted(seen: dict[str, Any]) -> None:
     assert seen["adopted"] is True
 
 
+def test_an_empty_value_can_stand_for_none(seen: dict[str, Any]) -> None:
+    assert seen["nothing"] == [True, 0], "tf.function no longer takes an empty PerReplica"
+
+
 def test_accumulated_gradients_can_be_had_before_they_are_clipped(seen: dict[str, Any]) -> None:
     at, weight, steps, accumulated = seen["clipped"]
     assert (at, weight) == ([2], -2.0), "_clip_gradients is no longer called once an update"

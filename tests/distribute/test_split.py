@@ -54,10 +54,31 @@ def test_kinds_of_tensors() -> None:
     np.testing.assert_array_equal(tf.sparse.to_dense(second["sparse"]), np.eye(5)[3:])
 
 
+def test_what_is_none_stays_none_and_has_no_rows() -> None:
+    nothing = tf.experimental.Optional.empty(None)  # so a generator of Keras says it
+    first, second = all_parts((None, {"a": nothing, "b": tf.range(5)}, nothing), 1, 2)
+    for part, rows in ((first, [0, 1, 2]), (second, [3, 4])):
+        assert part[0] is part[1]["a"] is part[2] is None
+        assert part[1]["b"].numpy().tolist() == rows
+
+
+def test_a_dataset_may_yield_none() -> None:
+    data = tf.data.Dataset.range(6).batch(4).map(lambda i: (None, i, None))
+    found = list(split_dataset(data, Placement(1, 0, 2)))
+    assert [int(rows) for _, _, rows in found] == [4, 2]
+    assert [[part[1].numpy().tolist() for part in parts] for parts, _, _ in found] == [
+        [[0, 1], [2, 3]],
+        [[4], [5]],
+    ]
+    assert all(part[0] is part[2] is None for parts, _, _ in found for part in parts)
+
+
 def test_what_is_no_batch_is_refused() -> None:
     single = tf.data.Dataset.range(4).map(lambda i: {"x": tf.zeros(3), "i": i})
     with pytest.raises(InputError, match=r"yields \(int64\(\), .*dataset.batch\("):
         split_dataset(single, Placement(1, 0, 2))
+    with pytest.raises(InputError, match=r"yields \(int64\(\)\)"):
+        split_dataset(single.map(lambda row: (row["i"], None)), Placement(1, 0, 2))
 
 
 @pytest.mark.parametrize("shuffle", [False, True, "batch"])

@@ -138,6 +138,15 @@ def test_keras_reaches_the_tpu_and_only_that_is_missing(method: str, steps: int)
     assert ("multi_step_on_iterator" in str(error.value)) == (method != "predict")
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_batch_may_hold_none(steps: int) -> None:
+    model = compiled("cnn", steps_per_execution=steps)
+    generated = ((*batch("cnn", rows), None) for rows in (8, 8, 6))
+    with pytest.raises(tf.errors.InvalidArgumentError, match=NO_KERNEL) as error:
+        model.fit(generated, verbose=0)
+    assert "multi_step_on_iterator" in str(error.value)
+
+
 @pytest.mark.parametrize("method", ["train_step", "test_step"])
 def test_steps_of_one_call_are_those_of_one_step(method: str) -> None:
     model = compiled("cnn")

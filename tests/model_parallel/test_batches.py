@@ -6,8 +6,9 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+import tensorflow as tf
 
-from tfaccel.distribute.model_parallel.batches import ahead
+from tfaccel.distribute.model_parallel.batches import ahead, place, unwrap
 
 
 def test_the_next_one_is_taken_while_a_step_runs() -> None:
@@ -50,6 +51,14 @@ def test_no_thread_stays_when_a_pass_is_abandoned() -> None:
     batches.close()
     thread.join(10)
     assert not _threads()
+
+
+def test_none_is_a_distributed_value_until_the_step() -> None:
+    nothing = tf.experimental.Optional.empty(None)  # so a generator of Keras says it
+    batch = place({"a": None, "b": (nothing, None)}, mesh=None, axis=None)
+    leaves = tf.nest.flatten(batch)
+    assert all(isinstance(leaf, tf.distribute.DistributedValues) for leaf in leaves)
+    assert unwrap(batch) == {"a": None, "b": (None, None)}
 
 
 def _threads() -> list[threading.Thread]:

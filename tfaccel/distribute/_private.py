@@ -40,7 +40,7 @@ from tensorflow.python.distribute.cross_device_ops import CollectiveAllReduce
 from tensorflow.python.distribute.mirrored_strategy import MirroredExtended
 from tensorflow.python.distribute.tpu_strategy import TPUExtended
 
-# What a replica is handed, and how tf.function sees it.
+# What a replica is handed, and how tf.function sees it. An empty one stands for None in a batch.
 from tensorflow.python.distribute.values import PerReplica, PerReplicaSpec
 
 # `tf.random.set_seed` has no getter.

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
 from tfaccel.distribute import _private, padding
 from tfaccel.distribute.feed import Feed, unwatched
-from tfaccel.distribute.split import Placement, split, split_dataset
+from tfaccel.distribute.split import Placement, is_nothing, split, split_dataset
+
+# Stands for None in a batch on its replicas. Keras must find a distributed value in every leaf
+# before it asks the strategy for a batch's shapes, and a plain None is none.
+NOTHING = _private.PerReplica(())
 
 
 class Sharded(NamedTuple):
@@ -38,7 +42,9 @@ class Starved(NamedTuple):
 
 def shard(batch: Any, placement: Placement, ragged: str = "exact") -> Sharded | Starved:
     """Cuts one batch of host tensors that did not come from a dataset (`train_on_batch`)."""
-    batch = tf.nest.map_structure(lambda t: t if t is None else tf.convert_to_tensor(t), batch)
+    batch = tf.nest.map_structure(
+        lambda t: None if is_nothing(t) else tf.convert_to_tensor(t), batch
+    )
     leaves = [t for t in tf.nest.flatten(batch) if t is not None]
     parts, shares, _ = split(leaves, placement)
     whole = []
@@ -131,7 +137,7 @@ def _on_device(tensor: Any, device: str) -> Any:
 
 def _regroup(parts: tuple[Any, ...], shares: tuple[Any, ...], starved: bool) -> Sharded | Starved:
     kind = Starved if starved else Sharded
-    return kind(_each(parts, _private.AnyRows), _private.AnyRows(shares))
+    return kind(per_replica(parts, _private.AnyRows), _private.AnyRows(shares))
 
 
 def _static(
@@ -144,11 +150,26 @@ def _static(
     """Each replica's part filled up to `rows` rows."""
     filled, real = zip(*(padding.padded(part, rows) for part in parts), strict=True)
     kind = Starved if starved else Sharded
-    data, real = _each(placed(filled), _private.PerReplica), placed(real)
+    data, real = per_replica(placed(filled), _private.PerReplica), placed(real)
     return kind(data, _private.PerReplica(shares), _private.PerReplica(real))
 
 
-def _each(parts: tuple[Any, ...], kind: type) -> Any:
+def per_replica(parts: Sequence[Any], kind: type) -> Any:
+    """One nest of values of `kind` from the part of each replica; `NOTHING` where those are None.
+
+    Args:
+        parts: nests of one structure.
+        kind: `PerReplica` or a subclass.
+    """
     return tf.nest.map_structure(
-        lambda *t: None if t[0] is None else kind(t), *parts, expand_composites=False
+        lambda *t: NOTHING if t[0] is None else kind(t), *parts, expand_composites=False
+    )
+
+
+def without_nothing(batch: Any) -> Any:
+    """A nest as `per_replica` makes it, with None again where it holds `NOTHING`."""
+    return tf.nest.map_structure(
+        lambda v: None if isinstance(v, _private.PerReplica) and not v.values else v,
+        batch,
+        expand_composites=False,
     )

@@ -24,7 +24,7 @@ from tfaccel.distribute import (
     state,
     step,
 )
-from tfaccel.distribute.batches import Batches, Sharded, Starved, shard
+from tfaccel.distribute.batches import Batches, Sharded, Starved, shard, without_nothing
 from tfaccel.distribute.compression import Wire
 from tfaccel.distribute.executions import Executions
 from tfaccel.distribute.frequency import Frequency
@@ -142,6 +142,7 @@ class KerasFit:
         (batch,) = args
         if not isinstance(batch, (Sharded, Starved)):
             batch = self._shard(batch)
+        batch = batch._replace(data=without_nothing(batch.data))
         model = getattr(fn, "__self__", None)
         if model is None:  # predict: no loss, no state, nothing to put together but the rows
             predicted = super().run(fn, (batch.data,), kwargs, options)  # type: ignore[misc]
@@ -177,7 +178,7 @@ class KerasFit:
         if isinstance(value, (tuple, list, dict)):
             # Keras averages one batch only to learn its shapes.
             batch = value.data if isinstance(value, (Sharded, Starved)) else value
-            return tf.nest.map_structure(self._spec, batch)
+            return tf.nest.map_structure(self._spec, without_nothing(batch))
         if isinstance(value, tf.Tensor) and getattr(value, "_tfaccel_merged", False):
             return value
         return super().reduce(reduce_op, value, axis)  # type: ignore[misc]
@@ -201,6 +202,8 @@ class KerasFit:
         return first
 
     def _spec(self, value: Any) -> Any:
+        if value is None:
+            return None
         first = self.experimental_local_results(value)[0]  # type: ignore[attr-defined]
         return tf.TensorSpec([None, *first.shape[1:]], first.dtype)
 

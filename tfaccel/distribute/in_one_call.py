@@ -12,9 +12,9 @@ from typing import Any
 import tensorflow as tf
 
 from tfaccel.distribute import _private, padding
-from tfaccel.distribute.batches import Starved
+from tfaccel.distribute.batches import Starved, per_replica
 from tfaccel.distribute.feed import unwatched
-from tfaccel.distribute.split import Placement, split_dataset
+from tfaccel.distribute.split import Placement, is_nothing, split_dataset
 
 
 def fits(spec: Any) -> bool:
@@ -28,6 +28,7 @@ def fits(spec: Any) -> bool:
     return all(
         isinstance(s, tf.TensorSpec) and s.dtype != tf.string and s.shape[1:].is_fully_defined()
         for s in tf.nest.flatten(spec)
+        if not is_nothing(s)
     )
 
 
@@ -116,14 +117,14 @@ class _Pass(_private.DatasetIterator):  # type: ignore[misc]
         return self._shapes
 
 
-def _any_rows(spec: tf.TensorSpec) -> tf.TensorSpec:
-    return tf.TensorSpec([None, *spec.shape[1:]], spec.dtype)
+def _any_rows(spec: Any) -> tf.TensorSpec | None:
+    return None if is_nothing(spec) else tf.TensorSpec([None, *spec.shape[1:]], spec.dtype)
 
 
 def _static(parts: Any, shares: tf.Tensor, rows: int) -> Starved:
     """Each replica's part filled up to `rows` rows."""
     filled, real = zip(*(padding.padded(part, rows) for part in parts), strict=True)
-    data = tf.nest.map_structure(lambda *each: _private.PerReplica(each), *filled)
+    data = per_replica(filled, _private.PerReplica)
     # Which batches are so short that a replica has no rows is not known when a step is traced.
     shares = tuple(tf.unstack(shares, len(parts)))
     return Starved(data, _private.PerReplica(shares), _private.PerReplica(real))

@@ -50,12 +50,14 @@ def split(batch: Any, placement: Placement) -> tuple[tuple[Any, ...], tf.Tensor,
     """Cuts one global batch.
 
     Args:
-        batch: a nest of dense, ragged or sparse tensors that share their first dimension.
+        batch: a nest of dense, ragged or sparse tensors that share their first dimension, or of
+            what `is_nothing`.
         placement: which blocks are ours.
 
     Returns:
-        The part of `batch` for each of our replicas, each one's share of all rows (float32, shape
-        `[local]`), and the number of rows in the whole batch (int64).
+        The part of `batch` for each of our replicas (None where nothing was given), each one's
+        share of all rows (float32, shape `[local]`), and the number of rows in the whole batch
+        (int64).
     """
     rows = _rows(batch)
     parts, shares = [], []
@@ -124,7 +126,8 @@ def check_batched(spec: Any) -> None:
         InputError: says what the dataset yields.
     """
     if any(s.shape.rank == 0 for s in tf.nest.flatten(spec) if hasattr(s, "shape")):
-        shapes = ", ".join(f"{s.dtype.name}{s.shape}" for s in tf.nest.flatten(spec))
+        given = [s for s in tf.nest.flatten(spec) if not is_nothing(s)]
+        shapes = ", ".join(f"{s.dtype.name}{s.shape}" for s in given)
         raise InputError(
             f"tfaccel: the dataset yields ({shapes}), expected batches whose first dimension is "
             "the rows; batch it with dataset.batch(global_batch_size)."
@@ -132,7 +135,7 @@ def check_batched(spec: Any) -> None:
 
 
 def _rows(batch: Any) -> tf.Tensor:
-    first = next(t for t in tf.nest.flatten(batch) if not _is_optional(t))
+    first = next(t for t in tf.nest.flatten(batch) if not is_nothing(t))
     if isinstance(first, tf.SparseTensor):
         return first.dense_shape[0]
     if isinstance(first, tf.RaggedTensor):
@@ -154,8 +157,8 @@ def _share(size: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
 
 
 def _rows_of(tensor: Any, start: tf.Tensor, size: tf.Tensor) -> Any:
-    if _is_optional(tensor):
-        return tensor
+    if is_nothing(tensor):
+        return None
     if isinstance(tensor, tf.SparseTensor):
         rest = tensor.dense_shape[1:]
         begin = tf.concat([[start], tf.zeros_like(rest)], axis=0)
@@ -163,5 +166,13 @@ def _rows_of(tensor: Any, start: tf.Tensor, size: tf.Tensor) -> Any:
     return tensor[start : start + size]
 
 
-def _is_optional(tensor: Any) -> bool:
-    return isinstance(tensor, tf.experimental.Optional)
+def is_nothing(leaf: Any) -> bool:
+    """Whether a leaf of a batch, or of its spec, stands for None: an input or weights not given.
+
+    Keras's generators hand None to `tf.data` as an Optional, and its steps take any for None.
+
+    >>> is_nothing(None), is_nothing(tf.OptionalSpec(None)), is_nothing(tf.zeros(2))
+    (True, True, False)
+    """
+    nothing = (tf.experimental.Optional, tf.OptionalSpec, tf.NoneTensorSpec)
+    return leaf is None or isinstance(leaf, nothing)

@@ -10,9 +10,10 @@ import tensorflow as tf
 from tensorflow.experimental import dtensor
 
 from tfaccel.distribute import _private
+from tfaccel.distribute.batches import NOTHING, without_nothing
 from tfaccel.distribute.feed import Feed, unwatched
 from tfaccel.distribute.model_parallel import host
-from tfaccel.distribute.split import check_batched
+from tfaccel.distribute.split import check_batched, is_nothing
 from tfaccel.errors import InputError
 
 
@@ -67,10 +68,10 @@ def ahead(batches: Iterator[Any]) -> Generator[Any, None, None]:
 
 
 def unwrap(batch: Any) -> Any:
-    """The DTensors of a nest that `place` made."""
+    """The DTensors of a nest that `place` made, and None where it was given nothing."""
     return tf.nest.map_structure(
         lambda leaf: leaf.values[0] if isinstance(leaf, _private.PerReplica) else leaf,
-        batch,
+        without_nothing(batch),
         expand_composites=False,
     )
 
@@ -83,7 +84,9 @@ def place(batch: Any, mesh: Any, axis: str | None) -> Any:
 
 
 def _place(leaf: Any, mesh: Any, axis: str | None) -> Any:
-    if leaf is None or isinstance(leaf, (tf.experimental.Optional, _private.PerReplica)):
+    if is_nothing(leaf):
+        return NOTHING
+    if isinstance(leaf, _private.PerReplica):
         return leaf
     if tf.is_tensor(leaf) and dtensor.is_dtensor(leaf):
         return leaf
