@@ -177,6 +177,7 @@ case("loss_scalar", compile=lambda: {**classify(), "loss": scalar_loss})
 case("loss_masked", model=tagger, data=sequences)
 case("regularizers", model=regularized)
 case("add_loss", model=with_add_loss)
+case("add_loss_of_few_rows", model=with_add_loss, data=few)
 case("metric_auc", model=yes_no, data=binary, compile=lambda: {
     "optimizer": adam(0.01), "loss": "binary_crossentropy",
     "metrics": ["accuracy", keras.metrics.AUC(num_thresholds=20), keras.metrics.Precision()],

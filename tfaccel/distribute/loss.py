@@ -88,6 +88,17 @@ class ByShare:
         super().update_state(values, sample_weight)  # type: ignore[misc]
 
 
+class OfSomeRows:
+    """Mixin for the metric that tracks a model's loss: of no rows, `add_loss` says nothing."""
+
+    def update_state(self, values: Any, sample_weight: Any = None) -> None:
+        """Adds our part of a batch's loss."""
+        here = step.current()
+        if here is not None and here.starved:
+            values = tf.where(here.share > 0, values, tf.zeros_like(values))
+        super().update_state(values, sample_weight)  # type: ignore[misc]
+
+
 class SummedOverRows:
     """Mixin for an activity regularizer of a Keras that sums it over the batch's rows."""
 
@@ -106,6 +117,9 @@ def whole_batch(model: keras.Model) -> None:
         adapt(loss, WholeBatch)
     for metric in _private.loss_trackers(model):
         adapt(metric, ByShare)
+    tracker = _private.loss_tracker(model)
+    if tracker is not None:
+        adapt(tracker, OfSomeRows)
     if _KERAS < _ACTIVITY_IS_A_MEAN:
         for layer in _private.layers_of(model):
             penalty = getattr(layer, "activity_regularizer", None)
