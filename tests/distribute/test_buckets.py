@@ -27,7 +27,7 @@ def test_plan(sizes: list[int], kinds: str, messages: list[list[int]]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("latency", "rate", "size"), [(1e-4, 1e9, 1_000_000), (1e-6, 1e6, 1 << 16), (1, 1e9, 1 << 24)]
+    ("latency", "rate", "size"), [(1e-4, 1e9, 1_000_000), (1e-6, 1e6, 1 << 19), (1, 1e9, 1 << 24)]
 )
 def test_a_message_is_as_large_as_its_link_makes_worth(
     latency: float, rate: float, size: int

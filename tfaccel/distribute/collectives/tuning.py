@@ -10,7 +10,7 @@ import numpy as np
 from tfaccel.distribute.collectives.communicator import Communicator
 
 _PROBE_BYTES, _TIMES = 1 << 20, 10
-_LEAST, _MOST = 1 << 16, 1 << 24
+_LEAST, _MOST = 1 << 19, 1 << 24
 
 
 def bucket_bytes(communicator: Communicator) -> int:
@@ -28,9 +28,11 @@ def bucket_bytes(communicator: Communicator) -> int:
 
 
 def size_for(latency_s: float, bytes_per_s: float) -> int:
-    """The message of which a tenth of the time is latency, within 64 KB and 16 MB.
+    """The message of which a tenth of the time is latency, within 512 KB and 16 MB.
 
     Larger ones gain little and are ready later; what is copied to travel together costs too.
+    Smaller ones lose: when a worker has one core, a thread that computes gives it to MPI only every
+    few milliseconds, which a probe does not see that is made while nothing computes.
 
     >>> size_for(50e-6, 2e9)
     1000000
