@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 from tfaccel.errors import StrategyError
@@ -51,9 +52,11 @@ def strategy(name: str = "auto", **options: Any) -> tf.distribute.Strategy:
             model.compile("adam", "mse")
         model.fit(x, y, batch_size=64)
     """
-    from tfaccel import hardware, installed
+    from tfaccel import hardware, installed, onednn
 
     installed.check_before_import()
+    if "tensorflow" not in sys.modules:
+        onednn.prefer(os.environ)
     from tfaccel.cluster import resolve as find_cluster
     from tfaccel.distribute.model_parallel.mesh import MeshShape
     from tfaccel.strategies import describe, devices, request, settings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +11,9 @@ from dataclasses import dataclass
 import tensorflow as tf
 from absl import logging
 
+from tfaccel import onednn
 from tfaccel.cluster.cluster import Cluster
+from tfaccel.distribute import _private
 from tfaccel.strategies.auto import Choice
 from tfaccel.strategies.options import Options
 
@@ -60,7 +63,16 @@ class Description:
             lines.append(f"layouts    {layouts or 'auto'}")
         if self.options.seed is not None:
             lines.append(f"seed       {self.options.seed}")
+        if self.devices[0].startswith("CPU") and _slower_kernels():
+            lines.append(
+                "kernels    not oneDNN's, which are faster on this processor: set "
+                f"{onednn.VARIABLE}=1, or make the strategy before TensorFlow is imported"
+            )
         return "\n".join(lines)
+
+
+def _slower_kernels() -> bool:
+    return onednn.gains() and onednn.VARIABLE not in os.environ and not _private.onednn_is_on()
 
 
 _BATCHES = {

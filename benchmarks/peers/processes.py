@@ -17,6 +17,7 @@ from typing import IO, Any
 
 from peers.links import Place
 from peers.work import Task
+from tfaccel import onednn
 from tfaccel.launch.environment import worker_environment
 from tfaccel.launch.ports import free_ports
 
@@ -64,6 +65,7 @@ def run(
 
 def _environment(task: Task, place: Place, workers: list[str], job_id: str) -> dict[str, str]:
     base = {"TF_CPP_MIN_LOG_LEVEL": "2", **os.environ, **place.env, "OMP_NUM_THREADS": "1"}
+    onednn.prefer(base)  # for every column, so that they differ in their strategy alone
     if task.library == "keras":
         base.pop("TF_CONFIG", None)
         return base

@@ -46,6 +46,9 @@ from tensorflow.python.distribute.values import PerReplica, PerReplicaSpec
 # `tf.random.set_seed` has no getter.
 from tensorflow.python.eager.context import global_seed
 
+# Whether oneDNN computes is decided when TensorFlow is imported, and told nowhere.
+from tensorflow.python.util._pywrap_util_port import IsMklEnabled
+
 __all__ = [
     "LARGEST_CONSTANT",
     "AnyRows",
@@ -81,6 +84,7 @@ __all__ = [
     "layers_of",
     "loss_tracker",
     "loss_trackers",
+    "onednn_is_on",
     "own_collectives",
     "pack_variables",
     "set_initial_epoch",
@@ -159,6 +163,11 @@ class BeforeSaving:
     def _should_save_on_batch(self, batch: int) -> bool:
         super()._should_save_on_batch(batch)  # type: ignore[misc]  # what it writes of its count
         return self.save_freq != "epoch" and self.due(batch)
+
+
+def onednn_is_on() -> bool:
+    """Whether oneDNN's kernels compute in this process."""
+    return bool(IsMklEnabled())
 
 
 def accumulation(optimizer: Any) -> tuple[Any, list[Any]]:

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tfaccel import hardware
+from tfaccel import hardware, onednn
 from tfaccel.errors import LaunchError
 from tfaccel.launch.command import add_command, command_of, variable
 from tfaccel.launch.environment import worker_environment
@@ -34,7 +34,8 @@ def run(
     Args:
         command: program and arguments, the same for all workers.
         nproc: the number of workers.
-        env: variables for the workers on top of this process's own.
+        env: variables for the workers on top of this process's own. Where neither speaks of oneDNN,
+            workers use it if the processor gains.
         log_dir: a directory for `rank-N.log`, one a worker; files of earlier jobs are replaced.
         start_timeout_s: how long the workers wait for each other when they start, in seconds.
         grace_s: how long a worker that was asked to stop may take, in seconds.
@@ -56,7 +57,9 @@ def run(
         raise LaunchError("there is no command; expected a script or a program to run")
     for attempt in range(max_restarts + 1):
         logs = log_dir if log_dir is None or not attempt else Path(log_dir, f"restart-{attempt}")
-        environments = _environments({**os.environ, **(env or {})}, nproc, start_timeout_s)
+        base = {**os.environ, **(env or {})}
+        onednn.prefer(base)
+        environments = _environments(base, nproc, start_timeout_s)
         end = supervise(command, environments, log_dir=logs, grace_s=grace_s)
         if end.code == 0 or end.signalled or attempt == max_restarts:
             break

@@ -91,8 +91,8 @@ def check(
 
 _ENVIRONMENT = {
     "TF_CPP_MIN_LOG_LEVEL": "3",
-    # oneDNN's allocator stops at the memory of the machine, and writes to a part of what it hands
-    # out: a gigabyte for weights that a check only needs the shapes of.
+    # Always: oneDNN's allocator stops at the memory of the machine, and writes to a part of what it
+    # hands out, a gigabyte for weights that a check only needs the shapes of.
     "TF_ENABLE_ONEDNN_OPTS": "0",
 }
 
@@ -101,7 +101,7 @@ def _run(task: str, result: int, timeout_s: float) -> str:
     """Runs the worker; returns how it ended, for people."""
     process = subprocess.Popen(
         [sys.executable, "-m", "tfaccel.tpu.worker", task, str(result)],
-        env={**_ENVIRONMENT, **os.environ, "CUDA_VISIBLE_DEVICES": "-1"},
+        env={**os.environ, **_ENVIRONMENT, "CUDA_VISIBLE_DEVICES": "-1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
