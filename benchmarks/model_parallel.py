@@ -23,6 +23,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from tfaccel import onednn
+
 
 @dataclass(frozen=True)
 class Column:
@@ -113,6 +115,7 @@ def _run(index: int) -> dict[str, Any]:
     """Measures one column in a process of its own."""
     column = COLUMNS[index]
     env = {**os.environ, "KERAS_BACKEND": column.backend}
+    onednn.prefer(env)
     if column.backend == "jax":
         flags = f"{env.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count="
         env["XLA_FLAGS"] = flags + str(column.batch * column.model)
