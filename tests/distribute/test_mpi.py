@@ -78,7 +78,13 @@ def test_collectives_of_all_kinds(start: list[str], tmp_path: Path) -> None:
     assert len({drew for _, drew in said}) == 1, "the workers start from other values"
 
 
-@pytest.mark.parametrize("start", [LAUNCH, MPIEXEC], ids=["launch", "mpiexec"])
+@pytest.mark.parametrize(
+    "start",
+    [
+        pytest.param(LAUNCH, id="launch"),
+        pytest.param(MPIEXEC, id="mpiexec", marks=pytest.mark.exhaustive),
+    ],
+)
 def test_a_worker_that_ends_early_ends_the_others(start: list[str], tmp_path: Path) -> None:
     began = time.monotonic()
     done = run(start, tmp_path, end="if rank == 1: sys.exit(3)")

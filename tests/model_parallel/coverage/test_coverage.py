@@ -88,7 +88,7 @@ def _always() -> set[str]:
         for operation in row.expected.partition("replicated: ")[2].split(", "):
             proven.setdefault(operation, name)
     refused = {name for name, row in ZOO.items() if row.expected.startswith("refused")}
-    return {*FEW, *proven.values(), *refused, "ResNet50", "LlamaBackbone", "GPT2Backbone"}
+    return {*FEW, *proven.values(), *refused, "ConvNeXtTiny", "LlamaBackbone", "GPT2Backbone"}
 
 
 def _pair(mesh: str, row: str, always: set[str]) -> Any:
