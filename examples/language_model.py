@@ -64,6 +64,7 @@ def main(_):
     strategy = flags.strategy()
     print(tfaccel.describe(strategy))
     x, y, x_held_out, y_held_out = load_data()
+    x, y = x[: FLAGS.rows], y[: FLAGS.rows]
 
     steps = FLAGS.epochs * math.ceil(len(x) / FLAGS.batch_size)
     with strategy.scope():
@@ -100,5 +101,6 @@ if __name__ == "__main__":
     flags.define(seed=1)
     absl_flags.DEFINE_integer("epochs", 7, "Passes over the text.", lower_bound=2)
     absl_flags.DEFINE_integer("batch_size", 32, "Rows a step, over all replicas together.")
+    absl_flags.DEFINE_integer("rows", None, "Take only the first rows of the text: a quick trial.")
     absl_flags.DEFINE_string("out", "language_model.keras", "Where to save the trained model.")
     app.run(main)

@@ -94,6 +94,11 @@ def case(name: str, **row: Any) -> None:
     CASES[name] = Case(name, **{**defaults, **row})
 
 
+def trained(name: str, **row: Any) -> None:
+    """A case whose history and weights tell all; `evaluate` and `predict` are as in any other."""
+    case(name, equal=("history", "weights", "batches"), **row)
+
+
 case("arrays")
 case("arrays_unshuffled", fit={"shuffle": False})
 case("tf_data", data=lambda: {"x": dataset().batch(BATCH)})
@@ -189,36 +194,36 @@ case("metric_mean_iou", compile=lambda: classify(metrics=[
 
 # Optimizers
 
-case("clipnorm", compile=optimized(adam, 0.05, clipnorm=0.05))
-case("clipvalue", compile=optimized(sgd, 0.5, clipvalue=0.02))
-case("global_clipnorm", compile=optimized(sgd, 0.5, global_clipnorm=0.1))
-case("gradient_accumulation", compile=optimized(adam, 0.02, gradient_accumulation_steps=2))
-case("ema", compile=optimized(adam, 0.02, use_ema=True, ema_momentum=0.8))
-case(
+trained("clipnorm", compile=optimized(adam, 0.05, clipnorm=0.05))
+trained("clipvalue", compile=optimized(sgd, 0.5, clipvalue=0.02))
+trained("global_clipnorm", compile=optimized(sgd, 0.5, global_clipnorm=0.1))
+trained("gradient_accumulation", compile=optimized(adam, 0.02, gradient_accumulation_steps=2))
+trained("ema", compile=optimized(adam, 0.02, use_ema=True, ema_momentum=0.8))
+trained(
     "ema_overwrite",
     compile=optimized(sgd, 0.2, use_ema=True, ema_momentum=0.8, ema_overwrite_frequency=2),
 )
-case("weight_decay", compile=optimized(keras.optimizers.AdamW, 0.02, weight_decay=0.1))
-case(
+trained("weight_decay", compile=optimized(keras.optimizers.AdamW, 0.02, weight_decay=0.1))
+trained(
     "schedule",
     compile=lambda: classify(lambda: sgd(keras.optimizers.schedules.CosineDecay(0.5, 6))),
 )
-case("sgd_momentum", compile=optimized(sgd, 0.1, momentum=0.9, nesterov=True))
-case("lion", compile=optimized(keras.optimizers.Lion, 0.005))
-case("loss_scale", compile=lambda: classify(loss_scaled))
+trained("sgd_momentum", compile=optimized(sgd, 0.1, momentum=0.9, nesterov=True))
+trained("lion", compile=optimized(keras.optimizers.Lion, 0.005))
+trained("loss_scale", compile=lambda: classify(loss_scaled))
 
 # Precision and compilation
 
 # Two orders of adding bfloat16 numbers differ in the third digit.
 case("mixed_bfloat16", policy="mixed_bfloat16", rtol=3e-2)
 case("mixed_float16", policy="mixed_float16", rtol=5e-3)
-case(
+trained(
     "mixed_float16_overflow",
     policy="mixed_float16",
     compile=lambda: classify(lambda: loss_scaled(2.0**30)),
     rtol=5e-3,
 )
-case(
+trained(
     "overflow_on_one_replica",
     data=one_huge_row,
     policy="mixed_float16",
@@ -251,19 +256,19 @@ case("embedding_sparse_gradients", model=lambda: embedded(
 
 # Callbacks
 
-case("early_stopping", fit={"epochs": 5}, callbacks=lambda _: [
+trained("early_stopping", fit={"epochs": 5}, callbacks=lambda _: [
     keras.callbacks.EarlyStopping("accuracy", patience=1, restore_best_weights=True)])  # fmt: skip
-case("reduce_lr", fit={"epochs": 4}, callbacks=lambda _: [
+trained("reduce_lr", fit={"epochs": 4}, callbacks=lambda _: [
     keras.callbacks.ReduceLROnPlateau("loss", factor=0.1, patience=1, min_delta=0.5)])  # fmt: skip
-case("csv_and_tensorboard", callbacks=lambda folder: [
+trained("csv_and_tensorboard", callbacks=lambda folder: [
     keras.callbacks.CSVLogger(os.path.join(folder, "log.csv")),
     keras.callbacks.TensorBoard(os.path.join(folder, "board"))])  # fmt: skip
-case(
+trained(
     "swap_ema_weights",
     compile=optimized(adam, 0.02, use_ema=True, ema_momentum=0.8),
     callbacks=lambda _: [keras.callbacks.SwapEMAWeights(swap_on_epoch=True)],
 )
-case("terminate_on_nan", callbacks=lambda _: [keras.callbacks.TerminateOnNaN()])
+trained("terminate_on_nan", callbacks=lambda _: [keras.callbacks.TerminateOnNaN()])
 
 
 class Seen(keras.callbacks.Callback):

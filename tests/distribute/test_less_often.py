@@ -126,7 +126,13 @@ def test_it_does_so_eagerly_too() -> None:
 
 
 @ON_TWO
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case",
+    [
+        case if case in ("adam", "embedding") else pytest.param(case, marks=pytest.mark.exhaustive)
+        for case in CASES
+    ],
+)
 def test_accumulating_locally_on_two_workers_gives_one_device_s_weights(case: str) -> None:
     compare(workers(), case)
 

@@ -159,6 +159,10 @@ CASES: dict[str, tuple[Any, Any, Any, dict[str, Any], Any]] = {
     ),
 }
 
+# The conformance table shows for all of them that batches that are not filled up are exact.
+EXACT = ("weights", "masks", "pixels")
+ON_BATCH = ("regression", "two_outputs", "not_given")
+
 
 def first_rows(nest: Any) -> Any:
     return tf.nest.map_structure(lambda t: None if t is None else t[:4], nest)
@@ -178,13 +182,14 @@ def trained(case: str, strategy: tf.distribute.Strategy) -> dict[str, Any]:
         model.compile(keras.optimizers.SGD(0.05), loss, **given)
     history = model.fit(x, y, 6, 2, 0, sample_weight=weights, shuffle=False).history
     # Keras counts the metrics it has made of a kind, and names them so.
-    return {
+    said = {
         "history": list(history.values()),
         "evaluate": model.evaluate(x, y, 6, 0, sample_weight=weights),
         "predict": model.predict(x, 6, 0),
-        "one": model.train_on_batch(first_rows(x), first_rows(y)),
-        "weights": model.get_weights(),
     }
+    if case in ON_BATCH:
+        said["one"] = model.train_on_batch(first_rows(x), first_rows(y))
+    return {**said, "weights": model.get_weights()}
 
 
 @functools.cache
@@ -197,8 +202,9 @@ def strategy(ragged: str = "pad") -> tf.distribute.Strategy:
     return tfaccel.strategy("mirrored", device_type="cpu", devices=3, ragged=ragged)
 
 
-@pytest.mark.parametrize("ragged", ["pad", "exact"])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("case", "ragged"), [*((case, "pad") for case in CASES), *((case, "exact") for case in EXACT)]
+)
 def test_numbers_are_those_of_one_device(case: str, ragged: str) -> None:
     ours = trained(case, strategy(ragged))
     for what, expected in alone(case).items():

@@ -55,7 +55,7 @@ def trained(make: Any, digits: Digits) -> keras.Model:
     return model
 
 
-@pytest.mark.parametrize("make", [mlp, cnn])
+@pytest.mark.parametrize("make", [pytest.param(mlp, marks=pytest.mark.exhaustive), cnn])
 def test_a_quantized_model_is_bit_exact_on_every_row(
     make: Any, digits: Digits, tmp_path: Path
 ) -> None:

@@ -60,10 +60,10 @@ HEADS = {
         (mlp, "x=2,y=2", TWO),
         (mlp, "x=2,y=2", {".*kernel": ("y", "x"), ".*bias": ("y",)}),
         (mlp, "x=2,y=2", {".*kernel": (None, "y"), ".*bias": ("x",)}),
-        (mlp, "x=4,y=1", TWO),
+        pytest.param(mlp, "x=4,y=1", TWO, marks=pytest.mark.exhaustive),
         (mlp, "batch=2,x=2,y=1", TWO),
         (attention, "x=2,y=2", HEADS),
-        (attention, "batch=2,x=1,y=2", HEADS),
+        pytest.param(attention, "batch=2,x=1,y=2", HEADS, marks=pytest.mark.exhaustive),
     ],
 )
 def test_equals_one_device(model: Any, mesh: str, rules: Any) -> None:

@@ -21,6 +21,15 @@ RUNS = [
     ("cnn", "batch=4", "fully_sharded"),
     ("transformer", "batch=2,model=2", "fully_sharded"),
 ]
+# Each model, each mesh and each way to lay it out at least once.
+ALWAYS = [
+    ("mlp", "batch=4", "auto"),
+    ("cnn", "batch=4", "auto"),
+    ("transformer", "batch=2,model=2", "auto"),
+    ("mlp", "model=4", "auto"),
+    ("grouped", "model=4", "auto"),
+    ("cnn", "batch=4", "fully_sharded"),
+]
 
 
 @functools.cache
@@ -50,14 +59,23 @@ def assert_equals_one_device(name: str, mesh: str, layouts: str, devices: int) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "mesh", "layouts"), RUNS)
+@pytest.mark.parametrize(
+    ("name", "mesh", "layouts"),
+    [run if run in ALWAYS else pytest.param(*run, marks=pytest.mark.exhaustive) for run in RUNS],
+)
 @pytest.mark.child(devices=4)
 def test_one_process(name: str, mesh: str, layouts: str) -> None:
     assert_equals_one_device(name, mesh, layouts, devices=4)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=pytest.mark.exhaustive) if n in ("mlp", "grouped") else n
+        for n in MODELS
+    ],
+)
 @pytest.mark.child(workers=2, group="2x2")
 def test_two_processes_data_and_model(name: str) -> None:
     assert_equals_one_device(name, "batch=2,model=2", "auto", devices=2)

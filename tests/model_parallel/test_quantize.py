@@ -41,7 +41,7 @@ def loss() -> keras.losses.Loss:
         ("int8", "auto"),
         ("int4", "auto"),
         ("float8", "auto"),
-        ("int8", "fully_sharded"),
+        pytest.param("int8", "fully_sharded", marks=pytest.mark.exhaustive),
         pytest.param("int4", "fully_sharded", marks=pytest.mark.exhaustive),
         pytest.param("float8", "fully_sharded", marks=pytest.mark.exhaustive),
     ],

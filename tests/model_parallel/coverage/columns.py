@@ -20,9 +20,9 @@ WHOLE = "batch=2,model=2"
 NARROW = ("batch=4,model=1", "batch=1,model=4")
 
 
-def halves(rows: Sequence[str]) -> list[list[str]]:
-    """Two parts of `rows` that take about as long; every second row goes to each."""
-    return [part for part in (list(rows[::2]), list(rows[1::2])) if part]
+def parts(rows: Sequence[str], number: int) -> list[list[str]]:
+    """Parts of `rows` that take about as long: each row goes to the next part in turn."""
+    return [part for first in range(number) if (part := list(rows[first::number]))]
 
 
 def run(out: Path, mesh: str, rows: Sequence[str] = ()) -> str:
