@@ -186,6 +186,10 @@ def table(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     made.close()
 
 
+def test_a_part_is_of_the_table() -> None:
+    assert set(PART) <= set(EVERY_CASE)
+
+
 @pytest.mark.parametrize(("column", "case"), pairs(STRATEGIES))
 def test_equals_one_device(table: Table, column: str, case: str) -> None:
     got = table.result(column, case)

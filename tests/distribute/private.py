@@ -201,6 +201,16 @@ def main():
         counted = [int(rows(_private.AnyRows((make(n), make(n + 1))))) for n in (3, 5, 4)]
         seen["traces"][kind] = [len(traces), counted]
 
+    @tf.function(reduce_retracing=True)
+    def fixed(batch):
+        shapes.append(list(ours.experimental_local_results(batch)[0].shape))
+        return 0
+
+    shapes = []
+    for n in (3, 5, 3, 4):
+        fixed(_private.FixedRows((tf.zeros((n, 2)), tf.zeros((n, 2)))))
+    seen["fixed"] = shapes
+
     class Bases:
         pass
 

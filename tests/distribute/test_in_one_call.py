@@ -109,6 +109,23 @@ def test_numbers_are_those_of_one_step_at_a_time(how: str, monkeypatch: pytest.M
     )
 
 
+def test_another_batch_size_is_another_static_shape() -> None:
+    seen: list[int | None] = []
+
+    class Noted(keras.layers.Layer):
+        def call(self, x: Any) -> Any:
+            seen.append(x.shape[0])
+            return x
+
+    with strategy().scope():
+        ours = keras.Sequential([keras.Input((4,)), Noted(), keras.layers.Dense(3)])
+        ours.compile("sgd", "mse")
+    seen.clear()
+    for size in (10, 12, 10):  # four steps an epoch each, so that Keras keeps its function
+        ours.fit(X, X[:, :3], batch_size=size, verbose=0)
+    assert seen == [None, 10, 12], "once to build the metrics, and once for each size"
+
+
 def test_what_a_model_is_compiled_with_is_left_to_it() -> None:
     with strategy().scope():
         ours = model()

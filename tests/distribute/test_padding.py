@@ -266,6 +266,23 @@ def test_a_step_is_traced_once() -> None:
     assert [tuple(s) for s in traced if s[0] is not None] == [(2, 5)] * 3, "one for each replica"
 
 
+def test_another_batch_size_is_another_static_shape() -> None:
+    traced = []
+
+    class Noted(layers.Layer):
+        def call(self, x: Any) -> Any:
+            traced.append(tuple(x.shape))
+            return x
+
+    with strategy().scope():
+        model = keras.Sequential([keras.Input((5,)), Noted(), layers.Dense(1)])
+        model.compile("sgd", "mse")
+    traced.clear()
+    for size in (6, 9, 12, 6):
+        model.fit(X, X[:, :1], batch_size=size, verbose=0)
+    assert [s for s in traced if s[0] is not None] == [(2, 5)] * 3 + [(3, 5)] * 3 + [(4, 5)] * 3
+
+
 def test_dropping_needs_batches_that_divide() -> None:
     dataset = tf.data.Dataset.from_tensor_slices(X).batch(7)
     batches = Batches(dataset, Placement(1, 0, 3), ("CPU:0", "CPU:1", "CPU:2"), "drop")

@@ -117,6 +117,10 @@ def test_batches_of_any_size_are_one_trace(seen: dict[str, Any], kind: str) -> N
     assert traces == 1, "tf.function no longer asks AnyRows for its _type_spec"
 
 
+def test_batches_of_fixed_rows_are_a_trace_for_each_size(seen: dict[str, Any]) -> None:
+    assert seen["fixed"] == [[3, 2], [5, 2], [4, 2]], "tf.function no longer asks both specs"
+
+
 def test_strategies_have_collective_keys_of_their_own(seen: dict[str, Any]) -> None:
     assert all(seen["key bases"]), f"TensorFlow no longer reads _collective_key_base: {seen}"
 

@@ -68,14 +68,10 @@ def test_one_process(name: str, mesh: str, layouts: str) -> None:
     assert_equals_one_device(name, mesh, layouts, devices=4)
 
 
+# The conformance table has a column of this mesh.
+@pytest.mark.exhaustive
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(n, marks=pytest.mark.exhaustive) if n in ("mlp", "grouped") else n
-        for n in MODELS
-    ],
-)
+@pytest.mark.parametrize("name", MODELS)
 @pytest.mark.child(workers=2, group="2x2")
 def test_two_processes_data_and_model(name: str) -> None:
     assert_equals_one_device(name, "batch=2,model=2", "auto", devices=2)

@@ -58,6 +58,7 @@ __all__ = [
     "CollectiveAllReduce",
     "CollectiveAllReduceExtended",
     "DatasetIterator",
+    "FixedRows",
     "MirroredExtended",
     "PerReplica",
     "ReadByValue",
@@ -103,6 +104,31 @@ class AnyRows(PerReplica):  # type: ignore[misc]
     @property
     def _type_spec(self) -> PerReplicaSpec:
         return PerReplicaSpec(*(_any_rows(tf.type_spec_from_value(v)) for v in self.values))
+
+
+class FixedRows(PerReplica):  # type: ignore[misc]
+    """A PerReplica batch with a static shape, which a batch of another size does not change.
+
+    Keras makes its functions, one within the other, with `reduce_retracing`: where a second shape
+    comes, `tf.function` asks the two specs for one that fits both, and traces with unknown sizes
+    from then on. These have none.
+    """
+
+    @property
+    def _type_spec(self) -> PerReplicaSpec:
+        return _FixedSpec(*(tf.type_spec_from_value(v) for v in self.values))
+
+
+class _FixedSpec(PerReplicaSpec):  # type: ignore[misc]
+    @property
+    def value_type(self) -> type:
+        return FixedRows
+
+    def _from_components(self, components: Any) -> FixedRows:
+        return FixedRows(components)
+
+    def most_specific_common_supertype(self, others: Any) -> _FixedSpec | None:
+        return self if all(self == other for other in others) else None
 
 
 class ReadByValue:

@@ -150,8 +150,8 @@ def _static(
     """Each replica's part filled up to `rows` rows."""
     filled, real = zip(*(padding.padded(part, rows) for part in parts), strict=True)
     kind = Starved if starved else Sharded
-    data, real = per_replica(placed(filled), _private.PerReplica), placed(real)
-    return kind(data, _private.PerReplica(shares), _private.PerReplica(real))
+    data, real = per_replica(placed(filled), _private.FixedRows), placed(real)
+    return kind(data, _private.PerReplica(shares), _private.FixedRows(real))
 
 
 def per_replica(parts: Sequence[Any], kind: type) -> Any:

@@ -124,7 +124,7 @@ def _any_rows(spec: Any) -> tf.TensorSpec | None:
 def _static(parts: Any, shares: tf.Tensor, rows: int) -> Starved:
     """Each replica's part filled up to `rows` rows."""
     filled, real = zip(*(padding.padded(part, rows) for part in parts), strict=True)
-    data = per_replica(filled, _private.PerReplica)
+    data = per_replica(filled, _private.FixedRows)
     # Which batches are so short that a replica has no rows is not known when a step is traced.
     shares = tuple(tf.unstack(shares, len(parts)))
-    return Starved(data, _private.PerReplica(shares), _private.PerReplica(real))
+    return Starved(data, _private.PerReplica(shares), _private.FixedRows(real))
