@@ -45,7 +45,7 @@ def run(*argv: str, **variables: str) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-m", "tfaccel.env", *argv],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         env={**kept, "COLUMNS": "200", **variables},
     )
 

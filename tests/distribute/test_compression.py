@@ -210,7 +210,7 @@ def test_bfloat16_leaves_workers_equal(way: str, devices: int, tmp_path: Path) -
         env={**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "2"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     said = re.findall(r"loss ([\d.]+) weights (\w+)", done.stdout)

@@ -189,6 +189,6 @@ def test_strategies_of_one_process_train_in_turn() -> None:
         env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert "all trained" in done.stdout, done.stderr[-3000:]

@@ -65,7 +65,7 @@ def run(start: list[str], folder: Path, end: str) -> subprocess.CompletedProcess
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=120,
+        timeout=300,
     )
 
 
@@ -139,7 +139,7 @@ def test_a_worker_on_one_core_computes_while_it_waits(tmp_path: Path) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=60,
+        timeout=300,
     )
     assert done.returncode == 0, done.stdout[-4000:]
     assert done.stdout.count("total 2.0") == 2
