@@ -94,11 +94,6 @@ def case(name: str, **row: Any) -> None:
     CASES[name] = Case(name, **{**defaults, **row})
 
 
-def trained(name: str, **row: Any) -> None:
-    """A case whose history and weights tell all; `evaluate` and `predict` are as in any other."""
-    case(name, equal=("history", "weights", "batches"), **row)
-
-
 case("arrays")
 case("arrays_unshuffled", fit={"shuffle": False})
 case("tf_data", data=lambda: {"x": dataset().batch(BATCH)})
@@ -194,36 +189,36 @@ case("metric_mean_iou", compile=lambda: classify(metrics=[
 
 # Optimizers
 
-trained("clipnorm", compile=optimized(adam, 0.05, clipnorm=0.05))
-trained("clipvalue", compile=optimized(sgd, 0.5, clipvalue=0.02))
-trained("global_clipnorm", compile=optimized(sgd, 0.5, global_clipnorm=0.1))
-trained("gradient_accumulation", compile=optimized(adam, 0.02, gradient_accumulation_steps=2))
-trained("ema", compile=optimized(adam, 0.02, use_ema=True, ema_momentum=0.8))
-trained(
+case("clipnorm", compile=optimized(adam, 0.05, clipnorm=0.05))
+case("clipvalue", compile=optimized(sgd, 0.5, clipvalue=0.02))
+case("global_clipnorm", compile=optimized(sgd, 0.5, global_clipnorm=0.1))
+case("gradient_accumulation", compile=optimized(adam, 0.02, gradient_accumulation_steps=2))
+case("ema", compile=optimized(adam, 0.02, use_ema=True, ema_momentum=0.8))
+case(
     "ema_overwrite",
     compile=optimized(sgd, 0.2, use_ema=True, ema_momentum=0.8, ema_overwrite_frequency=2),
 )
-trained("weight_decay", compile=optimized(keras.optimizers.AdamW, 0.02, weight_decay=0.1))
-trained(
+case("weight_decay", compile=optimized(keras.optimizers.AdamW, 0.02, weight_decay=0.1))
+case(
     "schedule",
     compile=lambda: classify(lambda: sgd(keras.optimizers.schedules.CosineDecay(0.5, 6))),
 )
-trained("sgd_momentum", compile=optimized(sgd, 0.1, momentum=0.9, nesterov=True))
-trained("lion", compile=optimized(keras.optimizers.Lion, 0.005))
-trained("loss_scale", compile=lambda: classify(loss_scaled))
+case("sgd_momentum", compile=optimized(sgd, 0.1, momentum=0.9, nesterov=True))
+case("lion", compile=optimized(keras.optimizers.Lion, 0.005))
+case("loss_scale", compile=lambda: classify(loss_scaled))
 
 # Precision and compilation
 
 # Two orders of adding bfloat16 numbers differ in the third digit.
 case("mixed_bfloat16", policy="mixed_bfloat16", rtol=3e-2)
 case("mixed_float16", policy="mixed_float16", rtol=5e-3)
-trained(
+case(
     "mixed_float16_overflow",
     policy="mixed_float16",
     compile=lambda: classify(lambda: loss_scaled(2.0**30)),
     rtol=5e-3,
 )
-trained(
+case(
     "overflow_on_one_replica",
     data=one_huge_row,
     policy="mixed_float16",
@@ -256,19 +251,19 @@ case("embedding_sparse_gradients", model=lambda: embedded(
 
 # Callbacks
 
-trained("early_stopping", fit={"epochs": 5}, callbacks=lambda _: [
+case("early_stopping", fit={"epochs": 5}, callbacks=lambda _: [
     keras.callbacks.EarlyStopping("accuracy", patience=1, restore_best_weights=True)])  # fmt: skip
-trained("reduce_lr", fit={"epochs": 4}, callbacks=lambda _: [
+case("reduce_lr", fit={"epochs": 4}, callbacks=lambda _: [
     keras.callbacks.ReduceLROnPlateau("loss", factor=0.1, patience=1, min_delta=0.5)])  # fmt: skip
-trained("csv_and_tensorboard", callbacks=lambda folder: [
+case("csv_and_tensorboard", callbacks=lambda folder: [
     keras.callbacks.CSVLogger(os.path.join(folder, "log.csv")),
     keras.callbacks.TensorBoard(os.path.join(folder, "board"))])  # fmt: skip
-trained(
+case(
     "swap_ema_weights",
     compile=optimized(adam, 0.02, use_ema=True, ema_momentum=0.8),
     callbacks=lambda _: [keras.callbacks.SwapEMAWeights(swap_on_epoch=True)],
 )
-trained("terminate_on_nan", callbacks=lambda _: [keras.callbacks.TerminateOnNaN()])
+case("terminate_on_nan", callbacks=lambda _: [keras.callbacks.TerminateOnNaN()])
 
 
 class Seen(keras.callbacks.Callback):

@@ -69,9 +69,14 @@ def test_one_process(name: str, mesh: str, layouts: str) -> None:
 
 
 # The conformance table has a column of this mesh.
-@pytest.mark.exhaustive
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name == "transformer" else pytest.mark.exhaustive)
+        for name in MODELS
+    ],
+)
 @pytest.mark.child(workers=2, group="2x2")
 def test_two_processes_data_and_model(name: str) -> None:
     assert_equals_one_device(name, "batch=2,model=2", "auto", devices=2)

@@ -136,23 +136,21 @@ def test_a_shape_that_depends_on_data_is_a_warning() -> None:
     assert 0 < float(cost[1]) <= found["needed"] / 2**20
 
 
+NO_MODEL = [
+    (["unknown_length"], "has an input of shape (None, None, 4), expected known sizes"),
+    (["broken"], f"builders.py line {line_of('raise KeyError')}: KeyError: 'no such weights';"),
+    (["cnn", "--topology", "v5e:3x3"], "topology v5e:3x3 is none that the TPU's compiler kno"),
+    (["subclassed"], "does not say the shape of its input; give it with --input-shape"),
+    (["no_model"], "returned a int, expected a keras.Model"),
+    (["nothing"], "has no function 'nothing', expected one of cnn, lstm"),
+    (["with_arguments"], "needs width, expected a function that builds the model without arg"),
+    (["several", "--input-shape", "4"], "which has 2 inputs, expected one"),
+]
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
-    [
-        (["unknown_length"], "has an input of shape (None, None, 4), expected known sizes"),
-        (["broken"], f"builders.py line {line_of('raise KeyError')}: KeyError: 'no such weights';"),
-        (["cnn", "--topology", "v5e:3x3"], "topology v5e:3x3 is none that the TPU's compiler kno"),
-        *(
-            pytest.param(words, says, marks=pytest.mark.exhaustive)
-            for words, says in [
-                (["subclassed"], "does not say the shape of its input; give it with --input-shape"),
-                (["no_model"], "returned a int, expected a keras.Model"),
-                (["nothing"], "has no function 'nothing', expected one of cnn, lstm"),
-                (["with_arguments"], "needs width, expected a function that builds the model wi"),
-                (["several", "--input-shape", "4"], "which has 2 inputs, expected one"),
-            ]
-        ),
-    ],
+    [*NO_MODEL[:3], *(pytest.param(*row, marks=pytest.mark.exhaustive) for row in NO_MODEL[3:])],
 )
 def test_what_is_no_model_with_a_known_batch(words: list[str], says: str) -> None:
     code, _, err = ran(f"{BUILDERS}:{words[0]}", "--batch", "72", *words[1:])
