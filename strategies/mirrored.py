@@ -26,9 +26,8 @@ def make(request: Request) -> tf.distribute.Strategy:
             "tfaccel: communication='mpi' was asked for with strategy 'mirrored', whose devices "
             "are all in this process; use 'multi_worker_mirrored', or leave it out."
         )
-    reduction = None
-    if request.options.communication == "ring" and gpus:
-        reduction = tf.distribute.HierarchicalCopyAllReduce()
     return MirroredStrategy(
-        list(request.devices), cross_device_ops=reduction, frequency=request.frequency
+        list(request.devices),
+        frequency=request.frequency,
+        ring=request.options.communication == "ring",
     )

@@ -27,13 +27,12 @@ def make(request: Request) -> tf.distribute.Strategy:
             f"mesh='batch=1,model={len(request.devices) * workers}' for the "
             f"{len(request.devices) * workers} devices here."
         )
-    if request.devices[0].startswith("GPU"):
-        settings.show_only(request.devices)
+    devices = settings.show_only(request.devices)
     if cluster is not None and workers > 1:
         agreement.adopt(meeting.of(cluster, options, agreement.offer()).payload)
     return ModelParallelStrategy(
         options.mesh,
         "auto" if options.layouts is None else options.layouts,
-        devices=request.devices,
+        devices=devices,
         cluster=cluster if workers > 1 else None,
     )

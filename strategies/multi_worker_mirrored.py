@@ -26,18 +26,18 @@ def make(request: Request) -> tf.distribute.Strategy:
         )
     kind = request.devices[0].partition(":")[0]
     way = transport.chosen(options, kind, cluster)
-    settings.show_only(request.devices)
+    devices = settings.show_only(request.devices)
     if way == "mpi":
         from tfaccel.distribute.mpi import MpiStrategy
 
         settings.spare_thread()
         communicator = transport.over_mpi(cluster, options)
-        return MpiStrategy(cluster, communicator, request.devices, request.frequency)
+        return MpiStrategy(cluster, communicator, devices, request.frequency)
     agreement.adopt(meeting.of(cluster, options, agreement.offer(), way).payload)
     return MultiWorkerMirroredStrategy(
         cluster,
         device_type=kind,
-        devices=len(request.devices),
+        devices=len(devices),
         communication=way,
         timeout_s=options.collective_timeout,
         frequency=request.frequency,

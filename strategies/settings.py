@@ -66,12 +66,27 @@ def precision(asked: str, here: Sequence[Device], names: Sequence[str]) -> str:
     return "mixed_bfloat16" if min(capabilities) >= (8, 0) else "mixed_float16"
 
 
-def show_only(names: Sequence[str]) -> None:
-    """Hides the GPUs that are not in `names`, so that TensorFlow numbers and uses ours alone."""
-    gpus = tf.config.list_physical_devices("GPU")
-    ours = [gpu for i, gpu in enumerate(gpus) if f"GPU:{i}" in names]
+def show_only(names: Sequence[str]) -> tuple[str, ...]:
+    """Hides the GPUs that are not in `names`, so that TensorFlow numbers and uses ours alone.
+
+    Returns:
+        The names that the devices have from now on. A GPU that was divided into logical ones stays
+        whole.
+    """
+    gpus = tf.config.get_visible_devices("GPU")
+    ours: list[tf.config.PhysicalDevice] = []
+    renamed: dict[str, str] = {}
+    index = 0
+    for gpu in gpus:
+        parts = len(tf.config.get_logical_device_configuration(gpu) or [gpu])
+        held = [f"GPU:{i}" for i in range(index, index + parts)]
+        index += parts
+        if any(name in names for name in held):
+            ours.append(gpu)
+            renamed |= {name: f"GPU:{len(renamed) + i}" for i, name in enumerate(held)}
+    now = tuple(renamed.get(name, name) for name in names)
     if gpus == ours:
-        return
+        return now
     try:
         tf.config.set_visible_devices(ours, "GPU")
     except RuntimeError:
@@ -79,6 +94,7 @@ def show_only(names: Sequence[str]) -> None:
             f"tfaccel: {', '.join(names)} was asked for after TensorFlow had started on other "
             "devices; make the strategy before anything else uses TensorFlow."
         ) from None
+    return now
 
 
 def spare_thread() -> None:
@@ -125,7 +141,9 @@ def _logical_cpus(wanted: int) -> None:
 
 
 def _memory_growth() -> None:
-    for gpu in tf.config.list_physical_devices("GPU"):
+    for gpu in tf.config.get_visible_devices("GPU"):
+        if tf.config.get_logical_device_configuration(gpu):
+            continue  # each of its parts has a limit
         try:
             tf.config.experimental.set_memory_growth(gpu, True)
         except (RuntimeError, ValueError) as reason:

@@ -23,7 +23,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
     def tell(*devices: Physical, details: dict[str, Any] | None = None) -> None:
         config = tf.config
         here = lambda kind=None: [d for d in devices if d.kind == kind]  # noqa: E731
-        monkeypatch.setattr(config, "list_physical_devices", here)
+        monkeypatch.setattr(config, "get_visible_devices", here)
         parts = lambda d: [object()] * d.parts or None  # noqa: E731
         monkeypatch.setattr(config, "get_logical_device_configuration", parts)
         found = lambda d: details or {}  # noqa: E731

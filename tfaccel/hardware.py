@@ -43,7 +43,7 @@ def detect() -> tuple[Device, ...]:
 
     Returns:
         The CPUs, then the GPUs, then the TPU cores, each in TensorFlow's order. A physical device
-        that was divided into logical ones counts as those.
+        that was divided into logical ones counts as those, one that was hidden not at all.
 
     Raises:
         StrategyError: when TensorFlow, not yet imported, would end the process.
@@ -54,7 +54,7 @@ def detect() -> tuple[Device, ...]:
     found: list[Device] = []
     for kind in ("CPU", "GPU", "TPU"):
         index = 0
-        for physical in tf.config.list_physical_devices(kind):
+        for physical in tf.config.get_visible_devices(kind):
             parts = tf.config.get_logical_device_configuration(physical) or [None]
             details = tf.config.experimental.get_device_details(physical) if kind == "GPU" else {}
             for _ in parts:

@@ -14,6 +14,28 @@ from tfaccel.distribute import _private
 from tfaccel.distribute.mirrored import MirroredStrategy
 
 
+def rings():
+    """What reduces in a strategy that was told to, though its collectives were another's."""
+    strategy = MirroredStrategy(["CPU:0", "CPU:1"])
+    nccl = tf.distribute.experimental.CommunicationImplementation.NCCL
+    options = tf.distribute.experimental.CommunicationOptions(implementation=nccl)
+    extended = strategy.extended
+    extended._collective_ops = _private.CollectiveAllReduce(
+        extended.worker_devices, 2, options, extended._collective_keys
+    )
+    _private.reduce_in_rings(extended)
+
+    @tf.function
+    def step():
+        return strategy.run(
+            lambda: tf.distribute.get_replica_context().all_reduce("SUM", tf.constant(2.0))
+        )
+
+    total = [float(v) for v in strategy.experimental_local_results(step())]
+    launchers = extended._collective_ops._launchers
+    return [total, [launcher._options.implementation.value for launcher in launchers]]
+
+
 def main():
     ours = tfaccel.strategy("mirrored", devices=2, device_type="cpu")
 
@@ -265,6 +287,7 @@ def main():
         "_enable_packed_variable_in_eager_mode" in inspect.getsource(tpu_strategy),
         tpu_strategy.TPUExtended is _private.TPUExtended,
     ]
+    seen["rings"] = rings()
     print()
     print("SEEN " + json.dumps(seen))
 

@@ -125,6 +125,12 @@ def test_strategies_have_collective_keys_of_their_own(seen: dict[str, Any]) -> N
     assert all(seen["key bases"]), f"TensorFlow no longer reads _collective_key_base: {seen}"
 
 
+def test_reductions_go_round_in_rings_when_told_to(seen: dict[str, Any]) -> None:
+    assert seen["rings"] == [[4.0, 4.0], ["RING", "RING"]], (
+        "MirroredExtended no longer reduces with _collective_ops"
+    )
+
+
 def test_slots_and_handles_of_variables(seen: dict[str, Any]) -> None:
     momentum, velocity = seen["slots"]
     assert momentum == pytest.approx([0.2, 0.4])

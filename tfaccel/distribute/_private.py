@@ -88,6 +88,7 @@ __all__ = [
     "onednn_is_on",
     "own_collectives",
     "pack_variables",
+    "reduce_in_rings",
     "set_initial_epoch",
     "set_keras_mask",
     "variable_path",
@@ -238,6 +239,21 @@ def own_collectives(strategy: tf.distribute.Strategy) -> None:
 
 
 _key_bases = itertools.count(1 << 20, 1 << 10)
+
+
+def reduce_in_rings(extended: MirroredExtended) -> None:
+    """Makes a `MirroredStrategy` reduce in TensorFlow's rings; call it before anything is reduced.
+
+    Inside a function it reduces with collectives of its own, whatever `cross_device_ops` it was
+    given, and those are NCCL's on GPUs (but for logical ones, which NCCL refuses).
+    """
+    options = tf.distribute.experimental.CommunicationOptions(
+        implementation=tf.distribute.experimental.CommunicationImplementation.RING
+    )
+    devices = extended.worker_devices
+    collectives = CollectiveAllReduce(devices, len(devices), options, extended._collective_keys)
+    extended._communication_options = options
+    extended._collective_ops = extended._cross_device_ops = collectives
 
 
 def pack_variables(strategy: tf.distribute.TPUStrategy) -> None:

@@ -23,6 +23,7 @@ class MirroredStrategy(KerasFit, tf.distribute.MirroredStrategy):  # type: ignor
         devices: device names such as ``["GPU:0", "GPU:1"]``; by default all GPUs, else all CPUs.
         cross_device_ops: as for `tf.distribute.MirroredStrategy`.
         frequency: how often the devices communicate.
+        ring: reduce in TensorFlow's rings, also where NCCL could.
     """
 
     def __init__(
@@ -30,8 +31,11 @@ class MirroredStrategy(KerasFit, tf.distribute.MirroredStrategy):  # type: ignor
         devices: Sequence[str] | None = None,
         cross_device_ops: Any = None,
         frequency: Frequency | None = None,
+        ring: bool = False,
     ) -> None:
         self.frequency = frequency or Frequency()
         _private.own_collectives(self)
         extended = MirroredExtended(self, devices=devices, cross_device_ops=cross_device_ops)
+        if ring:
+            _private.reduce_in_rings(extended)
         tf.distribute.Strategy.__init__(self, extended)
