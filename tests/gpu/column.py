@@ -18,6 +18,7 @@ from typing import Any
 from tests.gpu.columns import COLUMNS, Column
 
 ROW_S = {"gpu": 75, "cpu": 600}  # a row that takes longer hangs: the process says where, and ends
+SPOILT = ("Collective ops is aborted", "CUDA_ERROR", "CUDA error", "NCCL", "cudnn", "cuDNN")
 PART_MB = 4096  # of GPU memory, for each part of a divided GPU
 
 
@@ -57,6 +58,8 @@ def main() -> None:
         where = {"column": asked.column, "row": name, "rank": rank}
         tail = {"error": result["error"][-1500:]} if "error" in result else {}
         record(asked.record, {**where, "trained": not tail, **about, **tail})
+        if any(sign in result.get("error", "") for sign in SPOILT):
+            os._exit(1)  # nothing would train here any more; another process goes on
 
 
 def strategy_of(column: Column, on: str) -> tuple[Any, int, int]:
@@ -90,12 +93,14 @@ def compile_models(compiled: bool) -> None:
     """Decides about XLA for every model: with a GPU, Keras's own choice differs by strategy."""
     import keras
 
-    compile_ = keras.Model.compile
+    # Where it is defined: Keras asks whether a model has another `compile` than its trainer's.
+    trainer: Any = next(kind for kind in keras.Model.__mro__ if "compile" in vars(kind))
+    compile_ = trainer.compile
 
     def chosen(model: keras.Model, *args: Any, **kwargs: Any) -> None:
         compile_(model, *args, **{**kwargs, "jit_compile": compiled})
 
-    keras.Model.compile = chosen
+    trainer.compile = chosen
 
 
 def record(path: str, line: dict[str, Any]) -> None:

@@ -24,7 +24,7 @@ from tests.support import run_child
 
 LIMIT_S = {"gpu": 170.0, "cpu": 1500.0}  # of a column, all its rows
 AT_ONCE = {"gpu": 7, "cpu": 1}
-TRIES = 3  # a row that ends the process does not take the others with it
+TRIES = 4  # a row that ends the process does not take the others with it
 ALL_GPUS = "0,1,2,3,4,5,6,7"
 
 
@@ -90,7 +90,10 @@ class Results:
                 break
             command = ["-m", "tests.gpu.column", str(out), "--column", name, "--on", self._on]
             command += ["--only", ",".join(left), "--record", self.record_to]
-            env = {"CUDA_VISIBLE_DEVICES": visible(column) if self._on == "gpu" else "-1"}
+            env = {"CUDA_VISIBLE_DEVICES": visible(column)}
+            if self._on == "cpu":
+                # Without oneDNN a function's fused convolutions are not those of eager steps.
+                env = {"CUDA_VISIBLE_DEVICES": "-1", "TF_ENABLE_ONEDNN_OPTS": "1"}
             try:
                 said = run_child(command, workers=column.workers, env=env, limit_s=limit_s)
             except AssertionError as error:
@@ -102,6 +105,8 @@ class Results:
         """Writes down in which row the process ended, so that the next try goes on after it."""
         begun = [row for row in left if list(out.glob(f"{row}.rank*.begun"))]
         guilty = begun[-1] if begun else left[0]
+        if self._ended(out, guilty, COLUMNS[name].workers):
+            return  # it has said itself what was wrong
         for rank in range(COLUMNS[name].workers):
             path = out / f"{guilty}.rank{rank}.pickle"
             if not path.exists():
@@ -121,8 +126,8 @@ def results(
     for item in request.session.items:
         parameters = getattr(getattr(item, "callspec", None), "params", {})
         name = parameters.get("column")
-        if name in COLUMNS and "gpu" in item.keywords and not missing(name, on):
-            row = parameters.get("row", COLUMNS[name].rows[0])
+        row = parameters.get("row", COLUMNS[name].rows[0] if name in COLUMNS else "")
+        if name in COLUMNS and "gpu" in item.keywords and not missing(name, on, row):
             for column in (name, "plain"):
                 if row not in needed.setdefault(column, []):
                     needed[column].append(row)
@@ -131,9 +136,12 @@ def results(
     made.close()
 
 
-def missing(name: str, on: str) -> str:
-    """Why a column cannot run here, or nothing."""
+def missing(name: str, on: str, row: str = "") -> str:
+    """Why a column, or a row under it, cannot run here, or nothing."""
     column = COLUMNS[name]
+    if on == "cpu" and row == "cnn_last_batch_of_one" and name != "one_device":
+        # TensorFlow 2.21; the replicas' statistics then have different shapes.
+        return "no GPU: oneDNN gives a convolution of no rows the shape of its input"
     if on == "cpu":
         return f"no GPU: {column.gpu_only}" if column.gpu_only else ""
     if column.real and gpus() < column.devices:

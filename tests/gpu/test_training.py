@@ -21,7 +21,7 @@ EQUAL = ("history", "evaluate", "predict", "weights", "batches", "iterations")
 
 @pytest.mark.parametrize(("column", "row"), PAIRS)
 def test_equals_plain_keras(results: Results, on: str, column: str, row: str) -> None:
-    skip_where_it_cannot_run(column, on)
+    skip_where_it_cannot_run(column, on, row)
     got = results.of(column, row)
     assert got["replicas"] == COLUMNS[column].replicas
     assert got.get("copies_equal", True), "the replicas of one process hold different weights"
@@ -57,13 +57,13 @@ def test_weights_lie_on_the_devices(results: Results, on: str, column: str) -> N
     ("column", "row"), [(c, r) for c, r in PAIRS if COLUMNS[c].workers > 1 and r != "save_and_load"]
 )
 def test_workers_hold_the_same_bits(results: Results, on: str, column: str, row: str) -> None:
-    skip_where_it_cannot_run(column, on)
+    skip_where_it_cannot_run(column, on, row)
     ours, theirs = (results.of(column, row, rank)["weights"] for rank in range(2))
     assert [w.tobytes() for w in ours] == [w.tobytes() for w in theirs]
 
 
-def skip_where_it_cannot_run(column: str, on: str) -> None:
-    if why := missing(column, on):
+def skip_where_it_cannot_run(column: str, on: str, row: str = "") -> None:
+    if why := missing(column, on, row):
         pytest.skip(why)
 
 

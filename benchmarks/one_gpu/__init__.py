@@ -1,0 +1,1 @@
+"""The processes of `benchmarks/gpu.py`: one model, one way to train it."""
