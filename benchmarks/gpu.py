@@ -13,7 +13,8 @@ steps, which compile, are not timed; of the timed rounds the median counts.
 
 Images or tokens a second, the part of the card's peak (MFU) and the largest memory in use are
 written to `--out` as lines of JSON as they come, and printed as a table at the end. What is not
-installed, or has no time left, is named.
+installed, or has no time left, is named. `jit_compile` is said for every model: by itself Keras
+takes XLA on one GPU, and does not under a strategy of several.
 """
 
 from __future__ import annotations
@@ -51,8 +52,8 @@ WAYS: dict[str, dict[str, Any]] = {
     "torch-eager": {"library": "torch"},
 }
 NAMES = {
-    "keras": "Keras",
-    "tfaccel": "tfaccel one_device",
+    "keras": "Keras, no XLA",
+    "tfaccel": "tfaccel one_device, no XLA",
     "keras-xla": "Keras, XLA",
     "tfaccel-xla": "tfaccel one_device, XLA",
     "jax": "Keras on JAX",

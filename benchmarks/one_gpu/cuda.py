@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -56,6 +57,8 @@ def cuda_data_dir(made: Path, base: Mapping[str, str]) -> Path | None:
         None when there is no `libdevice`.
     """
     roots = [Path(base[name]) for name in ("CUDA_HOME", "CUDA_PATH") if base.get(name)]
+    if compiler := shutil.which("nvcc"):
+        roots.append(Path(compiler).resolve().parents[1])
     roots += [Path("/usr/local/cuda"), *sorted(Path("/usr/local").glob("cuda-*"))]
     roots += [Path(entry) for entry in sys.path if entry]
     libdevice = _first(roots, _LIBDEVICE)

@@ -17,7 +17,7 @@ from typing import Any
 
 from tests.gpu.columns import COLUMNS, Column
 
-ROW_S = {"gpu": 75, "cpu": 600}  # a row that takes longer hangs: the process says where, and ends
+ROW_S = {"gpu": 90, "cpu": 600}  # a row that takes longer hangs: the process says where, and ends
 SPOILT = ("Collective ops is aborted", "CUDA_ERROR", "CUDA error", "NCCL", "cudnn", "cuDNN")
 PART_MB = 4096  # of GPU memory, for each part of a divided GPU
 
