@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import keras
 import numpy as np
 from keras import layers
@@ -41,12 +43,20 @@ def _resnet(task: Task) -> keras.Model:
     return keras.Model(images, network.output)
 
 
+class Places(layers.Layer):
+    """Adds to each token what is learned of its place."""
+
+    def build(self, shape: Any) -> None:
+        self.table = self.add_weight(shape=shape[1:], initializer="uniform", name="table")
+
+    def call(self, x: Any) -> Any:
+        return x + self.table
+
+
 def _decoder(task: Task) -> keras.Model:
     s = task.sizes
     tokens = keras.Input((s.sequence,), dtype="int32")
-    places = keras.ops.arange(s.sequence, dtype="int32")[None]
-    x = layers.Embedding(s.vocabulary, s.width)(tokens)
-    x = x + layers.Embedding(s.sequence, s.width)(places)
+    x = Places()(layers.Embedding(s.vocabulary, s.width)(tokens))
     for _ in range(s.layers):
         y = layers.LayerNormalization(epsilon=1e-5)(x)
         attend = layers.MultiHeadAttention(s.heads, s.width // s.heads)

@@ -41,6 +41,7 @@ def train(task: Task, say: Callable[[dict[str, Any]], None], wait: Callable[[], 
     scope = _scope(task)
     if task.device == "gpu":
         keras.config.set_dtype_policy("mixed_bfloat16")
+    keras.utils.set_random_seed(0)
     x, y = keras_models.batch(task)
     with scope:
         model = keras_models.build(task)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.append(str(Path(__file__).parents[2]))  # tfaccel, where it is not installed
 
 
 def say(found: dict[str, Any]) -> None:
