@@ -38,12 +38,12 @@ from rich.table import Table
 
 # In the order in which they run: what matters most comes first.
 WAYS: dict[str, dict[str, Any]] = {
-    "keras": {},
-    "tfaccel": {"strategy": "one_device"},
     "keras-xla": {"xla": "jit"},
     "tfaccel-xla": {"strategy": "one_device", "xla": "jit"},
     "jax": {"library": "jax", "xla": "jit"},
     "torch": {"library": "torch", "xla": "jit"},
+    "keras": {},
+    "tfaccel": {"strategy": "one_device"},
     "mirrored": {"strategy": "mirrored"},
     "fused": {"fused": True},
     "prefetched": {"data": "device"},
