@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import keras
@@ -90,7 +91,9 @@ __all__ = [
     "pack_variables",
     "set_initial_epoch",
     "set_keras_mask",
+    "sum_additional_losses",
     "variable_path",
+    "wrapped",
 ]
 
 
@@ -320,6 +323,23 @@ def compiled_losses(model: keras.Model) -> list[keras.losses.Loss]:
     compiled = getattr(model, "_compile_loss", None)
     flat = getattr(compiled, "_flat_losses", None) or []
     return [entry[1] for entry in flat if isinstance(entry[1], keras.losses.Loss)]
+
+
+def wrapped(loss: keras.losses.Loss) -> tuple[Any, dict[str, Any]]:
+    """The function that a loss is made of, and its options; None for a class with its own `call`.
+
+    Keras wraps its own functions and those of a script in the same class.
+    """
+    return getattr(loss, "fn", None), dict(getattr(loss, "_fn_kwargs", None) or {})
+
+
+def sum_additional_losses(model: keras.Model, summed: Callable[[Any], Any]) -> None:
+    """Has `summed` make the number that one entry of `model.losses` adds to Keras's loss.
+
+    Public is only `compute_loss`, which has summed all of them already. Keras's own number of an
+    entry is its sum.
+    """
+    object.__setattr__(model, "_aggregate_additional_loss", summed)
 
 
 def layers_of(model: keras.Model) -> list[keras.layers.Layer]:

@@ -161,6 +161,7 @@ class KerasFit:
                 starved,
                 alone=averaging is not None,
                 real=None if isinstance(real, tuple) else real,
+                rows=step.known_rows(data),
             )
             with step.entered(ours) as here:
                 averaged = state.Averaged(state.statistics(model) if training else ())
