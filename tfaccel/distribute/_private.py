@@ -80,14 +80,17 @@ __all__ = [
     "global_seed",
     "graph_nodes",
     "handle",
+    "held",
     "is_keras_function",
     "keras_mask",
     "layers_being_built",
     "layers_of",
     "loss_tracker",
     "loss_trackers",
+    "metrics_in",
     "onednn_is_on",
     "own_collectives",
+    "own_states",
     "pack_variables",
     "set_initial_epoch",
     "set_keras_mask",
@@ -218,6 +221,29 @@ def handle(variable: Any) -> tf.Tensor:
     """The resource of a variable, for an operation that changes it: the replica's own."""
     held = variable.value if isinstance(variable, keras.Variable) else variable
     return held.handle
+
+
+def held(variable: Any) -> Any:
+    """The TensorFlow variable of a `keras.Variable`, or a TensorFlow variable itself.
+
+    The public `value` is a tensor of another dtype inside a layer of mixed precision.
+    """
+    return variable._value if isinstance(variable, keras.Variable) else variable
+
+
+def own_states(owner: Any) -> list[Any]:
+    """The `keras.Variable`s that a layer keeps without a gradient, or a metric, itself.
+
+    Public are only those of all that is inside, with the states of seed generators.
+    """
+    if isinstance(owner, keras.metrics.Metric):
+        return list(owner._variables)
+    return list(owner._non_trainable_variables)
+
+
+def metrics_in(metric: Any) -> list[keras.metrics.Metric]:
+    """The metrics that a metric is made of, or those of a compiled container."""
+    return list(getattr(metric, "_metrics", ()))
 
 
 def _any_rows(spec: Any) -> Any:

@@ -26,6 +26,8 @@ class Step:
         real: which of our rows are no copies (bool, shape `[rows]`); None where all are.
         loss_mask: what the loss that is being computed leaves out by itself; None for nothing.
         rows: how many rows we have, copies counted, where that is known when the step is traced.
+        averages: whether the step ends with an average of the model's statistics.
+        kept: ids of variables that are one device's already, and not to be averaged.
     """
 
     share: tf.Tensor
@@ -35,6 +37,8 @@ class Step:
     real: tf.Tensor | None = None
     loss_mask: tf.Tensor | None = None
     rows: int | None = None
+    averages: bool = False
+    kept: set[int] = field(default_factory=set)
 
     def weight(self, value: Any) -> Any:
         """`value` times our share; IndexedSlices and None are welcome."""
