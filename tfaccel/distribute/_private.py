@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import keras
@@ -79,19 +80,24 @@ __all__ = [
     "global_seed",
     "graph_nodes",
     "handle",
+    "held",
     "is_keras_function",
     "keras_mask",
     "layers_being_built",
     "layers_of",
     "loss_tracker",
     "loss_trackers",
+    "metrics_in",
     "onednn_is_on",
     "own_collectives",
+    "own_states",
     "pack_variables",
     "reduce_in_rings",
     "set_initial_epoch",
     "set_keras_mask",
+    "sum_additional_losses",
     "variable_path",
+    "wrapped",
 ]
 
 
@@ -218,6 +224,29 @@ def handle(variable: Any) -> tf.Tensor:
     return held.handle
 
 
+def held(variable: Any) -> Any:
+    """The TensorFlow variable of a `keras.Variable`, or a TensorFlow variable itself.
+
+    The public `value` is a tensor of another dtype inside a layer of mixed precision.
+    """
+    return variable._value if isinstance(variable, keras.Variable) else variable
+
+
+def own_states(owner: Any) -> list[Any]:
+    """The `keras.Variable`s that a layer keeps without a gradient, or a metric, itself.
+
+    Public are only those of all that is inside, with the states of seed generators.
+    """
+    if isinstance(owner, keras.metrics.Metric):
+        return list(owner._variables)
+    return list(owner._non_trainable_variables)
+
+
+def metrics_in(metric: Any) -> list[keras.metrics.Metric]:
+    """The metrics that a metric is made of, or those of a compiled container."""
+    return list(getattr(metric, "_metrics", ()))
+
+
 def _any_rows(spec: Any) -> Any:
     shape = spec.shape
     if shape.rank in (None, 0):
@@ -336,6 +365,23 @@ def compiled_losses(model: keras.Model) -> list[keras.losses.Loss]:
     compiled = getattr(model, "_compile_loss", None)
     flat = getattr(compiled, "_flat_losses", None) or []
     return [entry[1] for entry in flat if isinstance(entry[1], keras.losses.Loss)]
+
+
+def wrapped(loss: keras.losses.Loss) -> tuple[Any, dict[str, Any]]:
+    """The function that a loss is made of, and its options; None for a class with its own `call`.
+
+    Keras wraps its own functions and those of a script in the same class.
+    """
+    return getattr(loss, "fn", None), dict(getattr(loss, "_fn_kwargs", None) or {})
+
+
+def sum_additional_losses(model: keras.Model, summed: Callable[[Any], Any]) -> None:
+    """Has `summed` make the number that one entry of `model.losses` adds to Keras's loss.
+
+    Public is only `compute_loss`, which has summed all of them already. Keras's own number of an
+    entry is its sum.
+    """
+    object.__setattr__(model, "_aggregate_additional_loss", summed)
 
 
 def layers_of(model: keras.Model) -> list[keras.layers.Layer]:

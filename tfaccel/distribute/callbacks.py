@@ -19,6 +19,7 @@ import tensorflow as tf
 
 from tfaccel.distribute import _private
 from tfaccel.distribute.adapt import adapt
+from tfaccel.distribute.optimizer import optimizers_of
 from tfaccel.distribute.step import all_reduce_sum, wire_dtype
 
 
@@ -68,12 +69,21 @@ class ChiefBacksUp(ChiefWrites):
             return
         _private.set_initial_epoch(self.model, int(found))
         optimizer = self.model.optimizer
-        if not optimizer.built:
+        if optimizer is not None and not optimizer.built:
             optimizer.build(self.model.trainable_variables)
-        variables = [*self.model.variables, *optimizer.variables]
+        variables = [*self.model.variables]
+        for one in _all_optimizers(self.model):
+            variables += one.variables
         values = self._strategy.broadcast([tf.convert_to_tensor(v) for v in variables])
         for variable, value in zip(variables, values, strict=True):
             variable.assign(value)
+
+
+def _all_optimizers(model: keras.Model) -> list[keras.optimizers.Optimizer]:
+    """The optimizers of `model` and of the models in it, all of which its files hold."""
+    models = [part for part in _private.layers_of(model) if isinstance(part, keras.Model)]
+    found = {id(one): one for part in [model, *models] for one in optimizers_of(part)}
+    return list(found.values())
 
 
 def one_writer(callbacks: Any, strategy: Any) -> None:

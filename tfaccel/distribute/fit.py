@@ -24,12 +24,14 @@ from tfaccel.distribute import (
     state,
     step,
 )
+from tfaccel.distribute.adapt import adapt
 from tfaccel.distribute.batches import Batches, Sharded, Starved, shard, without_nothing
 from tfaccel.distribute.compression import Wire
 from tfaccel.distribute.executions import Executions
 from tfaccel.distribute.frequency import Frequency
 from tfaccel.distribute.fused import fuse
 from tfaccel.distribute.in_one_call import Passes
+from tfaccel.distribute.kept import InOneStep, keep_states
 from tfaccel.distribute.local_steps import Averaging, train_alone
 from tfaccel.distribute.loss import whole_batch
 from tfaccel.distribute.optimizer import optimizers_of, reduce_first
@@ -161,6 +163,8 @@ class KerasFit:
                 starved,
                 alone=averaging is not None,
                 real=None if isinstance(real, tuple) else real,
+                rows=step.known_rows(data),
+                averages=training,
             )
             with step.entered(ours) as here:
                 averaged = state.Averaged(state.statistics(model) if training else ())
@@ -239,6 +243,7 @@ class KerasFit:
         if self.wire is not None and getattr(model, "optimizer", None) is not None:
             self.wire.prepare(model.optimizer, list(model.trainable_variables), self)
         whole_batch(model)
+        keep_states(model)
         if self.ragged != "exact":
             padding.count_real_rows(model)
         if self.frequency.apart:
@@ -270,6 +275,8 @@ class KerasFitExtended:
             # Metric states are summed when they are read; before Keras 3.10 they did not say when.
             kwargs["synchronization"] = tf.VariableSynchronization.ON_READ
         variable = super()._create_variable(next_creator, **kwargs)  # type: ignore[misc]
+        if kwargs.get("aggregation") == tf.VariableAggregation.MEAN:
+            adapt(variable, InOneStep)
         if str(kwargs.get("name", "")).endswith("seed_generator_state"):
             self._seeds = [*getattr(self, "_seeds", []), weakref.ref(variable)]
         return variable

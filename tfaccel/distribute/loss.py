@@ -1,24 +1,28 @@
-"""Losses whose parts add up to the loss of the whole batch.
+"""Losses of the whole batch.
 
 A step weighs each replica's loss by its share of the rows, which is right for a mean over rows.
 A sum is not one, and neither is a mean over what a mask or sample weights leave: those are
-brought into that form here.
+brought into that form here. What cannot be (one number for a batch, rows compared with each
+other) is computed of the rows of all replicas, on each of them.
 """
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 from typing import Any
 
 import keras
 import tensorflow as tf
 from absl import logging
 
-from tfaccel.distribute import _private, step
+from tfaccel.distribute import _private, gathered, step
 from tfaccel.distribute.adapt import adapt
+from tfaccel.distribute.of_rows import of_each_row
 from tfaccel.distribute.padding import row_weights
+from tfaccel.distribute.step import Step
 
-_warned: set[str] = set()
+_said: set[str] = set()
 _KERAS = tuple(int(part) for part in keras.version().split(".")[:2])
 # Keras 3.13 and older sum an activity regularizer over rows, later ones take the mean.
 _ACTIVITY_IS_A_MEAN = (3, 14)
@@ -32,15 +36,15 @@ class WholeBatch:
 
     def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
         """Computes the loss of our rows, in the scale of the whole batch."""
-        loss = super().__call__(y_true, y_pred, sample_weight)  # type: ignore[misc]
         here = step.current()
-        if here is None:
-            return loss
-        if here.starved:
-            # Keras leaves the losses of no rows unreduced, and a mean over none is NaN.
-            loss = tf.where(here.share > 0, tf.reduce_sum(loss), tf.zeros([], loss.dtype))
-        if here.alone:
-            return loss
+        if here is None or here.alone:
+            loss = super().__call__(y_true, y_pred, sample_weight)  # type: ignore[misc]
+            return loss if here is None else _of_some_rows(loss, here, self.reduction)
+        loss: Any = self
+        if gathered.several() and not of_each_row(loss, y_true, y_pred):
+            return self._of_all_rows(y_true, y_pred, sample_weight, here)
+        loss = super().__call__(y_true, y_pred, sample_weight)  # type: ignore[misc]
+        loss = _of_some_rows(loss, here, self.reduction)
         if self.reduction == "sum":
             return tf.math.divide_no_nan(loss, tf.cast(here.share, loss.dtype))
         mask = _both(_private.keras_mask(y_pred), here.loss_mask)
@@ -52,7 +56,7 @@ class WholeBatch:
         return tf.math.multiply_no_nan(loss, tf.cast(tf.stop_gradient(scale), loss.dtype))
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
-        """Computes the loss of each row; says so when it is one number for all of them."""
+        """Computes the loss of each row."""
         values = super().call(y_true, y_pred)  # type: ignore[misc]
         here = step.current()
         if here is not None:
@@ -62,15 +66,41 @@ class WholeBatch:
                 mask = _both(here.loss_mask, row_weights(here.real, values))
                 values = tf.identity(values)
                 _private.set_keras_mask(values, mask)
-        if here is not None and values.shape.rank == 0 and self.name not in _warned:
-            _warned.add(self.name)
-            logging.warning(
-                "tfaccel: loss %r returns one number for the whole batch, expected one per row; "
-                "it is taken as a mean over the batch's rows. If it is a sum, return one loss per "
-                "row and compile with reduction='sum'.",
-                self.name,
-            )
         return values
+
+    def _of_all_rows(self, y_true: Any, y_pred: Any, sample_weight: Any, here: Step) -> Any:
+        """Computes the loss of the rows of all replicas, which is the same on each."""
+        self._say_price(y_true, y_pred)
+        mask = _private.keras_mask(y_pred)
+        block = gathered.block_of(keras.tree.flatten(y_pred)[0], here)
+        given = (y_true, y_pred, sample_weight, mask)
+        y_true, y_pred, sample_weight, mask = gathered.of_all(given, block, here)
+        if mask is not None:
+            _private.set_keras_mask(y_pred, mask)
+        with step.entered(dataclasses.replace(here, alone=True, starved=False, real=None)):
+            loss = super().__call__(y_true, y_pred, sample_weight)  # type: ignore[misc]
+        if loss.shape.rank == 0:
+            return loss
+        # A vector counts as the sum of its rows. Ours are said; all have a gradient.
+        rows = gathered.ours_of(tf.stop_gradient(loss), block)
+        total = tf.reduce_sum(loss) * tf.cast(here.share, loss.dtype)
+        total = tf.math.divide_no_nan(total, tf.cast(tf.size(rows), loss.dtype))
+        return rows + (total - tf.stop_gradient(total))
+
+    def _say_price(self, y_true: Any, y_pred: Any) -> None:
+        if self.name in _said:
+            return
+        _said.add(self.name)
+        tensors = keras.tree.flatten((y_true, y_pred))
+        sizes = [t.shape[1:].num_elements() for t in tensors]
+        numbers = "unknown" if None in sizes else f"{4 * sum(sizes)}"
+        logging.warning(
+            "tfaccel: loss %r is one of the whole batch, not of each row by itself: every replica "
+            "computes it of all rows, and y_true and y_pred travel in each step (%s bytes for each "
+            "row of the batch).",
+            self.name,
+            numbers,
+        )
 
 
 class ByShare:
@@ -83,8 +113,10 @@ class ByShare:
     def update_state(self, values: Any, sample_weight: Any = None) -> None:
         """Adds our part of a batch's loss."""
         here = step.current()
-        if here is not None and (sample_weight is None or here.real is not None):
-            sample_weight = here.share
+        if here is not None:
+            values = _mean_of_rows(values, here)
+            if sample_weight is None or here.real is not None:
+                sample_weight = here.share
         super().update_state(values, sample_weight)  # type: ignore[misc]
 
 
@@ -94,8 +126,10 @@ class OfSomeRows:
     def update_state(self, values: Any, sample_weight: Any = None) -> None:
         """Adds our part of a batch's loss."""
         here = step.current()
-        if here is not None and here.starved:
-            values = tf.where(here.share > 0, values, tf.zeros_like(values))
+        if here is not None:
+            values = _mean_of_rows(values, here)
+            if here.starved:
+                values = tf.where(here.share > 0, values, tf.zeros_like(values))
         super().update_state(values, sample_weight)  # type: ignore[misc]
 
 
@@ -112,9 +146,10 @@ class SummedOverRows:
 
 
 def whole_batch(model: keras.Model) -> None:
-    """Makes every compiled loss of `model`, and every penalty on rows, add up over replicas."""
-    for loss in _private.compiled_losses(model):
+    """Makes every loss of `model`, and every penalty on rows, add up over replicas."""
+    for loss in [*_private.compiled_losses(model), *_held_losses(model)]:
         adapt(loss, WholeBatch)
+    _private.sum_additional_losses(model, additional)
     for metric in _private.loss_trackers(model):
         adapt(metric, ByShare)
     tracker = _private.loss_tracker(model)
@@ -127,6 +162,54 @@ def whole_batch(model: keras.Model) -> None:
                 # A copy: the same object may be the layer's kernel regularizer too.
                 layer.activity_regularizer = copy.copy(penalty)
                 adapt(layer.activity_regularizer, SummedOverRows)
+
+
+def additional(loss: Any) -> Any:
+    """What one entry of `model.losses` adds to the loss: its sum, over the rows of all replicas.
+
+    One value a row is known by its first dimension: a step that is traced does not know its size,
+    and in one that runs eagerly or with static batches it is that of our rows.
+    """
+    loss = tf.convert_to_tensor(loss)
+    if not loss.dtype.is_floating:
+        loss = tf.cast(loss, keras.config.floatx())
+    here = step.current()
+    if here is None or here.alone or not loss.shape.rank:
+        return tf.reduce_sum(loss)
+    if loss.shape[0] is not None and loss.shape[0] != here.rows:
+        return tf.reduce_sum(loss)
+    if here.real is not None:
+        loss = tf.where(row_weights(here.real, loss), loss, tf.zeros_like(loss))
+    return tf.math.divide_no_nan(tf.reduce_sum(loss), tf.cast(here.share, loss.dtype))
+
+
+def _held_losses(model: keras.Model) -> list[keras.losses.Loss]:
+    """The losses that a model keeps for a `train_step` of its own."""
+    found: list[keras.losses.Loss] = []
+    for value in vars(model).values():
+        several = value.values() if isinstance(value, dict) else value
+        held = several if isinstance(value, (list, tuple, dict)) else [value]
+        found += [v for v in held if isinstance(v, keras.losses.Loss)]
+    return [loss for loss in found if not hasattr(loss, "_flat_losses")]
+
+
+def _of_some_rows(loss: Any, here: Step, reduction: str | None) -> Any:
+    """The loss of our rows where there may be none: Keras leaves it unreduced, or says NaN."""
+    if not here.starved or (reduction in (None, "none") and loss.shape.rank):
+        return loss
+    return tf.where(here.share > 0, tf.reduce_sum(loss), tf.zeros([], loss.dtype))
+
+
+def _mean_of_rows(values: Any, here: Step) -> Any:
+    """What a tracker is to count of a loss that was not reduced: the mean over rows."""
+    values = tf.convert_to_tensor(values)
+    if not values.shape.rank:
+        return values
+    rows = tf.cast(tf.shape(values)[0], values.dtype)
+    if here.real is not None:  # copies have a loss of zero
+        rows = tf.reduce_sum(tf.cast(here.real, values.dtype))
+    rest = tf.cast(tf.size(values[:1]), values.dtype)
+    return tf.math.divide_no_nan(tf.reduce_sum(values), rows * rest)
 
 
 def _both(mask: Any, other: Any) -> Any:

@@ -28,6 +28,13 @@ class ReduceFirst:
         """Weighs the loss by our share of the rows, so that gradients need no pass of their own."""
         loss = super().scale_loss(loss)  # type: ignore[misc]
         here = step.current()
+        if here is not None and loss.shape.rank:
+            # The gradient of a number for each row is that of their sum.
+            loss = tf.reduce_sum(loss)
+            if not here.starved:
+                here.weighted.add(id(self))
+                return loss
+            return tf.math.divide_no_nan(loss, tf.cast(here.share, loss.dtype))
         if here is None or here.starved:
             return loss
         here.weighted.add(id(self))

@@ -29,7 +29,9 @@ def statistics(model: keras.Model) -> list[Any]:
     return [
         v.value
         for v in model.non_trainable_weights
-        if not v.value.trainable and v.value.dtype.is_floating
+        if not v.value.trainable
+        and v.value.dtype.is_floating
+        and v.value.synchronization != tf.VariableSynchronization.ON_READ
     ]
 
 
@@ -46,7 +48,12 @@ class Averaged:
 
     def changes(self, step: Step) -> list[tf.Tensor]:
         """Our part of the change of each statistic."""
-        pairs = zip(self._variables, self._before, strict=True)
+        pairs = [
+            (variable, old)
+            for variable, old in zip(self._variables, self._before, strict=True)
+            if id(variable) not in step.kept
+        ]
+        self._variables, self._before = [v for v, _ in pairs], [old for _, old in pairs]
         return [step.weight(tf.convert_to_tensor(v) - old) for v, old in pairs]
 
     def assign(self, totals: Sequence[tf.Tensor]) -> None:

@@ -25,6 +25,9 @@ class Step:
         weighted: ids of the optimizers whose loss has been multiplied by `share` already.
         real: which of our rows are no copies (bool, shape `[rows]`); None where all are.
         loss_mask: what the loss that is being computed leaves out by itself; None for nothing.
+        rows: how many rows we have, copies counted, where that is known when the step is traced.
+        averages: whether the step ends with an average of the model's statistics.
+        kept: ids of variables that are one device's already, and not to be averaged.
     """
 
     share: tf.Tensor
@@ -33,6 +36,9 @@ class Step:
     weighted: set[int] = field(default_factory=set)
     real: tf.Tensor | None = None
     loss_mask: tf.Tensor | None = None
+    rows: int | None = None
+    averages: bool = False
+    kept: set[int] = field(default_factory=set)
 
     def weight(self, value: Any) -> Any:
         """`value` times our share; IndexedSlices and None are welcome."""
@@ -67,6 +73,13 @@ def all_reduce_sum(values: Any) -> Any:
     if placement is not None and placement.replicas == 1:
         return values  # TensorFlow would copy them
     return context.all_reduce(tf.distribute.ReduceOp.SUM, values)
+
+
+def known_rows(batch: Any) -> int | None:
+    """The number of rows of a replica's batch, where it is known when the step is traced."""
+    shapes = [getattr(leaf, "shape", None) for leaf in tf.nest.flatten(batch) if leaf is not None]
+    sizes = [shape[0] for shape in shapes if shape is not None and shape.rank]
+    return sizes[0] if sizes else None
 
 
 def share_of(batch: Any) -> tf.Tensor:

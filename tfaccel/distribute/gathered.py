@@ -1,0 +1,151 @@
+"""The rows of the whole batch on every replica, for what cannot be put together from its parts."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+
+from tfaccel.distribute.step import Step, all_reduce_sum, wire_dtype
+from tfaccel.errors import StrategyError
+
+
+class Block(NamedTuple):
+    """Our block of rows among those of all replicas.
+
+    Attributes:
+        start: where it begins in the global batch.
+        rows: how many it has (int32 scalars, as all here).
+        total: how many the global batch has.
+        padded: how many rows our tensors have, with the copies that fill them up.
+    """
+
+    start: tf.Tensor
+    rows: tf.Tensor
+    total: tf.Tensor
+    padded: tf.Tensor
+
+
+def several() -> bool:
+    """Whether there are other replicas than ours, with rows of their own."""
+    context = tf.distribute.get_replica_context()
+    placement = getattr(getattr(context, "strategy", None), "placement", None)
+    return placement is not None and placement.replicas > 1
+
+
+def block_of(tensor: Any, here: Step) -> Block:
+    """Finds our block among all; every replica must call.
+
+    Args:
+        tensor: of which our rows are the first dimension.
+        here: our part of the step; copies among our rows are left out.
+    """
+    placement = tf.distribute.get_strategy().placement
+    found = padded = tf.shape(tensor)[0]
+    if here.real is not None:
+        found = tf.reduce_sum(tf.cast(here.real, tf.int32))
+    counts = tf.one_hot(block_number(), placement.replicas, dtype=tf.int32) * found
+    counts = all_reduce_sum(counts)
+    before = tf.range(placement.replicas) < block_number()
+    start = tf.reduce_sum(tf.where(before, counts, 0))
+    return Block(start, found, tf.reduce_sum(counts), padded)
+
+
+def block_number() -> Any:
+    """Which of all blocks of rows is ours: they are dealt to workers in turn (see `split`)."""
+    context = tf.distribute.get_replica_context()
+    placement = context.strategy.placement
+    local = context.replica_id_in_sync_group - placement.rank * placement.local
+    return local * placement.workers + placement.rank
+
+
+def of_all(values: Any, block: Block, here: Step, *, shared: bool = True) -> Any:
+    """Gathers each tensor of a nest over all replicas, in the order of the global batch's rows.
+
+    Args:
+        values: a nest of tensors with our rows as their first dimension; None and numbers without
+            rows stay as they are.
+        block: our rows among all.
+        here: our part of the step.
+        shared: whether every replica makes the same number of what is gathered, a loss. Then each
+            knows its rows' part of the gradient without asking, and divides it by its share, by
+            which that will be multiplied. Otherwise the gradients of all replicas are summed.
+
+    Raises:
+        StrategyError: for strings, ragged and sparse tensors.
+    """
+    flat = keras.tree.flatten(values)
+    chosen = [i for i, v in enumerate(flat) if v is not None and _has_rows(v)]
+    whole = iter(_gathered([flat[i] for i in chosen], block, here, shared))
+    flat = [next(whole) if i in chosen else v for i, v in enumerate(flat)]
+    return keras.tree.pack_sequence_as(values, flat)
+
+
+def ours_of(values: Any, block: Block) -> Any:
+    """Our rows of each tensor of a nest, as long as they were before they were gathered."""
+
+    def cut(value: Any) -> Any:
+        if value is None or not _has_rows(value):
+            return value
+        rows = value[block.start : block.start + block.rows]
+        more = [[0, block.padded - block.rows]] + [[0, 0]] * (value.shape.rank - 1)
+        return tf.pad(rows, more)
+
+    return keras.tree.map_structure(cut, values)
+
+
+def _has_rows(value: Any) -> bool:
+    if not isinstance(value, tf.Tensor) or value.dtype == tf.string or value.shape.rank is None:
+        kind = "strings" if value.dtype == tf.string else "a tensor of unknown rank"
+        kind = kind if isinstance(value, tf.Tensor) else f"a {type(value).__name__}"
+        raise StrategyError(
+            f"tfaccel: what must see the whole batch (a loss, or a layer or metric with a state) "
+            f"was given {kind}, expected dense numbers, which replicas can give to each other; "
+            "convert it in the model (`to_tensor()`, `keras.ops.convert_to_tensor`)."
+        )
+    return bool(value.shape.rank > 0)
+
+
+def _gathered(tensors: list[tf.Tensor], block: Block, here: Step, shared: bool) -> list[tf.Tensor]:
+    if not tensors:
+        return []
+    share = here.share
+    others = block.total - block.start - block.rows
+
+    def send(ours: tf.Tensor) -> tf.Tensor:
+        # A sum in which every row is a replica's own: no other collective is on all transports.
+        sides = [[block.start, others]] + [[0, 0]] * (ours.shape.rank - 1)
+        return tf.pad(tf.cast(ours, wire_dtype(ours.dtype)), sides)
+
+    @tf.custom_gradient
+    def gather(*ours: tf.Tensor) -> Any:
+        whole = all_reduce_sum([send(t) for t in ours])
+        shaped = [_shaped(w, t) for w, t in zip(whole, ours, strict=True)]
+
+        def backward(*upstream: Any) -> list[tf.Tensor]:
+            grads = list(upstream)
+            if not shared:
+                weighted = [here.weight(tf.cast(g, wire_dtype(g.dtype))) for g in grads]
+                summed = all_reduce_sum(weighted)
+                grads = [tf.cast(s, g.dtype) for s, g in zip(summed, grads, strict=True)]
+            own = [g[block.start : block.start + block.rows] for g in grads]
+            return [tf.math.divide_no_nan(g, tf.cast(share, g.dtype)) for g in own]
+
+        return shaped, backward
+
+    rows = [t[: block.rows] if here.real is not None else t for t in tensors]
+    numbers = [i for i, t in enumerate(rows) if t.dtype.is_floating]
+    result: list[Any] = [None] * len(rows)
+    if numbers:
+        for i, whole in zip(numbers, gather(*[rows[i] for i in numbers]), strict=True):
+            result[i] = whole
+    rest = [i for i in range(len(rows)) if i not in numbers]
+    if rest:
+        for i, whole in zip(rest, all_reduce_sum([send(rows[i]) for i in rest]), strict=True):
+            result[i] = _shaped(whole, rows[i])
+    return result
+
+
+def _shaped(whole: tf.Tensor, ours: tf.Tensor) -> tf.Tensor:
+    return tf.cast(tf.ensure_shape(whole, [None, *ours.shape[1:]]), ours.dtype)

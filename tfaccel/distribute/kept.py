@@ -1,0 +1,324 @@
+"""State that a layer or metric of the user's own keeps: the value of one device on every replica.
+
+A replica's layer sees its own rows. What it makes of a counter, a running maximum or a queue is put
+together right after its call, by the rule that a trial has found (`rules.py`). Where no rule holds,
+such as for a queue of the newest rows, the layer is called with the rows of all replicas, on each
+of them, and each takes its own rows of what it returns.
+
+Keras's own layers and metrics need none of this: moving statistics are averaged at the end of a
+step (`state.py`), and metrics are sums (`logs.py`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl import logging
+
+from tfaccel.distribute import _private, gathered, step
+from tfaccel.distribute.adapt import adapt
+from tfaccel.distribute.outside import some_shape, tried
+from tfaccel.distribute.rules import ROWS, RULES, SAME, SUM, combined, first_of, matching
+from tfaccel.distribute.step import Step, all_reduce_packed
+
+_PARTS = (3, 2)  # rows of a trial
+_known: weakref.WeakKeyDictionary[Any, dict[Any, Any]] = weakref.WeakKeyDictionary()
+_said: set[str] = set()
+
+
+class InOneStep:
+    """Mixin for a variable that TensorFlow averages whenever a replica assigns to it.
+
+    In a step of Keras a replica assigns to its own copy alone: what becomes of it depends on what
+    it is (a counter of rows is no mean), and on how many rows each replica has.
+    """
+
+    @property
+    def aggregation(self) -> tf.VariableAggregation:
+        """What TensorFlow does when a replica assigns."""
+        if step.current() is not None:
+            return tf.VariableAggregation.NONE
+        return super().aggregation  # type: ignore[misc]
+
+
+class KeepsLayerState:
+    """Mixin for a layer of the user's own with a state."""
+
+    def call(self, *args: Any, **kwargs: Any) -> Any:
+        """Calls the layer; its state is then that of the whole batch."""
+        return _kept(self, super().call, args, kwargs)  # type: ignore[misc]
+
+
+class KeepsMetricState:
+    """Mixin for a metric of the user's own."""
+
+    def update_state(self, *args: Any, **kwargs: Any) -> Any:
+        """Updates the metric; a state that is no sum is then that of the whole batch."""
+        return _kept(self, super().update_state, args, kwargs)  # type: ignore[misc]
+
+
+def keep_states(model: keras.Model) -> None:
+    """Makes the layers and metrics of `model` that are the user's own keep one device's state."""
+    for layer in _private.layers_of(model):
+        if _is_own(layer) and _states(layer):
+            adapt(layer, KeepsLayerState)
+    for metric in _each_metric(model.metrics):
+        if _is_own(metric) and _states(metric):
+            adapt(metric, KeepsMetricState)
+
+
+def _each_metric(metrics: Sequence[Any]) -> list[keras.metrics.Metric]:
+    """Metrics, and those inside them."""
+    inner = [m for metric in metrics for m in _private.metrics_in(metric)]
+    return [*metrics, *(_each_metric(inner) if inner else ())]
+
+
+def _is_own(owner: Any) -> bool:
+    """Whether the class is neither Keras's nor one of its companions', which keep only averages."""
+    module = str(owner.__class__.__module__)
+    return module.split(".")[0] not in ("keras", "keras_hub", "hgq", "tfaccel")
+
+
+def _states(owner: Any) -> list[Any]:
+    """The `keras.Variable`s and `tf.Variable`s that `owner` itself keeps."""
+    return [*_private.own_states(owner), *_plain_variables(owner)]
+
+
+def _plain_variables(owner: Any) -> list[tf.Variable]:
+    found: dict[int, tf.Variable] = {}
+    for value in vars(owner).values():
+        several = value.values() if isinstance(value, dict) else value
+        held = several if isinstance(value, (list, tuple, dict)) else [value]
+        found |= {id(v): v for v in held if isinstance(v, tf.Variable)}
+    return list(found.values())
+
+
+def _kept(owner: Any, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    here = step.current()
+    if here is None or here.alone or not gathered.several():
+        return function(*args, **kwargs)
+    rules = _rules(owner, args, kwargs, here)
+    if rules is None:
+        return function(*args, **kwargs)
+    states = _states(owner)
+    if any(rule is None for rule in rules):
+        return _with_all_rows(owner, function, args, kwargs, here)
+    chosen = [
+        (_private.held(v), rule)
+        for v, rule in zip(states, rules, strict=True)
+        if rule and not _needs_nothing(_private.held(v), rule, here)
+    ]
+    variables = [v for v, _ in chosen]
+    before = _loaded(variables)
+    result = function(*args, **kwargs)
+    if variables:
+        after = [tf.convert_to_tensor(v) for v in variables]
+        _store(variables, combined([rule for _, rule in chosen], before, after, here), here)
+    here.kept.update(id(_private.held(v)) for v, r in zip(states, rules, strict=True) if r == SAME)
+    return result
+
+
+def _needs_nothing(variable: Any, rule: str, here: Step) -> bool:
+    """Whether a state comes right by itself, or at the end of the step."""
+    if rule == "":  # nothing is known of it
+        return True
+    if _is_sum(variable):
+        return rule == SUM  # each replica's own part, summed when it is read
+    return rule == SAME or (rule == ROWS and here.averages and variable.dtype.is_floating)
+
+
+def _is_sum(variable: Any) -> bool:
+    """Whether the value is the sum of what replicas hold."""
+    on_read = variable.synchronization == tf.VariableSynchronization.ON_READ
+    return bool(on_read and variable.aggregation == tf.VariableAggregation.SUM)
+
+
+def _loaded(variables: Sequence[Any]) -> list[tf.Tensor]:
+    """The values of one device, which our copies then hold as well."""
+    sums = [v for v in variables if _is_sum(v)]
+    if sums:
+        totals = all_reduce_packed([tf.convert_to_tensor(v) for v in sums])
+        for variable, total in zip(sums, totals, strict=True):
+            variable.assign(total)
+    return [tf.identity(tf.convert_to_tensor(v)) for v in variables]
+
+
+def _store(variables: Sequence[Any], values: Sequence[tf.Tensor], here: Step) -> None:
+    """Makes `values`, the same on every replica, those of one device."""
+    for variable, value in zip(variables, values, strict=True):
+        if _is_sum(variable):  # the first replica holds all of it
+            first = tf.equal(gathered.block_number(), 0)
+            value = tf.where(first, value, tf.zeros_like(value))
+        variable.assign(value)
+        here.kept.add(id(variable))
+
+
+def _with_all_rows(
+    owner: Any, function: Callable[..., Any], args: Any, kwargs: Any, here: Step
+) -> Any:
+    """Calls with the rows of all replicas, and returns our rows of what comes back."""
+    variables = [_private.held(v) for v in _states(owner)]
+    flat = keras.tree.flatten((args, kwargs))
+    ours = [i for i, v in enumerate(flat) if _has_our_rows(v, here)]
+    _say(owner, variables)
+    block = gathered.block_of(flat[ours[0]], here)
+    whole = gathered.of_all([flat[i] for i in ours], block, here, shared=False)
+    for i, value in zip(ours, whole, strict=True):
+        mask = _private.keras_mask(flat[i])
+        if mask is not None:
+            _private.set_keras_mask(value, gathered.of_all(mask, block, here))
+        flat[i] = value
+    args, kwargs = keras.tree.pack_sequence_as((args, kwargs), flat)
+    before = _loaded(variables)
+    with step.entered(dataclasses.replace(here, alone=True, starved=False, real=None)):
+        result = function(*args, **kwargs)
+    after = [tf.convert_to_tensor(v) for v in variables]
+    everybody = dataclasses.replace(here, share=tf.ones_like(here.share))
+    _store(variables, combined([SAME] * len(variables), before, after, everybody), here)
+    return gathered.ours_of(result, block) if result is not None else None
+
+
+def _say(owner: Any, variables: Sequence[Any]) -> None:
+    name = str(owner.name)
+    if name not in _said:
+        _said.add(name)
+        logging.warning(
+            "tfaccel: %s %r keeps a state (%s) that cannot be put together from what replicas make "
+            "of it: it is called with the rows of all of them, on each, and its inputs travel.",
+            "metric" if isinstance(owner, keras.metrics.Metric) else "layer",
+            name,
+            ", ".join(str(v.name) for v in variables),
+        )
+
+
+def _has_our_rows(value: Any, here: Step) -> bool:
+    """Whether the first dimension of an argument is that of our rows."""
+    if not isinstance(value, tf.Tensor) or not value.shape.rank:
+        return False
+    return value.shape[0] is None or value.shape[0] == here.rows
+
+
+def _rules(owner: Any, args: Any, kwargs: Any, here: Step) -> list[str | None] | None:
+    """The rule of each state of `owner`, as far as a trial on such arguments tells.
+
+    Returns:
+        For each state a rule, ``""`` where nothing changed it, or None where no rule holds; and
+        None for all of them where there can be no trial.
+    """
+    flat = keras.tree.flatten((args, kwargs))
+    rows = [_has_our_rows(v, here) for v in flat]
+    key = tuple(
+        (tuple(v.shape[1:] if ours else v.shape), v.dtype.name, ours)
+        if isinstance(v, tf.Tensor) and v.shape.rank is not None
+        else repr(v)
+        for v, ours in zip(flat, rows, strict=True)
+    )
+    known = _known.setdefault(owner, {})
+    if key not in known:
+        possible = any(rows) and all(
+            v.shape.rank is not None for v in flat if isinstance(v, tf.Tensor)
+        )
+        packed = (args, kwargs)
+        known[key] = tried(lambda: _by_trial(owner, packed, rows)).value if possible else None
+    found: list[str | None] | None = known[key]
+    return found
+
+
+def _by_trial(owner: Any, packed: Any, rows: list[bool]) -> list[str | None]:
+    """Calls `owner` on random rows, in parts and as a whole, from the same states."""
+    states = _states(owner)
+    values = [_local(v) for v in states]
+    candidates = [set(RULES) for _ in states]
+    changed = [False] * len(states)
+    first = range(_PARTS[0])
+    everything = range(sum(_PARTS))
+    last = everything[_PARTS[0] :]
+    shares = [part / sum(_PARTS) for part in _PARTS]
+    rng = np.random.default_rng(0)
+    for kind in ("unit", "normal", "unit"):
+        drawn = _drawn(packed, rows, kind, rng)
+        calls = []
+        for chosen in (first, last, everything):
+            some = [
+                tf.gather(v, list(chosen)) if ours else v
+                for v, ours in zip(drawn, rows, strict=True)
+            ]
+            arguments = keras.tree.pack_sequence_as(packed, some)
+            calls.append(_called(owner, states, values, arguments))
+        for i, old in enumerate(values):
+            parts, whole = [calls[0][i], calls[1][i]], calls[2][i]
+            if not np.isfinite(np.asarray(whole, np.float64)).all():
+                continue
+            changed[i] |= any(not np.array_equal(old, new) for new in (*parts, whole))
+            candidates[i] &= matching(old, parts, whole, shares)
+        values = calls[2]
+    return [
+        first_of(found) if moved else "" for found, moved in zip(candidates, changed, strict=True)
+    ]
+
+
+def _drawn(packed: Any, rows: list[bool], kind: str, rng: np.random.Generator) -> list[Any]:
+    """The arguments in flat order, random numbers in place of tensors."""
+    result: list[Any] = []
+    for value, ours in zip(keras.tree.flatten(packed), rows, strict=True):
+        if not isinstance(value, tf.Tensor):
+            result.append(value)
+            continue
+        shape = some_shape(value.shape, sum(_PARTS)) if ours else [int(s or 5) for s in value.shape]
+        if value.dtype.is_floating:
+            array = rng.normal(size=shape) if kind == "normal" else rng.uniform(0.05, 0.95, shape)
+        else:
+            array = rng.integers(0, 2, shape)
+        words = value.dtype == tf.string
+        result.append(tf.constant(array.astype(str)) if words else tf.cast(array, value.dtype))
+    return result
+
+
+def _called(owner: Any, states: list[Any], values: list[Any], arguments: Any) -> list[Any]:
+    """The states after a call of `owner`, which has them as they were when it is over."""
+    args, kwargs = arguments
+    mapped = [(v, x) for v, x in zip(states, values, strict=True) if _is_kerass(v)]
+    plain = [(v, x) for v, x in zip(states, values, strict=True) if not _is_kerass(v)]
+    kept = [[copy.numpy() for copy in _copies(v)] for v, _ in plain]
+    try:
+        for variable, value in plain:
+            _put(variable, [value] * len(_copies(variable)))
+        with keras.StatelessScope(state_mapping=mapped, collect_losses=False) as scope:
+            method = owner.update_state if isinstance(owner, keras.metrics.Metric) else owner
+            method(*args, **kwargs)
+            return [
+                scope.get_current_value(v).numpy() if _is_kerass(v) else _copies(v)[0].numpy()
+                for v in states
+            ]
+    finally:
+        for (variable, _), old in zip(plain, kept, strict=True):
+            _put(variable, old)
+
+
+def _is_kerass(variable: Any) -> bool:
+    return isinstance(variable, keras.Variable)
+
+
+def _copies(variable: Any) -> Sequence[Any]:
+    """The copies of a variable in this process."""
+    held = _private.held(variable)
+    return list(getattr(held, "values", None) or [held])
+
+
+def _put(variable: Any, values: Sequence[Any]) -> None:
+    for copy, value in zip(_copies(variable), values, strict=True):
+        copy.assign(value)
+
+
+def _local(variable: Any) -> Any:
+    """The value of one device, in this process alone: what other workers hold is alike."""
+    copies = [copy.numpy() for copy in _copies(variable)]
+    if not _is_sum(_private.held(variable)):
+        return copies[0]
+    return np.sum(copies, axis=0).astype(copies[0].dtype)
