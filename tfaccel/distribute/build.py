@@ -89,8 +89,10 @@ def before(model: Any, kind: str, spec: Any, strategy: Any) -> None:
     if kind != "predict" and getattr(model, f"{kind}_function", None) is not None:
         return
     run = getattr(model, f"{kind}_step")
+    # An init_scope stops all tapes.
+    eager = contextlib.nullcontext() if tf.executing_eagerly() else tf.init_scope()
     try:
-        with tf.init_scope(), strategy.scope():
+        with eager, strategy.scope():
             trace(run, spec, strategy)
     except Exception as error:
         # It is the step itself that shall fail, with its own words and in its own place.
@@ -132,7 +134,12 @@ class _OneReplica(tf.distribute.ReplicaContext):  # type: ignore[misc]
 def _made_outside(strategy: Any) -> Iterator[None]:
     """Variables that are made in the graph we are in are made outside of it."""
 
+    making = False
+
     def made(next_creator: Any, **kwargs: Any) -> Any:
+        nonlocal making
+        if making:  # a graph's creators are those of what is outside of it too
+            return next_creator(**kwargs)
         value, beside = kwargs.get("initial_value"), kwargs.get("colocate_with")
         if not callable(value):
             value = _known(value, str(kwargs.get("name")))
@@ -140,7 +147,13 @@ def _made_outside(strategy: Any) -> Iterator[None]:
         with tf.init_scope(), contextlib.ExitStack() as stack:
             if beside is not None:
                 stack.enter_context(strategy.extended.colocate_vars_with(beside))
+            making = True
+            stack.callback(ended)
             return tf.Variable(value, **kept)
+
+    def ended() -> None:
+        nonlocal making
+        making = False
 
     with tf.variable_creator_scope(made):
         yield

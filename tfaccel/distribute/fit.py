@@ -293,6 +293,8 @@ class KerasFitExtended:
             kwargs["synchronization"] = tf.VariableSynchronization.ON_READ
         variable = super()._create_variable(next_creator, **kwargs)  # type: ignore[misc]
         adapt(variable, Numbers)
+        if (model := _private.compiling_model()) is not None:
+            _private.set_strategy(model, self._container_strategy())  # type: ignore[attr-defined]
         if str(kwargs.get("name", "")).endswith("seed_generator_state"):
             self._seeds = [*getattr(self, "_seeds", []), weakref.ref(variable)]
         return variable

@@ -45,6 +45,8 @@ def check(model: Any, strategy: Any) -> None:
             )
     if variables or raw:
         _take_over(model, variables, raw, found, strategy)
+    for optimizer in found.optimizers():
+        _private.adopt_optimizer(optimizer, strategy)
     for layer in ours:
         if _private.is_trainer(layer):
             _private.set_strategy(layer, strategy)
@@ -52,7 +54,9 @@ def check(model: Any, strategy: Any) -> None:
 
 def strategy_of(model: Any) -> Any:
     """The strategy of ours that a variable of `model` belongs to, or None."""
-    for variable in model.variables:
+    metrics = [v for metric in model.metrics for v in metric.variables]
+    optimizer = getattr(getattr(model, "optimizer", None), "variables", ())
+    for variable in (*model.variables, *metrics, *optimizer):
         owner = _owner(_private.tf_variable(variable))
         if owner is not None and hasattr(owner, "used"):
             return owner
@@ -87,8 +91,9 @@ def _take_over(
         with strategy.scope():
             for variable in moved:
                 slot_of = followed.get(id(variable))
-                with _named_as(variable.path, found.owners.get(id(variable))), _beside(
-                    slot_of, strategy
+                with (
+                    _named_as(variable.path, found.owners.get(id(variable))),
+                    _beside(slot_of, strategy),
                 ):
                     new = _again(_private.tf_variable(variable), variable.name, next(values))
                 _private.set_tf_variable(variable, new)
@@ -184,11 +189,13 @@ def _rename_keys(optimizer: Any, before: list[Any], variables: Sequence[keras.Va
         if isinstance(held, dict) and not new.keys().isdisjoint(held):
             items = [(new.get(key, key), value) for key, value in held.items()]
             held.clear()
-            held.update(items)
+            for key, value in items:
+                held[key] = value
         elif isinstance(held, set) and not new.keys().isdisjoint(held):
-            items = [new.get(key, key) for key in held]
+            members = [new.get(key, key) for key in held]
             held.clear()
-            held.update(items)
+            for member in members:
+                held.add(member)
 
 
 def _say(model: Any, moved: Sequence[Any], raw: Sequence[Any], found: Reached) -> None:

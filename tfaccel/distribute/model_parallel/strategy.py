@@ -144,6 +144,7 @@ class ModelParallelExtended(tf.distribute.StrategyExtended):  # type: ignore[mis
             path, layers = _private.variable_path(kwargs.get("name")), _private.layers_being_built()
             plan = planner.variable(path, shape, bool(kwargs.get("trainable")), layers)
         if (model := _private.compiling_model()) is not None:
+            _private.set_strategy(model, owner)
             on_mesh.put(model, owner)
         kept = {k: kwargs[k] for k in ("trainable", "name", "dtype") if k in kwargs}
         return MeshVariable(initial_value=value, plan=plan, mesh=owner.mesh, strategy=owner, **kept)
