@@ -24,6 +24,7 @@ from tests.conformance.data import (
     images,
     rows,
 )
+from tests.conformance.made_outside import MADE_OUTSIDE
 from tests.conformance.models import (
     DecoratedStep,
     Subclassed,
@@ -35,6 +36,7 @@ from tests.conformance.models import (
     sgd,
     with_option,
 )
+from tests.conformance.own_steps import OWN_STEPS
 
 SCRIPTS: dict[str, Callable[[Any, str], dict[str, Any]]] = {}
 
@@ -333,3 +335,7 @@ def refusals(scope: Any, folder: str) -> dict[str, Any]:
 def fit_in(scope: Any, model: keras.Model) -> None:
     with scope():
         model.fit(**arrays(), verbose=0)
+
+
+for function in (*MADE_OUTSIDE, *OWN_STEPS):
+    script(function)

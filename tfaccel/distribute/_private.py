@@ -19,6 +19,9 @@ import tensorflow as tf
 from keras.src.backend.common import global_state
 from keras.src.backend.common.name_scope import current_path
 
+# What has `fit` and is no `keras.Model`: a layer of Keras's trainer class, which is not public.
+from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
+
 # Host tensors up to this many elements become constants of a graph, larger ones its inputs.
 from tensorflow.core.function.capture.capture_container import (
     _EAGER_CONST_THRESHOLD as LARGEST_CONSTANT,
@@ -55,6 +58,7 @@ __all__ = [
     "AnyRows",
     "BeforeClipping",
     "BeforeSaving",
+    "BuildsBySteps",
     "Caller",
     "CollectiveAllReduce",
     "CollectiveAllReduceExtended",
@@ -72,16 +76,21 @@ __all__ = [
     "array_pipeline",
     "begin_again",
     "build_all",
+    "building_model",
     "calling_model",
     "compiled_losses",
     "compiled_metrics",
     "compiling_model",
     "exchanges",
+    "first_replica",
+    "forget_traces",
     "global_seed",
+    "global_seed_generator",
     "graph_nodes",
     "handle",
     "held",
     "is_keras_function",
+    "is_trainer",
     "keras_mask",
     "layers_being_built",
     "layers_of",
@@ -89,13 +98,19 @@ __all__ = [
     "loss_trackers",
     "metrics_in",
     "onednn_is_on",
+    "optimizer_key",
     "own_collectives",
     "own_states",
     "pack_variables",
+    "predicting_model",
     "reduce_in_rings",
     "set_initial_epoch",
     "set_keras_mask",
+    "set_strategy",
+    "set_tf_variable",
     "sum_additional_losses",
+    "tf_variable",
+    "trained_by",
     "variable_path",
     "wrapped",
 ]
@@ -196,6 +211,37 @@ class BeforeSaving:
     def _should_save_on_batch(self, batch: int) -> bool:
         super()._should_save_on_batch(batch)  # type: ignore[misc]  # what it writes of its count
         return self.save_freq != "epoch" and self.due(batch)
+
+
+class BuildsBySteps:
+    """Mixin for a model whose variables are made before its steps run, and not as Keras does it.
+
+    Under any strategy Keras calls the model on symbolic inputs in `_symbolic_build`, which a model
+    without a `call` cannot stand; there is no public way to leave that out.
+    """
+
+    def build_for(self, method: str, batch: Any) -> bool:
+        """Makes the variables of a step.
+
+        Args:
+            method: `fit`, `evaluate`, `train_on_batch` or `test_on_batch`.
+            batch: what Keras would build from.
+
+        Returns:
+            Whether it has; else Keras does it its own way.
+        """
+        raise NotImplementedError
+
+    def _symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
+        frame = sys._getframe(1)
+        while frame.f_code.co_name == "_maybe_symbolic_build" or not _module(frame).startswith(
+            "keras."
+        ):
+            if frame.f_back is None:
+                break
+            frame = frame.f_back
+        if not self.build_for(frame.f_code.co_name, data_batch):
+            super()._symbolic_build(iterator, data_batch)  # type: ignore[misc]
 
 
 def onednn_is_on() -> bool:
@@ -400,6 +446,65 @@ def build_all(model: keras.Model, x: Any, y: Any) -> None:
     model._symbolic_build(data_batch=(x, y))
 
 
+def tf_variable(variable: keras.Variable) -> Any:
+    """The variable of TensorFlow's that a Keras variable holds; None before it is made.
+
+    The public `value` is a tensor of another dtype under an autocast scope, and the replica's own
+    inside a replica.
+    """
+    return variable._value
+
+
+def set_tf_variable(variable: keras.Variable, held: Any) -> None:
+    """Makes a Keras variable, which stays the same object everywhere, hold another variable."""
+    variable._value = held
+
+
+def is_trainer(instance: Any) -> bool:
+    """Whether `instance` is a layer with `fit`: a model, or of Keras's bare `Trainer`."""
+    return isinstance(instance, keras.layers.Layer) and isinstance(instance, TensorFlowTrainer)
+
+
+def set_strategy(model: Any, strategy: Any) -> None:
+    """Makes `fit`, `evaluate` and `predict` of a model use `strategy`.
+
+    Keras remembers the strategy in whose scope a model was constructed; public is only the reading.
+    """
+    model._distribute_strategy = strategy
+
+
+def global_seed_generator() -> keras.random.SeedGenerator | None:
+    """What Keras's random operations without a seed draw from, or None before the first one."""
+    return global_state.get_global_attribute("global_seed_generator")
+
+
+def optimizer_key(optimizer: Any, variable: keras.Variable) -> Any:
+    """By what `optimizer` knows a variable, in its dicts and sets; None where it cannot."""
+    if tf_variable(variable) is None or not hasattr(optimizer, "_var_key"):
+        return None
+    return optimizer._var_key(variable)
+
+
+def trained_by(optimizer: Any) -> list[Any]:
+    """The variables that `optimizer` was built for; its public `variables` are its own."""
+    return list(getattr(optimizer, "_trainable_variables", None) or ())
+
+
+def forget_traces(function: Any) -> None:
+    """Makes a `tf.function` trace anew when it is called next.
+
+    Its traces hold the variables that it used then, and TensorFlow has no public way to drop them.
+    `_clone` makes a function of the same options without traces.
+    """
+    if hasattr(function, "_clone"):
+        vars(function).update(vars(function._clone(None)))
+
+
+def first_replica(strategy: tf.distribute.Strategy) -> int:
+    """The number, among all, of the first replica of this process; public inside a replica only."""
+    return int(strategy.extended._get_replica_id_in_sync_group(0))
+
+
 def graph_nodes(model: keras.Model) -> list[Any]:
     """Every call of a layer that a Sequential or functional model is made of.
 
@@ -443,7 +548,7 @@ def is_keras_function(fn: Any) -> bool:
     `train_step` and `test_step` are bound methods of the model; `predict` passes a closure of
     Keras's trainer module.
     """
-    if isinstance(getattr(fn, "__self__", None), keras.Model):
+    if is_trainer(getattr(fn, "__self__", None)):
         return getattr(fn, "__name__", "") in ("train_step", "test_step")
     return str(getattr(fn, "__module__", "")).startswith("keras.")
 
@@ -508,7 +613,7 @@ def calling_model() -> Caller | None:
     while frame is not None and _module(frame).startswith("keras."):
         if frame.f_code.co_name in ("fit", "evaluate", "predict"):
             model = frame.f_locals.get("self")
-            if isinstance(model, keras.Model):
+            if is_trainer(model):
                 given = frame.f_locals.get
                 limits = tuple(given(n) for n in ("steps_per_epoch", "validation_steps", "steps"))
                 method, callbacks = frame.f_code.co_name, given("callbacks")
@@ -516,6 +621,26 @@ def calling_model() -> Caller | None:
                 return Caller(model, method, callbacks, threads, epoch, limits, begun)
         frame = frame.f_back  # type: ignore[assignment]
     return None
+
+
+def building_model() -> Any:
+    """The model that is about to be built by Keras, seen from a strategy's `scope()`.
+
+    `train_on_batch` asks a strategy for its scope, to build the model, before anything else.
+    """
+    frame = sys._getframe(2)
+    if frame.f_code.co_name != "_maybe_symbolic_build" or not _module(frame).startswith("keras."):
+        return None
+    return frame.f_locals.get("self")
+
+
+def predicting_model() -> Any:
+    """The model whose predict function calls `strategy.run`; what it is given is a closure."""
+    frame = sys._getframe(2)
+    while frame is not None and not _module(frame).startswith("keras."):
+        frame = frame.f_back  # type: ignore[assignment]
+    model = frame.f_locals.get("self") if frame is not None else None
+    return model if is_trainer(model) else None
 
 
 def _fits(model: keras.Model, frame: Any) -> bool:
@@ -537,7 +662,7 @@ def compiling_model() -> keras.Model | None:
     while frame is not None:
         if frame.f_code.co_name == "compile" and _module(frame).startswith("keras."):
             model = frame.f_locals.get("self")
-            return model if isinstance(model, keras.Model) else None
+            return model if is_trainer(model) else None
         frame = frame.f_back  # type: ignore[assignment]
     return None
 

@@ -16,9 +16,11 @@ import tensorflow as tf
 from tfaccel.distribute import (
     _private,
     accumulation,
+    build,
     in_one_call,
     logs,
     looks,
+    outside,
     padding,
     scope,
     state,
@@ -34,6 +36,7 @@ from tfaccel.distribute.in_one_call import Passes
 from tfaccel.distribute.kept import InOneStep, keep_states
 from tfaccel.distribute.local_steps import Averaging, train_alone
 from tfaccel.distribute.loss import whole_batch
+from tfaccel.distribute.numbers import Numbers
 from tfaccel.distribute.optimizer import optimizers_of, reduce_first
 from tfaccel.distribute.split import Placement
 from tfaccel.errors import InputError, StrategyError
@@ -70,6 +73,14 @@ class KerasFit:
         """The number of replicas; 1 inside a Keras step, which runs the one-device program."""
         return 1 if step.current() is not None else self.extended._num_replicas_in_sync
 
+    def scope(self) -> Any:
+        """As TensorFlow's; a model that Keras is about to build under it is made ready first."""
+        outside.hand_over()
+        if (model := _private.building_model()) is not None:
+            scope.check(model, self)
+            build.by_steps(model, self)
+        return super().scope()  # type: ignore[misc]
+
     def experimental_distribute_dataset(self, dataset: Any, options: Any = None) -> Any:
         """Distributes a dataset; one that `Model.fit` asks for, in tfaccel's way.
 
@@ -82,13 +93,14 @@ class KerasFit:
 
         Raises:
             InputError: when auto-sharding is off and there is more than one worker.
-            ScopeError: when a part of the model was made outside our scope.
+            ScopeError: when a part of the model was made under another strategy.
         """
         caller = _private.calling_model()
         if caller is None:
             return super().experimental_distribute_dataset(dataset, options)  # type: ignore[misc]
-        model = caller.model
+        model, self.used = caller.model, True
         scope.check(model, self)
+        build.for_caller(caller, dataset.element_spec, self)
         self._refuse_unsharded(dataset)
         self._prepare_callbacks(caller.callbacks)
         if self.frequency.apart:
@@ -141,12 +153,15 @@ class KerasFit:
                     "the model; take the decorator off it (fit makes a tf.function of it itself)."
                 )
             return super().run(fn, args, kwargs, options)  # type: ignore[misc]
-        (batch,) = args
+        (batch,), whole = args, None
         if not isinstance(batch, (Sharded, Starved)):
-            batch = self._shard(batch)
+            batch, whole = self._shard(batch), batch
         batch = batch._replace(data=without_nothing(batch.data))
         model = getattr(fn, "__self__", None)
         if model is None:  # predict: no loss, no state, nothing to put together but the rows
+            if whole is not None and (model := _private.predicting_model()) is not None:
+                scope.check(model, self)
+                build.for_method(model, "predict_on_batch", build.specs(whole), self)
             predicted = super().run(fn, (batch.data,), kwargs, options)  # type: ignore[misc]
             if isinstance(batch.real, tuple):
                 return predicted
@@ -267,6 +282,12 @@ class KerasFitExtended:
         return bool(tf.executing_eagerly())
 
     def _create_variable(self, next_creator: Any, **kwargs: Any) -> Any:
+        if step.current() is not None and not tf.executing_eagerly():
+            raise StrategyError(
+                f"tfaccel: variable {kwargs.get('name')!r} is made inside a step, where each "
+                "replica would make its own, expected all variables before the first step; make "
+                "it in __init__ or build, or call what makes it once before fit."
+            )
         if kwargs.get("aggregation") == tf.VariableAggregation.ONLY_FIRST_REPLICA:
             # Keras says so of its counters (iterations, learning rate). Every replica counts the
             # same, and to ask the first one would pause the others.
@@ -277,6 +298,9 @@ class KerasFitExtended:
         variable = super()._create_variable(next_creator, **kwargs)  # type: ignore[misc]
         if kwargs.get("aggregation") == tf.VariableAggregation.MEAN:
             adapt(variable, InOneStep)
+        adapt(variable, Numbers)
+        if (model := _private.compiling_model()) is not None:
+            _private.set_strategy(model, self._container_strategy())  # type: ignore[attr-defined]
         if str(kwargs.get("name", "")).endswith("seed_generator_state"):
             self._seeds = [*getattr(self, "_seeds", []), weakref.ref(variable)]
         return variable

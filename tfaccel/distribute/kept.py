@@ -23,9 +23,9 @@ from absl import logging
 
 from tfaccel.distribute import _private, gathered, step
 from tfaccel.distribute.adapt import adapt
-from tfaccel.distribute.outside import some_shape, tried
 from tfaccel.distribute.rules import ROWS, RULES, SAME, SUM, combined, first_of, matching
 from tfaccel.distribute.step import Step, all_reduce_packed
+from tfaccel.distribute.trial import some_shape, tried
 
 _PARTS = (3, 2)  # rows of a trial
 _known: weakref.WeakKeyDictionary[Any, dict[Any, Any]] = weakref.WeakKeyDictionary()

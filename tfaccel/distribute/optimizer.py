@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from tfaccel.distribute import _private, step
 from tfaccel.distribute.adapt import adapt
+from tfaccel.distribute.reachable import reached
 
 _reduced = threading.local()
 
@@ -102,13 +103,18 @@ def reduce_first(optimizer: keras.optimizers.Optimizer, strategy: tf.distribute.
 
 
 def optimizers_of(model: keras.Model) -> list[keras.optimizers.Optimizer]:
-    """The compiled optimizer of `model` and every other one it holds, as a GAN does."""
-    found: dict[int, keras.optimizers.Optimizer] = {}
-    for value in vars(model).values():
-        several = value.values() if isinstance(value, dict) else value
-        held = several if isinstance(value, (list, tuple, dict)) else [value]
-        found |= {id(v): v for v in held if isinstance(v, keras.optimizers.Optimizer)}
-    return list(found.values())
+    """The compiled optimizer of `model` and every other one that its steps reach, as a GAN's do.
+
+    Those inside another one, such as a LossScaleOptimizer, are that one's.
+    """
+    found = reached(model).optimizers()
+    inside = {
+        id(held)
+        for optimizer in found
+        for held in tf.nest.flatten(list(vars(optimizer).values()))
+        if isinstance(held, keras.optimizers.Optimizer)
+    }
+    return [optimizer for optimizer in found if id(optimizer) not in inside]
 
 
 def _in_replica() -> bool:

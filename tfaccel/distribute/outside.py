@@ -1,61 +1,44 @@
-"""Runs something small eagerly on one device, in the middle of a step that is being traced.
+"""Models that were made and compiled outside every scope, of parts that were made inside one.
 
-What a user's loss or layer computes cannot be read off; it can be tried on a few rows. A thread of
-its own has no strategy, no graph, no gradient tape, no step and none of Keras's scopes.
+Keras runs them under TensorFlow's default strategy, which knows nothing of their variables. It
+hands them to the strategy of those.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import tensorflow as tf
 
-
-class Tried(NamedTuple):
-    """What came of it.
-
-    Attributes:
-        value: what the function returned; None after an error.
-        error: what it raised, or None.
-    """
-
-    value: Any
-    error: BaseException | None
+from tfaccel.distribute import _private, scope
+from tfaccel.distribute.adapt import adapt
 
 
-def tried(function: Callable[[], Any]) -> Tried:
-    """Calls `function` on the host, as a script without a strategy would."""
-    result = Tried(None, None)
+class HandsOver:
+    """Mixin for TensorFlow's default strategy."""
 
-    def body() -> None:
-        nonlocal result
-        try:
-            with tf.device("/CPU:0"):
-                result = Tried(function(), None)
-        except Exception as error:
-            result = Tried(None, error)
+    def experimental_distribute_dataset(self, dataset: Any, options: Any = None) -> Any:
+        """As the strategy of the model that asks."""
+        caller = _private.calling_model()
+        strategy = scope.strategy_of(caller.model) if caller is not None else None
+        if caller is None or strategy is None:
+            return super().experimental_distribute_dataset(dataset, options)  # type: ignore[misc]
+        _private.set_strategy(caller.model, strategy)
+        return strategy.experimental_distribute_dataset(dataset, options)
 
-    thread = threading.Thread(target=body, name="tfaccel-trial")
-    thread.start()
-    thread.join()
-    return result
+    def run(self, fn: Any, args: Any = (), kwargs: Any = None, options: Any = None) -> Any:
+        """As the strategy of the model whose step it is."""
+        model = getattr(fn, "__self__", None)
+        strategy = scope.strategy_of(model) if _private.is_trainer(model) else None
+        if strategy is None:
+            return super().run(fn, args, kwargs, options)  # type: ignore[misc]
+        _private.set_strategy(model, strategy)
+        return strategy.run(fn, args, kwargs, options)
 
 
-def some_shape(shape: Any, rows: int, most: int | None = None) -> list[int]:
-    """A static shape of `rows` rows for a tensor that is being traced.
-
-    Args:
-        shape: of a batch's tensor, rows first.
-        rows: how many to take.
-        most: sizes above this become 4, the last one excepted; None keeps them. Unknown ones
-            become 5.
-
-    >>> some_shape(tf.TensorShape([None, 512, 512, 20]), 6, 16), some_shape([8, None], 2)
-    ([6, 4, 4, 20], [2, 5])
-    """
-    rest = [5 if size is None else int(size) for size in tf.TensorShape(shape)[1:]]
-    if most is not None:
-        rest = [4 if size > most else size for size in rest[:-1]] + rest[-1:]
-    return [rows, *rest]
+def hand_over() -> None:
+    """Makes TensorFlow's default strategy hand over; doing it twice is doing it once."""
+    with tf.init_scope():
+        default = tf.distribute.get_strategy()
+    if not tf.distribute.has_strategy():
+        adapt(default, HandsOver)

@@ -1,34 +1,219 @@
-"""Whether a model was made under the strategy that it runs under."""
+"""Takes over what was made outside the scope of the strategy that a model runs under.
+
+Scripts make layers that adapt to data, metrics of a module, optimizers and loaded models before or
+after their `with strategy.scope():`. The variables of these lie on one device. Each is made again
+under the strategy, with its value and its name; the object that holds it stays who it is.
+"""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
+import tensorflow as tf
+from absl import logging
 
-from tfaccel.distribute.optimizer import optimizers_of
+from tfaccel.distribute import _private
+from tfaccel.distribute.reachable import Reached, reached
 from tfaccel.errors import ScopeError
 
+_NAMED = 8  # parts named in the log
 
-def check(model: keras.Model, strategy: Any) -> None:
-    """Checks every part of `model`.
+
+def check(model: Any, strategy: Any) -> None:
+    """Makes everything that the steps of `model` use a part of `strategy`.
+
+    Args:
+        model: that is about to run.
+        strategy: of ours.
 
     Raises:
-        ScopeError: when one was made outside the scope of `strategy`.
+        ScopeError: names a variable of another strategy, or one that cannot be replaced.
     """
-    for variable in model.weights:
-        _check(variable, strategy, f"model {model.name!r}", "build (and quantize) the model")
-    for optimizer in optimizers_of(model):
-        for variable in optimizer.variables:
-            _check(variable, strategy, f"optimizer {optimizer.name!r}", "make the optimizer")
-    for metric in model.metrics:
-        for variable in metric.variables:
-            _check(variable, strategy, f"metric {metric.name!r}", "call model.compile(...)")
+    found = reached(model)
+    ours = _private.layers_of(model)
+    variables = [v for v in found.variables if _outside(_private.tf_variable(v), strategy, v.path)]
+    raw = [v for v in found.raw if _outside(v, strategy, v.name)]
+    for variable in raw:
+        if None in found.places[id(variable)]:
+            raise ScopeError(
+                f"tfaccel: variable {variable.name!r} was made outside the scope of this strategy "
+                "and is held where no other can take its place, such as a tuple; make it inside "
+                "`with strategy.scope():`, or keep it in an attribute or a list."
+            )
+    if variables or raw:
+        _take_over(model, variables, raw, found, strategy)
+    for optimizer in found.optimizers():
+        _private.adopt_optimizer(optimizer, strategy)
+    for layer in ours:
+        if _private.is_trainer(layer):
+            _private.set_strategy(layer, strategy)
 
 
-def _check(variable: Any, strategy: Any, what: str, do: str) -> None:
-    if getattr(variable.value, "distribute_strategy", None) is not strategy:
-        raise ScopeError(
-            f"tfaccel: {what} was made outside the scope of this strategy (variable "
-            f"{variable.path!r} is on one device only); {do} inside `with strategy.scope():`."
-        )
+def strategy_of(model: Any) -> Any:
+    """The strategy of ours that a variable of `model` belongs to, or None."""
+    metrics = [v for metric in model.metrics for v in metric.variables]
+    optimizer = getattr(getattr(model, "optimizer", None), "variables", ())
+    for variable in (*model.variables, *metrics, *optimizer):
+        owner = _owner(_private.tf_variable(variable))
+        if owner is not None and hasattr(owner, "used"):
+            return owner
+    return None
+
+
+def _owner(variable: Any) -> Any:
+    return getattr(variable, "distribute_strategy", None)
+
+
+def _outside(variable: Any, strategy: Any, name: str) -> bool:
+    if variable is None:  # Keras has not made it yet
+        return False
+    owner = _owner(variable)
+    if owner is None or owner is strategy:
+        return owner is None
+    raise ScopeError(
+        f"tfaccel: variable {name!r} was made under another strategy ({type(owner).__name__}), "
+        "expected the one that the model runs under; make the model again inside "
+        "`with strategy.scope():`."
+    )
+
+
+def _take_over(
+    model: Any, moved: Sequence[keras.Variable], raw: Sequence[Any], found: Reached, strategy: Any
+) -> None:
+    optimizers = found.optimizers()
+    with tf.init_scope():
+        keys = [_keys(optimizer, found.variables) for optimizer in optimizers]
+        followed = _followed(optimizers)
+        values = _agreed([*map(_private.tf_variable, moved), *raw], strategy)
+        with strategy.scope():
+            for variable in moved:
+                slot_of = followed.get(id(variable))
+                with (
+                    _named_as(variable.path, found.owners.get(id(variable))),
+                    _beside(slot_of, strategy),
+                ):
+                    new = _again(_private.tf_variable(variable), variable.name, next(values))
+                _private.set_tf_variable(variable, new)
+            for held in raw:
+                new = _again(held, held.name.partition(":")[0], next(values))
+                for replace in found.places[id(held)]:
+                    if replace is not None:
+                        replace(new)
+        for optimizer, before in zip(optimizers, keys, strict=True):
+            _rename_keys(optimizer, before, found.variables)
+    for part in found.parts:
+        if _private.is_trainer(part):
+            part.train_function = part.test_function = part.predict_function = None
+    for function in found.functions:
+        _private.forget_traces(function)
+    _say(model, moved, raw, found)
+
+
+def _agreed(variables: Sequence[Any], strategy: Any) -> Iterator[Any]:
+    """The values of variables, read when asked for; the chief's, where there are several."""
+    workers = getattr(getattr(strategy, "cluster", None), "size", 1)
+    for variable in variables:
+        value = variable.numpy()
+        # Strategies with replicas send the chief's by themselves when a variable is made.
+        if workers > 1 and hasattr(strategy, "mesh") and value.dtype.kind in "iuf":
+            (value,) = (v.numpy() for v in strategy.broadcast([value]))
+        yield value
+
+
+def _again(old: Any, name: str, value: Any) -> Any:
+    """A variable like `old`, under the strategy whose scope we are in."""
+    made = dict(
+        trainable=old.trainable,
+        name=name,
+        dtype=old.dtype,
+        aggregation=old.aggregation,
+        synchronization=old.synchronization,
+        shape=None if old.shape.is_fully_defined() else old.shape,
+    )
+    if old.aggregation != tf.VariableAggregation.SUM:
+        return tf.Variable(value, **made)
+    # Such a variable is the sum over its replicas: one of them has it all.
+    new = tf.Variable(tf.zeros_like(value), **made)
+    parts = getattr(new, "values", None)
+    if parts is None:
+        new.assign(value)
+    elif getattr(getattr(_owner(new), "cluster", None), "is_chief", True):
+        parts[0].assign(value)
+    return new
+
+
+@contextlib.contextmanager
+def _named_as(path: str, layer: Any) -> Iterator[None]:
+    """Inside, what is made has the parents of `path`, and is built by `layer`."""
+    parents = path.split("/")[:-1]
+    if not parents:
+        yield
+        return
+    above = "/".join(parents[:-1])
+    with keras.name_scope(parents[-1], caller=layer, deduplicate=False, override_parent=above):
+        yield
+
+
+def _beside(variable: Any, strategy: Any) -> Any:
+    """Inside, what is made is a slot of `variable`."""
+    if variable is None:
+        return contextlib.nullcontext()
+    return strategy.extended.colocate_vars_with(_private.tf_variable(variable))
+
+
+def _followed(optimizers: Sequence[Any]) -> dict[int, keras.Variable]:
+    """By the id of an optimizer's slot, the variable of the model that it goes with."""
+    found = {}
+    for optimizer in optimizers:
+        trained = [v for v in _private.trained_by(optimizer) if isinstance(v, keras.Variable)]
+        by_name = {v.path.replace("/", "_") + "_": v for v in trained}
+        for slot in optimizer.variables:
+            fits = [n for n in by_name if slot.name.startswith(n)]
+            if fits:
+                found[id(slot)] = by_name[max(fits, key=len)]
+    return found
+
+
+def _keys(optimizer: Any, variables: Sequence[keras.Variable]) -> list[Any]:
+    return [_private.optimizer_key(optimizer, v) for v in variables]
+
+
+def _rename_keys(optimizer: Any, before: list[Any], variables: Sequence[keras.Variable]) -> None:
+    """An optimizer knows variables by keys, which are those of TensorFlow's variables."""
+    after = _keys(optimizer, variables)
+    new = {b: a for b, a in zip(before, after, strict=True) if b is not None and b != a}
+    for held in list(vars(optimizer).values()):
+        if isinstance(held, dict) and not new.keys().isdisjoint(held):
+            items = [(new.get(key, key), value) for key, value in held.items()]
+            held.clear()
+            for key, value in items:
+                held[key] = value
+        elif isinstance(held, set) and not new.keys().isdisjoint(held):
+            members = [new.get(key, key) for key in held]
+            held.clear()
+            for member in members:
+                held.add(member)
+
+
+def _say(model: Any, moved: Sequence[Any], raw: Sequence[Any], found: Reached) -> None:
+    ids = {id(v) for v in moved}
+    owners = [found.owners[i].name for i in ids & found.owners.keys()]
+    others = [
+        part.name
+        for part in found.parts
+        if isinstance(part, (keras.optimizers.Optimizer, keras.metrics.Metric))
+        and any(id(v) in ids for v in part.variables)
+    ]
+    names = sorted({*owners, *others, *(v.name for v in raw)})
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    logging.info(
+        "tfaccel: %d variables of model %r were made outside the scope of its strategy, and have "
+        "been made again under it: those of %s%s.",
+        len(moved) + len(raw),
+        model.name,
+        ", ".join(names[:_NAMED]),
+        more,
+    )

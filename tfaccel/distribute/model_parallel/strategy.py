@@ -10,7 +10,7 @@ import tensorflow as tf
 from tensorflow.experimental import dtensor
 
 from tfaccel.cluster.cluster import Cluster
-from tfaccel.distribute import _private, scope
+from tfaccel.distribute import _private, build, outside, scope
 from tfaccel.distribute.model_parallel import callbacks, lift, on_mesh, saving, settings, stage
 from tfaccel.distribute.model_parallel.batches import MeshBatches, place, unwrap
 from tfaccel.distribute.model_parallel.mesh import MeshShape
@@ -64,10 +64,19 @@ class ModelParallelStrategy(tf.distribute.Strategy):  # type: ignore[misc]
         self._devices = tuple(devices)
         super().__init__(ModelParallelExtended(self))
 
+    def scope(self) -> Any:
+        """As TensorFlow's; a model that Keras is about to build under it is made ready first."""
+        outside.hand_over()
+        if (model := _private.building_model()) is not None:
+            self._prepare(model)
+        return super().scope()
+
     def experimental_distribute_dataset(self, dataset: Any, options: Any = None) -> Any:
         """Lays the global batches of `dataset` out on the mesh."""
         if (caller := _private.calling_model()) is not None:
+            self.used = True
             self._prepare(caller.model)
+            build.for_caller(caller, dataset.element_spec, self)
             if self.cluster is not None:
                 callbacks.one_writer(caller.callbacks, self)
         threads = caller.threads if caller is not None else None
@@ -76,7 +85,7 @@ class ModelParallelStrategy(tf.distribute.Strategy):  # type: ignore[misc]
     def run(self, fn: Any, args: Any = (), kwargs: Any = None, options: Any = None) -> Any:
         """Runs `fn` once, over the whole mesh; what it returns is whole on every device."""
         self.used = True
-        if isinstance(model := getattr(fn, "__self__", None), keras.Model):
+        if _private.is_trainer(model := getattr(fn, "__self__", None)):
             self._prepare(model)
         if tf.executing_eagerly():
             args = self.on_mesh(args)
@@ -103,6 +112,7 @@ class ModelParallelStrategy(tf.distribute.Strategy):  # type: ignore[misc]
         for optimizer in optimizers_of(model):
             _private.adopt_optimizer(optimizer, self)
         on_mesh.put(model, self)
+        build.by_steps(model, self)
 
 
 class OneProgram(tf.distribute.ReplicaContext):  # type: ignore[misc]
@@ -134,6 +144,7 @@ class ModelParallelExtended(tf.distribute.StrategyExtended):  # type: ignore[mis
             path, layers = _private.variable_path(kwargs.get("name")), _private.layers_being_built()
             plan = planner.variable(path, shape, bool(kwargs.get("trainable")), layers)
         if (model := _private.compiling_model()) is not None:
+            _private.set_strategy(model, owner)
             on_mesh.put(model, owner)
         kept = {k: kwargs[k] for k in ("trainable", "name", "dtype") if k in kwargs}
         return MeshVariable(initial_value=value, plan=plan, mesh=owner.mesh, strategy=owner, **kept)
@@ -184,6 +195,27 @@ class ModelParallelExtended(tf.distribute.StrategyExtended):  # type: ignore[mis
         return value
 
     def _use_merge_call(self) -> bool:
+        return False
+
+    @property
+    def should_checkpoint(self) -> bool:
+        """Whether this process writes checkpoints."""
+        cluster = self._container_strategy().cluster
+        return cluster is None or bool(cluster.is_chief)
+
+    @property
+    def should_save_summary(self) -> bool:
+        """Whether this process writes summaries."""
+        return self.should_checkpoint
+
+    @property
+    def experimental_should_init(self) -> bool:
+        """Whether this process initialises variables: each has its own pieces."""
+        return True
+
+    @property
+    def experimental_between_graph(self) -> bool:
+        """Whether each process runs a graph of its own: one runs over all."""
         return False
 
     def _in_multi_worker_mode(self) -> bool:

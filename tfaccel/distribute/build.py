@@ -1,0 +1,212 @@
+"""Makes all variables of a model's steps before the steps run.
+
+On one device Keras lets the first step make what is not there yet: layers without a shape, slots
+of optimizers, metrics that learn their shape from data. In replicas, or on a mesh, nothing can be
+made while they run. So a step is traced once beforehand, over the shapes of a batch, in a graph
+that is thrown away: what it makes stays, and no value changes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import tensorflow as tf
+from absl import logging
+
+from tfaccel.distribute import _private, step
+from tfaccel.distribute.adapt import adapt
+from tfaccel.distribute.split import is_nothing
+
+_STEPS = {
+    **dict.fromkeys(("fit", "train_on_batch"), "train"),
+    **dict.fromkeys(("evaluate", "test_on_batch"), "test"),
+    **dict.fromkeys(("predict", "predict_on_batch"), "predict"),
+}
+_MADE_BY = ("trainable", "name", "dtype", "aggregation", "synchronization", "shape", "constraint")
+
+
+class BySteps(_private.BuildsBySteps):
+    """Mixin for a model: its own steps make its variables, where it has any."""
+
+    _tfaccel_strategy: Any
+
+    def build_for(self, method: str, batch: Any) -> bool:
+        """As `_private.BuildsBySteps`."""
+        kind = _STEPS.get(method, "")
+        if kind not in _own_steps(self):
+            return False
+        if method in ("train_on_batch", "test_on_batch"):
+            before(self, kind, specs(batch), self._tfaccel_strategy)
+        return True
+
+
+def by_steps(model: Any, strategy: Any) -> None:
+    """Makes Keras leave it to `before` to build `model`, if it has steps of its own."""
+    if _own_steps(model):
+        object.__setattr__(model, "_tfaccel_strategy", strategy)
+        adapt(model, BySteps)
+
+
+def for_caller(caller: _private.Caller, spec: Any, strategy: Any) -> None:
+    """Makes the variables that the method of `caller` needs, and takes it over from Keras.
+
+    Args:
+        caller: asks for its data.
+        spec: of a batch.
+        strategy: of ours, to which the variables of its model belong.
+    """
+    by_steps(caller.model, strategy)
+    validates = caller.validates and caller.method == "fit"
+    for_method(caller.model, "evaluate" if validates else caller.method, spec, strategy)
+
+
+def for_method(model: Any, method: str, spec: Any, strategy: Any) -> None:
+    """Makes the variables that a method of `model` needs and Keras does not make.
+
+    Args:
+        model: a Keras model whose variables belong to `strategy`.
+        method: `fit`, `evaluate`, `predict`, or one of `*_on_batch`.
+        spec: of a batch.
+        strategy: of ours.
+    """
+    kind = _STEPS[method]
+    if kind in _own_steps(model) or (kind == "predict" and not _is_built(model)):
+        before(model, kind, spec, strategy)
+
+
+def before(model: Any, kind: str, spec: Any, strategy: Any) -> None:
+    """Traces a step of `model` over a batch of `spec`, unless Keras has made a function of it.
+
+    Args:
+        model: a Keras model whose variables belong to `strategy`.
+        kind: of step: ``"train"``, ``"test"`` or ``"predict"``.
+        spec: a nest of `tf.TypeSpec`s.
+        strategy: of ours.
+    """
+    if kind != "predict" and getattr(model, f"{kind}_function", None) is not None:
+        return
+    run = getattr(model, f"{kind}_step")
+    # An init_scope stops all tapes.
+    eager = contextlib.nullcontext() if tf.executing_eagerly() else tf.init_scope()
+    try:
+        with eager, strategy.scope():
+            trace(run, spec, strategy)
+    except Exception as error:
+        # It is the step itself that shall fail, with its own words and in its own place.
+        logging.info("tfaccel: %s_step of model %r was not traced: %s", kind, model.name, error)
+
+
+def trace(run: Callable[[Any], Any], spec: Any, strategy: Any) -> None:
+    """Calls `run` as a replica of `strategy` does, in a graph that nobody runs.
+
+    Args:
+        run: a function of a batch.
+        spec: of the batch.
+        strategy: in whose scope we are.
+    """
+    with tf.__internal__.FuncGraph("tfaccel_trace").as_default(), _made_outside(strategy):
+        batch = tf.nest.map_structure(_placeholder, spec)
+        if hasattr(strategy, "mesh"):
+            strategy.extended.call_for_each_replica(run, args=(batch,))
+            return
+        alone = step.Step(tf.ones([]), alone=True)
+        with _OneReplica(strategy, _private.first_replica(strategy)), step.entered(alone):
+            run(batch)
+
+
+class _OneReplica(tf.distribute.ReplicaContext):  # type: ignore[misc]
+    """The context of a replica that has no others."""
+
+    def all_reduce(self, reduce_op: Any, value: Any, options: Any = None) -> Any:
+        return value
+
+    def all_gather(self, value: Any, axis: int, options: Any = None) -> Any:
+        return value
+
+    def merge_call(self, merge_fn: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return merge_fn(self.strategy, *args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def _made_outside(strategy: Any) -> Iterator[None]:
+    """Variables that are made in the graph we are in are made outside of it."""
+    making = False
+
+    def made(next_creator: Any, **kwargs: Any) -> Any:
+        nonlocal making
+        if making:  # a graph's creators are those of what is outside of it too
+            return next_creator(**kwargs)
+        value, beside = kwargs.get("initial_value"), kwargs.get("colocate_with")
+        if not callable(value):
+            value = _known(value, str(kwargs.get("name")))
+        kept = {name: kwargs[name] for name in _MADE_BY if kwargs.get(name) is not None}
+        with tf.init_scope(), contextlib.ExitStack() as stack:
+            if beside is not None:
+                stack.enter_context(strategy.extended.colocate_vars_with(beside))
+            making = True
+            stack.callback(ended)
+            return tf.Variable(value, **kept)
+
+    def ended() -> None:
+        nonlocal making
+        making = False
+
+    with tf.variable_creator_scope(made):
+        yield
+
+
+def _known(value: Any, name: str) -> Any:
+    if not tf.is_tensor(value) or hasattr(value, "numpy"):
+        return value
+    known = tf.get_static_value(value)
+    if known is None:
+        raise ValueError(f"the first value of variable {name!r} depends on a batch")
+    return known
+
+
+def _placeholder(spec: Any) -> Any:
+    if is_nothing(spec):
+        return None
+    if isinstance(spec, tf.RaggedTensorSpec):
+        inner = spec.shape[spec.ragged_rank + 1 :]
+        return tf.compat.v1.ragged.placeholder(spec.dtype, spec.ragged_rank, inner)
+    if isinstance(spec, tf.SparseTensorSpec):
+        return tf.compat.v1.sparse_placeholder(spec.dtype, spec.shape)
+    return tf.compat.v1.placeholder(spec.dtype, spec.shape)
+
+
+def specs(batch: Any) -> Any:
+    """The specs of a batch of arrays or tensors, of any number of rows."""
+
+    def of(leaf: Any) -> Any:
+        if is_nothing(leaf):
+            return None
+        if isinstance(leaf, (tf.TypeSpec, keras.KerasTensor)):
+            return tf.TensorSpec(leaf.shape, leaf.dtype)
+        found = tf.type_spec_from_value(tf.convert_to_tensor(leaf))
+        return tf.TensorSpec([None, *found.shape[1:]], found.dtype) if found.shape.rank else found
+
+    while isinstance(batch, tuple) and len(batch) > 1 and batch[-1] is None:
+        batch = batch[:-1]
+    return tf.nest.map_structure(of, batch)
+
+
+def _own_steps(model: Any) -> list[str]:
+    """The kinds of steps that the model does not have from Keras."""
+    return [kind for kind in ("train", "test") if _is_own(model, f"{kind}_step")]
+
+
+def _is_own(model: Any, name: str) -> bool:
+    if name in vars(model):
+        return True
+    made = (vars(cls)[name] for cls in type(model).__mro__ if name in vars(cls))
+    modules = (str(getattr(function, "__module__", "")) for function in made)
+    found = next((m for m in modules if not m.startswith("tfaccel.")), "keras.")
+    return not found.startswith("keras.")
+
+
+def _is_built(model: Any) -> bool:
+    return all(layer.built for layer in _private.layers_of(model))
