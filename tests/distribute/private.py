@@ -122,6 +122,16 @@ def main():
     seen["mask"] = list(_private.keras_mask(masked).shape)
     seen["no mask"] = _private.keras_mask(tf.zeros(3)) is None
     seen["seed unset"] = _private.global_seed()
+    _private.seed_unseeded(lambda: (7, 8))
+    noise = tf.function(lambda: tf.random.uniform([])).get_concrete_function().graph
+    order = tf.data.Dataset.range(9).shuffle(9)
+    op_seeded = tf.data.Dataset.range(9).shuffle(9, seed=3)
+    _private.seed_unseeded(None)
+    (uniform,) = [op for op in noise.get_operations() if op.type == "RandomUniform"]
+    seeds = [uniform.get_attr("seed"), uniform.get_attr("seed2")]
+    seen["unseeded"] = [seeds, [int(order._seed), int(order._seed2)]]
+    own = tf.data.Dataset.range(9).shuffle(9, seed=3)
+    seen["op seeded"] = [list(map(int, op_seeded)), list(map(int, own))]
     tf.random.set_seed(11)
     seen["seed set"] = _private.global_seed()
 

@@ -9,6 +9,7 @@ import random
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfaccel.distribute import agreement, callbacks
+from tfaccel.distribute import _private, agreement, callbacks
 from tfaccel.distribute.adapt import adapt
 from tfaccel.distribute.loss import WholeBatch
 from tfaccel.distribute.optimizer import ReduceFirst, optimizers_of, reduce_first
@@ -138,10 +139,19 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path)
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [(path.name, "the old file")]
 
 
+@pytest.fixture
+def own_seeds() -> Iterator[None]:
+    """TensorFlow's own way with what has no seed, after a test has adopted another's."""
+    yield
+    tf.random.set_seed(None)
+    _private.seed_unseeded(None)
+
+
 def draws() -> list[float]:
     return [random.random(), float(np.random.rand()), float(tf.random.uniform([]))]
 
 
+@pytest.mark.usefixtures("own_seeds")
 def test_workers_that_adopt_a_state_draw_alike() -> None:
     random.seed(1)
     np.random.seed(2)
@@ -155,6 +165,23 @@ def test_workers_that_adopt_a_state_draw_alike() -> None:
     assert draws() == first
 
 
+@pytest.mark.usefixtures("own_seeds")
+def test_what_has_no_seed_draws_alike_and_what_has_one_as_on_one_device() -> None:
+    tf.random.set_seed(None)
+    rows = tf.data.Dataset.range(50)
+    want = list(map(int, rows.shuffle(50, seed=3)))
+    offered = agreement.offer()
+    found = []
+    for _ in range(2):
+        tf.random.set_seed(8)  # as another worker may have
+        agreement.adopt(offered)
+        assert list(map(int, rows.shuffle(50, seed=3))) == want
+        found.append([*draws(), *map(int, rows.shuffle(50)), *map(int, rows.shuffle(50))])
+    assert found[0] == found[1]
+    assert found[0][3:53] != found[0][53:], "two datasets have two orders"
+
+
+@pytest.mark.usefixtures("own_seeds")
 def test_a_worker_that_was_seeded_alike_is_left_alone() -> None:
     keras.utils.set_random_seed(5)
     want = draws()

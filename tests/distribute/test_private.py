@@ -81,6 +81,12 @@ def test_global_seed(seen: dict[str, Any]) -> None:
     assert (seen["seed unset"], seen["seed set"]) == (None, 11)
 
 
+def test_what_has_no_seed_can_be_given_one(seen: dict[str, Any]) -> None:
+    assert seen["unseeded"] == [[7, 8]] * 2, "random_seed.get_seed is no longer asked for seeds"
+    ours, own = seen["op seeded"]
+    assert ours == own
+
+
 def test_initial_epoch(seen: dict[str, Any]) -> None:
     assert seen["epochs"] == [3, 4], "fit no longer starts at model._initial_epoch"
 

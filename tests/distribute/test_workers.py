@@ -53,6 +53,26 @@ def test_workers_that_were_not_seeded_draw_alike() -> None:
     assert others == [first] * 3
 
 
+def test_a_seed_of_an_operation_s_own_gives_one_device_s_numbers() -> None:
+    """Where the script has no global seed: TensorFlow mixes the two."""
+    strategy()
+    tf.random.set_seed(None)
+    rows = tf.data.Dataset.range(8)
+    mapped = rows.map(lambda i: tf.random.uniform([], maxval=100, dtype=tf.int32, seed=5))
+    orders = [rows.shuffle(8, seed=3, reshuffle_each_iteration=False), mapped]
+    found = [int(i) for data in orders for i in data]
+    # What one device draws with seeds (87654321, 3) and (87654321, 5), seen without a strategy.
+    assert found == [7, 4, 6, 3, 0, 1, 2, 5, 91, 72, 2, 12, 93, 94, 23, 92]
+
+
+def test_unseeded_noise_of_replicas_differs_from_worker_to_worker() -> None:
+    strategy()
+    tf.random.set_seed(None)
+    noise = tf.function(lambda: strategy().run(lambda: tf.random.uniform([1, 4])))()
+    rows = tf.function(lambda: strategy().gather(noise, axis=0))().numpy()
+    assert len({tuple(row) for row in rows.tolist()}) == 4
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64", "int8", "int64", "bool"])
 def test_broadcast_gives_every_worker_the_chief_s_value(dtype: str) -> None:
     rank = strategy().placement.rank

@@ -6,6 +6,7 @@ when a release moves a name, that test says which and this file is the one place
 
 from __future__ import annotations
 
+import functools
 import itertools
 import sys
 from collections.abc import Callable
@@ -49,6 +50,11 @@ from tensorflow.python.distribute.values import PerReplica, PerReplicaSpec
 
 # `tf.random.set_seed` has no getter.
 from tensorflow.python.eager.context import global_seed
+
+# Every random operation and every dataset asks `random_seed.get_seed` for its seeds. One that has
+# none, in a program that has none, is told so and draws from the clock; there is no public way to
+# give such operations a seed that leaves the order of those with a seed of their own alone.
+from tensorflow.python.framework import random_seed
 
 # Whether oneDNN computes is decided when TensorFlow is imported, and told nowhere.
 from tensorflow.python.util._pywrap_util_port import IsMklEnabled
@@ -104,6 +110,7 @@ __all__ = [
     "pack_variables",
     "predicting_model",
     "reduce_in_rings",
+    "seed_unseeded",
     "set_initial_epoch",
     "set_keras_mask",
     "set_strategy",
@@ -242,6 +249,24 @@ class BuildsBySteps:
             frame = frame.f_back
         if not self.build_for(frame.f_code.co_name, data_batch):
             super()._symbolic_build(iterator, data_batch)  # type: ignore[misc]
+
+
+def seed_unseeded(pair: Callable[[], tuple[int, int] | None] | None) -> None:
+    """Gives seeds to the random operations that have none in a program without a global seed.
+
+    Args:
+        pair: called for each such operation as it is made; returns its two seeds, or None to leave
+            it unseeded. None for TensorFlow's own way.
+    """
+    plain = getattr(random_seed.get_seed, "__wrapped__", random_seed.get_seed)
+
+    @functools.wraps(plain)
+    def get_seed(op_seed: Any) -> Any:
+        unset = global_seed() if tf.executing_eagerly() else tf.compat.v1.get_default_graph().seed
+        found = pair() if pair is not None and op_seed is None and unset is None else None
+        return plain(op_seed) if found is None else found
+
+    random_seed.get_seed = plain if pair is None else get_seed
 
 
 def onednn_is_on() -> bool:
