@@ -40,7 +40,9 @@ class Lifts:
             return create(inputs, *args, **kwargs)
 
         def made(inputs: Any) -> Any:
-            return create(inputs, *args, **kwargs)
+            operation = create(inputs, *args, **kwargs)
+            kwargs["name"] = None  # it is taken: a second one finds its own
+            return operation
 
         return rule(rewrite.Operation(made, inputs, kwargs["attrs"], self._mesh))
 

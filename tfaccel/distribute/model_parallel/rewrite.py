@@ -7,6 +7,7 @@ of operands that are whole where they must be. A layout is where numbers lie, so
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,6 +15,8 @@ import tensorflow as tf
 from tensorflow.experimental import dtensor
 
 from tfaccel.distribute.model_parallel.pinned import relayout
+
+MOST_STEPS = 8
 
 
 class StandIn:
@@ -85,17 +88,18 @@ class Operation:
         if isinstance(value, tf.Tensor) and value.shape.rank and not _is_shape(value):
             self.inputs[which] = laid_out(value, self.mesh, dims)
 
-    def made(self, outputs: Callable[[Any], Any] | None = None) -> Any:
-        """The operation; its outputs lie as it gives them, whatever their users would like.
+    def made(self, dims: Any = None) -> Any:
+        """The operation, with the dimensions `dims` of its outputs whole, or all for None.
 
-        Args:
-            outputs: lays out an output in another way.
+        Without that it would be laid out by what uses it.
         """
         operation = self.create(self.inputs)
-        place = outputs or as_made
         return StandIn(
             operation,
-            [place(t) if t.shape.rank and not _is_shape(t) else t for t in operation.outputs],
+            [
+                laid_out(t, self.mesh, dims) if t.shape.rank and not _is_shape(t) else t
+                for t in operation.outputs
+            ],
         )
 
 
@@ -104,17 +108,18 @@ def laid_out(value: Any, mesh: Any, dims: Any = None) -> Any:
 
     The rows stay divided as they are, unless they are of `dims`; no other dimension does.
     """
-    rank = value.shape.rank
-    specs = [dtensor.UNSHARDED] * rank
-    if dims is not None and 0 not in dims:
-        specs[0] = dtensor.MATCH
+    specs = [dtensor.UNSHARDED] * value.shape.rank
+    rows = _rows(value)
+    if dims is not None and rows not in dims:
+        specs[rows] = dtensor.MATCH
     layout = dtensor.Layout(specs, mesh)
     return relayout(value, layout) if value.dtype.is_floating else dtensor.relayout(value, layout)
 
 
-def as_made(value: Any) -> Any:
-    """`value` laid out by what made it, and not by what uses it."""
-    return dtensor.relayout_like(value, layout_tensor=value)
+def _rows(value: Any) -> int:
+    """The dimension of the rows of a batch, whose number a step does not know."""
+    sizes = value.shape.as_list()
+    return sizes.index(None) if None in sizes else 0
 
 
 def _is_shape(value: tf.Tensor) -> bool:
@@ -183,9 +188,9 @@ def _strided_slice(op: Operation) -> Any:
     slices = Slices(rank, op.inputs[3], op.attrs)
     asked, attrs = op.inputs, {name: _copied(value) for name, value in op.attrs.items()}
     if slices.turned:
-        op.whole(0, slices.turned)
+        op.whole(0)
     if not slices.new:
-        return op.create(op.inputs)
+        return op.made() if slices.turned else op.create(op.inputs)
     value, *vectors = op.inputs
     vectors = slices.without_new(vectors, op.attrs)
     operation = None
@@ -209,10 +214,12 @@ def _strided_slice_grad(op: Operation) -> Any:
         if slices.parts == len(slices.new):
             return StandIn(gradient.op, [gradient], asked, attrs)
         vectors = slices.without_new(vectors, op.attrs)
+    if slices.turned:
+        gradient = laid_out(gradient, op.mesh)
     operation = op.create([shape, *vectors, gradient])
     (made,) = operation.outputs
     if slices.turned:
-        made = laid_out(made, op.mesh, slices.turned)
+        made = laid_out(made, op.mesh)
     return StandIn(operation, [made], asked, attrs)
 
 
@@ -258,25 +265,48 @@ def _pad(op: Operation) -> Any:
     static = tf.get_static_value(op.inputs[1])
     padded = None if static is None else [d for d, around in enumerate(static) if around.any()]
     op.whole(0, padded)
-    return op.made(lambda made: laid_out(made, op.mesh, padded))
+    return op.made(padded)
 
 
 def _transpose(op: Operation) -> Any:
-    return op.made()
+    # DTensor transposes no tensor whose result its users would like to be divided otherwise.
+    return op.made() if _is_whole(op.inputs[0]) else op.create(op.inputs)
+
+
+def _is_whole(value: Any) -> bool:
+    """Whether `value` was laid out whole by us, and then changed element by element at most."""
+    for _ in range(MOST_STEPS):
+        made_by = value.op
+        if made_by.type == "Relayout":
+            layout = dtensor.Layout.from_string(made_by.get_attr("layout").decode())
+            return bool(layout.is_fully_replicated())
+        if made_by.type not in ("Cast", "Identity", "IdentityN", "Mul", "Neg", "Relu", "Tanh"):
+            return False
+        value = made_by.inputs[0]
+    return False
 
 
 def _whole(op: Operation) -> Any:
     for which in range(len(op.inputs)):
         op.whole(which)
-    return op.made(lambda made: laid_out(made, op.mesh))
+    return op.made()
 
 
 def _reshape(op: Operation) -> Any:
-    value = op.inputs[0]
-    if not value.shape.rank or _is_shape(value):
+    value, shape = op.inputs
+    if value.shape.rank is None or _is_shape(value):
         return op.create(op.inputs)
-    shape = tf.get_static_value(op.inputs[1], partial=True)
-    return op.create(op.inputs)
+    operation = op.create(op.inputs)
+    (made,) = operation.outputs
+    if made.shape.rank is None or _before_rows(value) == _before_rows(made):
+        return operation
+    # The rows of the batch come to lie between others: no slice of them is one of the result.
+    op.whole(0)
+    return op.made()
+
+
+def _before_rows(value: Any) -> int:
+    return math.prod(value.shape.as_list()[: _rows(value)])
 
 
 # --- Products of rows with rows ---------------------------------------------------------------
@@ -286,6 +316,7 @@ RULES: dict[str, Callable[[Operation], Any]] = {
     "ConcatV2": _concat,
     "Pad": _pad,
     "PadV2": _pad,
+    "Reshape": _reshape,
     "ScatterNd": _whole,
     "Split": _split(axis=0, value=1),
     "SplitV": _split(axis=2, value=0),
