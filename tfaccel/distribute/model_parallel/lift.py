@@ -6,6 +6,7 @@ more input, and DTensor wants all inputs of a graph on its mesh.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import tensorflow as tf
@@ -13,7 +14,7 @@ from tensorflow.experimental import dtensor
 
 from tfaccel.distribute import _private
 from tfaccel.distribute.adapt import adapt
-from tfaccel.distribute.model_parallel import host
+from tfaccel.distribute.model_parallel import host, rewrite
 
 
 class Lifts:
@@ -34,7 +35,16 @@ class Lifts:
     def _create_op_internal(self, op_type: str, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         if op_type == "ScatterNd":
             inputs, kwargs = _with_int32_indices(inputs, kwargs)
-        return super()._create_op_internal(op_type, inputs, *args, **kwargs)  # type: ignore[misc]
+        create = functools.partial(super()._create_op_internal, op_type)  # type: ignore[misc]
+        if (rule := rewrite.RULES.get(op_type)) is None:
+            return create(inputs, *args, **kwargs)
+
+        def made(inputs: Any) -> Any:
+            operation = create(inputs, *args, **kwargs)
+            kwargs["name"] = None  # it is taken: a second one finds its own
+            return operation
+
+        return rule(rewrite.Operation(made, inputs, kwargs["attrs"], self._mesh))
 
     def _lift(self, tensor: tf.Tensor) -> tf.Tensor:
         with tf.init_scope():

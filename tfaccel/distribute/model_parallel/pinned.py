@@ -22,7 +22,7 @@ def pinned(value: tf.Tensor, specs: Sequence[str], mesh: Any) -> tf.Tensor:
         return value
     if value.dtype.is_floating and _made_by_softmax(value):
         return value
-    placed = _relayout(value, dtensor.Layout(list(specs), mesh))
+    placed = relayout(value, dtensor.Layout(list(specs), mesh))
     if (mask := getattr(value, "_keras_mask", None)) is not None:
         placed._keras_mask = pinned(mask, specs[: mask.shape.rank], mesh)
     if (logits := getattr(value, "_keras_logits", None)) is not None:
@@ -37,7 +37,9 @@ def _made_by_softmax(value: tf.Tensor) -> bool:
     return value.op.type in ("Softmax", "Sigmoid")
 
 
-def _relayout(value: tf.Tensor, layout: Any) -> tf.Tensor:
+def relayout(value: tf.Tensor, layout: Any) -> tf.Tensor:
+    """`value` laid out as `layout` says, and its gradient too."""
+
     @tf.custom_gradient
     def laid_out(value: tf.Tensor) -> Any:
         return dtensor.relayout(value, layout), lambda gradient: dtensor.relayout(gradient, layout)
