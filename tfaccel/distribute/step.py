@@ -25,6 +25,9 @@ class Step:
         weighted: ids of the optimizers whose loss has been multiplied by `share` already.
         real: which of our rows are no copies (bool, shape `[rows]`); None where all are.
         loss_mask: what the loss that is being computed leaves out by itself; None for nothing.
+        gradients: those that a step of the user's own takes (`tfaccel.distribute.gradients`); None
+            in a step of Keras's, whose optimizer puts them together.
+        summed: ids of the optimizers whose loss has a number for each row, which is not weighted.
     """
 
     share: tf.Tensor
@@ -33,6 +36,8 @@ class Step:
     weighted: set[int] = field(default_factory=set)
     real: tf.Tensor | None = None
     loss_mask: tf.Tensor | None = None
+    gradients: Any = None
+    summed: set[int] = field(default_factory=set)
 
     def weight(self, value: Any) -> Any:
         """`value` times our share; IndexedSlices and None are welcome."""
@@ -42,6 +47,11 @@ class Step:
             return tf.IndexedSlices(self.weight(value.values), value.indices, value.dense_shape)
         share = tf.cast(self.share, value.dtype)
         return tf.math.multiply_no_nan(value, share) if self.starved else value * share
+
+    def some(self, value: Any) -> Any:
+        """`value`, or zeros where we have no rows."""
+        have = tf.cast(self.share > 0, tf.float32)
+        return Step(have, starved=True).weight(value)
 
 
 def current() -> Step | None:

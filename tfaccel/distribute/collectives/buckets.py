@@ -25,7 +25,7 @@ def plan(sizes: Sequence[int], kinds: Sequence[object], limit: int) -> list[list
     messages: list[list[int]] = []
     filled = limit
     for i in reversed(range(len(sizes))):
-        fits = filled + sizes[i] <= limit
+        fits = bool(messages) and filled + sizes[i] <= limit
         if not fits or sizes[i] >= limit or kinds[i] != kinds[messages[-1][-1]]:
             messages.append([])
             filled = 0
