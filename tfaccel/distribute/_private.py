@@ -80,6 +80,7 @@ __all__ = [
     "all_gather",
     "all_to_all",
     "array_pipeline",
+    "asked_by_a_library",
     "begin_again",
     "build_all",
     "building_model",
@@ -576,6 +577,18 @@ def is_keras_function(fn: Any) -> bool:
     if is_trainer(getattr(fn, "__self__", None)):
         return getattr(fn, "__name__", "") in ("train_step", "test_step")
     return str(getattr(fn, "__module__", "")).startswith("keras.")
+
+
+def asked_by_a_library() -> bool:
+    """Whether the property that calls us is read by Keras or TensorFlow, for their own use.
+
+    A replica context's `num_replicas_in_sync` reads the strategy's, for whoever asked it: then it
+    is the caller of that who counts.
+    """
+    frame: Any = sys._getframe(2)
+    if frame.f_code.co_name == "num_replicas_in_sync" and frame.f_back is not None:
+        frame = frame.f_back
+    return _module(frame).startswith(("keras.", "tensorflow."))
 
 
 def variable_path(name: str | None) -> str:

@@ -17,6 +17,7 @@ from tfaccel.distribute import (
     _private,
     accumulation,
     build,
+    context,
     in_one_call,
     logs,
     looks,
@@ -28,16 +29,18 @@ from tfaccel.distribute import (
 )
 from tfaccel.distribute.adapt import adapt
 from tfaccel.distribute.batches import Batches, Sharded, Starved, shard, without_nothing
-from tfaccel.distribute.compression import Wire
+from tfaccel.distribute.compression import PowerSGD, Wire
 from tfaccel.distribute.executions import Executions
 from tfaccel.distribute.frequency import Frequency
 from tfaccel.distribute.fused import fuse
+from tfaccel.distribute.gradients import Gradients, install, is_own
 from tfaccel.distribute.in_one_call import Passes
 from tfaccel.distribute.kept import InOneStep, keep_states
 from tfaccel.distribute.local_steps import Averaging, train_alone
 from tfaccel.distribute.loss import whole_batch
 from tfaccel.distribute.numbers import Numbers
 from tfaccel.distribute.optimizer import optimizers_of, reduce_first
+from tfaccel.distribute.scalars import count_by_share
 from tfaccel.distribute.split import Placement
 from tfaccel.errors import InputError, StrategyError
 
@@ -70,8 +73,14 @@ class KerasFit:
 
     @property
     def num_replicas_in_sync(self) -> int:
-        """The number of replicas; 1 inside a Keras step, which runs the one-device program."""
-        return 1 if step.current() is not None else self.extended._num_replicas_in_sync
+        """The number of replicas.
+
+        Inside a Keras step, which runs the one-device program, it is 1 for Keras and TensorFlow,
+        and what it is for the user's own code, which may gather over replicas by hand.
+        """
+        if step.current() is not None and _private.asked_by_a_library():
+            return 1
+        return int(self.extended._num_replicas_in_sync)
 
     def scope(self) -> Any:
         """As TensorFlow's; a model that Keras is about to build under it is made ready first."""
@@ -180,7 +189,9 @@ class KerasFit:
                 real=None if isinstance(real, tuple) else real,
                 rows=step.known_rows(data),
                 averages=training,
+                gradients=self._gradients(fn) if training else None,
             )
+            context.adapted()
             with step.entered(ours) as here:
                 averaged = state.Averaged(state.statistics(model) if training else ())
                 with state.own_randomness(self.extended.seeds()):
@@ -191,6 +202,13 @@ class KerasFit:
 
         merged = super().run(replica_step, tuple(batch), kwargs, options)  # type: ignore[misc]
         return tf.nest.map_structure(self._merged, merged)
+
+    def _gradients(self, fn: Any) -> Gradients | None:
+        """What takes the gradients of a step that is not Keras's own."""
+        if self.frequency.local_steps > 1 or not is_own(fn):
+            return None
+        together = self.frequency.accumulate != "local" and not isinstance(self.wire, PowerSGD)
+        return Gradients(reduces=together)
 
     def reduce(self, reduce_op: Any, value: Any, axis: Any = None) -> Any:
         """Reduces `value` over replicas; values that a Keras step has merged come back as is."""
@@ -257,8 +275,10 @@ class KerasFit:
                 accumulation.accumulate_locally(optimizer)
         if self.wire is not None and getattr(model, "optimizer", None) is not None:
             self.wire.prepare(model.optimizer, list(model.trainable_variables), self)
+        install()
         whole_batch(model)
         keep_states(model)
+        count_by_share(model)
         if self.ragged != "exact":
             padding.count_real_rows(model)
         if self.frequency.apart:

@@ -34,7 +34,13 @@ import tensorflow as tf
 
 from tfaccel.distribute import step
 from tfaccel.distribute.adapt import adapt
-from tfaccel.distribute.optimizer import ReduceFirst, optimizers_of, reduce_first
+from tfaccel.distribute.optimizer import (
+    ReduceFirst,
+    leaves_of,
+    optimizers_of,
+    parts_of,
+    reduce_first,
+)
 
 
 class TrainsAlone(ReduceFirst):
@@ -66,9 +72,8 @@ def train_alone(optimizer: keras.optimizers.Optimizer, strategy: tf.distribute.S
         optimizer: any Keras optimizer, also a LossScaleOptimizer around another.
         strategy: the strategy whose replicas call it.
     """
-    inner = getattr(optimizer, "inner_optimizer", None)
-    if inner is not None:
-        train_alone(inner, strategy)
+    for part in parts_of(optimizer):
+        train_alone(part, strategy)
     adapt(optimizer, TrainsAlone)
     reduce_first(optimizer, strategy)
 
@@ -124,6 +129,6 @@ class Averaging:
         found = list(model.trainable_variables)
         for optimizer in optimizers_of(model):
             # The learning rate is the same everywhere, and a mean of three might not be.
-            rate = optimizer.learning_rate
-            found += [v for v in optimizer.variables if v is not rate]
+            rates = [one.learning_rate for one in leaves_of(optimizer)]
+            found += [v for v in optimizer.variables if not any(v is rate for rate in rates)]
         return [v.value for v in found]

@@ -15,7 +15,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfaccel.distribute import _private, step
+from tfaccel.distribute import _private, gradients, step
 from tfaccel.distribute.adapt import adapt
 from tfaccel.distribute.reachable import reached
 
@@ -29,14 +29,12 @@ class ReduceFirst:
         """Weighs the loss by our share of the rows, so that gradients need no pass of their own."""
         loss = super().scale_loss(loss)  # type: ignore[misc]
         here = step.current()
-        if here is not None and loss.shape.rank:
-            # The gradient of a number for each row is that of their sum.
-            loss = tf.reduce_sum(loss)
-            if not here.starved:
-                here.weighted.add(id(self))
-                return loss
-            return tf.math.divide_no_nan(loss, tf.cast(here.share, loss.dtype))
-        if here is None or here.starved:
+        if here is None or here.gradients is not None:
+            return loss
+        if not gradients.is_mean(loss):
+            here.summed.add(id(self))  # a number for each row: its gradient is that of their sum
+            return loss
+        if here.starved:
             return loss
         here.weighted.add(id(self))
         return here.weight(loss)
@@ -51,27 +49,32 @@ class ReduceFirst:
             with tf.init_scope():
                 self.build(list(trainable_variables))  # type: ignore[attr-defined]
             self.built = True
-        here = step.current()
-        grads = list(grads)
-        if here is not None and id(self) not in here.weighted:
-            grads = [here.weight(g) for g in grads]
-        grads = self.reduced(grads)
+        grads = self.of_the_batch(list(grads))
+        for part in parts_of(self):
+            reduce_first(part, tf.distribute.get_strategy())
         _reduced.now = True
         try:
             return super().apply(grads, trainable_variables)  # type: ignore[misc]
         finally:
             _reduced.now = False
 
+    def of_the_batch(self, grads: list[Any]) -> list[Any]:
+        """The whole batch's gradients, of what a replica's step hands us."""
+        here = step.current()
+        if here is None:
+            return self.reduced(grads)
+        taken = here.gradients
+        if taken is not None and taken.calls:  # the tape has weighted them, and may have summed
+            return grads if taken.reduces else self.reduced(grads)
+        if id(self) in here.summed:
+            return self.reduced([here.some(g) for g in grads] if here.starved else grads)
+        if id(self) not in here.weighted:
+            grads = [here.weight(g) for g in grads]
+        return self.reduced(grads)
+
     def reduced(self, grads: list[Any]) -> list[Any]:
         """The sum over replicas of each gradient; None stays None."""
-        present = [g for g in grads if g is not None]
-        wire = getattr(tf.distribute.get_strategy(), "wire", None)
-        if not present:
-            return grads
-        if wire is not None:
-            return list(wire.sum(self, grads))
-        summed = iter(step.all_reduce_sum(present))
-        return [None if g is None else next(summed) for g in grads]
+        return gradients.of_replicas(grads, owner=self)
 
     def _all_reduce_sum_gradients(self, grads_and_vars: Any) -> Any:
         # Keras's own reduction, after clipping. `apply` has done it.
@@ -97,9 +100,26 @@ def reduce_first(optimizer: keras.optimizers.Optimizer, strategy: tf.distribute.
     """
     adapt(optimizer, ReduceFirst)
     _private.adopt_optimizer(optimizer, strategy)
+    for part in parts_of(optimizer):
+        reduce_first(part, strategy)
+
+
+def parts_of(optimizer: keras.optimizers.Optimizer) -> list[keras.optimizers.Optimizer]:
+    """The optimizers inside a LossScaleOptimizer or a MultiOptimizer; none inside others.
+
+    A MultiOptimizer that is given a function knows its own only when it is built.
+    """
     inner = getattr(optimizer, "inner_optimizer", None)
-    if inner is not None:
-        reduce_first(inner, strategy)
+    several = getattr(keras.optimizers, "MultiOptimizer", None)
+    if several is not None and isinstance(optimizer, several):
+        return list(optimizer.optimizers)
+    return [inner] if inner is not None else []
+
+
+def leaves_of(optimizer: keras.optimizers.Optimizer) -> list[keras.optimizers.Optimizer]:
+    """The optimizers inside that hold none themselves; a plain one alone."""
+    parts = parts_of(optimizer)
+    return [leaf for part in parts for leaf in leaves_of(part)] if parts else [optimizer]
 
 
 def optimizers_of(model: keras.Model) -> list[keras.optimizers.Optimizer]:

@@ -28,6 +28,9 @@ class Step:
         rows: how many rows we have, copies counted, where that is known when the step is traced.
         averages: whether the step ends with an average of the model's statistics.
         kept: ids of variables that are one device's already, and not to be averaged.
+        gradients: those that a step of the user's own takes (`tfaccel.distribute.gradients`); None
+            in a step of Keras's, whose optimizer puts them together.
+        summed: ids of the optimizers whose loss has a number for each row, which is not weighted.
     """
 
     share: tf.Tensor
@@ -39,6 +42,8 @@ class Step:
     rows: int | None = None
     averages: bool = False
     kept: set[int] = field(default_factory=set)
+    gradients: Any = None
+    summed: set[int] = field(default_factory=set)
 
     def weight(self, value: Any) -> Any:
         """`value` times our share; IndexedSlices and None are welcome."""
@@ -48,6 +53,11 @@ class Step:
             return tf.IndexedSlices(self.weight(value.values), value.indices, value.dense_shape)
         share = tf.cast(self.share, value.dtype)
         return tf.math.multiply_no_nan(value, share) if self.starved else value * share
+
+    def some(self, value: Any) -> Any:
+        """`value`, or zeros where we have no rows."""
+        have = tf.cast(self.share > 0, tf.float32)
+        return Step(have, starved=True).weight(value)
 
 
 def current() -> Step | None:

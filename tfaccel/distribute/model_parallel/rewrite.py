@@ -124,7 +124,9 @@ def _rows(value: Any) -> int:
 
 def _is_shape(value: tf.Tensor) -> bool:
     """Whether `value` may be a shape, which TensorFlow computes beforehand where it can."""
-    return value.dtype in (tf.int32, tf.int64) and value.shape.rank == 1 and value.shape[0] is not None
+    return (
+        value.dtype in (tf.int32, tf.int64) and value.shape.rank == 1 and value.shape[0] is not None
+    )
 
 
 # --- Slices ---------------------------------------------------------------------------------

@@ -1,0 +1,206 @@
+"""Gradients of the whole batch, taken by a step of the user's own.
+
+Keras's own step hands its gradients to the optimizer at once, and there they are reduced
+(`optimizer.py`). A `train_step` that somebody wrote may clip them, take their norm, log them, or
+feed them to another optimizer than the one that scaled the loss. In such a step
+`tf.GradientTape.gradient` itself returns, for variables, the gradient of the whole batch: the
+target is weighted by the replica's share of the rows, and the gradients are summed over replicas.
+What follows is the program of one device, and `optimizer.apply` reduces nothing more. Gradients
+with respect to anything else (inputs, activations: penalties, saliency) stay the replica's own.
+
+The weight is that of the target and not of the gradients, so that what the user gathers from other
+replicas inside the loss is differentiated rightly: the gradient of a gather sums what flows back
+from all replicas, each with its weight.
+
+A target of several elements is differentiated as its sum, on one device too; it has no weight.
+
+`tf.GradientTape` is a public class whose instances user code makes by itself, so its method is
+replaced, once in a process and for good; outside a step of the user's own it is TensorFlow's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfaccel.distribute import sparse, step
+
+ROWS, SUM, SCALED = "rows", "sum", "scaled"
+"""How the parts of a gradient make the whole, as a loss is written.
+
+ROWS: a mean over the rows that a replica has. SUM: a sum over rows, divided by the rows of the
+global batch. SCALED: a mean over the replica's rows, divided by the number of replicas.
+"""
+
+
+@dataclass
+class Gradients:
+    """The gradients that a replica takes in one step of the user's own.
+
+    Attributes:
+        reduces: whether they are summed over replicas where they are taken.
+        ways: how each is put together, in the order of the calls; `ROWS` for those not named.
+        calls: how many gradients with respect to variables have been taken.
+        seen: what each call returned, kept when `keeps`.
+        keeps: whether to keep them.
+    """
+
+    reduces: bool = True
+    ways: Sequence[str] = ()
+    calls: int = 0
+    keeps: bool = False
+    seen: list[tuple[list[Any], list[Any]]] = field(default_factory=list)
+
+    def way(self) -> str:
+        """How the gradient that is taken now is put together."""
+        return self.ways[self.calls] if self.calls < len(self.ways) else ROWS
+
+
+def of_replicas(grads: list[Any], owner: Any = None) -> list[Any]:
+    """The sum over replicas of each gradient; None stays None.
+
+    Args:
+        grads: tensors, IndexedSlices or None.
+        owner: the optimizer that they are for, where it is known.
+    """
+    if all(g is None for g in grads):
+        return grads
+    wire = getattr(tf.distribute.get_strategy(), "wire", None)
+    kept, more, rebuild = sparse.taken_apart(grads)
+    if wire is not None:
+        return rebuild(wire.sum(owner, kept), step.all_reduce_sum(more) if more else [])
+    summed = iter(step.all_reduce_sum([*(g for g in kept if g is not None), *more]))
+    return rebuild([None if g is None else next(summed) for g in kept], list(summed))
+
+
+def install() -> None:
+    """Makes `tf.GradientTape.gradient` return the whole batch's gradients in such a step."""
+    tape: Any = tf.GradientTape
+    if hasattr(tape.gradient, "_tfaccel_plain"):
+        return
+    tape.gradient = _whole(tape.gradient)
+    tape.jacobian = _own(tape.jacobian)
+    tape.batch_jacobian = _own(tape.batch_jacobian)
+
+
+_inert = threading.local()
+
+
+@contextlib.contextmanager
+def left_alone() -> Iterator[None]:
+    """Leaves gradients to TensorFlow for a while, in this thread."""
+    before = getattr(_inert, "now", False)
+    _inert.now = True
+    try:
+        yield
+    finally:
+        _inert.now = before
+
+
+def _own(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A Jacobian is the replica's own: it is taken in a loop over elements of the target."""
+
+    @functools.wraps(method)
+    def own(*args: Any, **kwargs: Any) -> Any:
+        with left_alone():
+            return method(*args, **kwargs)
+
+    return own
+
+
+def _whole(plain: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(plain)
+    def gradient(
+        self: tf.GradientTape,
+        target: Any,
+        sources: Any,
+        output_gradients: Any = None,
+        unconnected_gradients: Any = tf.UnconnectedGradients.NONE,
+    ) -> Any:
+        here = step.current()
+        ours = here.gradients if here is not None else None
+        flat = tf.nest.flatten(sources)
+        chosen = [i for i, source in enumerate(flat) if is_parameter(source)]
+        if here is None or ours is None or not chosen or getattr(_inert, "now", False):
+            return plain(self, target, sources, output_gradients, unconnected_gradients)
+        weight = _weight(here, ours.way())
+        weighted = _weighted(target, output_gradients, weight)
+        grads = tf.nest.flatten(plain(self, target, flat, weighted, unconnected_gradients))
+        of_variables = [grads[i] for i in chosen]
+        if here.starved:
+            of_variables = [here.some(g) for g in of_variables]
+        if ours.reduces:
+            of_variables = of_replicas(of_variables)
+        for i, grad in zip(chosen, of_variables, strict=True):
+            grads[i] = grad
+        if weighted is not None and weight is not None:
+            for i in set(range(len(flat))) - set(chosen):
+                grads[i] = _divided(grads[i], weight)
+        ours.calls += 1
+        if ours.keeps:
+            ours.seen.append(([flat[i] for i in chosen], of_variables))
+        return tf.nest.pack_sequence_as(sources, grads)
+
+    gradient._tfaccel_plain = plain  # type: ignore[attr-defined]
+    return gradient
+
+
+def is_own(train_step: Any) -> bool:
+    """Whether a model's bound `train_step` computes its loss and gradients in the user's own way."""
+    function = getattr(train_step, "__func__", None)
+    loss = type(train_step.__self__).compute_loss
+    return function is not keras.Model.train_step or loss is not keras.Model.compute_loss
+
+
+def is_parameter(source: Any) -> bool:
+    """Whether a gradient's source is a variable that replicas hold alike."""
+    held = source.value if isinstance(source, keras.Variable) else source
+    if not isinstance(held, tf.Variable):
+        return False
+    return bool(held.synchronization != tf.VariableSynchronization.ON_READ)
+
+
+def is_mean(target: Any) -> bool:
+    """Whether a target is one number, which a loss is as a mean, and not one for each row."""
+    shape = getattr(target, "shape", None)
+    return shape is not None and tf.TensorShape(shape).num_elements() == 1
+
+
+def _weight(here: step.Step, way: str) -> tf.Tensor | None:
+    if way == SUM:
+        return None
+    replicas = tf.distribute.get_strategy().placement.replicas
+    return here.share * tf.cast(replicas, here.share.dtype) if way == SCALED else here.share
+
+
+def _weighted(target: Any, output_gradients: Any, weight: tf.Tensor | None) -> Any:
+    """The gradients to begin with: those given, times our weight where a target is a mean."""
+    targets = tf.nest.flatten(target)
+    means = [is_mean(t) and tf.as_dtype(t.dtype).is_floating for t in targets]
+    if weight is None or not any(means):
+        return output_gradients
+    given = (
+        tf.nest.flatten(output_gradients) if output_gradients is not None else [None] * len(means)
+    )
+    started = []
+    for of, mean, start in zip(targets, means, given, strict=True):
+        if mean:
+            start = tf.ones_like(of) if start is None else tf.convert_to_tensor(start)
+            start = start * tf.cast(weight, start.dtype)
+        started.append(start)
+    return tf.nest.pack_sequence_as(target, started)
+
+
+def _divided(grad: Any, weight: tf.Tensor) -> Any:
+    if grad is None:
+        return None
+    if isinstance(grad, tf.IndexedSlices):
+        return tf.IndexedSlices(_divided(grad.values, weight), grad.indices, grad.dense_shape)
+    return tf.math.divide_no_nan(grad, tf.cast(weight, grad.dtype))

@@ -1,0 +1,43 @@
+"""Metrics that a step of the user's own tells one number for the batch.
+
+`keras.metrics.Mean().update_state(loss)` counts one value on one device, and one for each replica
+here: a mean in which replicas of few rows count as much as those of many. Such a number is taken
+for a mean over the replica's rows, as every log is, and counts by their share.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfaccel.distribute import _private, step
+from tfaccel.distribute.adapt import adapt
+
+
+class CountsByShare:
+    """Mixin for `keras.metrics.Mean` and `Sum`: the batch's one number counts once."""
+
+    def update_state(self, values: Any, sample_weight: Any = None) -> Any:
+        """Adds what our rows say."""
+        here = step.current()
+        if here is not None and sample_weight is None and _is_scalar(values):
+            sample_weight = here.share
+            if here.starved:
+                values = tf.where(here.share > 0, values, tf.zeros_like(values))
+        return super().update_state(values, sample_weight)  # type: ignore[misc]
+
+
+def count_by_share(model: keras.Model) -> None:
+    """Makes the metrics of `model` that average whatever they are told count a batch once."""
+    told = (keras.metrics.Mean.update_state, keras.metrics.Sum.update_state)
+    ours = [_private.loss_tracker(model), *_private.loss_trackers(model)]
+    for metric in model.metrics:
+        if type(metric).update_state in told and not any(metric is one for one in ours):
+            adapt(metric, CountsByShare)
+
+
+def _is_scalar(values: Any) -> bool:
+    shape = getattr(values, "shape", None)
+    return tf.TensorShape(shape).rank == 0 if shape is not None else not hasattr(values, "__len__")

@@ -1,0 +1,213 @@
+"""Sparse gradients of replicas, as one device would have them.
+
+The gradient of a lookup is an IndexedSlices with an entry for each row that was looked up. Keras's
+optimizers square entries one by one, so what they make of a row depends on how many entries it has.
+A lookup by the batch's rows (token ids) has on one device the entries of all replicas, one after
+the other, and so it is put together. A lookup that does not depend on the rows, as the positions
+of a text (`Embedding(arange(length))`), has on one device the same entries as on each replica, with
+the gradient of the whole batch: those are summed entry by entry.
+
+Which one a lookup is follows from the graph: its indices come from constants and from sizes of
+other dimensions than the first. A table that is looked up twice has the entries of both lookups in
+one gradient, joined by a ConcatV2; each is taken by itself. Eager tensors have no graph: there the
+entries are compared over the replicas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from tfaccel.distribute import step
+
+_MOST_OPERATIONS = 500
+_REPLICA_ID = "replica_id_in_sync_group"  # as TensorFlow names the constant in each replica
+
+
+def taken_apart(
+    grads: list[Any],
+) -> tuple[list[Any], list[tf.Tensor], Callable[[list[Any], list[Any]], list[Any]]]:
+    """Splits sparse gradients into what is summed entry by entry and what is concatenated.
+
+    Args:
+        grads: tensors, IndexedSlices or None.
+
+    Returns:
+        What to reduce as it is, one for each of `grads`; further tensors to sum; and a function
+        that takes the sums of both and returns those of `grads`.
+    """
+    kept, more = list(grads), list[tf.Tensor]()
+    same: dict[int, list[tf.Tensor]] = {}
+    for i, grad in enumerate(grads):
+        if not isinstance(grad, tf.IndexedSlices) or step.current() is None:
+            continue  # in a loop of the user's own each replica may run a program of its own
+        lookups = _lookups(grad.indices)
+        alike = [_same_on_all(indices) for indices in lookups]
+        if not any(alike):
+            continue
+        sizes = [tf.size(indices) for indices in lookups]
+        values = tf.split(grad.values, sizes) if len(sizes) > 1 else [grad.values]
+        parts = list(zip(values, lookups, alike, strict=True))
+        more += [v for v, _, is_same in parts if is_same]
+        same[i] = [indices for _, indices, is_same in parts if is_same]
+        kept[i] = _joined([(v, ids) for v, ids, is_same in parts if not is_same], grad)
+
+    def rebuild(whole: list[Any], sums: list[Any]) -> list[Any]:
+        rest, whole = iter(sums), list(whole)
+        for i, lookups in same.items():
+            of_rows = [] if whole[i] is None else [(whole[i].values, whole[i].indices)]
+            whole[i] = _joined([*of_rows, *((next(rest), ids) for ids in lookups)], grads[i])
+        return whole
+
+    return kept, more, rebuild
+
+
+def _joined(parts: list[tuple[Any, Any]], like: tf.IndexedSlices) -> tf.IndexedSlices | None:
+    if not parts:
+        return None
+    values, indices = zip(*parts, strict=True)
+    if len(parts) == 1:
+        return tf.IndexedSlices(values[0], indices[0], like.dense_shape)
+    return tf.IndexedSlices(tf.concat(values, 0), tf.concat(indices, 0), like.dense_shape)
+
+
+def _lookups(indices: tf.Tensor) -> list[tf.Tensor]:
+    """The indices of each lookup whose gradients were joined."""
+    if hasattr(indices, "numpy") or indices.op.type != "ConcatV2":
+        return [indices]
+    return list(indices.op.inputs)[:-1]
+
+
+def _same_on_all(indices: tf.Tensor) -> bool:
+    """Whether all replicas have looked up the same rows, whatever the rows of the batch."""
+    return _alike(indices) if hasattr(indices, "numpy") else _independent(indices)
+
+
+def _alike(indices: tf.Tensor) -> bool:
+    """Whether these are distinct and the same on all replicas, which run eagerly."""
+    numbers = tf.cast(tf.reshape(indices, [-1]), tf.float64)
+    entries = tf.cast(tf.size(numbers), tf.float64)
+    distinct = tf.cast(tf.equal(tf.size(tf.unique(numbers)[0]), tf.size(numbers)), tf.float64)
+    order = tf.range(1, tf.size(numbers) + 1)
+    mixed = tf.reduce_sum(numbers * tf.cast(order, tf.float64))
+    said = tf.stack([entries, tf.reduce_sum(numbers), mixed, distinct])
+    replicas = tf.cast(step.all_reduce_sum(tf.ones([], tf.float64)), tf.float64)
+    mean = step.all_reduce_sum(said) / replicas
+    spread = step.all_reduce_sum(tf.square(said - mean))
+    return bool(tf.reduce_max(spread) < 1e-6) and bool(mean[3] == 1)
+
+
+def _independent(tensor: tf.Tensor) -> bool:
+    """Whether a tensor of a graph depends on no row of the batch, nor on how many there are."""
+    waiting, seen = [tensor], set[int]()
+    while waiting:
+        tensor = waiting.pop()
+        op = tensor.op
+        if id(op) in seen:
+            continue
+        seen.add(id(op))
+        if len(seen) > _MOST_OPERATIONS:
+            return False
+        if op.type == "Const" and _REPLICA_ID in op.name:
+            return False
+        if op.type in ("Const", "VarHandleOp"):
+            continue
+        if op.type in ("Placeholder", "PlaceholderWithDefault"):
+            outer = _captured(tensor)
+            if outer is None:
+                return False
+            if not hasattr(outer, "numpy"):
+                waiting.append(outer)
+            continue
+        if op.type == "StridedSlice" and op.inputs[0].op.type == "Shape":
+            if not _of_another_dimension(op):
+                return False
+            continue
+        if op.type in ("Shape", "Size", "ShapeN") or "Random" in op.type or not op.inputs:
+            if op.type not in ("Shape", "Size") or not op.inputs[0].shape.is_fully_defined():
+                return False
+            continue
+        if op.type not in _PLAIN and not op.type.startswith("ReadVariable"):
+            return False
+        waiting += list(op.inputs)[:1] if op.type in _AS_THEY_ARE else list(op.inputs)
+    return True
+
+
+_AS_THEY_ARE = ("Reshape", "ExpandDims", "Squeeze")
+_PLAIN = frozenset(
+    [
+        "Add",
+        "AddV2",
+        "Sub",
+        "Mul",
+        "FloorDiv",
+        "FloorMod",
+        "Neg",
+        "Maximum",
+        "Minimum",
+        "Range",
+        "Cast",
+        "Identity",
+        "Reshape",
+        "ExpandDims",
+        "Squeeze",
+        "Pack",
+        "ConcatV2",
+        "StridedSlice",
+        "Slice",
+        "Tile",
+        "BroadcastTo",
+        "Transpose",
+        "ReverseV2",
+        "Fill",
+        "ZerosLike",
+        "OnesLike",
+        "GatherV2",
+        "Select",
+        "SelectV2",
+        "Less",
+        "LessEqual",
+        "Greater",
+        "GreaterEqual",
+        "Equal",
+        "StopGradient",
+        "LinSpace",
+        "Prod",
+        "Sum",
+        "Abs",
+        "Max",
+        "Min",
+        "Floor",
+        "Round",
+        "ClipByValue",
+        "PreventGradient",
+        "CheckNumerics",
+        "EnsureShape",
+    ]
+)
+
+
+def _captured(placeholder: tf.Tensor) -> Any:
+    """What a placeholder of a function's graph stands for, outside; None for an argument."""
+    for outer, inner in getattr(placeholder.graph, "captures", ()):
+        if inner is placeholder:
+            return outer
+    return None
+
+
+def _of_another_dimension(op: Any) -> bool:
+    """Whether a StridedSlice of a shape takes only sizes of other dimensions than the first."""
+    begin, end = (tf.get_static_value(op.inputs[i]) for i in (1, 2))
+    rank = op.inputs[0].op.inputs[0].shape.rank
+    if begin is None or end is None or rank is None:
+        return False
+    begin_open, end_open = op.get_attr("begin_mask"), op.get_attr("end_mask")
+    shrinks = op.get_attr("shrink_axis_mask")
+    if begin_open or op.get_attr("ellipsis_mask") or op.get_attr("new_axis_mask"):
+        return False
+    if shrinks:
+        return bool(begin[0] % rank >= 1)
+    last = rank if end_open else int(end[0])
+    return bool(begin[0] % rank >= 1 and (last > 0 or last < 0))
