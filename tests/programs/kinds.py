@@ -1,0 +1,102 @@
+"""The kinds of programs: what each is, and what becomes of it under a strategy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind.
+
+    Attributes:
+        title: a heading.
+        what: what such programs do, and how it comes out.
+        change: what to write instead where a row is refused; empty if nothing is.
+    """
+
+    title: str
+    what: str
+    change: str = ""
+
+
+KINDS: dict[int, Kind] = {
+    1: Kind(
+        "Losses that are about the whole batch",
+        "Dice and Tversky, a function that returns one number for the batch, a mean over what a "
+        'mask leaves, triplets and contrastive losses between rows, `reduction="none"`.',
+    ),
+    2: Kind(
+        "`add_loss` of one value a row",
+        "A layer that adds a vector or a column of losses, as CTC endpoints do: its sum over all "
+        "rows of the batch.",
+    ),
+    3: Kind(
+        "A `train_step` written for `tf.distribute`",
+        "A loss divided by the global batch size or by `num_replicas_in_sync`, features that are "
+        "gathered and sums that are reduced by hand.",
+    ),
+    4: Kind(
+        "Gradients handled inside a `train_step`",
+        "Clipped, normed, centralized, accumulated, with respect to inputs, given to several "
+        "optimizers.",
+    ),
+    5: Kind(
+        "Rows of an `Embedding` that come up more than once",
+        "Places of tokens, tied and shared tables, frequent words, under optimizers that are not "
+        "linear in the gradient.",
+    ),
+    6: Kind(
+        "State that layers and metrics keep",
+        "Counters, maxima, moving sums, queues, a teacher's moving average, metrics that are no "
+        "sum, and the state of several optimizers in a backup.",
+    ),
+    7: Kind(
+        "Seeds of single operations",
+        "`shuffle(seed=3)` and the like without a global seed: one device's order on every worker.",
+    ),
+    8: Kind(
+        "Parts of a batch with different numbers of rows",
+        "Each part is cut by its own rows.",
+    ),
+    9: Kind(
+        "Eager steps, graph networks, new axes, integer types",
+        "`run_eagerly` with tensors kept on `self`, nodes moved to the first axis, `t[:, None]`, "
+        "int64 beside int32.",
+    ),
+    10: Kind(
+        "A `train_step` and no `call`",
+        "Autoencoders, GANs, distillation, siamese and contrastive models, and metrics whose "
+        "variables are made in the first step.",
+    ),
+    11: Kind(
+        "Parts made outside the scope",
+        "Preprocessing layers, optimizers, metrics, loaded and whole models that were made before "
+        "the scope are taken over by its strategy.",
+    ),
+    12: Kind(
+        "Loops of one's own",
+        "As Keras's and TensorFlow's guides write them: eager, in a `tf.function`, with and "
+        "without `strategy.run`, an epoch in one function, `train_on_batch`.",
+    ),
+    13: Kind(
+        "Strings",
+        "Models that hold TextVectorization, StringLookup, IntegerLookup or Hashing.",
+    ),
+    14: Kind(
+        "A last batch of fewer rows than replicas",
+        "Through convolutions, attention, recurrent layers and fixed reshapes, in fit, evaluate "
+        "and predict; and stateful recurrent layers.",
+    ),
+    15: Kind(
+        "What a mesh meets",
+        "RMSprop, Adagrad and Adadelta with an Embedding, CTC, random layers, sparse input, "
+        "lengths that differ, fused projections, rows compared with rows, grouped convolutions, "
+        "shared losses.",
+    ),
+    16: Kind(
+        "Around training",
+        "Callbacks that read counters, rates and weights as numbers, caches and checkpoints in a "
+        "folder of all workers.",
+    ),
+}

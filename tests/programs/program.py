@@ -1,0 +1,51 @@
+"""A program of the table: a script as a user would write it, in a function that returns numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+Numbers = dict[str, Any]
+PROGRAMS: dict[str, Program] = {}
+
+
+@dataclass(frozen=True)
+class Program:
+    """One row of the table.
+
+    Attributes:
+        name: the function's name.
+        kind: the number of its kind in `tests.programs.kinds`.
+        about: the first line of its docstring.
+        run: takes a strategy, and a folder that all workers share if `needs_folder`; returns what
+            is compared with plain Keras: nested dicts and lists of numbers and texts.
+        refused: columns under which it is refused, and a regular expression of the line.
+        known: columns under which it does not run yet, and what is seen (told in the docs).
+        always: whether every run of the tests takes it; others are `exhaustive`.
+        rtol: how near to one device.
+    """
+
+    name: str
+    kind: int
+    about: str
+    run: Callable[..., Numbers]
+    needs_folder: bool = False
+    refused: Mapping[str, str] = field(default_factory=dict)
+    known: Mapping[str, str] = field(default_factory=dict)
+    always: bool = False
+    rtol: float = 1e-4
+
+
+def program(kind: int, **row: Any) -> Callable[[Callable[..., Numbers]], Callable[..., Numbers]]:
+    """Puts a function into the table."""
+
+    def added(run: Callable[..., Numbers]) -> Callable[..., Numbers]:
+        code: Any = run.__code__
+        about = (run.__doc__ or "").strip().splitlines()[0].rstrip(".")
+        assert run.__name__ not in PROGRAMS, f"two programs are called {run.__name__}"
+        needs_folder = code.co_argcount == 2
+        PROGRAMS[run.__name__] = Program(run.__name__, kind, about, run, needs_folder, **row)
+        return run
+
+    return added

@@ -1,0 +1,30 @@
+"""The table: every module of programs, imported in the order of the kinds."""
+
+from __future__ import annotations
+
+import importlib
+
+from tests.programs.program import PROGRAMS, Program
+
+__all__ = ["MODULES", "PROGRAMS", "Program"]
+
+MODULES = (
+    "losses_of_the_batch",
+    "losses_of_layers",
+    "steps_for_tf_distribute",
+    "gradients_in_a_step",
+    "embedding_gradients",
+    "state_of_layers",
+    "seeds",
+    "parts_of_a_batch",
+    "eager_and_graphs",
+    "models_without_call",
+    "parts_made_outside",
+    "own_loops",
+    "strings",
+    "empty_replicas",
+    "things_of_meshes",
+    "around_training",
+)
+for module in MODULES:
+    importlib.import_module(f"tests.programs.{module}")

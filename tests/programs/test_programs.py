@@ -1,0 +1,108 @@
+"""Every program under every strategy, compared with plain Keras on one device.
+
+A column runs its programs in one process (or one job of two workers), one after the other; the
+tests below read what they left.
+"""
+
+from __future__ import annotations
+
+import re
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.programs import columns, page
+from tests.programs.compare import differences
+from tests.programs.kinds import KINDS
+from tests.programs.table import PROGRAMS, Program
+from tests.support import at_once
+
+pytestmark = pytest.mark.slow
+
+# What one device shows, every other column shows nearly as well.
+_EXHAUSTIVE = ("one_device",)
+
+
+class Table:
+    """The columns that the chosen tests need."""
+
+    def __init__(self, folder: Path, needed: dict[str, list[str]]) -> None:
+        self._folder = folder
+        self._pool = ThreadPoolExecutor(max_workers=at_once())
+        self._runs: dict[str, Future[str]] = {
+            column: self._pool.submit(columns.run, folder / column, column, programs)
+            for column, programs in needed.items()
+        }
+
+    def result(self, column: str, name: str, rank: int = 0) -> dict[str, Any]:
+        printed = self._runs[column].result()
+        found = columns.result(self._folder / column, name, rank)
+        assert found is not None, (
+            f"{column} gave nothing for {name}. It printed:\n{printed[-6000:]}"
+        )
+        return found
+
+    def numbers(self, column: str, name: str, rank: int = 0) -> Any:
+        found = self.result(column, name, rank)
+        assert "error" not in found, f"{name} under {column}: {found.get('traceback', found)}"
+        return found["numbers"]
+
+    def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+
+@pytest.fixture(scope="session")
+def table(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    asked: dict[str, set[str]] = {}
+    for item in request.session.items:
+        parameters = getattr(getattr(item, "callspec", None), "params", {})
+        if "strategy" in parameters and "name" in parameters:
+            asked.setdefault(parameters["strategy"], set()).add(parameters["name"])
+    asked[columns.PLAIN] = set().union(*asked.values())
+    needed = {
+        column: [name for name in PROGRAMS if name in asked[column]]
+        for column in columns.COLUMNS
+        if column in asked
+    }
+    made = Table(tmp_path_factory.mktemp("programs"), needed)
+    yield made
+    made.close()
+
+
+def _pair(strategy: str, program: Program) -> Any:
+    always = program.always and strategy not in _EXHAUSTIVE
+    marks = () if always else (pytest.mark.exhaustive,)
+    return pytest.param(strategy, program.name, marks=marks)
+
+
+PAIRS = [_pair(strategy, p) for strategy in columns.STRATEGIES for p in PROGRAMS.values()]
+
+
+@pytest.mark.parametrize(("strategy", "name"), PAIRS)
+def test_comes_out_as_on_one_device(table: Table, strategy: str, name: str) -> None:
+    program = PROGRAMS[name]
+    if strategy in program.refused:
+        error = table.result(strategy, name).get("error", "nothing")
+        assert re.search(rf"^\w+Error: tfaccel: .*{program.refused[strategy]}", error), error
+        return
+    want, got = table.numbers(columns.PLAIN, name), None
+    for rank in range(columns.COLUMNS[strategy].workers):
+        got = table.numbers(strategy, name, rank)
+        found = differences(want, got, program.rtol)
+        if strategy in program.known:
+            assert found, f"{name} comes out right now: take it out of `known`"
+        else:
+            assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize("number", KINDS)
+def test_every_kind_has_two_programs_of_which_one_always_runs(number: int) -> None:
+    of_kind = [p for p in PROGRAMS.values() if p.kind == number]
+    assert len(of_kind) >= 2
+    assert any(p.always for p in of_kind)
+
+
+def test_the_page_tells_what_the_table_expects() -> None:
+    assert page.PAGE.read_text("utf-8") == page.text(), "run python -m tests.programs.page"
