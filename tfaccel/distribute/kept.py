@@ -109,10 +109,11 @@ def _kept(owner: Any, function: Callable[..., Any], args: Any, kwargs: Any) -> A
     states = _states(owner)
     if any(rule is None for rule in rules):
         return _with_all_rows(owner, function, args, kwargs, here)
+    averages = here.averages and not isinstance(owner, keras.metrics.Metric)
     chosen = [
         (_private.held(v), rule)
         for v, rule in zip(states, rules, strict=True)
-        if rule and not _needs_nothing(_private.held(v), rule, here)
+        if rule and not _needs_nothing(_private.held(v), rule, averages)
     ]
     variables = [v for v, _ in chosen]
     before = _loaded(variables)
@@ -124,13 +125,11 @@ def _kept(owner: Any, function: Callable[..., Any], args: Any, kwargs: Any) -> A
     return result
 
 
-def _needs_nothing(variable: Any, rule: str, here: Step) -> bool:
-    """Whether a state comes right by itself, or at the end of the step."""
-    if rule == "":  # nothing is known of it
-        return True
+def _needs_nothing(variable: Any, rule: str, averages: bool) -> bool:
+    """Whether a state comes right by itself, or, if that averages it, at the end of the step."""
     if _is_sum(variable):
         return rule == SUM  # each replica's own part, summed when it is read
-    return rule == SAME or (rule == ROWS and here.averages and variable.dtype.is_floating)
+    return rule == SAME or (rule == ROWS and averages and variable.dtype.is_floating)
 
 
 def _is_sum(variable: Any) -> bool:
@@ -277,6 +276,7 @@ def _drawn(packed: Any, rows: list[bool], kind: str, rng: np.random.Generator) -
             result.append(value)
             continue
         shape = some_shape(value.shape, sum(_PARTS)) if ours else [int(s or 5) for s in value.shape]
+        array: Any
         if value.dtype.is_floating:
             array = rng.normal(size=shape) if kind == "normal" else rng.uniform(0.05, 0.95, shape)
         else:

@@ -38,9 +38,9 @@ class WholeBatch:
         """Computes the loss of our rows, in the scale of the whole batch."""
         here = step.current()
         if here is None or here.alone:
-            loss = super().__call__(y_true, y_pred, sample_weight)  # type: ignore[misc]
+            loss: Any = super().__call__(y_true, y_pred, sample_weight)  # type: ignore[misc]
             return loss if here is None else _of_some_rows(loss, here, self.reduction)
-        loss: Any = self
+        loss = self
         if gathered.several() and not of_each_row(loss, y_true, y_pred):
             return self._of_all_rows(y_true, y_pred, sample_weight, here)
         loss = super().__call__(y_true, y_pred, sample_weight)  # type: ignore[misc]
