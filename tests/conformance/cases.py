@@ -42,6 +42,7 @@ from tests.conformance.data import (
 )
 from tests.conformance.models import (
     Gan,
+    Largest,
     OwnLoss,
     OwnStep,
     Subclassed,
@@ -53,6 +54,7 @@ from tests.conformance.models import (
     crossentropy,
     deferred,
     embedded,
+    hard_triplets,
     loss_scaled,
     mlp,
     optimized,
@@ -62,7 +64,9 @@ from tests.conformance.models import (
     tagger,
     two_heads,
     with_add_loss,
+    with_add_loss_of_rows,
     with_option,
+    with_state,
     yes_no,
 )
 
@@ -174,9 +178,25 @@ case(
     compile=compiled(loss=lambda: crossentropy(reduction="mean_with_sample_weight")),
 )
 case("loss_scalar", compile=lambda: {**classify(), "loss": scalar_loss})
+case(
+    "loss_of_the_batch",
+    model=yes_no,
+    data=binary,
+    compile=lambda: {"optimizer": sgd(1.0), "loss": keras.losses.Dice()},
+)
+case("loss_of_the_batch_of_few_rows", data=few, compile=lambda: {
+    "optimizer": sgd(0.1), "loss": hard_triplets})  # fmt: skip
+case("loss_hard_triplets", compile=lambda: {"optimizer": sgd(0.1), "loss": hard_triplets})
+case(
+    "loss_not_reduced",
+    compile=lambda: {"optimizer": sgd(0.01), "loss": crossentropy(reduction="none")},
+)
 case("loss_masked", model=tagger, data=sequences)
 case("regularizers", model=regularized)
 case("add_loss", model=with_add_loss)
+case("add_loss_of_rows", model=with_add_loss_of_rows, compile=optimized(sgd, 0.1))
+case("layer_state", model=with_state, compile=optimized(sgd, 0.1))
+case("metric_maximum", compile=lambda: classify(metrics=[Largest(), "accuracy"]))
 case("add_loss_of_few_rows", model=with_add_loss, data=few)
 case("metric_auc", model=yes_no, data=binary, compile=lambda: {
     "optimizer": adam(0.01), "loss": "binary_crossentropy",

@@ -51,6 +51,77 @@ def with_add_loss() -> keras.Model:
     )
 
 
+class AddsLossOfRows(keras.layers.Layer):
+    """Adds a number for each row, which Keras sums over rows."""
+
+    def call(self, x: Any) -> Any:
+        self.add_loss(0.02 * keras.ops.mean(keras.ops.square(x), axis=-1, keepdims=True))
+        return x
+
+
+def with_add_loss_of_rows() -> keras.Model:
+    adds = AddsLossOfRows()
+    return keras.Sequential(
+        [keras.Input((FEATURES,)), keras.layers.Dense(8), adds, keras.layers.Dense(CLASSES)]
+    )
+
+
+class Ledger(keras.layers.Layer):
+    """Counts steps and rows, and keeps the largest features and their mean."""
+
+    def build(self, shape: Any) -> None:
+        features = (shape[-1],)
+        own: dict[str, Any] = {"initializer": "zeros", "trainable": False}
+        self.steps = self.add_weight(shape=(), dtype="int32", name="steps", **own)
+        self.rows = self.add_weight(shape=(), name="rows", aggregation="sum", **own)
+        self.largest = self.add_weight(shape=features, name="largest", **own)
+        self.mean = self.add_weight(shape=features, name="mean", aggregation="mean", **own)
+
+    def call(self, x: Any, training: bool = False) -> Any:
+        ops = keras.ops
+        if training:
+            self.steps.assign_add(1)
+            self.rows.assign_add(ops.cast(ops.shape(x)[0], "float32"))
+            self.largest.assign(ops.maximum(self.largest, ops.max(x, axis=0)))
+            self.mean.assign_add((ops.mean(x, axis=0) - self.mean) * 0.1)
+        return x
+
+
+class Newest(keras.layers.Layer):
+    """Scores rows against the newest twelve."""
+
+    def build(self, shape: Any) -> None:
+        self.kept = self.add_weight(
+            shape=(12, shape[-1]), initializer="zeros", trainable=False, name="kept"
+        )
+
+    def call(self, x: Any, training: bool = False) -> Any:
+        scores = keras.ops.matmul(x, keras.ops.transpose(self.kept))
+        if training:
+            rows = keras.ops.concatenate([keras.ops.stop_gradient(x), self.kept], axis=0)
+            self.kept.assign(rows[:12])
+        return keras.ops.concatenate([x, scores], axis=-1)
+
+
+def with_state() -> keras.Model:
+    keeps = [keras.layers.Dense(8, "tanh"), Ledger(), Newest()]
+    return keras.Sequential([keras.Input((FEATURES,)), *keeps, keras.layers.Dense(CLASSES)])
+
+
+class Largest(keras.metrics.Metric):
+    """The largest prediction: no sum."""
+
+    def __init__(self) -> None:
+        super().__init__(name="largest")
+        self.value = self.add_weight(name="value", initializer="zeros")
+
+    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
+        self.value.assign(keras.ops.maximum(self.value, keras.ops.max(y_pred)))
+
+    def result(self) -> Any:
+        return keras.ops.convert_to_tensor(self.value)
+
+
 def cnn(**norm: Any) -> keras.Model:
     return keras.Sequential(
         [
@@ -210,6 +281,17 @@ def scalar_loss(y_true: Any, y_pred: Any) -> Any:
     return keras.ops.mean(
         keras.losses.sparse_categorical_crossentropy(y_true, y_pred, from_logits=True)
     )
+
+
+def hard_triplets(y_true: Any, y_pred: Any) -> Any:
+    """Each row against its farthest and its nearest in the batch."""
+    labels = tf.reshape(y_true, [-1])
+    rows = tf.math.l2_normalize(y_pred, axis=1)
+    far = 2 - 2 * tf.matmul(rows, rows, transpose_b=True)
+    same = tf.equal(labels[:, None], labels[None])
+    positive = tf.reduce_max(tf.where(same, far, 0.0), axis=1)
+    negative = tf.reduce_min(tf.where(same, 1e3, far), axis=1)
+    return tf.maximum(positive - negative + 0.5, 0.0)
 
 
 def loss_scaled(initial: float = 2.0**15) -> Any:

@@ -82,6 +82,7 @@ _IN_PART = ("mirrored_2", "mpi_2x1")
 PART = (
     *("arrays", "tf_data", "generator", "pydataset", "last_batch_of_one", "validation_split"),
     *("fewer_rows_than_replicas", "sample_weight", "dict_inputs_two_outputs", "optional_input"),
+    *("loss_of_the_batch", "loss_not_reduced", "layer_state", "metric_maximum"),
     *("loss_masked", "metric_auc", "metric_mean_iou", "global_clipnorm", "gradient_accumulation"),
     *("mixed_bfloat16", "overflow_on_one_replica", "run_eagerly", "steps_per_execution", "gan"),
     *("custom_train_step", "batch_norm_synchronized", "embedding_sparse_gradients", "on_batch"),

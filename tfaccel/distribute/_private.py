@@ -76,6 +76,7 @@ __all__ = [
     "TPUExtended",
     "accumulation",
     "adam_slots",
+    "additional_losses",
     "adopt_optimizer",
     "all_gather",
     "all_to_all",
@@ -454,6 +455,11 @@ def sum_additional_losses(model: keras.Model, summed: Callable[[Any], Any]) -> N
     entry is its sum.
     """
     object.__setattr__(model, "_aggregate_additional_loss", summed)
+
+
+def additional_losses(model: keras.Model) -> Any:
+    """What makes that number now."""
+    return getattr(model, "_aggregate_additional_loss", None)
 
 
 def layers_of(model: keras.Model) -> list[keras.layers.Layer]:

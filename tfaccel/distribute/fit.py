@@ -315,6 +315,10 @@ class KerasFitExtended:
         if kwargs.get("aggregation") == tf.VariableAggregation.SUM:
             # Metric states are summed when they are read; before Keras 3.10 they did not say when.
             kwargs["synchronization"] = tf.VariableSynchronization.ON_READ
+        none = kwargs.get("aggregation") in (None, tf.VariableAggregation.NONE)
+        if none and kwargs.get("synchronization") == tf.VariableSynchronization.ON_READ:
+            # TensorFlow could not read it outside of a replica.
+            kwargs["synchronization"] = tf.VariableSynchronization.AUTO
         variable = super()._create_variable(next_creator, **kwargs)  # type: ignore[misc]
         if kwargs.get("aggregation") == tf.VariableAggregation.MEAN:
             adapt(variable, InOneStep)

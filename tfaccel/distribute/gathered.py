@@ -110,7 +110,6 @@ def _has_rows(value: Any) -> bool:
 def _gathered(tensors: list[tf.Tensor], block: Block, here: Step, shared: bool) -> list[tf.Tensor]:
     if not tensors:
         return []
-    share = here.share
     others = block.total - block.start - block.rows
 
     def send(ours: tf.Tensor) -> tf.Tensor:
@@ -120,16 +119,22 @@ def _gathered(tensors: list[tf.Tensor], block: Block, here: Step, shared: bool) 
 
     @tf.custom_gradient
     def gather(*ours: tf.Tensor) -> Any:
-        whole = all_reduce_sum([send(t) for t in ours])
+        whole = _summed([send(t) for t in ours])
         shaped = [_shaped(w, t) for w, t in zip(whole, ours, strict=True)]
 
         def backward(*upstream: Any) -> list[tf.Tensor]:
             grads = list(upstream)
-            if not shared:
-                weighted = [here.weight(tf.cast(g, wire_dtype(g.dtype))) for g in grads]
-                summed = all_reduce_sum(weighted)
-                grads = [tf.cast(s, g.dtype) for s, g in zip(summed, grads, strict=True)]
+            if shared:
+                own = [g[block.start : block.start + block.rows] for g in grads]
+                return [tf.math.divide_no_nan(g, tf.cast(here.share, g.dtype)) for g in own]
+            # A replica's loss is weighted by its share before its gradient is taken; or its
+            # gradient afterwards, where some replica has no rows.
+            later = here.starved and getattr(here, "gradients", None) is None
+            parts = [here.weight(g) if later else g for g in grads]
+            summed = _summed([tf.cast(g, wire_dtype(g.dtype)) for g in parts])
+            grads = [tf.cast(s, g.dtype) for s, g in zip(summed, grads, strict=True)]
             own = [g[block.start : block.start + block.rows] for g in grads]
+            share = here.share if later else tf.ones_like(here.share)
             return [tf.math.divide_no_nan(g, tf.cast(share, g.dtype)) for g in own]
 
         return shaped, backward
@@ -142,8 +147,18 @@ def _gathered(tensors: list[tf.Tensor], block: Block, here: Step, shared: bool) 
             result[i] = whole
     rest = [i for i in range(len(rows)) if i not in numbers]
     if rest:
-        for i, whole in zip(rest, all_reduce_sum([send(rows[i]) for i in rest]), strict=True):
+        for i, whole in zip(rest, _summed([send(rows[i]) for i in rest]), strict=True):
             result[i] = _shaped(whole, rows[i])
+    return result
+
+
+def _summed(tensors: list[tf.Tensor]) -> list[tf.Tensor]:
+    """Sums over replicas; a message holds numbers of one dtype."""
+    result: list[Any] = [None] * len(tensors)
+    for dtype in {t.dtype.name: t.dtype for t in tensors}.values():
+        same = [i for i, t in enumerate(tensors) if t.dtype == dtype]
+        for i, total in zip(same, all_reduce_sum([tensors[i] for i in same]), strict=True):
+            result[i] = total
     return result
 
 

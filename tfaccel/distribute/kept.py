@@ -109,10 +109,11 @@ def _kept(owner: Any, function: Callable[..., Any], args: Any, kwargs: Any) -> A
     states = _states(owner)
     if any(rule is None for rule in rules):
         return _with_all_rows(owner, function, args, kwargs, here)
+    averages = here.averages and not isinstance(owner, keras.metrics.Metric)
     chosen = [
         (_private.held(v), rule)
         for v, rule in zip(states, rules, strict=True)
-        if rule and not _needs_nothing(_private.held(v), rule, here)
+        if rule and not _needs_nothing(_private.held(v), rule, averages)
     ]
     variables = [v for v, _ in chosen]
     before = _loaded(variables)
@@ -124,13 +125,11 @@ def _kept(owner: Any, function: Callable[..., Any], args: Any, kwargs: Any) -> A
     return result
 
 
-def _needs_nothing(variable: Any, rule: str, here: Step) -> bool:
-    """Whether a state comes right by itself, or at the end of the step."""
-    if rule == "":  # nothing is known of it
-        return True
+def _needs_nothing(variable: Any, rule: str, averages: bool) -> bool:
+    """Whether a state comes right by itself, or, if that averages it, at the end of the step."""
     if _is_sum(variable):
         return rule == SUM  # each replica's own part, summed when it is read
-    return rule == SAME or (rule == ROWS and here.averages and variable.dtype.is_floating)
+    return rule == SAME or (rule == ROWS and averages and variable.dtype.is_floating)
 
 
 def _is_sum(variable: Any) -> bool:
@@ -241,16 +240,20 @@ def _by_trial(owner: Any, packed: Any, rows: list[bool]) -> list[str | None]:
     last = everything[_PARTS[0] :]
     shares = [part / sum(_PARTS) for part in _PARTS]
     rng = np.random.default_rng(0)
+    apart = True  # what it returns for a row does not depend on other rows
     for kind in ("unit", "normal", "unit"):
         drawn = _drawn(packed, rows, kind, rng)
-        calls = []
-        for chosen in (first, last, everything):
+        calls, results = [], []
+        for chosen in (first, last, everything, everything):
             some = [
                 tf.gather(v, list(chosen)) if ours else v
                 for v, ours in zip(drawn, rows, strict=True)
             ]
             arguments = keras.tree.pack_sequence_as(packed, some)
-            calls.append(_called(owner, states, values, arguments))
+            after, result = _called(owner, states, values, arguments)
+            calls.append(after)
+            results.append(result)
+        apart = apart and _row_by_row(results)
         for i, old in enumerate(values):
             parts, whole = [calls[0][i], calls[1][i]], calls[2][i]
             if not np.isfinite(np.asarray(whole, np.float64)).all():
@@ -258,6 +261,8 @@ def _by_trial(owner: Any, packed: Any, rows: list[bool]) -> list[str | None]:
             changed[i] |= any(not np.array_equal(old, new) for new in (*parts, whole))
             candidates[i] &= matching(old, parts, whole, shares)
         values = calls[2]
+    if not apart and any(changed):
+        return [None] * len(states)
     return [
         first_of(found) if moved else "" for found, moved in zip(candidates, changed, strict=True)
     ]
@@ -271,6 +276,7 @@ def _drawn(packed: Any, rows: list[bool], kind: str, rng: np.random.Generator) -
             result.append(value)
             continue
         shape = some_shape(value.shape, sum(_PARTS)) if ours else [int(s or 5) for s in value.shape]
+        array: Any
         if value.dtype.is_floating:
             array = rng.normal(size=shape) if kind == "normal" else rng.uniform(0.05, 0.95, shape)
         else:
@@ -280,8 +286,29 @@ def _drawn(packed: Any, rows: list[bool], kind: str, rng: np.random.Generator) -
     return result
 
 
-def _called(owner: Any, states: list[Any], values: list[Any], arguments: Any) -> list[Any]:
-    """The states after a call of `owner`, which has them as they were when it is over."""
+def _row_by_row(results: list[list[np.ndarray]]) -> bool:
+    """Whether what is returned of two parts is what is returned of the whole.
+
+    Args:
+        results: of the first part, the last, the whole and the whole again, which tells whether
+            `owner` draws random numbers: then nothing can be said.
+    """
+    return all(
+        not np.allclose(whole, again, equal_nan=True)
+        or (
+            len(first) + len(last) == len(whole)
+            and np.allclose(np.concatenate([first, last]), whole, 1e-4, 1e-5, equal_nan=True)
+        )
+        for first, last, whole, again in zip(*results, strict=True)
+    )
+
+
+def _called(owner: Any, states: list[Any], values: list[Any], arguments: Any) -> Any:
+    """The states after a call of `owner`, which has them as they were when it is over.
+
+    Returns:
+        The states, and each array of rows that the call returned.
+    """
     args, kwargs = arguments
     mapped = [(v, x) for v, x in zip(states, values, strict=True) if _is_kerass(v)]
     plain = [(v, x) for v, x in zip(states, values, strict=True) if not _is_kerass(v)]
@@ -291,11 +318,13 @@ def _called(owner: Any, states: list[Any], values: list[Any], arguments: Any) ->
             _put(variable, [value] * len(_copies(variable)))
         with keras.StatelessScope(state_mapping=mapped, collect_losses=False) as scope:
             method = owner.update_state if isinstance(owner, keras.metrics.Metric) else owner
-            method(*args, **kwargs)
-            return [
+            result = keras.tree.flatten(method(*args, **kwargs))
+            arrays = [v.numpy() for v in result if isinstance(v, tf.Tensor) and v.shape.rank]
+            after = [
                 scope.get_current_value(v).numpy() if _is_kerass(v) else _copies(v)[0].numpy()
                 for v in states
             ]
+        return after, arrays
     finally:
         for (variable, _), old in zip(plain, kept, strict=True):
             _put(variable, old)

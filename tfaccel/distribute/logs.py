@@ -33,7 +33,7 @@ def merged(model: keras.Model, logs: Any, step: Step, averaged: Averaged) -> Any
         `logs` for the whole batch, the same on every replica.
     """
     changes = averaged.changes(step)
-    states = _metric_states(model)
+    states = _metric_states(model, step)
     ours = [tf.convert_to_tensor(v.value) for v in states]
     if states and _stock_step(model):
         summed = all_reduce_packed([*changes, *ours])
@@ -87,8 +87,13 @@ def _stock_step(model: keras.Model) -> bool:
     return all(getattr(type(model), name) is getattr(keras.Model, name) for name in own)
 
 
-def _metric_states(model: keras.Model) -> list[Any]:
-    """All metric variables of `model`, or none where some are not summed over replicas."""
+def _metric_states(model: keras.Model, step: Step) -> list[Any]:
+    """The metric variables of `model` that are sums over replicas.
+
+    The others are the same on every replica already (`kept.py`); where one may not be, none is
+    returned.
+    """
     states = [v for metric in model.metrics for v in metric.variables]
-    summed = all(v.value.aggregation == tf.VariableAggregation.SUM for v in states)
-    return states if summed else []
+    sums = [v for v in states if v.value.aggregation == tf.VariableAggregation.SUM]
+    others = [v for v in states if not any(v is one for one in sums)]
+    return sums if all(id(v.value) in step.kept for v in others) else []

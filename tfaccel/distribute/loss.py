@@ -38,9 +38,9 @@ class WholeBatch:
         """Computes the loss of our rows, in the scale of the whole batch."""
         here = step.current()
         if here is None or here.alone:
-            loss = super().__call__(y_true, y_pred, sample_weight)  # type: ignore[misc]
+            loss: Any = super().__call__(y_true, y_pred, sample_weight)  # type: ignore[misc]
             return loss if here is None else _of_some_rows(loss, here, self.reduction)
-        loss: Any = self
+        loss = self
         if gathered.several() and not of_each_row(loss, y_true, y_pred):
             return self._of_all_rows(y_true, y_pred, sample_weight, here)
         loss = super().__call__(y_true, y_pred, sample_weight)  # type: ignore[misc]
@@ -113,10 +113,13 @@ class ByShare:
     def update_state(self, values: Any, sample_weight: Any = None) -> None:
         """Adds our part of a batch's loss."""
         here = step.current()
-        if here is not None:
-            values = _mean_of_rows(values, here)
+        if here is not None and not tf.convert_to_tensor(values).shape.rank:
             if sample_weight is None or here.real is not None:
                 sample_weight = here.share
+        elif here is not None and here.real is not None:  # of a loss that was not reduced
+            sample_weight = tf.cast(row_weights(here.real, values), values.dtype)
+        elif here is not None and sample_weight is not None:
+            values = _mean_of_rows(values, here)
         super().update_state(values, sample_weight)  # type: ignore[misc]
 
 
@@ -149,7 +152,8 @@ def whole_batch(model: keras.Model) -> None:
     """Makes every loss of `model`, and every penalty on rows, add up over replicas."""
     for loss in [*_private.compiled_losses(model), *_held_losses(model)]:
         adapt(loss, WholeBatch)
-    _private.sum_additional_losses(model, additional)
+    if not isinstance(_private.additional_losses(model), Additional):
+        _private.sum_additional_losses(model, Additional())
     for metric in _private.loss_trackers(model):
         adapt(metric, ByShare)
     tracker = _private.loss_tracker(model)
@@ -164,23 +168,35 @@ def whole_batch(model: keras.Model) -> None:
                 adapt(layer.activity_regularizer, SummedOverRows)
 
 
-def additional(loss: Any) -> Any:
+class Additional:
     """What one entry of `model.losses` adds to the loss: its sum, over the rows of all replicas.
 
     One value a row is known by its first dimension: a step that is traced does not know its size,
-    and in one that runs eagerly or with static batches it is that of our rows.
+    and in one that runs eagerly or with static batches it is that of our rows. A shape that came
+    with another number of rows is not of rows, though a later batch may have as many.
     """
-    loss = tf.convert_to_tensor(loss)
-    if not loss.dtype.is_floating:
-        loss = tf.cast(loss, keras.config.floatx())
-    here = step.current()
-    if here is None or here.alone or not loss.shape.rank:
-        return tf.reduce_sum(loss)
-    if loss.shape[0] is not None and loss.shape[0] != here.rows:
-        return tf.reduce_sum(loss)
-    if here.real is not None:
-        loss = tf.where(row_weights(here.real, loss), loss, tf.zeros_like(loss))
-    return tf.math.divide_no_nan(tf.reduce_sum(loss), tf.cast(here.share, loss.dtype))
+
+    def __init__(self) -> None:
+        self._not_of_rows: set[tuple[int, ...]] = set()
+
+    def __call__(self, loss: Any) -> Any:
+        """What `loss` adds, in the scale of the whole batch."""
+        loss = tf.convert_to_tensor(loss)
+        if not loss.dtype.is_floating:
+            loss = tf.cast(loss, keras.config.floatx())
+        here = step.current()
+        if here is None or here.alone or not loss.shape.rank or not self._of_rows(loss, here):
+            return tf.reduce_sum(loss)
+        if here.real is not None:
+            loss = tf.where(row_weights(here.real, loss), loss, tf.zeros_like(loss))
+        return tf.math.divide_no_nan(tf.reduce_sum(loss), tf.cast(here.share, loss.dtype))
+
+    def _of_rows(self, loss: tf.Tensor, here: Step) -> bool:
+        if loss.shape[0] is None:
+            return True
+        if loss.shape[0] != here.rows:
+            self._not_of_rows.add(tuple(loss.shape))
+        return tuple(loss.shape) not in self._not_of_rows
 
 
 def _held_losses(model: keras.Model) -> list[keras.losses.Loss]:

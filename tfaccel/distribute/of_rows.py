@@ -80,7 +80,7 @@ def _is_large(*specs: Any) -> bool:
     return any(size > _LARGE for size in sizes)
 
 
-def _traced(loss: Any, true: Any, pred: Any, most: int | None) -> Callable[..., np.ndarray | None]:
+def _traced(loss: Any, true: Any, pred: Any, most: int | None) -> Callable[..., Any]:
     """`loss.call` on arrays, traced as Keras's steps are; None where it fails."""
 
     def spec(s: tf.TensorSpec) -> tf.TensorSpec:
@@ -90,7 +90,7 @@ def _traced(loss: Any, true: Any, pred: Any, most: int | None) -> Callable[..., 
     function = tf.function(loss.call, autograph=False, input_signature=signature)
     _refuse_effects(function.get_concrete_function().graph.as_graph_def())
 
-    def call(y_true: Any, y_pred: Any) -> np.ndarray | None:
+    def call(y_true: Any, y_pred: Any) -> Any:
         try:
             values = function(*keras.tree.map_structure(tf.constant, (y_true, y_pred)))
         except (tf.errors.OpError, ValueError, TypeError):
@@ -141,10 +141,10 @@ def _drawn(true: Any, pred: Any, most: int | None) -> Iterator[tuple[Any, Any]]:
         )
 
 
-def _alone(call: Callable[..., np.ndarray | None], true: Any, pred: Any) -> bool | None:
+def _alone(call: Callable[..., Any], true: Any, pred: Any) -> bool | None:
     """Whether each row's value depends on that row alone; None where these arrays do not tell."""
 
-    def take(rows: Any, second: Any = ()) -> np.ndarray | None:
+    def take(rows: Any, second: Any = ()) -> Any:
         """The loss of these rows of the first draw; those in `second` are of the second."""
 
         def one(both: np.ndarray) -> np.ndarray:

@@ -1,0 +1,276 @@
+"""State of a user's own layers and metrics, under uneven shares against one device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.distribute.watched import mirrored
+from tfaccel.distribute.kept import _rules
+from tfaccel.distribute.rules import first_of, matching
+
+pytestmark = pytest.mark.child(devices=2, group="pair")
+
+ops = keras.ops
+ROWS = 11  # in batches of 5: shares of 3 and 2, and at the end of 1 and 0
+
+
+def data() -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(ROWS, 4)).astype("float32"), rng.normal(size=(ROWS, 3)).astype(
+        "float32"
+    )
+
+
+class Keeps(keras.layers.Layer):
+    """Keeps one state, which `update` makes of the old one and of its inputs."""
+
+    def __init__(self, update: Any, shape: Any = (4,), *, reads: bool = False, **how: Any) -> None:
+        super().__init__()
+        self.update, self.reads = update, reads
+        more = {"initializer": "zeros", "trainable": False, "dtype": "float32", "name": "kept"}
+        self.kept = self.add_weight(shape=shape, **{**more, **how})
+
+    def call(self, x: Any, training: bool = False) -> Any:
+        before = ops.convert_to_tensor(self.kept)
+        if training:
+            self.kept.assign(ops.cast(self.update(self.kept, x), self.kept.dtype))
+        return x + 0.1 * ops.sum(ops.cast(self.kept if self.reads else before, x.dtype))
+
+
+UPDATES: dict[str, Any] = {
+    "steps": (lambda s, x: s + 1, ()),
+    "rows": (lambda s, x: s + ops.cast(ops.shape(x)[0], s.dtype), ()),
+    "sums": (lambda s, x: s + ops.sum(x, 0), (4,)),
+    "largest": (lambda s, x: ops.maximum(s, ops.max(x, 0)), (4,)),
+    "least": (lambda s, x: ops.minimum(s, ops.min(x, 0)), (4,)),
+    "moving_mean": (lambda s, x: 0.9 * s + 0.1 * ops.mean(x, 0), (4,)),
+    "moving_sum": (lambda s, x: 0.9 * s + 0.1 * ops.sum(x, 0), (4,)),
+    "newest": (lambda s, x: ops.concatenate([x, s], 0)[:6], (6, 4)),
+    "last_batch_s_spread": (lambda s, x: ops.std(x, 0), (4,)),
+}
+WHOLE_NUMBERS = ("steps", "rows")
+
+
+def trained(scope: Any, make: Any, **more: Any) -> Any:
+    keras.utils.set_random_seed(3)
+    with scope.scope():
+        layer = make()
+        parts = [keras.layers.Dense(4, "tanh"), layer, keras.layers.Dense(3)]
+        model = keras.Sequential([keras.Input((4,)), *parts])
+        model.compile(**{"optimizer": keras.optimizers.SGD(0.05), "loss": "mse", **more})
+    given = dict(zip("xy", data(), strict=True), batch_size=5, verbose=0)
+    fitted = model.fit(**given, epochs=2, shuffle=False)
+    tested = model.evaluate(**given)
+    held = [layer.plain] if hasattr(layer, "plain") else []
+    copies = [v.values for v in held if hasattr(v, "values")]
+    for first, *others in [[c.numpy() for c in values] for values in copies]:
+        assert all(np.array_equal(first, other) for other in others)
+    numbers = [np.asarray(v) for v in (*fitted.history.values(), tested)]
+    return [*numbers, *model.get_weights(), *(v.numpy() for v in held)]
+
+
+def same(make: Any, **more: Any) -> None:
+    one, two = (trained(s, make, **more) for s in (tf.distribute.get_strategy(), mirrored()))
+    for expected, found in zip(one, two, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("update", UPDATES)
+def test_a_layer_s_state_is_that_of_one_device(update: str) -> None:
+    same(lambda: Keeps(*UPDATES[update]))
+
+
+@pytest.mark.parametrize("update", ["rows", "largest", "moving_sum", "newest"])
+def test_also_when_the_layer_reads_what_it_has_just_written(update: str) -> None:
+    same(lambda: Keeps(*UPDATES[update], reads=True))
+
+
+@pytest.mark.parametrize("update", ["rows", "largest", "newest"])
+def test_also_eagerly(update: str) -> None:
+    same(lambda: Keeps(*UPDATES[update]), run_eagerly=True)
+
+
+@pytest.mark.parametrize("update", WHOLE_NUMBERS)
+@pytest.mark.parametrize("aggregation", ["none", "sum", "only_first_replica"])
+def test_also_of_integers(update: str, aggregation: str) -> None:
+    same(lambda: Keeps(*UPDATES[update], dtype="int32", aggregation=aggregation))
+
+
+@pytest.mark.parametrize("update", ["steps", "sums", "moving_mean"])
+@pytest.mark.parametrize("how", ["sum on_read", "sum auto", "mean on_write", "mean on_read",
+                                 "only_first_replica on_read", "none on_read"])  # fmt: skip
+def test_whatever_is_said_of_its_replicas(update: str, how: str) -> None:
+    aggregation, synchronization = how.split()
+    more = {"aggregation": aggregation, "synchronization": synchronization}
+
+    class Made(Keeps):
+        def __init__(self) -> None:
+            super().__init__(*UPDATES[update])
+            value = np.zeros(UPDATES[update][1], "float32")
+            self.kept = keras.Variable(value, trainable=False, name="made", **more)
+
+    same(Made)
+
+
+def test_also_of_a_plain_tensorflow_variable() -> None:
+    class Counts(keras.layers.Layer):
+        def __init__(self) -> None:
+            super().__init__()
+            self.plain = tf.Variable(0, trainable=False)
+
+        def call(self, x: Any, training: bool = False) -> Any:
+            if training:
+                self.plain.assign_add(tf.shape(x)[0])
+            return x * tf.cast(self.plain, x.dtype)
+
+    same(Counts)
+
+
+def test_also_when_it_is_called_in_evaluation_and_twice_in_a_step() -> None:
+    class Twice(keras.layers.Layer):
+        def __init__(self) -> None:
+            super().__init__()
+            self.counts = Always()
+
+        def call(self, x: Any) -> Any:
+            return self.counts(self.counts(x)) + self.counts(x[:, ::-1])
+
+    class Always(keras.layers.Layer):
+        def __init__(self) -> None:
+            super().__init__()
+            own = {"shape": (), "initializer": "zeros", "trainable": False}
+            self.rows = self.add_weight(dtype="int32", name="rows", **own)
+            self.mean = self.add_weight(name="mean", **own)
+
+        def call(self, x: Any) -> Any:
+            self.rows.assign_add(ops.shape(x)[0])
+            self.mean.assign_add(0.1 * (ops.mean(x) - self.mean))
+            return x + 0.01 * ops.cast(self.rows, x.dtype)
+
+    same(Twice)
+
+
+def test_also_of_a_model_that_counts() -> None:
+    class Counting(keras.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.dense = keras.layers.Dense(3)
+            self.seen = self.add_weight(
+                shape=(), dtype="int32", initializer="zeros", trainable=False, name="seen"
+            )
+
+        def call(self, x: Any, training: bool = False) -> Any:
+            if training:
+                self.seen.assign_add(ops.shape(x)[0])
+            return self.dense(x)
+
+    with mirrored().scope():
+        model = Counting()
+        model.build((None, 4))
+        model.compile("sgd", "mse")
+    model.fit(*data(), batch_size=5, epochs=2, verbose=0)
+    copies = [int(v.numpy()) for v in mirrored().experimental_local_results(model.seen.value)]
+    assert copies == [2 * ROWS] * 2
+
+
+def test_keras_s_own_layers_are_not_tried() -> None:
+    with mirrored().scope():
+        norm = keras.layers.BatchNormalization()
+        model = keras.Sequential([keras.Input((4,)), norm, keras.layers.Dense(3)])
+        model.compile("sgd", "mse", metrics=["mae"])
+    model.fit(*data(), batch_size=5, verbose=0)
+    assert type(norm) is norm.__class__
+    assert all(type(m) is m.__class__ for m in model.metrics if m.name == "mae")
+
+
+# Metrics
+
+
+class KeepsMetric(keras.metrics.Metric):
+    def __init__(self, update: Any, initial: float = 0.0, **how: Any) -> None:
+        super().__init__(name="own")
+        self.update, self.initial = update, initial
+        self.kept = self.add_variable((), keras.initializers.Constant(initial), name="kept", **how)
+        self.inner = keras.metrics.Mean()
+
+    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
+        self.kept.assign(self.update(self.kept, y_pred))
+        self.inner.update_state(y_pred)
+
+    def result(self) -> Any:
+        return self.kept + self.inner.result()
+
+    def reset_state(self) -> None:
+        self.kept.assign(self.initial)
+        self.inner.reset_state()
+
+
+METRICS: dict[str, Any] = {
+    "largest": (lambda s, p: ops.maximum(s, ops.max(p)), -7.0),
+    "last": (lambda s, p: ops.mean(p), 0.0),
+    "moving": (lambda s, p: 0.9 * s + 0.1 * ops.mean(p), 0.0),
+    "steps": (lambda s, p: s + 1, 0.0),
+    "sum": (lambda s, p: s + ops.sum(p), 0.0),
+    "median": (lambda s, p: ops.median(p), 0.0),
+}
+
+
+@pytest.mark.parametrize("eagerly", [False, True])
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_metric_is_that_of_one_device(metric: str, eagerly: bool) -> None:
+    compare_metric(lambda: KeepsMetric(*METRICS[metric]), run_eagerly=eagerly)
+
+
+@pytest.mark.parametrize("aggregation", ["mean", "none", "only_first_replica"])
+def test_also_of_other_aggregations(aggregation: str) -> None:
+    compare_metric(lambda: KeepsMetric(*METRICS["moving"], aggregation=aggregation))
+
+
+def compare_metric(make: Any, **more: Any) -> None:
+    def under(scope: Any) -> Any:
+        with scope.scope():
+            metrics = [make(), "mae"]
+        return trained(scope, keras.layers.Identity, metrics=metrics, **more)
+
+    one, two = under(tf.distribute.get_strategy()), under(mirrored())
+    for expected, found in zip(one, two, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
+# Rules
+
+
+def test_rules_of_what_was_seen() -> None:
+    shares = [0.6, 0.4]
+    assert matching(1, [2, 2], 2, shares) >= {"same"}
+    assert first_of(matching(1, [2, 2], 2, shares)) == "same"
+    assert matching(5, [8, 7], 10, shares) == {"sum"}
+    assert matching(0.0, [1.0, 2.0], 1.4, shares) == {"rows"}
+    assert matching(0.0, [1.0, -2.0], 1.0, shares) == {"maximum"}
+    assert matching(0.0, [1.0, -2.0], -2.0, shares) == {"minimum"}
+    assert matching(0.0, [1.0, 2.0], 5.0, shares) == set()
+    assert len(matching(3.0, [3.0, 3.0], 3.0, shares)) == 5  # nothing changed: all of them
+    assert first_of(set()) is None
+
+
+def test_a_trial_leaves_nothing_behind() -> None:
+    with mirrored().scope():
+        layer = Keeps(*UPDATES["largest"])
+        layer.plain = tf.Variable(5, trainable=False)
+
+    def update(state: Any, x: Any) -> Any:
+        layer.plain.assign_add(tf.shape(x)[0])
+        return UPDATES["largest"][0](state, x)
+
+    layer.update = update
+    with tf.Graph().as_default():
+        x = tf.compat.v1.placeholder(tf.float32, (None, 4))
+        here: Any = type("Here", (), {"rows": None})
+        assert _rules(layer, (x,), {"training": True}, here) == ["maximum", "sum"]
+    assert [int(v.numpy()) for v in layer.plain.values] == [5, 5]
+    assert np.array_equal(layer.kept.numpy(), np.zeros(4))
