@@ -133,7 +133,6 @@ class _OneReplica(tf.distribute.ReplicaContext):  # type: ignore[misc]
 @contextlib.contextmanager
 def _made_outside(strategy: Any) -> Iterator[None]:
     """Variables that are made in the graph we are in are made outside of it."""
-
     making = False
 
     def made(next_creator: Any, **kwargs: Any) -> Any:
