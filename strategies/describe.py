@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import sys
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -99,8 +100,11 @@ def remember(
 
 
 def _say_if_unused(strategy: tf.distribute.Strategy) -> None:
-    """Tells a script that made a strategy and then trained without it; nothing else would."""
-    if not strategy.used:
+    """Tells a script that made a strategy and then trained without it; nothing else would.
+
+    One that ended in an error has said enough.
+    """
+    if not strategy.used and not hasattr(sys, "last_value"):
         logging.warning(
             "tfaccel: nothing was trained under strategy %r; build and compile the model inside "
             "`with strategy.scope():`.",

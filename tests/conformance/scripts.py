@@ -28,7 +28,6 @@ from tests.conformance.made_outside import MADE_OUTSIDE
 from tests.conformance.models import (
     DecoratedStep,
     Subclassed,
-    adam,
     classify,
     cnn,
     crossentropy,
@@ -294,20 +293,12 @@ class Drops(keras.Model):
 @script
 def refusals(scope: Any, folder: str) -> dict[str, Any]:
     """What cannot be: each gets a line that says so."""
-    outside = mlp()
     with scope():
         inside = mlp()
-        late = mlp()
-        outside.compile(**classify())
         jitted = mlp()
         decorated = DecoratedStep()
         decorated.compile(**classify())
         jitted.compile(**classify(jit_compile=True))
-    late.compile(**classify())
-    optimizer = adam(0.01)
-    with scope():
-        foreign = mlp()
-        foreign.compile(optimizer, crossentropy())
     unsharded = dataset().batch(BATCH)
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
@@ -316,9 +307,6 @@ def refusals(scope: Any, folder: str) -> dict[str, Any]:
     unbatched = {"x": tf.data.Dataset.range(8).map(lambda i: (tf.cast(i, tf.float32), i))}
     said = {}
     for name, call in {
-        "model_outside_scope": lambda: fit_in(scope, outside),
-        "compile_outside_scope": lambda: late.fit(**arrays(), verbose=0),
-        "optimizer_outside_scope": lambda: foreign.fit(**arrays(), verbose=0),
         "jit_compile": lambda: jitted.fit(**arrays(), verbose=0),
         "decorated_train_step": lambda: decorated.fit(**arrays(), verbose=0),
         "autoshard_off": lambda: inside.fit(unsharded.with_options(options), verbose=0),
@@ -330,11 +318,6 @@ def refusals(scope: Any, folder: str) -> dict[str, Any]:
         except Exception as error:
             said[name] = f"{type(error).__name__}: {error}"
     return {"said": json.dumps(said)}
-
-
-def fit_in(scope: Any, model: keras.Model) -> None:
-    with scope():
-        model.fit(**arrays(), verbose=0)
 
 
 for function in (*MADE_OUTSIDE, *OWN_STEPS):

@@ -125,14 +125,14 @@ def _agreed(variables: Sequence[Any], strategy: Any) -> Iterator[Any]:
 
 def _again(old: Any, name: str, value: Any) -> Any:
     """A variable like `old`, under the strategy whose scope we are in."""
-    made = dict(
-        trainable=old.trainable,
-        name=name,
-        dtype=old.dtype,
-        aggregation=old.aggregation,
-        synchronization=old.synchronization,
-        shape=None if old.shape.is_fully_defined() else old.shape,
-    )
+    made = {
+        "trainable": old.trainable,
+        "name": name,
+        "dtype": old.dtype,
+        "aggregation": old.aggregation,
+        "synchronization": old.synchronization,
+        "shape": None if old.shape.is_fully_defined() else old.shape,
+    }
     if old.aggregation != tf.VariableAggregation.SUM:
         return tf.Variable(value, **made)
     # Such a variable is the sum over its replicas: one of them has it all.
