@@ -34,7 +34,7 @@ class WholeBatch:
         """Computes the loss of our rows, in the scale of the whole batch."""
         loss = super().__call__(y_true, y_pred, sample_weight)  # type: ignore[misc]
         here = step.current()
-        if here is None:
+        if here is None or here.whole:
             return loss
         if here.starved:
             # Keras leaves the losses of no rows unreduced, and a mean over none is NaN.
@@ -57,7 +57,7 @@ class WholeBatch:
         here = step.current()
         if here is not None:
             here.loss_mask = _private.keras_mask(values)  # of classes to ignore
-            if here.real is not None and values.shape.rank:
+            if here.real is not None and values.shape.rank and not here.whole:
                 # Copies of rows: Keras leaves out what a mask does not hold.
                 mask = _both(here.loss_mask, row_weights(here.real, values))
                 values = tf.identity(values)
@@ -106,7 +106,7 @@ class SummedOverRows:
         """Computes the penalty of our rows, in the scale of the whole batch."""
         value = super().__call__(x)  # type: ignore[misc]
         here = step.current()
-        if here is None or here.alone:
+        if here is None or here.alone or here.whole:
             return value
         return tf.math.divide_no_nan(value, tf.cast(here.share, value.dtype))
 
