@@ -97,6 +97,11 @@ def test_a_batch_with_too_few_rows_is_marked() -> None:
     found = [type(batch) for batch in batches(tf.data.Dataset.range(5).batch(4))]
     assert found == [Sharded, Starved]
     assert isinstance(shard((tf.zeros((1, 2)), None), TWO), Starved)
+    (batch,) = list(batches(tf.data.Dataset.range(1).batch(4)))
+    # Every replica has its row, which counts once.
+    assert [part.numpy().tolist() for part in batch.data.values] == [[0], [0]]
+    assert [float(share) for share in batch.share.values] == [1.0, 0.0]
+    assert [real.numpy().tolist() for real in batch.real.values] == [[True], [False]]
     cut = shard((tf.zeros((3, 2)), None), TWO)
     assert isinstance(cut, Sharded)
     assert [part.shape[0] for part in cut.data[0].values] == [2, 1]

@@ -313,4 +313,4 @@ def test_a_larger_batch_is_not_refused() -> None:
 )
 def test_what_has_no_static_shape_is_refused(tensor: Any, kind: str) -> None:
     with pytest.raises(InputError, match=f"the batch holds {kind}, expected dense numbers"):
-        padded((tensor(),), 4)
+        padded((tensor(),), tf.constant(1.0), 4)

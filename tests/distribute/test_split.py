@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfaccel.distribute.split import Placement, split, split_dataset
+from tfaccel.distribute.batches import Batches, shard
+from tfaccel.distribute.split import Cut, Placement, split, split_dataset
 from tfaccel.errors import InputError
 
 PLACES = [(1, 1), (1, 2), (1, 4), (2, 1), (2, 2), (3, 1), (4, 2)]
@@ -79,6 +80,47 @@ def test_what_is_no_batch_is_refused() -> None:
         split_dataset(single, Placement(1, 0, 2))
     with pytest.raises(InputError, match=r"yields \(int64\(\)\)"):
         split_dataset(single.map(lambda row: (row["i"], None)), Placement(1, 0, 2))
+
+
+def test_the_first_replica_takes_few_rows_and_the_others_copies() -> None:
+    for few, found in {"whole": [[7, 8], [7, 8], [7, 8]], "last": [[7], [8], [8]]}.items():
+        parts, shares, rows = split(tf.constant([7, 8]), Placement(1, 0, 3), Cut(few))
+        assert [part.numpy().tolist() for part in parts] == found
+        assert shares.numpy().tolist() == ([1, 0, 0] if few == "whole" else [0.5, 0.5, 0])
+        assert int(rows) == 2
+        enough, shares, _ = split(tf.constant([7, 8, 9, 10]), Placement(1, 0, 3), Cut(few))
+        assert [len(part) for part in enough] == [2, 1, 1]
+        assert shares.numpy().tolist() == [0.5, 0.25, 0.25]
+
+
+def unknown(*rows: int) -> tf.data.Dataset:
+    """One batch whose parts have these first dimensions, which are not known before it comes."""
+    parts = tuple(tf.data.Dataset.range(n).batch(n) for n in rows)
+    return tf.data.Dataset.zip(parts)
+
+
+def test_parts_of_a_batch_are_cut_each_by_its_own_rows() -> None:
+    """Unlabelled rows beside labelled ones, and a part that is no row."""
+    for data in (unknown(9, 3, 1), tf.data.Dataset.from_tensors(tuple(map(tf.range, (9, 3, 1))))):
+        ((first, second), shares, rows) = next(
+            iter(split_dataset(data, Placement(1, 0, 2), cut=Cut(multiples=True)))
+        )
+        assert [part.numpy().tolist() for part in first] == [[0, 1, 2, 3, 4, 5], [0, 1], [0]]
+        assert [part.numpy().tolist() for part in second] == [[6, 7, 8], [2], [0]]
+        np.testing.assert_allclose(shares, [2 / 3, 1 / 3], rtol=1e-6)
+        assert int(rows) == 3
+
+
+@pytest.mark.parametrize("rows", [(16, 20, 16), (16, 8), (16, 16, 1, 2)])
+def test_parts_of_different_rows_are_refused(rows: tuple[int, ...]) -> None:
+    says = f"different first dimensions.*Found {', '.join(map(str, rows))}"
+    two, devices = Placement(1, 0, 2), ("CPU:0", "CPU:0")
+    with pytest.raises(InputError, match=says):
+        list(Batches(unknown(*rows), two, devices))
+    with pytest.raises(InputError, match=says):
+        Batches(tf.data.Dataset.from_tensors(tuple(map(tf.range, rows))), two, devices)
+    with pytest.raises(InputError, match=says):
+        shard(tuple(map(tf.range, rows)), two)
 
 
 @pytest.mark.parametrize("shuffle", [False, True, "batch"])

@@ -10,7 +10,15 @@ import tensorflow as tf
 
 from tfaccel.distribute import _private, padding
 from tfaccel.distribute.feed import Feed, unwatched
-from tfaccel.distribute.split import Placement, is_nothing, split, split_dataset
+from tfaccel.distribute.split import (
+    Cut,
+    Placement,
+    is_nothing,
+    refusal,
+    rows_of,
+    split,
+    split_dataset,
+)
 
 # Stands for None in a batch on its replicas. Keras must find a distributed value in every leaf
 # before it asks the strategy for a batch's shapes, and a plain None is none.
@@ -33,30 +41,37 @@ class Sharded(NamedTuple):
 
 
 class Starved(NamedTuple):
-    """As `Sharded`, for a batch with fewer rows than replicas: some replicas have none."""
+    """As `Sharded`, for a batch with fewer rows than replicas: some have only copies, or none."""
 
     data: Any
     share: Any
     real: Any = ()
 
 
-def shard(batch: Any, placement: Placement, ragged: str = "exact") -> Sharded | Starved:
-    """Cuts one batch of host tensors that did not come from a dataset (`train_on_batch`)."""
+def shard(
+    batch: Any, placement: Placement, ragged: str = "exact", multiples: bool = False
+) -> Sharded | Starved:
+    """Cuts one batch of host tensors that did not come from a dataset (`train_on_batch`).
+
+    Raises:
+        InputError: when parts of the batch have numbers of rows that do not go together.
+    """
     batch = tf.nest.map_structure(
         lambda t: None if is_nothing(t) else tf.convert_to_tensor(t), batch
     )
     leaves = [t for t in tf.nest.flatten(batch) if t is not None]
-    parts, shares, _ = split(leaves, placement)
+    static = rows_of(leaves, multiples)
+    cut = Cut(multiples=multiples) if static is None else _cut(ragged, multiples)
+    parts, shares, rows = split(leaves, placement, cut)
     whole = []
     for part in parts:
         rest = iter(part)
         whole.append(tf.nest.map_structure(lambda t, r=rest: None if t is None else next(r), batch))
-    rows = leaves[0].shape[0]
-    starved = rows is not None and rows < placement.replicas
+    starved = static is not None and static < placement.replicas
     each = tuple(tf.unstack(shares, placement.local))
-    if ragged == "exact":
-        return _regroup(tuple(whole), each, starved)
-    return _static(tuple(whole), each, starved, math.ceil(rows / placement.replicas))
+    if ragged == "exact" or static is None:
+        return _regroup(tuple(whole), each, rows if starved else None)
+    return _static(tuple(whole), each, starved, math.ceil(static / placement.replicas))
 
 
 class Batches(Feed):
@@ -68,6 +83,7 @@ class Batches(Feed):
         devices: of our replicas.
         ragged: as in `tfaccel.distribute.fit.KerasFit`.
         threads: Keras's threads that read them ahead, or None.
+        multiples: as in `tfaccel.distribute.split.Cut`.
     """
 
     def __init__(
@@ -77,19 +93,21 @@ class Batches(Feed):
         devices: tuple[str, ...],
         ragged: str = "exact",
         threads: Any = None,
+        multiples: bool = False,
     ) -> None:
         super().__init__(threads)
+        cut = _cut(ragged, multiples)
         self._ragged = ragged
         self._rows = 0  # of the largest batch so far
         self.element_spec = dataset.element_spec
-        self._dataset = unwatched(split_dataset(dataset, placement, threads is None))
+        self._dataset = unwatched(split_dataset(dataset, placement, threads is None, cut))
         self._placement = placement
         self._devices = devices
 
     def _open(self) -> Iterator[Any]:
         with tf.device("/CPU:0"):
             source = iter(self._dataset)
-        batches = (b for element in source if (b := self._place(*element)) is not None)
+        batches = (b for element in _read(source) if (b := self._place(*element)) is not None)
         copies = any("CPU" not in device.upper() for device in self._devices)
         return _ahead(batches) if copies and self._threads is None else batches
 
@@ -99,7 +117,7 @@ class Batches(Feed):
         starved = number < replicas
         each = tuple(tf.unstack(shares))
         if self._ragged == "exact":
-            return _regroup(self._on_devices(parts), each, starved)
+            return _regroup(self._on_devices(parts), each, rows if starved else None)
         if self._ragged == "drop":
             if self._rows == 0:
                 padding.check_divides(number, replicas)
@@ -114,6 +132,20 @@ class Batches(Feed):
             tf.nest.map_structure(lambda t, d=device: _on_device(t, d), part)
             for part, device in zip(parts, self._devices, strict=True)
         )
+
+
+def _cut(ragged: str, multiples: bool) -> Cut:
+    if ragged != "exact":
+        return Cut("last")
+    return Cut("whole", multiples)
+
+
+def _read(source: Iterator[Any]) -> Iterator[Any]:
+    """The elements of a dataset that was split; what it refuses is raised as our own error."""
+    try:
+        yield from source
+    except tf.errors.InvalidArgumentError as error:
+        raise refusal(error) from None
 
 
 def _ahead(batches: Iterator[Any]) -> Iterator[Any]:
@@ -135,9 +167,16 @@ def _on_device(tensor: Any, device: str) -> Any:
         return tf.identity(tensor)
 
 
-def _regroup(parts: tuple[Any, ...], shares: tuple[Any, ...], starved: bool) -> Sharded | Starved:
-    kind = Starved if starved else Sharded
-    return kind(per_replica(parts, _private.AnyRows), _private.AnyRows(shares))
+def _regroup(
+    parts: tuple[Any, ...], shares: tuple[Any, ...], few: tf.Tensor | None
+) -> Sharded | Starved:
+    """Args: `few` is the number of rows where it is smaller than that of replicas, else None."""
+    data = per_replica(parts, _private.AnyRows)
+    if few is None:
+        return Sharded(data, _private.AnyRows(shares))
+    # The first replica has all rows, and the others the same to compute for nothing.
+    real = tuple(tf.repeat(share > 0, few) for share in shares)
+    return Starved(data, _private.AnyRows(shares), _private.AnyRows(real))
 
 
 def _static(
@@ -148,7 +187,9 @@ def _static(
     placed: Callable[[tuple[Any, ...]], tuple[Any, ...]] = lambda parts: parts,
 ) -> Sharded | Starved:
     """Each replica's part filled up to `rows` rows."""
-    filled, real = zip(*(padding.padded(part, rows) for part in parts), strict=True)
+    filled, real = zip(
+        *(padding.padded(*part, rows) for part in zip(parts, shares, strict=True)), strict=True
+    )
     kind = Starved if starved else Sharded
     data, real = per_replica(placed(filled), _private.FixedRows), placed(real)
     return kind(data, _private.PerReplica(shares), _private.FixedRows(real))

@@ -124,8 +124,8 @@ class KerasFit:
             possible = possible and in_one_call.fits(dataset.element_spec)
             if self.executions.prepare(caller, possible) > 1:
                 return Passes(dataset, self.placement, ragged)
-        devices = self.extended.worker_devices
-        return Batches(dataset, self.placement, devices, ragged, caller.threads)
+        devices, multiples = self.extended.worker_devices, own_step(model)
+        return Batches(dataset, self.placement, devices, ragged, caller.threads, multiples)
 
     def settle(self, model: keras.Model) -> None:
         """Makes all replicas hold the same state of `model` and its optimizers.
@@ -162,15 +162,16 @@ class KerasFit:
                     "the model; take the decorator off it (fit makes a tf.function of it itself)."
                 )
             return super().run(fn, args, kwargs, options)  # type: ignore[misc]
-        (batch,), whole = args, None
-        if not isinstance(batch, (Sharded, Starved)):
-            batch, whole = self._shard(batch), batch
-        batch = batch._replace(data=without_nothing(batch.data))
+        (batch,), given = args, None
         model = getattr(fn, "__self__", None)
+        if not isinstance(batch, (Sharded, Starved)):
+            given = batch
+            batch = self._shard(batch, model is not None and own_step(model))
+        batch = batch._replace(data=without_nothing(batch.data))
         if model is None:  # predict: no loss, no state, nothing to put together but the rows
-            if whole is not None and (model := _private.predicting_model()) is not None:
+            if given is not None and (model := _private.predicting_model()) is not None:
                 scope.check(model, self)
-                build.for_method(model, "predict_on_batch", build.specs(whole), self)
+                build.for_method(model, "predict_on_batch", build.specs(given), self)
             predicted = super().run(fn, (batch.data,), kwargs, options)  # type: ignore[misc]
             if isinstance(batch.real, tuple):
                 return predicted
@@ -179,12 +180,14 @@ class KerasFit:
         self._prepare(model)
         training = getattr(fn, "__name__", "") == "train_step"
         starved = isinstance(batch, Starved)
+        whole = starved and self.ragged == "exact" and not isinstance(batch.real, tuple)
         averaging = self._averaging(model) if training and self.frequency.local_steps > 1 else None
 
         def replica_step(data: Any, share: tf.Tensor, real: Any) -> Any:
             ours = step.Step(
                 step.share_of(data) if share is None else share,
                 starved,
+                whole,
                 alone=averaging is not None,
                 real=None if isinstance(real, tuple) else real,
                 rows=step.known_rows(data),
@@ -220,12 +223,12 @@ class KerasFit:
             return value
         return super().reduce(reduce_op, value, axis)  # type: ignore[misc]
 
-    def _shard(self, batch: Any) -> Sharded | Starved:
+    def _shard(self, batch: Any, multiples: bool) -> Sharded | Starved:
         """Cuts a batch that is whole; one that `tf.distribute` has cut already stays as it is."""
         leaves = tf.nest.flatten(batch)
         if any(isinstance(leaf, tf.distribute.DistributedValues) for leaf in leaves):
             return Starved(batch, None)  # nobody says how many rows each replica has: maybe none
-        return shard(batch, self.placement, self.ragged)
+        return shard(batch, self.placement, self.ragged, multiples)
 
     def _real_rows(self, value: Any, real: Any) -> Any:
         """What was predicted of rows that are no copies, as Keras puts it together."""
@@ -279,10 +282,15 @@ class KerasFit:
         whole_batch(model)
         keep_states(model)
         count_by_share(model)
-        if self.ragged != "exact":
-            padding.count_real_rows(model)
+        padding.count_real_rows(model)
         if self.frequency.apart:
             looks.after_epochs(model, self.settle)
+
+
+def own_step(model: keras.Model) -> bool:
+    """Whether a step of `model` is not Keras's, and may know parts of a batch of its own kind."""
+    own = ("train_step", "test_step", "predict_step")
+    return any(getattr(type(model), name) is not getattr(keras.Model, name) for name in own)
 
 
 class KerasFitExtended:

@@ -14,7 +14,7 @@ import tensorflow as tf
 from tfaccel.distribute import _private, padding
 from tfaccel.distribute.batches import Starved, per_replica
 from tfaccel.distribute.feed import unwatched
-from tfaccel.distribute.split import Placement, is_nothing, split_dataset
+from tfaccel.distribute.split import Cut, Placement, is_nothing, split_dataset
 
 
 def fits(spec: Any) -> bool:
@@ -43,7 +43,7 @@ class Passes:
 
     def __init__(self, dataset: tf.data.Dataset, placement: Placement, ragged: str) -> None:
         self.element_spec = dataset.element_spec
-        self._batches = unwatched(split_dataset(dataset, placement))
+        self._batches = unwatched(split_dataset(dataset, placement, cut=Cut("last")))
         self._placement = placement
         self._ragged = ragged
         self._rows = 0  # of the first batch
@@ -123,8 +123,10 @@ def _any_rows(spec: Any) -> tf.TensorSpec | None:
 
 def _static(parts: Any, shares: tf.Tensor, rows: int) -> Starved:
     """Each replica's part filled up to `rows` rows."""
-    filled, real = zip(*(padding.padded(part, rows) for part in parts), strict=True)
+    shares = tuple(tf.unstack(shares, len(parts)))
+    filled, real = zip(
+        *(padding.padded(*part, rows) for part in zip(parts, shares, strict=True)), strict=True
+    )
     data = per_replica(filled, _private.FixedRows)
     # Which batches are so short that a replica has no rows is not known when a step is traced.
-    shares = tuple(tf.unstack(shares, len(parts)))
     return Starved(data, _private.PerReplica(shares), _private.FixedRows(real))

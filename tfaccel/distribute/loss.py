@@ -40,6 +40,8 @@ class WholeBatch:
         if here is None or here.alone:
             loss: Any = super().__call__(y_true, y_pred, sample_weight)  # type: ignore[misc]
             return loss if here is None else _of_some_rows(loss, here, self.reduction)
+        if here.whole:
+            return super().__call__(y_true, y_pred, sample_weight)  # type: ignore[misc]
         loss = self
         if gathered.several() and not of_each_row(loss, y_true, y_pred):
             return self._of_all_rows(y_true, y_pred, sample_weight, here)
@@ -61,7 +63,7 @@ class WholeBatch:
         here = step.current()
         if here is not None:
             here.loss_mask = _private.keras_mask(values)  # of classes to ignore
-            if here.real is not None and values.shape.rank:
+            if here.real is not None and values.shape.rank and not here.whole:
                 # Copies of rows: Keras leaves out what a mask does not hold.
                 mask = _both(here.loss_mask, row_weights(here.real, values))
                 values = tf.identity(values)
@@ -143,7 +145,7 @@ class SummedOverRows:
         """Computes the penalty of our rows, in the scale of the whole batch."""
         value = super().__call__(x)  # type: ignore[misc]
         here = step.current()
-        if here is None or here.alone:
+        if here is None or here.alone or here.whole:
             return value
         return tf.math.divide_no_nan(value, tf.cast(here.share, value.dtype))
 

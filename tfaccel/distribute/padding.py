@@ -19,11 +19,12 @@ from tfaccel.distribute.adapt import adapt
 from tfaccel.errors import InputError
 
 
-def padded(part: Any, rows: int) -> tuple[Any, tf.Tensor]:
+def padded(part: Any, share: tf.Tensor, rows: int) -> tuple[Any, tf.Tensor]:
     """Fills one replica's part of a batch up.
 
     Args:
         part: a nest of host tensors with the same number of rows; None stays None.
+        share: of the batch's rows; where it is 0, those of `part` are no rows of ours.
         rows: how many there shall be, at least as many as there are.
 
     Returns:
@@ -32,16 +33,16 @@ def padded(part: Any, rows: int) -> tuple[Any, tf.Tensor]:
     Raises:
         InputError: when a tensor has no static shape.
 
-    >>> (x,), real = padded((tf.constant([5, 6]),), 5)
+    >>> (x,), real = padded((tf.constant([5, 6]),), tf.constant(1.0), 5)
     >>> x.numpy().tolist(), real.numpy().tolist()
     ([5, 6, 5, 6, 5], [True, True, False, False, False])
     """
     leaves = [t for t in tf.nest.flatten(part) if t is not None]
     for leaf in leaves:
         _check(leaf)
-    found = tf.shape(leaves[0])[0]
-    filled = tf.nest.map_structure(lambda t: None if t is None else _fill(t, found, rows), part)
-    return filled, tf.range(rows) < found
+    found = tf.reduce_max(tf.stack([tf.shape(leaf)[0] for leaf in leaves]))
+    filled = tf.nest.map_structure(lambda t: None if t is None else _fill(t, rows), part)
+    return filled, (tf.range(rows) < found) & (share > 0)
 
 
 def _check(tensor: Any) -> None:
@@ -53,7 +54,8 @@ def _check(tensor: Any) -> None:
         )
 
 
-def _fill(tensor: tf.Tensor, found: tf.Tensor, rows: int) -> tf.Tensor:
+def _fill(tensor: tf.Tensor, rows: int) -> tf.Tensor:
+    found = tf.shape(tensor)[0]
     filled = tf.case(
         [
             (tf.equal(found, rows), lambda: tf.identity(tensor)),

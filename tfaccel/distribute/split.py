@@ -7,6 +7,8 @@ first replicas get one more. The blocks are dealt to workers in turn (worker `w`
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,31 +47,135 @@ class Placement:
         return [replica * self.workers + self.rank for replica in range(self.local)]
 
 
+@dataclass(frozen=True)
+class Cut:
+    """How batches are cut where it is not plain.
+
+    Attributes:
+        few: what the replicas beyond the rows of a batch get that has fewer rows than there are
+            replicas: ``"none"`` of them; ``"whole"``, as the first replica, which takes all rows,
+            so that it computes what one device would; ``"last"``, the last row. What they get
+            counts for nothing: their share is 0.
+        multiples: whether a part of a batch may have k times as many rows as another, and is then
+            cut by k rows for one; else only a part of one row may differ, and goes to all.
+    """
+
+    few: str = "none"
+    multiples: bool = False
+
+
+PLAIN = Cut()
+
+
 @tf.autograph.experimental.do_not_convert
-def split(batch: Any, placement: Placement) -> tuple[tuple[Any, ...], tf.Tensor, tf.Tensor]:
+def split(
+    batch: Any, placement: Placement, cut: Cut = PLAIN
+) -> tuple[tuple[Any, ...], tf.Tensor, tf.Tensor]:
     """Cuts one global batch.
 
     Args:
-        batch: a nest of dense, ragged or sparse tensors that share their first dimension, or of
-            what `is_nothing`.
+        batch: a nest of dense, ragged or sparse tensors, or of what `is_nothing`.
         placement: which blocks are ours.
+        cut: what becomes of few rows, and of parts with different numbers of rows.
 
     Returns:
         The part of `batch` for each of our replicas (None where nothing was given), each one's
         share of all rows (float32, shape `[local]`), and the number of rows in the whole batch
         (int64).
+
+    Raises:
+        InputError: when parts of the batch have numbers of rows that do not go together; in a
+            graph that does not know them, an InvalidArgumentError, of which `refusal` makes it.
     """
-    rows = _rows(batch)
+    rows, factors = _counted([t for t in tf.nest.flatten(batch) if not is_nothing(t)], cut)
     parts, shares = [], []
     for block in placement.blocks:
         start, size = _block(rows, block, placement.replicas)
-        parts.append(tf.nest.map_structure(lambda t, a=start, n=size: _rows_of(t, a, n), batch))
-        shares.append(_share(size, rows))
+        if cut.few == "whole":
+            few, nothing = rows < placement.replicas, tf.zeros_like(rows)
+            start, size = tf.where(few, nothing, start), tf.where(few, rows, size)
+            shares.append(_share(tf.where(few, nothing, size) if block else size, rows))
+        else:
+            shares.append(_share(size, rows))
+        if cut.few == "last":
+            start = tf.minimum(start, tf.maximum(rows - 1, 0))
+            size = tf.maximum(size, tf.minimum(rows, 1))
+        rest = iter(factors)
+        parts.append(
+            tf.nest.map_structure(
+                lambda t, a=start, n=size, f=rest: _rows_from(t, a, n, f),
+                batch,
+            )
+        )
     return tuple(parts), tf.stack(shares), rows
 
 
+_UNEVEN = (
+    "tfaccel: the parts of a batch have different first dimensions, expected the number of rows in "
+    "each, so that a replica can take its rows of all; reshape or repeat a part in the dataset, "
+    "and keep in the model what is no row. Found"
+)
+
+
+def refusal(error: tf.errors.InvalidArgumentError) -> Exception:
+    """What to raise for an error of a dataset that `split` is mapped over."""
+    found = re.search(re.escape(_UNEVEN) + r"\]? ?\[?([\d ]+)", error.message)
+    return error if found is None else _uneven(found[1].split())
+
+
+def _uneven(found: list[Any]) -> InputError:
+    return InputError(f"{_UNEVEN} {', '.join(map(str, found))}.")
+
+
+def rows_of(leaves: list[Any], multiples: bool) -> int | None:
+    """The number of rows of a batch, where it is known without looking at values.
+
+    Args:
+        leaves: the tensors of a batch.
+        multiples: as in `Cut`.
+
+    Raises:
+        InputError: when the numbers of rows of the leaves do not go together.
+    """
+    found = [leaf.shape[0] for leaf in leaves]
+    if any(count is None for count in found):
+        return None
+    others = [count for count in found if count != 1]
+    rows = min(others, default=1)
+    fits = [c == 1 or c == rows or (multiples and rows > 0 and c % rows == 0) for c in found]
+    if not all(fits):
+        raise _uneven(found)
+    return int(rows)
+
+
+def _counted(leaves: list[Any], cut: Cut) -> tuple[tf.Tensor, list[Any]]:
+    """The rows of a batch, and how many rows of each leaf belong to one (None for one).
+
+    The factor of a leaf that goes whole to every replica is 0.
+    """
+    first, known = _rows(leaves[0]), leaves[0].shape[0]
+    counts = [
+        None if known is not None and leaf.shape[0] == known else _rows(leaf) for leaf in leaves[1:]
+    ]
+    if all(count is None for count in counts):
+        return first, [None] * len(leaves)
+    rows_of(leaves, cut.multiples)
+    found = tf.stack([first, *(count for count in counts if count is not None)])
+    rows = tf.reduce_min(tf.where(found == 1, tf.reduce_max(found), found))
+    one = tf.maximum(rows, 1)
+    fits = (found == 1) | (found == rows)
+    if cut.multiples:
+        fits |= (found % one == 0) & (found > rows) & (rows > 0)
+    with tf.control_dependencies([tf.debugging.Assert(tf.reduce_all(fits), [_UNEVEN, found])]):
+        rows = tf.identity(rows)
+    # Of no rows, each leaf is cut as the others.
+    factors = iter(tf.unstack(tf.where(rows == 0, tf.ones_like(found), found // one)))
+    of_first = next(factors)
+    return rows, [of_first, *(of_first if c is None else next(factors) for c in counts)]
+
+
 def split_dataset(
-    dataset: tf.data.Dataset, placement: Placement, read_ahead: bool = True
+    dataset: tf.data.Dataset, placement: Placement, read_ahead: bool = True, cut: Cut = PLAIN
 ) -> tf.data.Dataset:
     """Maps `split` over a dataset of global batches.
 
@@ -80,26 +186,26 @@ def split_dataset(
         dataset: of global batches.
         placement: which blocks of rows are ours.
         read_ahead: whether batches are made before they are asked for.
+        cut: as in `split`.
 
     Raises:
-        InputError: when an element of `dataset` is not a batch.
+        InputError: when an element of `dataset` is not a batch, or has parts of different rows.
     """
     check_batched(dataset.element_spec)
+
+    @tf.autograph.experimental.do_not_convert
+    def parts(*batch: Any) -> Any:
+        return split(batch if len(batch) > 1 else batch[0], placement, cut)
+
     if not read_ahead:
-        return dataset.map(
-            lambda *batch: split(batch if len(batch) > 1 else batch[0], placement)
-        ).with_options(dataset.options())
+        return dataset.map(parts).with_options(dataset.options())
     arrays = _private.array_pipeline(dataset)
     if arrays is None:
-        divided = dataset.map(
-            lambda *batch: split(batch if len(batch) > 1 else batch[0], placement),
-            num_parallel_calls=tf.data.AUTOTUNE,
-            deterministic=True,
-        )
+        divided = dataset.map(parts, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     else:
         pairs, functions = arrays
         divided = pairs.map(
-            lambda indices, data: _gather_own(indices, data, functions, placement),
+            lambda indices, data: _gather_own(indices, data, functions, placement, cut),
             num_parallel_calls=tf.data.AUTOTUNE,
             deterministic=True,
         )
@@ -107,9 +213,11 @@ def split_dataset(
 
 
 @tf.autograph.experimental.do_not_convert
-def _gather_own(indices: tf.Tensor, data: Any, functions: list[Any], placement: Placement) -> Any:
+def _gather_own(
+    indices: tf.Tensor, data: Any, functions: list[Any], placement: Placement, cut: Cut
+) -> Any:
     """One batch of Keras's array pipeline, for our replicas' rows alone."""
-    own, shares, rows = split(indices, placement)
+    own, shares, rows = split(indices, placement, cut)
     parts = []
     for part in own:
         batch = functions[0](part, data)
@@ -134,13 +242,12 @@ def check_batched(spec: Any) -> None:
         )
 
 
-def _rows(batch: Any) -> tf.Tensor:
-    first = next(t for t in tf.nest.flatten(batch) if not is_nothing(t))
-    if isinstance(first, tf.SparseTensor):
-        return first.dense_shape[0]
-    if isinstance(first, tf.RaggedTensor):
-        return tf.cast(first.nrows(), tf.int64)
-    return tf.shape(first, out_type=tf.int64)[0]
+def _rows(tensor: Any) -> tf.Tensor:
+    if isinstance(tensor, tf.SparseTensor):
+        return tensor.dense_shape[0]
+    if isinstance(tensor, tf.RaggedTensor):
+        return tf.cast(tensor.nrows(), tf.int64)
+    return tf.shape(tensor, out_type=tf.int64)[0]
 
 
 def _block(rows: tf.Tensor, block: int, blocks: int) -> tuple[tf.Tensor, tf.Tensor]:
@@ -156,9 +263,13 @@ def _share(size: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
     )
 
 
-def _rows_of(tensor: Any, start: tf.Tensor, size: tf.Tensor) -> Any:
+def _rows_from(tensor: Any, start: tf.Tensor, size: tf.Tensor, factors: Iterator[Any]) -> Any:
     if is_nothing(tensor):
         return None
+    factor = next(factors)
+    if factor is not None:
+        start = start * factor
+        size = tf.where(factor == 0, tf.ones_like(size), size * factor)
     if isinstance(tensor, tf.SparseTensor):
         rest = tensor.dense_shape[1:]
         begin = tf.concat([[start], tf.zeros_like(rest)], axis=0)

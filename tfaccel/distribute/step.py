@@ -19,8 +19,10 @@ class Step:
 
     Attributes:
         share: scalar float32 tensor, this replica's rows over all rows of the batch.
-        starved: whether some replica has no rows at all, so that anything a replica computed
+        starved: whether some replica has no rows of its own, so that anything a replica computed
             may be NaN and must count for nothing where its share is zero.
+        whole: whether every replica has all rows of the batch, which are the first one's: losses
+            are those of one device, and only what comes of them is weighted by the shares.
         alone: whether this replica trains on its own rows as if there were no others.
         weighted: ids of the optimizers whose loss has been multiplied by `share` already.
         real: which of our rows are no copies (bool, shape `[rows]`); None where all are.
@@ -35,6 +37,7 @@ class Step:
 
     share: tf.Tensor
     starved: bool = False
+    whole: bool = False
     alone: bool = False
     weighted: set[int] = field(default_factory=set)
     real: tf.Tensor | None = None
