@@ -6,10 +6,11 @@ when a release moves a name, that test says which and this file is the one place
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import keras
@@ -17,6 +18,7 @@ import tensorflow as tf
 
 # The stack of Keras's name scopes knows which layers are being built around a variable; under a
 # mesh its layout follows from them. Public are only the path and the layer once all is made.
+from keras.src import backend as keras_backend
 from keras.src.backend.common import global_state
 from keras.src.backend.common.name_scope import current_path
 
@@ -89,6 +91,7 @@ __all__ = [
     "compiled_losses",
     "compiled_metrics",
     "compiling_model",
+    "dividing",
     "exchanges",
     "first_replica",
     "forget_traces",
@@ -418,6 +421,22 @@ def _launcher() -> Any:
     ours = getattr(extended, "_collective_ops", getattr(extended, "_cross_device_ops", None))
     launchers = getattr(ours, "_launchers", None)
     return launchers[context._replica_id] if launchers else None
+
+
+@contextlib.contextmanager
+def dividing(divide: Callable[[Any, Any, Any], Any]) -> Iterator[None]:
+    """Keras's operations divide by `divide`, which is given their own division first.
+
+    That of Keras 3.15 asks in a `tf.cond` whether the divisor of `tf.IndexedSlices` has a zero, and
+    there is no option or class by which to answer; optimizers ask it of what they divide by.
+    """
+    module = keras_backend.numpy
+    before = module.divide
+    module.divide = functools.partial(divide, before)
+    try:
+        yield
+    finally:
+        module.divide = before
 
 
 def adopt_optimizer(optimizer: Any, strategy: tf.distribute.Strategy) -> None:

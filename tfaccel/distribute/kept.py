@@ -103,6 +103,8 @@ def _kept(owner: Any, function: Callable[..., Any], args: Any, kwargs: Any) -> A
     here = step.current()
     if here is None or here.alone or not gathered.several():
         return function(*args, **kwargs)
+    if here.whole:
+        return _with_the_batch(owner, function, args, kwargs, here)
     rules = _rules(owner, args, kwargs, here)
     if rules is None:
         return function(*args, **kwargs)
@@ -122,6 +124,17 @@ def _kept(owner: Any, function: Callable[..., Any], args: Any, kwargs: Any) -> A
         after = [tf.convert_to_tensor(v) for v in variables]
         _store(variables, combined([rule for _, rule in chosen], before, after, here), here)
     here.kept.update(id(_private.held(v)) for v, r in zip(states, rules, strict=True) if r == SAME)
+    return result
+
+
+def _with_the_batch(
+    owner: Any, function: Callable[..., Any], args: Any, kwargs: Any, here: Step
+) -> Any:
+    """Calls where every replica has all rows of a batch: each makes the state of one device."""
+    variables = [_private.held(v) for v in _states(owner)]
+    _loaded(variables)
+    result = function(*args, **kwargs)
+    _store(variables, [tf.convert_to_tensor(v) for v in variables], here)
     return result
 
 

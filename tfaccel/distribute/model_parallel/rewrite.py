@@ -43,17 +43,21 @@ class StandIn:
     def _get_attr_int(self, name: str) -> int:
         return self._attrs[name].i if self._attrs else self._operation._get_attr_int(name)
 
+    def _get_attr_bool(self, name: str) -> bool:
+        return self._attrs[name].b if self._attrs else self._operation._get_attr_bool(name)
+
     def _get_attr_type(self, name: str) -> tf.DType:
         if self._attrs:
             return tf.as_dtype(self._attrs[name].type)
         return self._operation._get_attr_type(name)
 
     def get_attr(self, name: str) -> Any:
-        """An attribute; of one that was rewritten, a number or a type."""
+        """An attribute; of one that was rewritten, a number, a type or whether."""
         if not self._attrs:
             return self._operation.get_attr(name)
         value = self._attrs[name]
-        return tf.as_dtype(value.type) if value.HasField("type") else value.i
+        held = getattr(value, value.WhichOneof("value"))
+        return tf.as_dtype(held) if value.HasField("type") else held
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._operation, name)
@@ -311,11 +315,56 @@ def _before_rows(value: Any) -> int:
     return math.prod(value.shape.as_list()[: _rows(value)])
 
 
-# --- Products of rows with rows ---------------------------------------------------------------
+# --- Products ---------------------------------------------------------------------------------
+
+
+def _matmul(op: Operation) -> Any:
+    left, right = op.inputs
+    if not (_starts_with_rows(left) and _starts_with_rows(right)):
+        return op.create(op.inputs)
+    if op.attrs["transpose_a"].b:  # a sum over rows
+        return op.made() if left.shape[1] is None else op.create(op.inputs)
+    # Rows with rows: one axis cannot divide both dimensions of what comes out.
+    op.whole(1)
+    return op.made(())
+
+
+def _einsum(op: Operation) -> Any:
+    letters = op.attrs["equation"].s.decode().replace(" ", "").partition("->")[0].split(",")
+    if len(op.inputs) != 2 or not all(map(_starts_with_rows, op.inputs)):
+        return op.create(op.inputs)
+    if letters[0][:1] == letters[1][:1]:
+        return op.create(op.inputs)
+    op.whole(1)
+    return op.made(())
+
+
+def _starts_with_rows(value: Any) -> bool:
+    return bool(value.shape.rank) and value.shape[0] is None
+
+
+def _batch_matmul(op: Operation) -> Any:
+    """Of features of four or more dimensions with a kernel, which is done as an Einsum.
+
+    TensorFlow 2.21 with oneDNN writes beyond the result of `[6, rows, 4, 1] @ [1, 8]` when the
+    number of rows changes.
+    """
+    left, right = op.inputs
+    if op.rank(0) is None or op.rank(0) < 4 or op.rank(1) != 2 or op.attrs["adj_x"].b:
+        return op.create(op.inputs)
+    if left.dtype.is_complex:
+        return op.create(op.inputs)
+    others = "abcdefgh"[: left.shape.rank - 1]
+    kernel = "zy" if op.attrs["adj_y"].b else "yz"
+    made = tf.einsum(f"{others}y,{kernel}->{others}z", left, right)
+    return StandIn(made.op, [made], op.inputs, op.attrs)
 
 
 RULES: dict[str, Callable[[Operation], Any]] = {
+    "BatchMatMulV2": _batch_matmul,
     "ConcatV2": _concat,
+    "Einsum": _einsum,
+    "MatMul": _matmul,
     "Pad": _pad,
     "PadV2": _pad,
     "Reshape": _reshape,

@@ -11,7 +11,15 @@ from tensorflow.experimental import dtensor
 
 from tfaccel.cluster.cluster import Cluster
 from tfaccel.distribute import _private, build, outside, scope
-from tfaccel.distribute.model_parallel import callbacks, lift, on_mesh, saving, settings, stage
+from tfaccel.distribute.model_parallel import (
+    callbacks,
+    lift,
+    on_mesh,
+    saving,
+    settings,
+    slices,
+    stage,
+)
 from tfaccel.distribute.model_parallel.batches import MeshBatches, place, unwrap
 from tfaccel.distribute.model_parallel.mesh import MeshShape
 from tfaccel.distribute.model_parallel.outcome import Outcome
@@ -173,7 +181,7 @@ class ModelParallelExtended(tf.distribute.StrategyExtended):  # type: ignore[mis
         self, var: Any, fn: Any, args: Any = (), kwargs: Any = None, group: bool = True
     ) -> Any:
         """Calls `fn` on the variable, which is seen as it is stored."""
-        with stage.entered(stage.UPDATE):
+        with stage.entered(stage.UPDATE), _private.dividing(slices.divide):
             return fn(var, *args, **(kwargs or {}))
 
     def _reduce_to(self, reduce_op: Any, value: Any, destinations: Any, options: Any) -> Any:
