@@ -132,6 +132,7 @@ class Both:
         return dict(_flat(said)), keeps[min(keeps)]
 
     def _single(self, data: Any) -> Any:
+        data = tf.nest.map_structure(lambda v: v.values[0] if v.values else None, data)
         said, kept = one_device.run(self.strategy, self._fn, data)
         return dict(_flat(said)), kept
 
@@ -253,13 +254,15 @@ def _all_rows(strategy: Any, batch: Sharded) -> Any:
     """The rows of all replicas."""
 
     def whole(value: Any) -> Any:
-        if value is None:
-            return None
         if strategy.placement.workers > 1:
             return strategy.gather(_private.PerReplica(value.values), axis=0)
         return tf.concat(value.values, axis=0)
 
-    return tf.nest.map_structure(whole, without_nothing(batch.data))
+    # As of a dataset, the number of rows is not known when the step is traced.
+    return tf.nest.map_structure(
+        lambda v: NOTHING if v is None else _private.AnyRows((whole(v),)),
+        without_nothing(batch.data),
+    )
 
 
 def _flat(said: Any) -> list[tuple[str, tf.Tensor]]:

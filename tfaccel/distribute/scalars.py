@@ -39,9 +39,12 @@ class CountsByShare:
 def count_by_share(model: keras.Model) -> None:
     """Makes the metrics of `model` that average whatever they are told count a batch once."""
     told = (keras.metrics.Mean.update_state, keras.metrics.Sum.update_state)
-    ours = [_private.loss_tracker(model), *_private.loss_trackers(model)]
+    of_outputs = _private.loss_trackers(model)  # which count so already
+    tracker = _private.loss_tracker(model)
     for metric in model.metrics:
-        if type(metric).update_state in told and not any(metric is one for one in ours):
+        if any(metric is one for one in of_outputs):
+            continue
+        if metric is tracker or type(metric).update_state in told:
             adapt(metric, CountsByShare)
 
 
