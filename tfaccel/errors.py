@@ -37,6 +37,10 @@ class CheckpointError(TfaccelError, ValueError):
     """A checkpoint that is not there, not whole, or another model's."""
 
 
+class CheckError(TfaccelError, ValueError):
+    """A step of which the strategy would make other numbers than one device."""
+
+
 class LayoutError(TfaccelError, ValueError):
     """A mesh, or the layout of a variable on it, that cannot be."""
 

@@ -84,6 +84,7 @@ __all__ = [
     "all_to_all",
     "array_pipeline",
     "asked_by_a_library",
+    "batch_of_step",
     "begin_again",
     "build_all",
     "building_model",
@@ -109,12 +110,14 @@ __all__ = [
     "loss_trackers",
     "metrics_in",
     "onednn_is_on",
+    "operations_replaced",
     "optimizer_key",
     "own_collectives",
     "own_states",
     "pack_variables",
     "predicting_model",
     "reduce_in_rings",
+    "replica_number",
     "seed_unseeded",
     "set_initial_epoch",
     "set_keras_mask",
@@ -439,6 +442,11 @@ def dividing(divide: Callable[[Any, Any, Any], Any]) -> Iterator[None]:
         module.divide = before
 
 
+def replica_number() -> int:
+    """Which of this worker's replicas we are in; public is only its id among all, a tensor."""
+    return int(tf.distribute.get_replica_context()._replica_id)
+
+
 def adopt_optimizer(optimizer: Any, strategy: tf.distribute.Strategy) -> None:
     """Ties an optimizer to `strategy`, also one that was made before the scope was entered.
 
@@ -614,6 +622,61 @@ def asked_by_a_library() -> bool:
     if frame.f_code.co_name == "num_replicas_in_sync" and frame.f_back is not None:
         frame = frame.f_back
     return _module(frame).startswith(("keras.", "tensorflow."))
+
+
+@contextlib.contextmanager
+def operations_replaced(replace: Callable[[Any], list[tf.Tensor] | None]) -> Iterator[None]:
+    """Lets `replace` say what is used in place of the outputs of each operation of a graph.
+
+    Which operations a step is made of is known where a graph makes them, in `_create_op_internal`,
+    and nowhere before; those of branches and loops are in graphs of their own. So the method of the
+    class is replaced while a step is traced. A gradient asks the operation for its attributes,
+    which must stay.
+
+    Args:
+        replace: called with each operation; returns tensors, or None to leave it.
+    """
+    graph: Any = tf.Graph
+    plain = graph._create_op_internal
+
+    def create(self: Any, *args: Any, **kwargs: Any) -> Any:
+        op = plain(self, *args, **kwargs)
+        with self.as_default():
+            outputs = replace(op)
+        return op if outputs is None else _Replaced(op, outputs)
+
+    graph._create_op_internal = create
+    try:
+        yield
+    finally:
+        graph._create_op_internal = plain
+
+
+class _Replaced:
+    """An operation whose outputs are those of others."""
+
+    def __init__(self, op: Any, outputs: list[tf.Tensor]) -> None:
+        self._op, self.outputs = op, outputs
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._op, name)
+
+
+def batch_of_step() -> Any:
+    """The batch of the step that Keras is about to trace or run, as its trainer was given it.
+
+    Inside the function a batch has no values. We read the local variable `data` of the function
+    that takes batches and calls it.
+
+    Returns:
+        None when it is not `fit` or `train_on_batch` that calls.
+    """
+    frame: Any = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name == "function" and _module(frame).endswith("tensorflow.trainer"):
+            return frame.f_locals.get("data")
+        frame = frame.f_back
+    return None
 
 
 def variable_path(name: str | None) -> str:

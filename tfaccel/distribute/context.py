@@ -6,7 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfaccel.distribute import step
+from tfaccel.distribute import _private, step
 from tfaccel.distribute.adapt import adapt
 
 
@@ -38,6 +38,11 @@ class AnyDtype:
 def adapted() -> None:
     """Adapts the context of the replica that we are in."""
     adapt(tf.distribute.get_replica_context(), AnyDtype)
+
+
+def number() -> int:
+    """Which of this worker's replicas we are in."""
+    return _private.replica_number()
 
 
 def _wide(value: Any) -> tf.DType | None:

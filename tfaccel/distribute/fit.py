@@ -29,6 +29,7 @@ from tfaccel.distribute import (
 )
 from tfaccel.distribute.adapt import adapt
 from tfaccel.distribute.batches import Batches, Sharded, Starved, shard, without_nothing
+from tfaccel.distribute.check import Checks
 from tfaccel.distribute.compression import PowerSGD, Wire
 from tfaccel.distribute.executions import Executions
 from tfaccel.distribute.frequency import Frequency
@@ -42,6 +43,7 @@ from tfaccel.distribute.numbers import Numbers
 from tfaccel.distribute.optimizer import optimizers_of, reduce_first
 from tfaccel.distribute.scalars import count_by_share
 from tfaccel.distribute.split import Placement
+from tfaccel.distribute.ways import Ways
 from tfaccel.errors import InputError, StrategyError
 
 
@@ -56,12 +58,15 @@ class KerasFit:
         ragged: what becomes of a batch with fewer rows than the first: ``"exact"`` (trained as it
             is), ``"pad"`` or ``"drop"`` (see `tfaccel.distribute.padding`).
         executions: how many steps run in one call, of static batches; None for one at a time.
+        check: whether the first step of a model is compared with one device's: ``"auto"`` for
+            models with parts of their own, ``"always"`` or ``"off"``.
     """
 
     extended: Any
     integer = tf.int64
     ragged = "exact"
     used = False
+    check = "auto"
     wire: Wire | None = None
     frequency = Frequency()
     executions: Executions | None = None
@@ -78,6 +83,8 @@ class KerasFit:
         Inside a Keras step, which runs the one-device program, it is 1 for Keras and TensorFlow,
         and what it is for the user's own code, which may gather over replicas by hand.
         """
+        if step.on_one_device():
+            return 1
         if step.current() is not None and _private.asked_by_a_library():
             return 1
         return int(self.extended._num_replicas_in_sync)
@@ -178,6 +185,31 @@ class KerasFit:
             real = self.experimental_local_results(batch.real)  # type: ignore[attr-defined]
             return tf.nest.map_structure(lambda v: self._real_rows(v, real), predicted)
         self._prepare(model)
+        if getattr(fn, "__name__", "") == "train_step":
+            self._check(model, fn)
+        return self.run_step(model, fn, batch, self.checks.ways(model), None, kwargs, options)
+
+    def run_step(
+        self,
+        model: keras.Model,
+        fn: Any,
+        batch: Sharded | Starved,
+        ways: Ways,
+        keeps: dict[int, list[Any]] | None = None,
+        kwargs: Any = None,
+        options: Any = None,
+    ) -> Any:
+        """Runs a step of a Keras model on every replica, and puts together what they say.
+
+        Args:
+            model: prepared.
+            fn: its bound `train_step` or `test_step`.
+            batch: cut for the replicas.
+            ways: how the step is put together.
+            keeps: where to leave the gradients that each of our replicas takes, by its number.
+            kwargs: of `run`.
+            options: of `run`.
+        """
         training = getattr(fn, "__name__", "") == "train_step"
         starved = isinstance(batch, Starved)
         whole = starved and self.ragged == "exact" and not isinstance(batch.real, tuple)
@@ -193,6 +225,8 @@ class KerasFit:
                 rows=step.known_rows(data),
                 averages=training,
                 gradients=self._gradients(fn) if training else None,
+                ways=ways,
+                kept=None if keeps is None else [],
             )
             context.adapted()
             with step.entered(ours) as here:
@@ -201,10 +235,37 @@ class KerasFit:
                     said = fn(data)
                 if averaging is not None:
                     averaging.after_step()
+                if keeps is not None:
+                    keeps[context.number()] = list(here.kept or ())
                 return logs.merged(model, said, here, averaged)
 
+        batch = batch._replace(data=without_nothing(batch.data))
         merged = super().run(replica_step, tuple(batch), kwargs, options)  # type: ignore[misc]
         return tf.nest.map_structure(self._merged, merged)
+
+    def _check(self, model: keras.Model, fn: Any) -> None:
+        """Compares the first step with one device's, where that can be told."""
+        if (
+            self.placement.replicas > 1
+            and self.wire is None
+            and not self.frequency.apart
+            and not isinstance(self, tf.distribute.TPUStrategy)
+        ):
+            self.checks.first_step(self, model, fn)
+
+    @property
+    def checks(self) -> Checks:
+        """The first-step checks of this strategy."""
+        found: Checks = vars(self).setdefault("_checks", Checks(self.check))
+        return found
+
+    def cut(self, batch: Any) -> Sharded | Starved:
+        """Cuts one global batch of host tensors for our replicas, each row for one of them."""
+        return shard(batch, self.placement)
+
+    def least(self, number: int) -> int:
+        """The least of the workers' numbers; every worker must call."""
+        return number
 
     def _gradients(self, fn: Any) -> Gradients | None:
         """What takes the gradients of a step that is not Keras's own."""

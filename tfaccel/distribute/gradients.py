@@ -23,21 +23,15 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from tfaccel.distribute import sparse, step
-
-ROWS, SUM, SCALED = "rows", "sum", "scaled"
-"""How the parts of a gradient make the whole, as a loss is written.
-
-ROWS: a mean over the rows that a replica has. SUM: a sum over rows, divided by the rows of the
-global batch. SCALED: a mean over the replica's rows, divided by the number of replicas.
-"""
+from tfaccel.distribute.ways import SCALED, SUM
 
 
 @dataclass
@@ -46,21 +40,11 @@ class Gradients:
 
     Attributes:
         reduces: whether they are summed over replicas where they are taken.
-        ways: how each is put together, in the order of the calls; `ROWS` for those not named.
         calls: how many gradients with respect to variables have been taken.
-        seen: what each call returned, kept when `keeps`.
-        keeps: whether to keep them.
     """
 
     reduces: bool = True
-    ways: Sequence[str] = ()
     calls: int = 0
-    keeps: bool = False
-    seen: list[tuple[list[Any], list[Any]]] = field(default_factory=list)
-
-    def way(self) -> str:
-        """How the gradient that is taken now is put together."""
-        return self.ways[self.calls] if self.calls < len(self.ways) else ROWS
 
 
 def of_replicas(grads: list[Any], owner: Any = None) -> list[Any]:
@@ -90,18 +74,29 @@ def install() -> None:
     tape.batch_jacobian = _own(tape.batch_jacobian)
 
 
-_inert = threading.local()
+_here = threading.local()
 
 
 @contextlib.contextmanager
 def left_alone() -> Iterator[None]:
     """Leaves gradients to TensorFlow for a while, in this thread."""
-    before = getattr(_inert, "now", False)
-    _inert.now = True
+    before = getattr(_here, "inert", False)
+    _here.inert = True
     try:
         yield
     finally:
-        _inert.now = before
+        _here.inert = before
+
+
+@contextlib.contextmanager
+def recorded() -> Iterator[list[tuple[list[Any], list[Any]]]]:
+    """Notes the gradients with respect to variables that this thread takes, as TensorFlow's are."""
+    before = getattr(_here, "seen", None)
+    _here.seen = []
+    try:
+        yield _here.seen
+    finally:
+        _here.seen = before
 
 
 def _own(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -128,9 +123,15 @@ def _whole(plain: Callable[..., Any]) -> Callable[..., Any]:
         ours = here.gradients if here is not None else None
         flat = tf.nest.flatten(sources)
         chosen = [i for i, source in enumerate(flat) if is_parameter(source)]
-        if here is None or ours is None or not chosen or getattr(_inert, "now", False):
+        if not chosen or getattr(_here, "inert", False):
             return plain(self, target, sources, output_gradients, unconnected_gradients)
-        weight = _weight(here, ours.way())
+        if here is None or ours is None:
+            taken = plain(self, target, sources, output_gradients, unconnected_gradients)
+            if (seen := getattr(_here, "seen", None)) is not None:
+                grads = tf.nest.flatten(taken)
+                seen.append(([flat[i] for i in chosen], [grads[i] for i in chosen]))
+            return taken
+        weight = _weight(here, here.ways.gradient(ours.calls))
         weighted = _weighted(target, output_gradients, weight)
         grads = tf.nest.flatten(plain(self, target, flat, weighted, unconnected_gradients))
         of_variables = [grads[i] for i in chosen]
@@ -144,8 +145,8 @@ def _whole(plain: Callable[..., Any]) -> Callable[..., Any]:
             for i in set(range(len(flat))) - set(chosen):
                 grads[i] = _divided(grads[i], weight)
         ours.calls += 1
-        if ours.keeps:
-            ours.seen.append(([flat[i] for i in chosen], of_variables))
+        if here.kept is not None:
+            here.kept.append(([flat[i] for i in chosen], of_variables))
         return tf.nest.pack_sequence_as(sources, grads)
 
     gradient._tfaccel_plain = plain  # type: ignore[attr-defined]

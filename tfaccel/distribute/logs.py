@@ -40,9 +40,11 @@ def merged(model: keras.Model, logs: Any, step: Step, averaged: Averaged) -> Any
         averaged.assign(summed[: len(changes)])
         return _results(model, states, summed[len(changes) :])
 
-    flat = [(path, tf.convert_to_tensor(v)) for path, v in _leaves(logs)]
-    weighted = [step.weight(tf.cast(v, tf.float32)) for _, v in flat]
-    local = dict(_leaves(_results(model, states, ours))) if states else {}
+    flat = [(path, tf.convert_to_tensor(v)) for path, v in leaves(logs)]
+    weighted = [
+        step.part(tf.cast(v, tf.float32), step.ways.of("logs", name_of(path))) for path, v in flat
+    ]
+    local = dict(leaves(_results(model, states, ours))) if states else {}
     is_result = [
         tf.cast(_same(v, local[path[-1:]]), tf.float32) if path[-1:] in local else tf.zeros([])
         for path, v in flat
@@ -50,7 +52,7 @@ def merged(model: keras.Model, logs: Any, step: Step, averaged: Averaged) -> Any
     sent = [*changes, *ours, *weighted, *is_result, tf.ones([])]
     sums = iter(all_reduce_packed(sent))
     averaged.assign([next(sums) for _ in changes])
-    whole = dict(_leaves(_results(model, states, [next(sums) for _ in ours]))) if states else {}
+    whole = dict(leaves(_results(model, states, [next(sums) for _ in ours]))) if states else {}
     means = [next(sums) for _ in flat]
     agreed = [next(sums) for _ in flat]
     replicas = next(sums)
@@ -69,11 +71,16 @@ def _results(model: keras.Model, states: list[Any], values: Sequence[tf.Tensor])
         return model.get_metrics_result()
 
 
-def _leaves(logs: Any) -> list[tuple[tuple[Any, ...], Any]]:
+def leaves(logs: Any) -> list[tuple[tuple[Any, ...], Any]]:
     """The leaves of a nest with their paths, in the order of `keras.tree`."""
     if isinstance(logs, dict):
         return [(tuple(p), v) for p, v in keras.tree.flatten_with_path(logs)]
     return [((i,), v) for i, v in enumerate(keras.tree.flatten(logs))]
+
+
+def name_of(path: tuple[Any, ...]) -> str:
+    """The name of a log: its keys."""
+    return "/".join(str(part) for part in path)
 
 
 def _same(a: tf.Tensor, b: Any) -> tf.Tensor:

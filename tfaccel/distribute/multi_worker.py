@@ -96,6 +96,12 @@ class MultiWorkerMirroredStrategy(KerasFit, tf.distribute.MultiWorkerMirroredStr
             value = _private.PerReplica(cast) if len(cast) > 1 else cast[0]
         return tf.cast(super().gather(value, axis), dtype)
 
+    def least(self, number: int) -> int:
+        """The least of the workers' numbers; every worker must call."""
+        ours = tf.constant([number], tf.int64)
+        each = _private.PerReplica((ours,) * self.placement.local)
+        return int(tf.reduce_min(self.gather(each, axis=0)))
+
     def broadcast(self, values: list[Any]) -> list[tf.Tensor]:
         """Gives every worker the chief's values; every worker must call.
 

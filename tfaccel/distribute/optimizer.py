@@ -41,7 +41,7 @@ class ReduceFirst:
 
     def apply(self, grads: Any, trainable_variables: Any = None) -> Any:
         """Applies the gradient of the whole batch."""
-        if getattr(_reduced, "now", False) or not _in_replica():
+        if _is_reduced() or not _in_replica():
             return super().apply(grads, trainable_variables)  # type: ignore[misc]
         if not self.built and trainable_variables is not None:  # type: ignore[has-type]
             # An optimizer that `fit` does not know of is built here, out of the graph: a variable
@@ -50,6 +50,9 @@ class ReduceFirst:
                 self.build(list(trainable_variables))  # type: ignore[attr-defined]
             self.built = True
         grads = self.of_the_batch(list(grads))
+        here = step.current()
+        if here is not None and here.kept is not None and here.gradients is None:
+            here.kept.append((list(trainable_variables or ()), grads))
         for part in parts_of(self):
             reduce_first(part, tf.distribute.get_strategy())
         _reduced.now = True
@@ -78,7 +81,7 @@ class ReduceFirst:
 
     def _all_reduce_sum_gradients(self, grads_and_vars: Any) -> Any:
         # Keras's own reduction, after clipping. `apply` has done it.
-        if getattr(_reduced, "now", False):
+        if _is_reduced():
             return list(grads_and_vars)
         return super()._all_reduce_sum_gradients(grads_and_vars)  # type: ignore[misc]
 
@@ -135,6 +138,10 @@ def optimizers_of(model: keras.Model) -> list[keras.optimizers.Optimizer]:
         if isinstance(held, keras.optimizers.Optimizer)
     }
     return [optimizer for optimizer in found if id(optimizer) not in inside]
+
+
+def _is_reduced() -> bool:
+    return getattr(_reduced, "now", False) or step.on_one_device()
 
 
 def _in_replica() -> bool:

@@ -14,27 +14,37 @@ import tensorflow as tf
 
 from tfaccel.distribute import _private, step
 from tfaccel.distribute.adapt import adapt
+from tfaccel.distribute.ways import ROWS
 
 
 class CountsByShare:
     """Mixin for `keras.metrics.Mean` and `Sum`: the batch's one number counts once."""
+
+    name: str
 
     def update_state(self, values: Any, sample_weight: Any = None) -> Any:
         """Adds what our rows say."""
         here = step.current()
         if here is not None and sample_weight is None and _is_scalar(values):
             sample_weight = here.share
+            values = tf.convert_to_tensor(values)
             if here.starved:
                 values = tf.where(here.share > 0, values, tf.zeros_like(values))
+            if (way := here.ways.of("metrics", self.name)) != ROWS:
+                part = here.part(tf.cast(values, tf.float32), way)
+                values = tf.math.divide_no_nan(part, here.share)
         return super().update_state(values, sample_weight)  # type: ignore[misc]
 
 
 def count_by_share(model: keras.Model) -> None:
     """Makes the metrics of `model` that average whatever they are told count a batch once."""
     told = (keras.metrics.Mean.update_state, keras.metrics.Sum.update_state)
-    ours = [_private.loss_tracker(model), *_private.loss_trackers(model)]
+    of_outputs = _private.loss_trackers(model)  # which count so already
+    tracker = _private.loss_tracker(model)
     for metric in model.metrics:
-        if type(metric).update_state in told and not any(metric is one for one in ours):
+        if any(metric is one for one in of_outputs):
+            continue
+        if metric is tracker or type(metric).update_state in told:
             adapt(metric, CountsByShare)
 
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfaccel.distribute.ways import SCALED, SUM, Ways
+
 _here = threading.local()
 
 
@@ -33,6 +35,9 @@ class Step:
         gradients: those that a step of the user's own takes (`tfaccel.distribute.gradients`); None
             in a step of Keras's, whose optimizer puts them together.
         summed: ids of the optimizers whose loss has a number for each row, which is not weighted.
+        ways: how what replicas say is put together.
+        kept: the gradients of the whole batch, as pairs of variables and gradients, if somebody
+            wants to see them.
     """
 
     share: tf.Tensor
@@ -47,6 +52,8 @@ class Step:
     kept: set[int] = field(default_factory=set)
     gradients: Any = None
     summed: set[int] = field(default_factory=set)
+    ways: Ways = Ways()
+    kept: list[tuple[list[Any], list[Any]]] | None = None
 
     def weight(self, value: Any) -> Any:
         """`value` times our share; IndexedSlices and None are welcome."""
@@ -56,6 +63,14 @@ class Step:
             return tf.IndexedSlices(self.weight(value.values), value.indices, value.dense_shape)
         share = tf.cast(self.share, value.dtype)
         return tf.math.multiply_no_nan(value, share) if self.starved else value * share
+
+    def part(self, value: tf.Tensor, way: str) -> tf.Tensor:
+        """Our part of a number about the batch, so that the sum over replicas is the whole."""
+        if way == SUM:
+            return self.some(value) if self.starved else value
+        if way == SCALED:
+            value *= tf.cast(tf.distribute.get_strategy().placement.replicas, value.dtype)
+        return self.weight(value)
 
     def some(self, value: Any) -> Any:
         """`value`, or zeros where we have no rows."""
@@ -77,6 +92,41 @@ def entered(step: Step) -> Iterator[Step]:
         yield step
     finally:
         _here.step = before
+
+
+@contextlib.contextmanager
+def as_one_device() -> Iterator[None]:
+    """Makes this thread run plain Keras, on the variables of one replica."""
+    before = on_one_device()
+    _here.alone = True
+    try:
+        yield
+    finally:
+        _here.alone = before
+
+
+def on_one_device() -> bool:
+    """Whether we are in `as_one_device`."""
+    return getattr(_here, "alone", False)
+
+
+@contextlib.contextmanager
+def checking() -> Iterator[None]:
+    """While the first-step check runs a step, in all threads: replicas are traced in their own."""
+    global _checks
+    _checks += 1
+    try:
+        yield
+    finally:
+        _checks -= 1
+
+
+def is_checking() -> bool:
+    """Whether we are in `checking`."""
+    return _checks > 0
+
+
+_checks = 0
 
 
 def all_reduce_sum(values: Any) -> Any:

@@ -1,0 +1,184 @@
+"""The first-step check: is the step that a strategy makes of a model that of one device?
+
+Before a model takes its first step, the step is run twice over a few rows, from the same state: in
+replicas of unequal numbers of rows, through the same path as any step, and as one device runs it
+over all of those rows. Gradients, what the step leaves in variables and what it returns are
+compared, and all variables are set back. Random operations give constants in both, and
+BatchNormalization uses its moving statistics: they differ by nature.
+
+Where a step is written in TensorFlow's way (`ways.py`), the check finds that out, and the step is
+put together so. What no way makes equal is an error that names it.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import keras
+from absl import logging
+
+from tfaccel.distribute import _private, step
+from tfaccel.distribute.both import Both, CannotRun
+from tfaccel.distribute.compared import Difference, differences
+from tfaccel.distribute.gradients import is_own
+from tfaccel.distribute.ways import ROWS, SCALED, SUM, Ways
+from tfaccel.errors import CheckError, TfaccelError
+
+_MOST_TRIES = 12
+_LIBRARIES = ("keras.", "keras_hub.", "tfaccel.")
+
+
+class Checks:
+    """The checks of one strategy.
+
+    Args:
+        mode: ``"auto"`` for models with a part of their own, ``"always"``, or ``"off"``.
+    """
+
+    def __init__(self, mode: str = "auto") -> None:
+        self.mode = mode
+        self._ways: weakref.WeakKeyDictionary[Any, Ways] = weakref.WeakKeyDictionary()
+        self._done: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+
+    def ways(self, model: keras.Model) -> Ways:
+        """How the step of `model` is put together, as far as it is known."""
+        return self._ways.get(model, Ways())
+
+    def first_step(self, strategy: Any, model: keras.Model, fn: Any) -> None:
+        """Called before each trace of a training step; checks the first of each `compile`.
+
+        Raises:
+            CheckError: when replicas would make other numbers than one device.
+        """
+        if step.on_one_device() or self._done.get(model) is (mark := _mark(model)):
+            return
+        self._done[model] = mark
+        if self.mode == "off" or (self.mode == "auto" and not has_own_parts(model, fn)):
+            return
+        batch = _private.batch_of_step()
+        if batch is None:
+            return
+        _in_a_thread(lambda: self._check(strategy, model, fn, batch))
+
+    def _check(self, strategy: Any, model: keras.Model, fn: Any, batch: Any) -> None:
+        with strategy.scope():
+            try:
+                both = Both(strategy, model, fn, batch)
+            except CannotRun as reason:
+                _skipped(model, reason)
+                return
+            with both:
+                self._compare(both, model, fn)
+
+    def _compare(self, both: Both, model: keras.Model, fn: Any) -> None:
+        try:
+            ways = found(both, is_own(fn))
+        except CannotRun as reason:
+            _skipped(model, reason)
+            return
+        if ways != Ways():
+            self._ways[model] = ways
+            logging.info(
+                "tfaccel: the train step of %r is written for the global batch, and is put "
+                "together so (gradients: %s).",
+                model.name,
+                ", ".join(ways.gradients) or ROWS,
+            )
+
+
+def found(both: Both, may_choose: bool) -> Ways:
+    """The ways under which replicas make one device's numbers.
+
+    Raises:
+        CheckError: when there are none.
+        CannotRun: when the step cannot be run so.
+    """
+    ways, first = Ways(), None
+    hint: str | None = None
+    for _ in range(_MOST_TRIES):
+        ours, theirs = both.run(ways)
+        wrong = differences(ours, theirs, both.tolerance)
+        if not wrong:
+            return ways
+        first = first or wrong[0]
+        if not may_choose:
+            break
+        one = next((w for w in wrong if w.kind in ("gradients", "metrics", "logs")), None)
+        following = None if one is None else _next_way(ways.of(one.kind, one.name), one, hint)
+        if one is None or following is None or (ways != Ways() and not _progress(ways, wrong)):
+            break
+        hint = following
+        ways = ways.having(one.kind, one.name, following)
+    assert first is not None
+    raise CheckError(_says(both, first))
+
+
+def _in_a_thread(function: Callable[[], None]) -> None:
+    """Calls `function` where no graph is being built and no tape is stopped."""
+    policy = keras.config.dtype_policy()
+
+    def call() -> None:
+        keras.config.set_dtype_policy(policy)  # of this thread
+        function()
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(call).result()
+
+
+def _next_way(way: str, wrong: Difference, hint: str | None) -> str | None:
+    """What to try after `way` did not do."""
+    order = [ROWS, SUM, SCALED] if hint != SCALED else [ROWS, SCALED, SUM]
+    place = order.index(way)
+    return order[place + 1] if place + 1 < len(order) else None
+
+
+def _progress(ways: Ways, wrong: list[Difference]) -> bool:
+    return True
+
+
+def _says(both: Both, wrong: Difference) -> str:
+    return (
+        f"tfaccel: the first-step check found that {wrong.what} would be {wrong.ours} on "
+        f"{both.replicas} replicas, expected {wrong.theirs} as on one device; {wrong.do}, or leave "
+        "the check out with check='off'."
+    )
+
+
+def _skipped(model: keras.Model, reason: BaseException) -> None:
+    said = (str(reason).strip().splitlines() or [type(reason).__name__])[0]
+    logging.info("tfaccel: the first step of %r was not checked: %s", model.name, said[:300])
+
+
+def _mark(model: keras.Model) -> Any:
+    """What is another object after each `compile`."""
+    return model.train_function if model.train_function is not None else model
+
+
+def has_own_parts(model: keras.Model, fn: Any) -> bool:
+    """Whether a model has a step, loss, metric or layer that is not Keras's."""
+    if is_own(fn):
+        return True
+    if any(not _is_known(layer) for layer in _private.layers_of(model)):
+        return True
+    if any(not _is_known(loss) for loss in _private.compiled_losses(model)):
+        return True
+    return any(not _is_known(metric) for metric in model.metrics)
+
+
+def _is_known(part: Any) -> bool:
+    if isinstance(part, keras.layers.Lambda):
+        return False
+    inner = getattr(part, "fn", None) or getattr(part, "_fn", None)
+    if inner is not None and not _of_library(inner):
+        return False
+    return _of_library(part.__class__)
+
+
+def _of_library(thing: Any) -> bool:
+    return str(getattr(thing, "__module__", "")).startswith(_LIBRARIES)
+
+
+__all__ = ["CheckError", "Checks", "TfaccelError", "found", "has_own_parts"]

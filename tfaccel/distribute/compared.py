@@ -1,0 +1,162 @@
+"""What of a step differs between replicas and one device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from tfaccel.distribute.both import Seen
+
+_NOISE = 2e-5  # of a gradient beside the largest one: what is zero but for rounding
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One thing that replicas make otherwise.
+
+    Attributes:
+        kind: ``"gradients"``, ``"metrics"``, ``"logs"``, ``"state"`` or ``"weights"``.
+        name: which of them: the number of the call, the metric, the key, the variable.
+        what: the same in words.
+        ours: the number of replicas.
+        theirs: the number of one device.
+        do: what may be done.
+    """
+
+    kind: str
+    name: str
+    what: str
+    ours: str
+    theirs: str
+    do: str
+
+
+def differences(ours: Seen, theirs: Seen, tolerance: float) -> list[Difference]:
+    """Compares two runs of a step, in the order in which one thing follows from another.
+
+    Args:
+        ours: what replicas made.
+        theirs: what one device made.
+        tolerance: relative, of the norm of each tensor.
+    """
+    found: list[Difference] = []
+    found += _of_gradients(ours, theirs, tolerance)
+    found += _of_state(ours, theirs, tolerance)
+    found += _of_metrics(ours, theirs, tolerance)
+    found += _of_logs(ours, theirs, tolerance)
+    if not any(one.kind == "gradients" for one in found):
+        found += _of_weights(ours, theirs, tolerance)
+    return found
+
+
+def _of_gradients(ours: Seen, theirs: Seen, tolerance: float) -> list[Difference]:
+    found = []
+    pairs = zip(ours.gradients, theirs.gradients, strict=False)
+    for call, ((names, mine), (_, right)) in enumerate(pairs):
+        norms = [_norm(g) for g in right if g is not None and np.isfinite(g).all()]
+        largest = max(norms, default=0.0)
+        for name, a, b in zip(names, mine, right, strict=False):
+            if a is None or b is None or a.shape != b.shape or not np.isfinite(b).all():
+                continue
+            if _norm(a - b) <= max(tolerance * _norm(b), _NOISE * largest, 1e-9):
+                continue
+            what = f"the gradient of {name!r}"
+            if len(ours.gradients) > 1:
+                what += f" (in call {call + 1} of GradientTape.gradient)"
+            found.append(
+                Difference(
+                    "gradients",
+                    str(call),
+                    what,
+                    *_largest(a, b),
+                    "a loss that compares rows must see those of all replicas (gather them with "
+                    "tf.distribute.get_replica_context().all_gather), a sum over rows is written "
+                    "as a mean or divided by the global batch size",
+                )
+            )
+    return found
+
+
+def _of_state(ours: Seen, theirs: Seen, tolerance: float) -> list[Difference]:
+    found = []
+    for path, (was, b) in theirs.state.items():
+        if path not in ours.state:
+            continue
+        a = ours.state[path][1]
+        if a.shape != b.shape or not np.isfinite(np.asarray(b, "float64")).all():
+            continue
+        moved = _norm(b - was)
+        if _norm(a - b) > max(5 * tolerance * moved, 2e-6 * _norm(b), 1e-9):
+            do = "keep a mean over rows in it, or what all replicas compute alike"
+            found.append(Difference("state", path, f"variable {path!r}", *_largest(a, b), do))
+    return found
+
+
+def _of_metrics(ours: Seen, theirs: Seen, tolerance: float) -> list[Difference]:
+    found = []
+    for path, b in theirs.metrics.items():
+        a = ours.metrics.get(path)
+        if a is None or a.shape != b.shape or not np.isfinite(np.asarray(b, "float64")).all():
+            continue
+        if _norm(a - b) > max(tolerance * _norm(b), 1e-6):
+            name = path.split("/")[0]
+            what = f"metric variable {path!r}"
+            do = "update the metric with one value for each row, or with a mean over rows"
+            found.append(Difference("metrics", name, what, *_largest(a, b), do))
+    return found
+
+
+def _of_logs(ours: Seen, theirs: Seen, tolerance: float) -> list[Difference]:
+    found = []
+    for key, b in theirs.logs.items():
+        a = ours.logs.get(key)
+        if a is None or a.shape != b.shape or not np.isfinite(np.asarray(b, "float64")).all():
+            continue
+        if _norm(a - b) > max(tolerance * _norm(b), 1e-5):
+            do = "return the result of a metric, or a mean over rows"
+            found.append(Difference("logs", key, f"log {key!r}", *_largest(a, b), do))
+    return found
+
+
+def _of_weights(ours: Seen, theirs: Seen, tolerance: float) -> list[Difference]:
+    """Where gradients are the same, updates are too, but for the sign of what is only rounding."""
+    sizes: dict[str, np.ndarray] = {}
+    largest: dict[str, float] = {}
+    for names, taken in theirs.gradients:
+        most = max((_norm(g) for g in taken if g is not None), default=0.0)
+        for name, grad in zip(names, taken, strict=True):
+            if grad is not None:
+                sizes[name] = np.abs(grad) + sizes.get(name, 0.0)
+                largest[name] = max(most, largest.get(name, 0.0))
+    found = []
+    for path, (was, b) in theirs.weights.items():
+        if path not in ours.weights:
+            continue
+        a, counts = ours.weights[path][1], np.ones(b.shape, bool)
+        if not np.isfinite(b).all():
+            continue
+        if path in sizes:
+            size = sizes[path]
+            if _norm(size) <= 50 * _NOISE * largest[path]:
+                continue
+            counts = size >= 1e-2 * size.max()
+        moved = _norm((b - was)[counts])
+        if _norm((a - b)[counts]) > max(5 * tolerance * moved, 1e-6 * _norm(b), 1e-9):
+            do = "compute updates from gradients that GradientTape.gradient returns"
+            what = f"variable {path!r} after a step"
+            found.append(Difference("weights", path, what, *_largest(a, b), do))
+    return found
+
+
+def _norm(array: Any) -> float:
+    return float(np.sqrt(np.sum(np.square(np.asarray(array, "float64")))))
+
+
+def _largest(ours: np.ndarray, theirs: np.ndarray) -> tuple[str, str]:
+    """The two numbers that are farthest apart."""
+    distance = np.abs(np.asarray(ours, "float64") - np.asarray(theirs, "float64"))
+    place = int(np.argmax(np.nan_to_num(distance, nan=np.inf)))
+    return tuple(f"{float(np.ravel(x)[place]):.6g}" for x in (ours, theirs))  # type: ignore[return-value]

@@ -1,0 +1,50 @@
+"""How what replicas say of a batch makes what one device says: as the user has written it.
+
+There are two habits. Keras's: a loss is a mean over the rows that the step sees. TensorFlow's: a
+sum over those rows, divided by the rows of the *global* batch. Which one a step follows cannot be
+seen in its graph; the first-step check (`check.py`) finds it out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+ROWS, SUM, SCALED = "rows", "sum", "scaled"
+"""ROWS: the mean over replicas, weighted by rows. SUM: the plain sum. SCALED: the mean weighted by
+rows, times the number of replicas: what was divided by that number."""
+
+
+@dataclass(frozen=True)
+class Ways:
+    """The ways of one model's step; `ROWS` for what is not named.
+
+    Attributes:
+        gradients: of each call of `GradientTape.gradient`, in order.
+        metrics: of metrics that are told one number for the batch, by name.
+        logs: by key.
+    """
+
+    gradients: tuple[str, ...] = ()
+    metrics: Mapping[str, str] = field(default_factory=dict)
+    logs: Mapping[str, str] = field(default_factory=dict)
+
+    def gradient(self, call: int) -> str:
+        """The way of the gradient that is taken at this call."""
+        return self.gradients[call] if call < len(self.gradients) else ROWS
+
+    def of(self, kind: str, name: str) -> str:
+        """The way of one thing; `kind` is the name of an attribute."""
+        if kind == "gradients":
+            return self.gradient(int(name))
+        found: Mapping[str, str] = getattr(self, kind)
+        return found.get(name, ROWS)
+
+    def having(self, kind: str, name: str, way: str) -> Ways:
+        """The same but for one thing."""
+        if kind == "gradients":
+            call = int(name)
+            known = [self.gradient(i) for i in range(max(call + 1, len(self.gradients)))]
+            known[call] = way
+            return replace(self, gradients=tuple(known))
+        return replace(self, **{kind: {**getattr(self, kind), name: way}})
