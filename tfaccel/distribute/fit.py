@@ -226,7 +226,7 @@ class KerasFit:
                 averages=training,
                 gradients=self._gradients(fn) if training else None,
                 ways=ways,
-                kept=None if keeps is None else [],
+                recorded=None if keeps is None else [],
             )
             context.adapted()
             with step.entered(ours) as here:
@@ -236,7 +236,7 @@ class KerasFit:
                 if averaging is not None:
                     averaging.after_step()
                 if keeps is not None:
-                    keeps[context.number()] = list(here.kept or ())
+                    keeps[context.number()] = list(here.recorded or ())
                 return logs.merged(model, said, here, averaged)
 
         batch = batch._replace(data=without_nothing(batch.data))

@@ -145,8 +145,8 @@ def _whole(plain: Callable[..., Any]) -> Callable[..., Any]:
             for i in set(range(len(flat))) - set(chosen):
                 grads[i] = _divided(grads[i], weight)
         ours.calls += 1
-        if here.kept is not None:
-            here.kept.append(([flat[i] for i in chosen], of_variables))
+        if here.recorded is not None:
+            here.recorded.append(([flat[i] for i in chosen], of_variables))
         return tf.nest.pack_sequence_as(sources, grads)
 
     gradient._tfaccel_plain = plain  # type: ignore[attr-defined]

@@ -51,8 +51,8 @@ class ReduceFirst:
             self.built = True
         grads = self.of_the_batch(list(grads))
         here = step.current()
-        if here is not None and here.kept is not None and here.gradients is None:
-            here.kept.append((list(trainable_variables or ()), grads))
+        if here is not None and here.recorded is not None and here.gradients is None:
+            here.recorded.append((list(trainable_variables or ()), grads))
         for part in parts_of(self):
             reduce_first(part, tf.distribute.get_strategy())
         _reduced.now = True

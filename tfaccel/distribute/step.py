@@ -36,7 +36,7 @@ class Step:
             in a step of Keras's, whose optimizer puts them together.
         summed: ids of the optimizers whose loss has a number for each row, which is not weighted.
         ways: how what replicas say is put together.
-        kept: the gradients of the whole batch, as pairs of variables and gradients, if somebody
+        recorded: the gradients of the whole batch, as pairs of variables and gradients, if somebody
             wants to see them.
     """
 
@@ -53,7 +53,7 @@ class Step:
     gradients: Any = None
     summed: set[int] = field(default_factory=set)
     ways: Ways = Ways()
-    kept: list[tuple[list[Any], list[Any]]] | None = None
+    recorded: list[tuple[list[Any], list[Any]]] | None = None
 
     def weight(self, value: Any) -> Any:
         """`value` times our share; IndexedSlices and None are welcome."""
