@@ -84,10 +84,10 @@ def trained(scope: Any, make: Any, rows: int = ROWS, weight: Any = None, **more:
         loss = more.pop("loss")()
         model.compile(**{"optimizer": keras.optimizers.SGD(0.05), "loss": loss, **more})
     x, y = (part[:rows] for part in data())
-    targets = {name: y for name in loss} if isinstance(loss, dict) else y
+    targets = dict.fromkeys(loss, y) if isinstance(loss, dict) else y
     given = {"x": x, "y": targets, "batch_size": 5, "verbose": 0}
     if weight is not None:
-        given["sample_weight"] = {n: weight for n in loss} if isinstance(loss, dict) else weight
+        given["sample_weight"] = dict.fromkeys(loss, weight) if isinstance(loss, dict) else weight
     fitted = model.fit(**given, epochs=2, shuffle=False)
     tested = model.evaluate(**given)
     return [*(np.asarray(v) for v in fitted.history.values()), tested, *model.get_weights()]
