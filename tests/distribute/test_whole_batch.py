@@ -52,103 +52,89 @@ class Rows(keras.losses.Loss):
         return hard_triplets(tf.argmax(y_true, 1), y_pred)
 
 
-LOSSES: dict[str, Any] = {
+MEANS: dict[str, Any] = {
     "dice": keras.losses.Dice,
-    "dice_not_reduced": lambda: keras.losses.Dice(reduction=None),
     "tversky": lambda: keras.losses.Tversky(0.3, 0.7),
     "root_mean_square": lambda: root_mean_square,
     "product": lambda: product,
     "masked": Masked,
     "rows": Rows,
     "rows_summed": lambda: Rows(reduction="sum"),
-    "rows_not_reduced": lambda: Rows(reduction="none"),
-    "squares_not_reduced": lambda: keras.losses.MeanSquaredError(reduction=None),
+    "squares": lambda: "mse",
 }
+VECTORS: dict[str, Any] = {
+    "dice": lambda: keras.losses.Dice(reduction=None),
+    "rows": lambda: Rows(reduction="none"),
+    "squares": lambda: keras.losses.MeanSquaredError(reduction=None),
+    "mean_of_squares": lambda: "mse",
+}
+
+
+def heads(names: Any) -> keras.Model:
+    """A model with an output for each name."""
+    x = keras.Input((5,))
+    h = keras.layers.Dense(4, "tanh")(x)
+    return keras.Model(x, {n: keras.layers.Dense(3, "sigmoid", name=n)(h) for n in names})
 
 
 def trained(scope: Any, make: Any, rows: int = ROWS, weight: Any = None, **more: Any) -> Any:
     keras.utils.set_random_seed(3)
     with scope.scope():
         model = make()
-        model.compile(**{"optimizer": keras.optimizers.SGD(0.05), **more})
-    x, y = data()
-    given = [x[:rows], y[:rows], None if weight is None else weight[:rows]]
-    fitted = model.fit(*given[:2], sample_weight=given[2], batch_size=5, epochs=2, shuffle=False,
-                       verbose=0)  # fmt: skip
-    tested = model.evaluate(*given[:2], sample_weight=given[2], batch_size=5, verbose=0)
+        loss = more.pop("loss")()
+        model.compile(**{"optimizer": keras.optimizers.SGD(0.05), "loss": loss, **more})
+    x, y = (part[:rows] for part in data())
+    targets = dict.fromkeys(loss, y) if isinstance(loss, dict) else y
+    given = {"x": x, "y": targets, "batch_size": 5, "verbose": 0}
+    if weight is not None:
+        given["sample_weight"] = dict.fromkeys(loss, weight) if isinstance(loss, dict) else weight
+    fitted = model.fit(**given, epochs=2, shuffle=False)
+    tested = model.evaluate(**given)
     return [*(np.asarray(v) for v in fitted.history.values()), tested, *model.get_weights()]
 
 
-def same(make: Any, scope: Any = None, **more: Any) -> None:
-    """Trains on two replicas and on one device; `loss` makes a loss for each."""
-    loss = more.pop("loss")
-    one, two = (
-        trained(strategy, make, loss=loss(), **more)
-        for strategy in (tf.distribute.get_strategy(), scope or mirrored())
-    )
+def same(make: Any, **more: Any) -> None:
+    """Trains on two replicas and on one device."""
+    one, two = (trained(s, make, **more) for s in (tf.distribute.get_strategy(), mirrored()))
     for expected, found in zip(one, two, strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("loss", LOSSES)
-def test_loss_of_the_batch_is_that_of_one_device(loss: str) -> None:
-    same(dense, loss=LOSSES[loss])
+def of_each_head(losses: dict[str, Any], **more: Any) -> None:
+    def made() -> dict[str, Any]:
+        return {name: loss() for name, loss in losses.items()}
+
+    same(lambda: heads(losses), loss=made, **more)
 
 
-@pytest.mark.parametrize("loss", ["dice", "masked", "rows_not_reduced", "squares_not_reduced"])
-def test_also_eagerly(loss: str) -> None:
-    same(dense, loss=LOSSES[loss], run_eagerly=True)
+@pytest.mark.parametrize("eagerly", [False, True])
+@pytest.mark.parametrize("losses", [MEANS, VECTORS])
+def test_losses_of_the_batch_are_those_of_one_device(losses: Any, eagerly: bool) -> None:
+    of_each_head(losses, run_eagerly=eagerly)
 
 
-@pytest.mark.parametrize("loss", ["dice", "rows", "rows_not_reduced", "squares_not_reduced"])
-def test_also_of_fewer_rows_than_replicas(loss: str) -> None:
-    same(dense, loss=LOSSES[loss], rows=6)
+@pytest.mark.parametrize("loss", VECTORS)
+def test_also_of_one_output_and_of_fewer_rows_than_replicas(loss: str) -> None:
+    same(dense, loss=VECTORS[loss], rows=6)
 
 
-@pytest.mark.parametrize("loss", ["dice", "rows"])
-def test_also_with_sample_weights(loss: str) -> None:
-    same(dense, loss=LOSSES[loss], weight=np.linspace(0.0, 2.0, ROWS).astype("float32"))
+def test_also_with_sample_weights() -> None:
+    weight = np.linspace(0.0, 2.0, ROWS).astype("float32")
+    of_each_head({name: MEANS[name] for name in ("dice", "rows", "squares")}, weight=weight)
 
 
-@pytest.mark.parametrize("loss", ["dice", "rows_not_reduced", "squares_not_reduced"])
-def test_also_in_batches_that_are_filled_up(loss: str, monkeypatch: Any) -> None:
+@pytest.mark.parametrize("losses", [MEANS, VECTORS])
+def test_also_in_batches_that_are_filled_up(losses: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr(fit.KerasFit, "ragged", "pad")
-    same(dense, loss=LOSSES[loss])
+    # A mean beside vectors counts once for each row of a replica, and copies are rows too.
+    of_each_head({n: loss for n, loss in losses.items() if n != "mean_of_squares"})
 
 
-def test_also_of_several_outputs() -> None:
-    def heads() -> keras.Model:
-        x = keras.Input((5,))
-        h = keras.layers.Dense(4, "tanh")(x)
-        return keras.Model(x, {"a": dense_of(h, "a"), "b": dense_of(h, "b")})
-
-    def dense_of(h: Any, name: str) -> Any:
-        return keras.layers.Dense(3, "sigmoid", name=name)(h)
-
-    class Both(keras.Model):
-        def __init__(self) -> None:
-            super().__init__()
-            self.heads = heads()
-            self.built = True
-
-        def call(self, x: Any) -> Any:
-            return self.heads(x)
-
-        def compute_loss(
-            self, x: Any = None, y: Any = None, y_pred: Any = None, **rest: Any
-        ) -> Any:
-            return super().compute_loss(x, {"a": y, "b": y}, y_pred, **rest)
-
-    weights = {"a": 0.7, "b": 0.3}
-    for b in ("mse", keras.losses.MeanSquaredError(reduction="none")):
-        same(Both, loss=lambda b=b: {"a": keras.losses.Dice(), "b": b}, loss_weights=weights)
-
-
-def test_also_with_a_mask_and_sixteen_bits() -> None:
+def test_also_in_sixteen_bits() -> None:
     keras.config.set_dtype_policy("mixed_float16")
     try:
         results = [
-            trained(strategy, dense, loss=keras.losses.Dice())
+            trained(strategy, dense, loss=keras.losses.Dice)
             for strategy in (tf.distribute.get_strategy(), mirrored())
         ]
     finally:
@@ -268,9 +254,10 @@ ADDED: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("eagerly", [False, True])
-@pytest.mark.parametrize("added", ADDED)
-def test_add_loss_is_that_of_one_device(added: str, eagerly: bool) -> None:
-    make = lambda: dense("tanh", Adds(ADDED[added]))  # noqa: E731
+def test_add_loss_is_that_of_one_device(eagerly: bool) -> None:
+    def make() -> keras.Model:
+        return dense("tanh", *(Adds(of) for of in ADDED.values()))
+
     same(make, loss=lambda: "mse", run_eagerly=eagerly)
 
 

@@ -111,11 +111,12 @@ def _kept(owner: Any, function: Callable[..., Any], args: Any, kwargs: Any) -> A
     states = _states(owner)
     if any(rule is None for rule in rules):
         return _with_all_rows(owner, function, args, kwargs, here)
-    averages = here.averages and not isinstance(owner, keras.metrics.Metric)
+    metric = isinstance(owner, keras.metrics.Metric)
+    pairs = [(_private.held(v), rule or "") for v, rule in zip(states, rules, strict=True)]
     chosen = [
-        (_private.held(v), rule)
-        for v, rule in zip(states, rules, strict=True)
-        if rule and not _needs_nothing(_private.held(v), rule, averages)
+        (v, rule or SUM)
+        for v, rule in pairs
+        if not (_comes_right(rule, metric) if _is_sum(v) else _is_right(v, rule, here, metric))
     ]
     variables = [v for v, _ in chosen]
     before = _loaded(variables)
@@ -123,7 +124,7 @@ def _kept(owner: Any, function: Callable[..., Any], args: Any, kwargs: Any) -> A
     if variables:
         after = [tf.convert_to_tensor(v) for v in variables]
         _store(variables, combined([rule for _, rule in chosen], before, after, here), here)
-    here.kept.update(id(_private.held(v)) for v, r in zip(states, rules, strict=True) if r == SAME)
+    here.kept.update(id(v) for v, rule in pairs if rule == SAME)
     return result
 
 
@@ -138,11 +139,15 @@ def _with_the_batch(
     return result
 
 
-def _needs_nothing(variable: Any, rule: str, averages: bool) -> bool:
-    """Whether a state comes right by itself, or, if that averages it, at the end of the step."""
-    if _is_sum(variable):
-        return rule == SUM  # each replica's own part, summed when it is read
-    return rule == SAME or (rule == ROWS and averages and variable.dtype.is_floating)
+def _comes_right(rule: str, metric: bool) -> bool:
+    """Whether a sum over replicas can be left to them: nobody reads it within a step."""
+    return metric and rule in ("", SUM)
+
+
+def _is_right(variable: Any, rule: str, here: Step, metric: bool) -> bool:
+    """Whether a state is that of one device, or will be at the end of the step (`state.py`)."""
+    averaged = here.averages and not metric and variable.dtype.is_floating
+    return rule in ("", SAME) or (rule == ROWS and averaged)
 
 
 def _is_sum(variable: Any) -> bool:
