@@ -11,6 +11,7 @@ import tensorflow as tf
 
 import tfaccel
 from tfaccel.distribute import _private
+from tfaccel.distribute.adapt import adapt
 from tfaccel.distribute.mirrored import MirroredStrategy
 
 
@@ -290,6 +291,57 @@ def main():
     same(keras.Input((3,)))
     nodes = _private.graph_nodes(twice)
     seen["nodes"] = [n.operation is same for n in nodes].count(True)
+
+    held, other = keras.Variable(1.0), tf.Variable(2.0)
+    first = _private.tf_variable(held)
+    _private.set_tf_variable(held, other)
+    seen["held"] = [float(first), float(held), _private.tf_variable(held) is other]
+    trainers = (counts, same, _private.TensorFlowTrainer())
+    seen["trainers"] = [_private.is_trainer(each) for each in trainers]
+    _private.set_strategy(counts, spy)
+    seen["set strategy"] = counts.distribute_strategy is spy
+    keras.random.normal((1,))
+    seen["seed generator"] = isinstance(
+        _private.global_seed_generator(), keras.random.SeedGenerator
+    )
+    by_key = vars(adam)["_trainable_variables_indices"]
+    seen["optimizer keys"] = by_key.get(_private.optimizer_key(adam, weight))
+    seen["trained by"] = [v is weight for v in _private.trained_by(adam)]
+    traces = []
+    twice_traced = tf.function(lambda: traces.append(1) or held + 1.0)
+    twice_traced(), twice_traced(), _private.forget_traces(twice_traced)
+    _private.set_tf_variable(held, tf.Variable(6.0))
+    seen["forgotten"] = [len(traces), float(twice_traced()), len(traces)]
+    seen["first replica"] = _private.first_replica(ours)
+
+    class Builds(_private.BuildsBySteps):
+        def build_for(self, method, batch):
+            methods.append(method)
+            return len(methods) % 2 == 0
+
+    class Scopes(MirroredStrategy):
+        def scope(self):
+            builds.append(_private.building_model())
+            return super().scope()
+
+        def run(self, fn, args=(), kwargs=None, options=None):
+            predicts.append(_private.predicting_model())
+            return super().run(fn, args, kwargs, options)
+
+    methods, builds, predicts = [], [], []
+    with Scopes(["CPU:0", "CPU:1"]).scope():
+        built = model()
+    adapt(built, Builds)
+    built.fit(x, y, validation_data=(x, y), verbose=0)
+    builds.clear()
+    built.train_on_batch(x, y[:, None])
+    built.test_on_batch(x, y[:, None])
+    built.evaluate(x, y, verbose=0)
+    seen["build methods"] = methods
+    seen["building"] = [each is built for each in builds if each is not None]
+    predicts.clear()
+    built.predict_on_batch(x)
+    seen["predicting"] = [each is built for each in predicts]
 
     from tensorflow.python.distribute import tpu_strategy
 

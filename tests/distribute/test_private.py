@@ -162,5 +162,41 @@ def test_the_calls_of_a_graph(seen: dict[str, Any]) -> None:
     assert seen["nodes"] == 2, "a third call is in no model"
 
 
+def test_a_keras_variable_holds_one_of_tensorflow(seen: dict[str, Any]) -> None:
+    assert seen["held"] == [1.0, 2.0, True], "keras.Variable no longer holds it as _value"
+
+
+def test_what_has_fit_is_known(seen: dict[str, Any]) -> None:
+    assert seen["trainers"] == [True, False, False]
+    assert seen["set strategy"], "a model no longer keeps its strategy as _distribute_strategy"
+
+
+def test_the_state_of_unseeded_random_operations(seen: dict[str, Any]) -> None:
+    assert seen["seed generator"], "Keras keeps its global seed generator elsewhere"
+
+
+def test_an_optimizer_knows_its_variables(seen: dict[str, Any]) -> None:
+    assert seen["optimizer keys"] == 1
+    assert seen["trained by"] == [False, True]
+
+
+def test_a_function_forgets_its_traces(seen: dict[str, Any]) -> None:
+    assert seen["forgotten"] == [1, 7.0, 2]
+
+
+def test_a_process_knows_its_first_replica(seen: dict[str, Any]) -> None:
+    assert seen["first replica"] == 0
+
+
+def test_keras_builds_a_model_by_symbolic_build(seen: dict[str, Any]) -> None:
+    methods = ["fit", "evaluate", "train_on_batch", "test_on_batch", "evaluate"]
+    assert seen["build methods"] == methods
+    assert seen["building"] == [True] * 3, "Keras no longer asks for the scope to build a model"
+
+
+def test_the_model_that_predicts_is_seen(seen: dict[str, Any]) -> None:
+    assert seen["predicting"] == [True]
+
+
 def test_tpu_strategy(seen: dict[str, Any]) -> None:
     assert all(seen["tpu"]), f"TensorFlow's TPU strategy was rebuilt: {seen['tpu']}"
