@@ -269,6 +269,12 @@ class KerasFitExtended:
         return bool(tf.executing_eagerly())
 
     def _create_variable(self, next_creator: Any, **kwargs: Any) -> Any:
+        if not tf.executing_eagerly() and callable(kwargs.get("initial_value")):
+            # Made in a function, as by a metric at its first update: there TensorFlow would give it
+            # its value in a `cond`, where no replica can see another's.
+            with tf.init_scope():
+                if tf.executing_eagerly():
+                    return self._create_variable(next_creator, **kwargs)
         if kwargs.get("aggregation") == tf.VariableAggregation.ONLY_FIRST_REPLICA:
             # Keras says so of its counters (iterations, learning rate). Every replica counts the
             # same, and to ask the first one would pause the others.
