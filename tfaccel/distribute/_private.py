@@ -93,6 +93,7 @@ __all__ = [
     "loss_tracker",
     "loss_trackers",
     "onednn_is_on",
+    "optimizer_being_made",
     "own_collectives",
     "pack_variables",
     "seed_unseeded",
@@ -502,6 +503,23 @@ def compiling_model() -> keras.Model | None:
         if frame.f_code.co_name == "compile" and _module(frame).startswith("keras."):
             model = frame.f_locals.get("self")
             return model if isinstance(model, keras.Model) else None
+        frame = frame.f_back  # type: ignore[assignment]
+    return None
+
+
+def optimizer_being_made() -> keras.optimizers.Optimizer | None:
+    """The optimizer inside whose constructor we are.
+
+    Keras tells a strategy about variables alone, and an optimizer that no model was compiled with
+    is seen nowhere else. Its counter is its first variable.
+    """
+    frame = sys._getframe(1)
+    while frame is not None and not _module(frame).startswith("keras."):
+        frame = frame.f_back  # type: ignore[assignment]
+    while frame is not None and _module(frame).startswith("keras."):
+        made = frame.f_locals.get("self")
+        if frame.f_code.co_name == "__init__" and isinstance(made, keras.optimizers.Optimizer):
+            return made
         frame = frame.f_back  # type: ignore[assignment]
     return None
 

@@ -19,6 +19,7 @@ from tfaccel.distribute import (
     in_one_call,
     logs,
     looks,
+    loops,
     padding,
     scope,
     state,
@@ -279,6 +280,7 @@ class KerasFitExtended:
             # Keras says so of its counters (iterations, learning rate). Every replica counts the
             # same, and to ask the first one would pause the others.
             kwargs["aggregation"] = tf.VariableAggregation.NONE
+            loops.adopt_new_optimizer()
         if kwargs.get("aggregation") == tf.VariableAggregation.SUM:
             # Metric states are summed when they are read; before Keras 3.10 they did not say when.
             kwargs["synchronization"] = tf.VariableSynchronization.ON_READ
