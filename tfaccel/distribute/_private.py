@@ -111,6 +111,7 @@ __all__ = [
     "metrics_in",
     "onednn_is_on",
     "operations_replaced",
+    "optimizer_being_made",
     "optimizer_key",
     "own_collectives",
     "own_states",
@@ -789,6 +790,23 @@ def compiling_model() -> keras.Model | None:
         if frame.f_code.co_name == "compile" and _module(frame).startswith("keras."):
             model = frame.f_locals.get("self")
             return model if is_trainer(model) else None
+        frame = frame.f_back  # type: ignore[assignment]
+    return None
+
+
+def optimizer_being_made() -> keras.optimizers.Optimizer | None:
+    """The optimizer inside whose constructor we are.
+
+    Keras tells a strategy about variables alone, and an optimizer that no model was compiled with
+    is seen nowhere else. Its counter is its first variable.
+    """
+    frame = sys._getframe(1)
+    while frame is not None and not _module(frame).startswith("keras."):
+        frame = frame.f_back  # type: ignore[assignment]
+    while frame is not None and _module(frame).startswith("keras."):
+        made = frame.f_locals.get("self")
+        if frame.f_code.co_name == "__init__" and isinstance(made, keras.optimizers.Optimizer):
+            return made
         frame = frame.f_back  # type: ignore[assignment]
     return None
 

@@ -21,6 +21,7 @@ from tfaccel.distribute import (
     in_one_call,
     logs,
     looks,
+    loops,
     outside,
     padding,
     scope,
@@ -377,10 +378,17 @@ class KerasFitExtended:
                 "replica would make its own, expected all variables before the first step; make "
                 "it in __init__ or build, or call what makes it once before fit."
             )
+        if not tf.executing_eagerly() and callable(kwargs.get("initial_value")):
+            # Made in a function, as by a metric at its first update: there TensorFlow would give it
+            # its value in a `cond`, where no replica can see another's.
+            with tf.init_scope():
+                if tf.executing_eagerly():
+                    return self._create_variable(next_creator, **kwargs)
         if kwargs.get("aggregation") == tf.VariableAggregation.ONLY_FIRST_REPLICA:
             # Keras says so of its counters (iterations, learning rate). Every replica counts the
             # same, and to ask the first one would pause the others.
             kwargs["aggregation"] = tf.VariableAggregation.NONE
+            loops.adopt_new_optimizer()
         if kwargs.get("aggregation") == tf.VariableAggregation.SUM:
             # Metric states are summed when they are read; before Keras 3.10 they did not say when.
             kwargs["synchronization"] = tf.VariableSynchronization.ON_READ
