@@ -128,7 +128,9 @@ def _rows(value: Any) -> int:
 
 def _is_shape(value: tf.Tensor) -> bool:
     """Whether `value` may be a shape, which TensorFlow computes beforehand where it can."""
-    return value.dtype in (tf.int32, tf.int64) and value.shape.rank == 1 and value.shape[0] is not None
+    return (
+        value.dtype in (tf.int32, tf.int64) and value.shape.rank == 1 and value.shape[0] is not None
+    )
 
 
 # --- Slices ---------------------------------------------------------------------------------
@@ -297,7 +299,7 @@ def _whole(op: Operation) -> Any:
 
 
 def _reshape(op: Operation) -> Any:
-    value, shape = op.inputs
+    value, _ = op.inputs
     if value.shape.rank is None or _is_shape(value):
         return op.create(op.inputs)
     operation = op.create(op.inputs)

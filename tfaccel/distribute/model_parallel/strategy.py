@@ -11,7 +11,15 @@ from tensorflow.experimental import dtensor
 
 from tfaccel.cluster.cluster import Cluster
 from tfaccel.distribute import _private, scope
-from tfaccel.distribute.model_parallel import callbacks, lift, on_mesh, saving, settings, slices, stage
+from tfaccel.distribute.model_parallel import (
+    callbacks,
+    lift,
+    on_mesh,
+    saving,
+    settings,
+    slices,
+    stage,
+)
 from tfaccel.distribute.model_parallel.batches import MeshBatches, place, unwrap
 from tfaccel.distribute.model_parallel.mesh import MeshShape
 from tfaccel.distribute.model_parallel.outcome import Outcome
