@@ -299,7 +299,7 @@ def _whole(op: Operation) -> Any:
 
 
 def _reshape(op: Operation) -> Any:
-    value, shape = op.inputs
+    value, _ = op.inputs
     if value.shape.rank is None or _is_shape(value):
         return op.create(op.inputs)
     operation = op.create(op.inputs)

@@ -1,0 +1,163 @@
+"""Operations that DTensor lays out wrongly by itself, in a layer, next to one device."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.model_parallel.test_training import assert_as_one_device
+
+pytestmark = [pytest.mark.slow, pytest.mark.child(devices=4)]
+
+_RNG = np.random.default_rng(0)
+# The last batch is one row over; features of 8 are divided over the model axis.
+X, Y = _RNG.normal(size=(17, 6)).astype("float32"), _RNG.normal(size=(17, 2)).astype("float32")
+GRAPH = _RNG.normal(size=(13, 4, 6, 3)).astype("float32")
+
+
+def _graph(t: Any) -> Any:
+    """A graph's nodes before its rows, as in Keras's example of traffic forecasting."""
+    shape = tf.shape(t)
+    nodes = tf.reshape(t[:, None], (shape[0] * 2, 4))  # two of each row
+    nodes = tf.transpose(tf.reshape(nodes, (-1, 2, 4)), [1, 0, 2])
+    folded = tf.reshape(nodes, (2 * shape[0], 4)) * [1.0, 2.0, 3.0, 4.0]
+    return tf.transpose(tf.reshape(folded, (2, -1, 4)), [1, 2, 0])
+
+
+FUNCTIONS: dict[str, Callable[[Any], Any]] = {
+    "a new axis before features": lambda t: t[:, None],
+    "a new axis before rows": lambda t: t[None][0],
+    "new axes around an ellipsis": lambda t: t[:, None, ..., None],
+    "a new axis and an index": lambda t: t[..., 0, None] * t[:, -1][:, None],
+    "one row": lambda t: t * t[0][None],
+    "rows in reverse": lambda t: t[::-1],
+    "features in reverse": lambda t: t[:, ::-1] * t[:, -1:0:-2][:, :1],
+    "split features": lambda t: tf.concat(tf.split(t, 2, -1)[::-1], -1),
+    "unequal splits of features": lambda t: tf.split(t, [3, 5], 1)[1],
+    "unstacked features": lambda t: tf.stack(tf.unstack(t, axis=1)[::-1], 1),
+    "products of rows": lambda t: tf.nn.softmax(tf.matmul(t, t, transpose_b=True)) @ t,
+    "einsum of rows": lambda t: tf.einsum("bi,ci->bc", t, t) @ t / 9.0,
+    "a row before the others": lambda t: t + tf.pad(t, [[1, 0], [0, 0]])[:-1],
+    "chosen by their places": lambda t: t * tf.math.top_k(t, 3)[0][:, 2:],
+    "rows between others": _graph,
+}
+FEW = ("a new axis before features", "rows in reverse", "products of rows", "rows between others")
+
+
+class Between(keras.layers.Layer):
+    """A function of features that are divided over the model axis."""
+
+    def __init__(self, function: Callable[[Any], Any], apart: bool) -> None:
+        super().__init__()
+        self.function = keras.layers.Lambda(function) if apart else function
+        self.before, self.after = keras.layers.Dense(8, "tanh"), keras.layers.Dense(2)
+        self.flat = keras.layers.Flatten()
+
+    def call(self, inputs: Any) -> Any:
+        return self.after(self.flat(self.function(self.before(inputs))))
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["divided", "whole"])
+@pytest.mark.parametrize(
+    "name", [n if n in FEW else pytest.param(n, marks=pytest.mark.exhaustive) for n in FUNCTIONS]
+)
+def test_is_that_of_one_device(name: str, apart: bool) -> None:
+    def train(scope: Any) -> Any:
+        with scope():
+            inputs = keras.Input((6,))
+            model = keras.Model(inputs, Between(FUNCTIONS[name], apart)(inputs))
+            model.compile(keras.optimizers.SGD(0.05), "mse")
+        predicted = model.predict(X, batch_size=8, verbose=0)
+        loss = model.fit(X, Y, batch_size=8, verbose=0, shuffle=False).history["loss"]
+        return [predicted, loss, model.get_weights()]
+
+    assert_as_one_device(train, rtol=1e-4)
+
+
+def test_features_of_four_dimensions_by_a_kernel_in_batches_of_several_sizes() -> None:
+    """With oneDNN, what TensorFlow makes of `tf.matmul` here writes where it must not.
+
+    That kills one device too, which therefore computes the same with `tf.einsum`.
+    """
+
+    def einsum(left: Any, right: Any) -> Any:
+        return tf.einsum("abcd,de->abce", left, right)
+
+    class Graph(keras.layers.Layer):
+        def __init__(self, product: Any) -> None:
+            super().__init__()
+            self.product = product
+
+        def build(self, shape: Any) -> None:
+            self.kernel = self.add_weight(shape=(3, 16))
+            self.back = self.add_weight(shape=(16, 3))
+
+        def call(self, inputs: Any) -> Any:
+            nodes = tf.transpose(inputs, [2, 0, 1, 3])
+            nodes = self.product(tf.tanh(self.product(nodes, self.kernel)), self.back)
+            return tf.transpose(nodes, [1, 2, 0, 3])
+
+    def train(scope: Any) -> Any:
+        with scope():
+            inputs = keras.Input((4, 6, 3))
+            product = einsum if scope is contextlib.nullcontext else tf.matmul
+            model = keras.Model(inputs, Graph(product)(inputs))
+            model.compile(keras.optimizers.SGD(0.1), "mse")
+        losses = [model.evaluate(GRAPH, GRAPH, batch_size=n, verbose=0) for n in (5, 4, 3)]
+        fitted = model.fit(GRAPH, GRAPH, batch_size=5, verbose=0, shuffle=False)
+        return [losses, fitted.history["loss"], model.get_weights()]
+
+    assert_as_one_device(train, rtol=1e-4)
+
+
+OPTIMIZERS: dict[str, Callable[[], Any]] = {
+    "RMSprop": lambda: keras.optimizers.RMSprop(0.01),
+    "RMSprop centered": lambda: keras.optimizers.RMSprop(0.01, centered=True, momentum=0.9),
+    "Adagrad": lambda: keras.optimizers.Adagrad(0.1),
+    "Adadelta": lambda: keras.optimizers.Adadelta(0.1),
+    "Ftrl": lambda: keras.optimizers.Ftrl(0.1),
+    "Nadam": lambda: keras.optimizers.Nadam(0.01),
+    "RMSprop clipped": lambda: keras.optimizers.RMSprop(0.01, global_clipnorm=0.1),
+    "RMSprop scaled": lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.RMSprop(0.01)),
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        n if n[:7] != "RMSprop" or n == "RMSprop" else pytest.param(n, marks=pytest.mark.exhaustive)
+        for n in OPTIMIZERS
+    ],
+)
+def test_optimizers_take_the_rows_of_an_embedding(name: str) -> None:
+    """Ids that come twice in a batch, and places that each row has: one device's squares."""
+    ids = np.random.default_rng(1).integers(0, 9, (20, 5))
+    wanted = np.random.default_rng(2).normal(size=(20, 3)).astype("float32")
+
+    class Places(keras.layers.Layer):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = keras.layers.Embedding(5, 4)
+
+        def build(self, shape: Any) -> None:
+            self.table.build(shape)
+
+        def call(self, x: Any) -> Any:
+            return x + self.table(keras.ops.arange(5))
+
+    def train(scope: Any) -> Any:
+        with scope():
+            layers = [keras.layers.Embedding(10, 4), Places(), keras.layers.Flatten()]
+            model = keras.Sequential([keras.Input((5,), dtype="int32"), *layers])
+            model.add(keras.layers.Dense(3))
+            model.compile(OPTIMIZERS[name](), "mse")
+        fitted = model.fit(ids, wanted, batch_size=8, epochs=2, verbose=0, shuffle=False)
+        return [fitted.history["loss"], model.get_weights()]
+
+    assert_as_one_device(train)
