@@ -75,6 +75,7 @@ def strategy(name: str = "auto", **options: Any) -> tf.distribute.Strategy:
     _check_frequency(choice.name, wanted)
     _check_ragged(choice.name, wanted)
     _check_executions(choice.name, wanted)
+    _check_check(choice.name, wanted)
     kind = "tpu" if choice.name == "tpu" else wanted.device_type
     limit = wanted.devices or (1 if choice.name == "one_device" else None)
     if choice.name == "model_parallel" and limit is None:
@@ -91,6 +92,8 @@ def strategy(name: str = "auto", **options: Any) -> tf.distribute.Strategy:
         made.wire = compression.parse(wanted.wire)
     if wanted.ragged is not None:
         made.ragged = wanted.ragged
+    if hasattr(made, "check"):
+        made.check = wanted.check
     used = {o: getattr(made, o, getattr(wanted, o)) for o in ("communication", "ragged")}
     wanted = dataclasses.replace(wanted, **used)
     describe.remember(made, choice, names, cluster, policy, wanted)
@@ -141,6 +144,14 @@ def _check_executions(name: str, wanted: Options) -> None:
         raise StrategyError(
             f"tfaccel: steps_per_execution={wanted.steps_per_execution} was asked for with "
             f"strategy {name!r}, expected strategy 'tpu'; give it to model.compile."
+        )
+
+
+def _check_check(name: str, wanted: Options) -> None:
+    if name in ("model_parallel", "tpu") and wanted.check == "always":
+        raise StrategyError(
+            f"tfaccel: check='always' was asked for with strategy {name!r}, whose first step is "
+            "not compared yet; use 'mirrored' or 'multi_worker_mirrored', or leave it out."
         )
 
 

@@ -15,6 +15,7 @@ _CHOICES = {
     "communication": ("auto", "ring", "nccl", "mpi"),
     "accumulate": ("reduced", "local"),
     "ragged": ("exact", "pad", "drop"),
+    "check": ("auto", "always", "off"),
 }
 _BOOLEANS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 
@@ -48,6 +49,10 @@ class Options:
             is; ``"pad"``, filled up with copies of rows that count for nothing, so that a step has
             one static shape, which a TPU needs and XLA likes; ``"drop"``, left out of training
             (evaluate and predict count every row). None is ``"pad"`` on TPUs, else ``"exact"``.
+        check: compare a model's first step on a few rows with that of one device, and stop where
+            they differ (see `tfaccel.distribute.check`): ``"auto"``, models that have a step, loss,
+            metric or layer of their own; ``"always"``, every model; ``"off"``. Replicas alone: not
+            on TPUs, nor on a mesh.
         steps_per_execution: how many steps a TPU runs in one call of a model that was compiled
             without a number; None chooses up to 32 (see `tfaccel.distribute.executions`), 1 shows
             each step.
@@ -76,6 +81,7 @@ class Options:
     accumulate: str | None = None
     local_steps: int = 1
     ragged: str | None = None
+    check: str = "auto"
     steps_per_execution: int | None = None
     start_timeout: float = 300.0
     collective_timeout: float | None = None

@@ -173,6 +173,10 @@ _FLAGS: dict[str, tuple[Callable[[str], Any] | None, str]] = {
         _one_of("exact", "pad", "drop"),
         "A batch with fewer rows: exact (as it is), pad (static shapes), drop (not trained on).",
     ),
+    "check": (
+        _one_of("auto", "always", "off"),
+        "Compare the first step with one device's: auto (of models with own parts), always, off.",
+    ),
     "steps_per_execution": (int, "Steps that a TPU runs in one call; chosen if unset."),
     "seed": (int, "Seed of Python, NumPy and Keras; agreed among workers when not given."),
     "deterministic": (None, "Ask TensorFlow for deterministic ops: slower, the same each run."),

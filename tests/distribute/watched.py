@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from typing import Any
 
@@ -59,3 +60,34 @@ def linear(optimizer: Any = None, loss: Any = "mse", *, units: int = 1, **more: 
 def under(strategy: Any, make: Any, *args: Any, **kwargs: Any) -> Any:
     with strategy.scope():
         return make(*args, **kwargs)
+
+
+def both_ways(
+    made: Any, rows: int, batch: int, tokens: int = 0, slots: str = "", logs: bool = True
+) -> None:
+    """Trains `made()` for two epochs under plain Keras and under a strategy, and compares.
+
+    Args:
+        made: makes and compiles a model.
+        rows: of the data.
+        batch: rows of a global batch.
+        tokens: how many ids there are; 0 for four floating features.
+        slots: in the paths of optimizer variables that are compared too.
+        logs: whether the histories are compared.
+    """
+    generator = np.random.default_rng(0)
+    x: Any = generator.normal(size=(rows, 4)).astype("float32")
+    y = x[:, :1] * 2 - x[:, 1:2] + 0.5
+    if tokens:
+        x = generator.integers(0, tokens, (rows, 5)).astype("int32")
+    found = []
+    for strategy in (None, mirrored()):
+        keras.utils.set_random_seed(5)
+        with strategy.scope() if strategy is not None else contextlib.nullcontext():
+            model = made()
+        history = model.fit(x, y, batch_size=batch, epochs=2, shuffle=False, verbose=0).history
+        kept = [v for v in model.optimizer.variables if slots and slots in v.path]
+        said = [history[key] for key in sorted(history)] if logs else []
+        found.append([np.asarray(v) for v in [*model.weights, *kept, *said]])
+    for ours, theirs in zip(*reversed(found), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)

@@ -118,6 +118,7 @@ GIVEN = {
     "accumulate": ("reduced", "local", "local"),
     "local_steps": (2, "4", 4),
     "ragged": ("pad", "drop", "drop"),
+    "check": ("off", "always", "always"),
     "steps_per_execution": (2, "4", 4),
     "start_timeout": (5.0, "20", 20.0),
     "collective_timeout": (5.0, "2.5", 2.5),
