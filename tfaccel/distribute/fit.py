@@ -31,7 +31,8 @@ from tfaccel.distribute import (
 from tfaccel.distribute.adapt import adapt
 from tfaccel.distribute.batches import Batches, Sharded, Starved, shard, without_nothing
 from tfaccel.distribute.check import Checks
-from tfaccel.distribute.compression import PowerSGD, Wire
+from tfaccel.distribute.compression import Wire
+from tfaccel.distribute.compression.powersgd import PowerSGD
 from tfaccel.distribute.executions import Executions
 from tfaccel.distribute.frequency import Frequency
 from tfaccel.distribute.fused import fuse

@@ -150,7 +150,7 @@ def _alone(call: Callable[..., Any], true: Any, pred: Any) -> bool | None:
         def one(both: np.ndarray) -> np.ndarray:
             array = both[0].copy()
             array[list(second)] = both[1][list(second)]
-            return array[rows]
+            return np.asarray(array[rows])
 
         return call(*keras.tree.map_structure(one, (true, pred)))
 

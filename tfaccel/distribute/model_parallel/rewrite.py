@@ -41,10 +41,10 @@ class StandIn:
         self._attrs = attrs
 
     def _get_attr_int(self, name: str) -> int:
-        return self._attrs[name].i if self._attrs else self._operation._get_attr_int(name)
+        return int(self._attrs[name].i if self._attrs else self._operation._get_attr_int(name))
 
     def _get_attr_bool(self, name: str) -> bool:
-        return self._attrs[name].b if self._attrs else self._operation._get_attr_bool(name)
+        return bool(self._attrs[name].b if self._attrs else self._operation._get_attr_bool(name))
 
     def _get_attr_type(self, name: str) -> tf.DType:
         if self._attrs:
@@ -350,7 +350,7 @@ def _batch_matmul(op: Operation) -> Any:
     number of rows changes.
     """
     left, right = op.inputs
-    if op.rank(0) is None or op.rank(0) < 4 or op.rank(1) != 2 or op.attrs["adj_x"].b:
+    if (op.rank(0) or 0) < 4 or op.rank(1) != 2 or op.attrs["adj_x"].b:
         return op.create(op.inputs)
     if left.dtype.is_complex:
         return op.create(op.inputs)
