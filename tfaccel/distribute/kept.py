@@ -23,10 +23,10 @@ from absl import logging
 
 from tfaccel.distribute import _private, gathered, step
 from tfaccel.distribute.adapt import adapt
-from tfaccel.distribute.outside import some_shape, tried
 from tfaccel.distribute.rules import ROWS, RULES, SAME, SUM, combined, first_of, matching
 from tfaccel.distribute.state import is_statistic
 from tfaccel.distribute.step import Step, all_reduce_packed
+from tfaccel.distribute.trial import some_shape, tried
 
 _PARTS = (3, 2)  # rows of a trial
 _known: weakref.WeakKeyDictionary[Any, dict[Any, Any]] = weakref.WeakKeyDictionary()
@@ -123,7 +123,7 @@ def _kept(owner: Any, function: Callable[..., Any], args: Any, kwargs: Any) -> A
     if variables:
         after = [tf.convert_to_tensor(v) for v in variables]
         _store(variables, combined([rule for _, rule in chosen], before, after, here), here)
-    here.kept.update(id(v) for v, rule in pairs if rule == SAME)
+    here.whole.update(id(v) for v, rule in pairs if rule == SAME)
     return result
 
 
@@ -161,7 +161,7 @@ def _store(variables: Sequence[Any], values: Sequence[tf.Tensor], here: Step) ->
             first = tf.equal(gathered.block_number(), 0)
             value = tf.where(first, value, tf.zeros_like(value))
         variable.assign(value)
-        here.kept.add(id(variable))
+        here.whole.add(id(variable))
 
 
 def _with_all_rows(

@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfaccel.distribute import _private
-from tfaccel.distribute.outside import some_shape, tried
+from tfaccel.distribute.trial import some_shape, tried
 
 _OF_THE_BATCH = ("dice", "tversky", "circle")
 """Keras's losses that may look at more than a row; `axis` may say otherwise, so they are tried."""
