@@ -297,7 +297,7 @@ def main():
     seen["metric states"] = len(_private.own_states(f1))
     counts.fit(x, y, verbose=0)
     seen["metrics in"] = [[m.name for m in _private.metrics_in(held)] for held in counts.metrics]
-    seen["held"] = [
+    seen["held variables"] = [
         isinstance(_private.held(kept.own), tf.Variable),
         _private.held(_private.held(kept.own)) is _private.held(kept.own),
     ]

@@ -165,4 +165,6 @@ def test_states_of_layers_and_metrics(seen: dict[str, Any]) -> None:
     assert seen["own states"] == ["own"]
     assert seen["metric states"] == 1
     assert seen["metrics in"] == [[], ["mae"]], "compile's metrics are held otherwise"
-    assert seen["held"] == [True, True], "a keras.Variable's TensorFlow variable is not in _value"
+    assert seen["held variables"] == [True, True], (
+        "a keras.Variable's TensorFlow variable is not in _value"
+    )

@@ -123,7 +123,7 @@ def _kept(owner: Any, function: Callable[..., Any], args: Any, kwargs: Any) -> A
     if variables:
         after = [tf.convert_to_tensor(v) for v in variables]
         _store(variables, combined([rule for _, rule in chosen], before, after, here), here)
-    here.whole.update(id(v) for v, rule in pairs if rule == SAME)
+    here.kept.update(id(v) for v, rule in pairs if rule == SAME)
     return result
 
 
@@ -161,7 +161,7 @@ def _store(variables: Sequence[Any], values: Sequence[tf.Tensor], here: Step) ->
             first = tf.equal(gathered.block_number(), 0)
             value = tf.where(first, value, tf.zeros_like(value))
         variable.assign(value)
-        here.whole.add(id(variable))
+        here.kept.add(id(variable))
 
 
 def _with_all_rows(

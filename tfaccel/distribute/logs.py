@@ -96,4 +96,4 @@ def _metric_states(model: keras.Model, step: Step) -> list[Any]:
     states = [v for metric in model.metrics for v in metric.variables]
     sums = [v for v in states if v.value.aggregation == tf.VariableAggregation.SUM]
     others = [v for v in states if not any(v is one for one in sums)]
-    return sums if all(id(v.value) in step.whole for v in others) else []
+    return sums if all(id(v.value) in step.kept for v in others) else []

@@ -55,7 +55,7 @@ class Averaged:
         pairs = [
             (variable, old)
             for variable, old in zip(self._variables, self._before, strict=True)
-            if id(variable) not in step.whole
+            if id(variable) not in step.kept
         ]
         self._variables, self._before = [v for v, _ in pairs], [old for _, old in pairs]
         return [step.weight(tf.convert_to_tensor(v) - old) for v, old in pairs]

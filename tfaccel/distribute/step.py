@@ -27,7 +27,7 @@ class Step:
         loss_mask: what the loss that is being computed leaves out by itself; None for nothing.
         rows: how many rows we have, copies counted, where that is known when the step is traced.
         averages: whether the step ends with an average of the model's statistics.
-        whole: ids of variables that are one device's already, and not to be averaged.
+        kept: ids of variables that are one device's already, and not to be averaged.
     """
 
     share: tf.Tensor
@@ -38,7 +38,7 @@ class Step:
     loss_mask: tf.Tensor | None = None
     rows: int | None = None
     averages: bool = False
-    whole: set[int] = field(default_factory=set)
+    kept: set[int] = field(default_factory=set)
 
     def weight(self, value: Any) -> Any:
         """`value` times our share; IndexedSlices and None are welcome."""
