@@ -73,7 +73,7 @@ class Ledger(keras.layers.Layer):
         features = (shape[-1],)
         own: dict[str, Any] = {"initializer": "zeros", "trainable": False}
         self.steps = self.add_weight(shape=(), dtype="int32", name="steps", **own)
-        self.rows = self.add_weight(shape=(), name="rows", aggregation="sum", **own)
+        self.rows = self.add_weight(shape=(), name="rows", **own)
         self.largest = self.add_weight(shape=features, name="largest", **own)
         self.mean = self.add_weight(shape=features, name="mean", aggregation="mean", **own)
 
@@ -287,8 +287,9 @@ def hard_triplets(y_true: Any, y_pred: Any) -> Any:
     """Each row against its farthest and its nearest in the batch."""
     labels = tf.reshape(y_true, [-1])
     rows = tf.math.l2_normalize(y_pred, axis=1)
-    far = 2 - 2 * tf.matmul(rows, rows, transpose_b=True)
-    same = tf.equal(labels[:, None], labels[None])
+    apart = tf.expand_dims(rows, 1) - tf.expand_dims(rows, 0)
+    far = tf.reduce_sum(tf.square(apart), axis=2)
+    same = tf.equal(tf.expand_dims(labels, 1), tf.expand_dims(labels, 0))
     positive = tf.reduce_max(tf.where(same, far, 0.0), axis=1)
     negative = tf.reduce_min(tf.where(same, 1e3, far), axis=1)
     return tf.maximum(positive - negative + 0.5, 0.0)

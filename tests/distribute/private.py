@@ -343,6 +343,49 @@ def main():
     built.predict_on_batch(x)
     seen["predicting"] = [each is built for each in predicts]
 
+    def squares(y_true, y_pred):
+        return y_pred
+
+    dice = keras.losses.Dice(axis=(1,))
+    wrapped = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    wrapped.compile("sgd", squares)
+    wrapped.train_on_batch(x, y)
+    seen["wrapped"] = [
+        _private.wrapped(dice)[0].__name__,
+        _private.wrapped(dice)[1]["axis"] == (1,),
+        [_private.wrapped(loss)[0].__name__ for loss in _private.compiled_losses(wrapped)],
+    ]
+
+    class Adds(keras.layers.Layer):
+        def call(self, x):
+            self.add_loss(keras.ops.sum(x, axis=-1))
+            return x
+
+    added = keras.Sequential([keras.Input((3,)), Adds(), keras.layers.Dense(1)])
+    plain_sum = _private.additional_losses(added)
+    _private.sum_additional_losses(added, lambda loss: 100.0 + 0.0 * plain_sum(loss))
+    added.compile(keras.optimizers.SGD(0.0), "mse")
+    mse = float(np.mean((added.predict(x, verbose=0)[:, 0] - y) ** 2))
+    seen["additional"] = float(added.evaluate(x, y, batch_size=10, verbose=0)) - mse
+
+    class Kept(keras.layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.own = self.add_weight(shape=(), trainable=False, name="own")
+            self.norm = keras.layers.BatchNormalization()
+            self.norm.build((None, 3))
+            self.drop = keras.layers.Dropout(0.5, seed=1)
+
+    kept, f1 = Kept(), keras.metrics.MeanIoU(2)
+    seen["own states"] = [v.name for v in _private.own_states(kept)]
+    seen["metric states"] = len(_private.own_states(f1))
+    counts.fit(x, y, verbose=0)
+    seen["metrics in"] = [[m.name for m in _private.metrics_in(held)] for held in counts.metrics]
+    seen["held variables"] = [
+        isinstance(_private.held(kept.own), tf.Variable),
+        _private.held(_private.held(kept.own)) is _private.held(kept.own),
+    ]
+
     from tensorflow.python.distribute import tpu_strategy
 
     seen["tpu"] = [

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tests.conformance.models import hard_triplets
 from tfaccel.distribute.of_rows import of_each_row
-from tfaccel.distribute.outside import tried
+from tfaccel.distribute.trial import tried
 
 losses = keras.losses
 

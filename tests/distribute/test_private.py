@@ -200,3 +200,19 @@ def test_the_model_that_predicts_is_seen(seen: dict[str, Any]) -> None:
 
 def test_tpu_strategy(seen: dict[str, Any]) -> None:
     assert all(seen["tpu"]), f"TensorFlow's TPU strategy was rebuilt: {seen['tpu']}"
+
+
+def test_what_losses_are_made_of(seen: dict[str, Any]) -> None:
+    assert seen["wrapped"] == ["dice", True, ["squares"]], "Keras no longer wraps functions so"
+    assert seen["additional"] == pytest.approx(100.0, rel=1e-4), (
+        "Keras's loss no longer sums entries of model.losses by _aggregate_additional_loss"
+    )
+
+
+def test_states_of_layers_and_metrics(seen: dict[str, Any]) -> None:
+    assert seen["own states"] == ["own"]
+    assert seen["metric states"] == 1
+    assert seen["metrics in"] == [[], ["mae"]], "compile's metrics are held otherwise"
+    assert seen["held variables"] == [True, True], (
+        "a keras.Variable's TensorFlow variable is not in _value"
+    )

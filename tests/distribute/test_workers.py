@@ -122,6 +122,47 @@ def test_all_resume_from_the_chief_s_backup(tmp_path: Any) -> None:
     assert others == [first] * 3
 
 
+def test_a_backup_holds_every_optimizer(tmp_path: Any) -> None:
+    class Two(keras.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.part = linear(lambda: keras.optimizers.Adam(0.1))
+            self.others = [keras.optimizers.Adam(0.2)]
+            self.others[0].build(self.part.trainable_variables)
+            self.built = True
+
+        def call(self, x: Any) -> Any:
+            return self.part(x)
+
+        def train_step(self, data: Any) -> Any:
+            x, y = data
+            for optimizer in (self.optimizer, *self.others, self.part.optimizer):
+                with tf.GradientTape() as tape:
+                    loss = tf.reduce_mean(tf.square(self(x) - tf.cast(y, tf.float32)))
+                variables = self.part.trainable_variables
+                optimizer.apply(tape.gradient(loss, variables), variables)
+            return {"loss": loss}
+
+    def train(epochs: int) -> Any:
+        keras.utils.set_random_seed(1)
+        with strategy().scope():
+            model = Two()
+            model.part.optimizer.build(model.part.trainable_variables)
+            model.compile(keras.optimizers.Adam(0.1), "mse")
+        backup = keras.callbacks.BackupAndRestore(tmp_path / "backup", delete_checkpoint=False)
+        given = {"batch_size": 4, "shuffle": False, "verbose": 0, "callbacks": [backup]}
+        model.fit(*data(8), epochs=epochs, **given)
+        return model
+
+    train(2)
+    model = train(3)
+    held = [model.optimizer, *model.others, model.part.optimizer]
+    assert [int(o.iterations.numpy()) for o in held] == [6, 6, 6]
+    weights = [*model.get_weights(), *(v.numpy() for o in held for v in o.variables)]
+    first, *others = everywhere(np.concatenate([np.ravel(w).astype("float64") for w in weights]))
+    assert others == [first] * 3
+
+
 def test_every_worker_saves_a_whole_file(tmp_path: Any) -> None:
     with strategy().scope():
         model = linear()

@@ -24,6 +24,7 @@ from absl import logging
 from tfaccel.distribute import _private, gathered, step
 from tfaccel.distribute.adapt import adapt
 from tfaccel.distribute.rules import ROWS, RULES, SAME, SUM, combined, first_of, matching
+from tfaccel.distribute.state import is_statistic
 from tfaccel.distribute.step import Step, all_reduce_packed
 from tfaccel.distribute.trial import some_shape, tried
 
@@ -146,7 +147,7 @@ def _comes_right(rule: str, metric: bool) -> bool:
 
 def _is_right(variable: Any, rule: str, here: Step, metric: bool) -> bool:
     """Whether a state is that of one device, or will be at the end of the step (`state.py`)."""
-    averaged = here.averages and not metric and variable.dtype.is_floating
+    averaged = here.averages and not metric and is_statistic(variable)
     return rule in ("", SAME) or (rule == ROWS and averaged)
 
 

@@ -147,7 +147,7 @@ def _alone(call: Callable[..., Any], true: Any, pred: Any) -> bool | None:
     def take(rows: Any, second: Any = ()) -> Any:
         """The loss of these rows of the first draw; those in `second` are of the second."""
 
-        def one(both: np.ndarray) -> np.ndarray:
+        def one(both: np.ndarray) -> Any:
             array = both[0].copy()
             array[list(second)] = both[1][list(second)]
             return np.asarray(array[rows])

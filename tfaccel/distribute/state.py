@@ -29,10 +29,14 @@ def statistics(model: keras.Model) -> list[Any]:
     return [
         v.value
         for v in model.non_trainable_weights
-        if not v.value.trainable
-        and v.value.dtype.is_floating
-        and v.value.synchronization != tf.VariableSynchronization.ON_READ
+        if not v.value.trainable and is_statistic(v.value)
     ]
+
+
+def is_statistic(variable: Any) -> bool:
+    """Whether a variable that changes without a gradient is averaged at the end of a step."""
+    on_read = variable.synchronization == tf.VariableSynchronization.ON_READ
+    return bool(variable.dtype.is_floating and not on_read)
 
 
 class Averaged:
