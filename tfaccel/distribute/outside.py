@@ -28,8 +28,9 @@ class HandsOver:
 
     def run(self, fn: Any, args: Any = (), kwargs: Any = None, options: Any = None) -> Any:
         """As the strategy of the model whose step it is."""
-        model = getattr(fn, "__self__", None)
-        strategy = scope.strategy_of(model) if _private.is_trainer(model) else None
+        keras_asks = _private.is_keras_function(fn)
+        model = getattr(fn, "__self__", None) or _private.predicting_model() if keras_asks else None
+        strategy = scope.strategy_of(model) if model is not None else None
         if strategy is None:
             return super().run(fn, args, kwargs, options)  # type: ignore[misc]
         _private.set_strategy(model, strategy)
