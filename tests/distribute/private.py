@@ -298,8 +298,12 @@ def main():
     seen["held"] = [float(first), float(held), _private.tf_variable(held) is other]
     trainers = (counts, same, _private.TensorFlowTrainer())
     seen["trainers"] = [_private.is_trainer(each) for each in trainers]
+    trainers, optimizers = _private.alive()
+    seen["trainers"].append(any(each is counts for each in trainers))
+    seen["trainers"].append(any(each is adam for each in optimizers))
+    seen["set strategy"] = [_private.strategy_at_compile(counts) is None]
     _private.set_strategy(counts, spy)
-    seen["set strategy"] = counts.distribute_strategy is spy
+    seen["set strategy"] += [counts.distribute_strategy is spy]
     keras.random.normal((1,))
     seen["seed generator"] = isinstance(
         _private.global_seed_generator(), keras.random.SeedGenerator
@@ -315,7 +319,7 @@ def main():
     seen["first replica"] = _private.first_replica(ours)
 
     class Builds(_private.BuildsBySteps):
-        def build_for(self, method, batch):
+        def build_for(self, method, batch, failed):
             methods.append(method)
             return len(methods) % 2 == 0
 

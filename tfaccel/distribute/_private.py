@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import itertools
 import sys
 from collections.abc import Callable, Iterator
@@ -80,6 +81,7 @@ __all__ = [
     "adam_slots",
     "additional_losses",
     "adopt_optimizer",
+    "alive",
     "all_gather",
     "all_to_all",
     "array_pipeline",
@@ -124,6 +126,7 @@ __all__ = [
     "set_keras_mask",
     "set_strategy",
     "set_tf_variable",
+    "strategy_at_compile",
     "sum_additional_losses",
     "tf_variable",
     "trained_by",
@@ -236,28 +239,31 @@ class BuildsBySteps:
     without a `call` cannot stand; there is no public way to leave that out.
     """
 
-    def build_for(self, method: str, batch: Any) -> bool:
+    def build_for(self, method: str, batch: Any, failed: bool) -> bool:
         """Makes the variables of a step.
 
         Args:
             method: `fit`, `evaluate`, `train_on_batch` or `test_on_batch`.
             batch: what Keras would build from.
+            failed: whether Keras has tried, and could not.
 
         Returns:
-            Whether it has; else Keras does it its own way.
+            Whether it has; else Keras tries, or its error stands.
         """
         raise NotImplementedError
 
     def _symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
-        frame = sys._getframe(1)
-        while frame.f_code.co_name == "_maybe_symbolic_build" or not _module(frame).startswith(
-            "keras."
-        ):
-            if frame.f_back is None:
-                break
+        frame: Any = sys._getframe(1)
+        while frame is not None and frame.f_code.co_name == "_maybe_symbolic_build":
             frame = frame.f_back
-        if not self.build_for(frame.f_code.co_name, data_batch):
+        method = frame.f_code.co_name if frame is not None else ""
+        if self.build_for(method, data_batch, False):
+            return
+        try:
             super()._symbolic_build(iterator, data_batch)  # type: ignore[misc]
+        except Exception:
+            if not self.build_for(method, data_batch, True):
+                raise
 
 
 def seed_unseeded(pair: Callable[[], tuple[int, int] | None] | None) -> None:
@@ -531,6 +537,22 @@ def set_strategy(model: Any, strategy: Any) -> None:
     Keras remembers the strategy in whose scope a model was constructed; public is only the reading.
     """
     model._distribute_strategy = strategy
+
+
+def alive() -> tuple[list[Any], list[Any]]:
+    """All that has `fit`, and all optimizers, of this process; Keras keeps no list of them."""
+    trainers, optimizers = [], []
+    for each in gc.get_objects():
+        if issubclass(type(each), TensorFlowTrainer) and hasattr(each, "variables"):
+            trainers.append(each)
+        elif issubclass(type(each), keras.optimizers.Optimizer) and hasattr(each, "_variables"):
+            optimizers.append(each)
+    return trainers, optimizers
+
+
+def strategy_at_compile(model: Any) -> Any:
+    """The strategy that a model was constructed in; None for none, and `fit` takes the current."""
+    return model._distribute_strategy
 
 
 def global_seed_generator() -> keras.random.SeedGenerator | None:

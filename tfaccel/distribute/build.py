@@ -18,6 +18,7 @@ from absl import logging
 
 from tfaccel.distribute import _private, step
 from tfaccel.distribute.adapt import adapt
+from tfaccel.distribute.graphs import outside_graphs
 from tfaccel.distribute.split import is_nothing
 
 _STEPS = {
@@ -32,22 +33,30 @@ class BySteps(_private.BuildsBySteps):
     """Mixin for a model: its own steps make its variables, where it has any."""
 
     _tfaccel_strategy: Any
+    _tfaccel_spec: Any = None
 
-    def build_for(self, method: str, batch: Any) -> bool:
+    def build_for(self, method: str, batch: Any, failed: bool) -> bool:
         """As `_private.BuildsBySteps`."""
         kind = _STEPS.get(method, "")
-        if kind not in _own_steps(self):
+        if not failed and not _is_own(self, kind):
             return False
         if method in ("train_on_batch", "test_on_batch"):
-            before(self, kind, specs(batch), self._tfaccel_strategy)
-        return True
+            return before(self, kind, specs(batch), self._tfaccel_strategy)
+        return not failed or before(self, kind, self._tfaccel_spec, self._tfaccel_strategy)
 
 
-def by_steps(model: Any, strategy: Any) -> None:
-    """Makes Keras leave it to `before` to build `model`, if it has steps of its own."""
-    if _own_steps(model):
-        object.__setattr__(model, "_tfaccel_strategy", strategy)
-        adapt(model, BySteps)
+def by_steps(model: Any, strategy: Any, spec: Any = None) -> None:
+    """Makes Keras leave it to `before` to build `model`, where it has steps of its own.
+
+    Args:
+        model: whose variables belong to `strategy`.
+        strategy: of ours.
+        spec: of the batches that a method of `model` has asked for.
+    """
+    object.__setattr__(model, "_tfaccel_strategy", strategy)
+    if spec is not None:
+        object.__setattr__(model, "_tfaccel_spec", spec)
+    adapt(model, BySteps)
 
 
 def for_caller(caller: _private.Caller, spec: Any, strategy: Any) -> None:
@@ -58,7 +67,7 @@ def for_caller(caller: _private.Caller, spec: Any, strategy: Any) -> None:
         spec: of a batch.
         strategy: of ours, to which the variables of its model belong.
     """
-    by_steps(caller.model, strategy)
+    by_steps(caller.model, strategy, spec)
     validates = caller.validates and caller.method == "fit"
     for_method(caller.model, "evaluate" if validates else caller.method, spec, strategy)
 
@@ -73,11 +82,11 @@ def for_method(model: Any, method: str, spec: Any, strategy: Any) -> None:
         strategy: of ours.
     """
     kind = _STEPS[method]
-    if kind in _own_steps(model) or (kind == "predict" and not _is_built(model)):
+    if _is_own(model, kind) or (kind == "predict" and not _is_built(model)):
         before(model, kind, spec, strategy)
 
 
-def before(model: Any, kind: str, spec: Any, strategy: Any) -> None:
+def before(model: Any, kind: str, spec: Any, strategy: Any) -> bool:
     """Traces a step of `model` over a batch of `spec`, unless Keras has made a function of it.
 
     Args:
@@ -85,18 +94,20 @@ def before(model: Any, kind: str, spec: Any, strategy: Any) -> None:
         kind: of step: ``"train"``, ``"test"`` or ``"predict"``.
         spec: a nest of `tf.TypeSpec`s.
         strategy: of ours.
+
+    Returns:
+        Whether its variables are made.
     """
     if kind != "predict" and getattr(model, f"{kind}_function", None) is not None:
-        return
+        return True
     run = getattr(model, f"{kind}_step")
-    # An init_scope stops all tapes.
-    eager = contextlib.nullcontext() if tf.executing_eagerly() else tf.init_scope()
     try:
-        with eager, strategy.scope():
-            trace(run, spec, strategy)
+        outside_graphs(lambda: trace(run, spec, strategy))
     except Exception as error:
         # It is the step itself that shall fail, with its own words and in its own place.
         logging.info("tfaccel: %s_step of model %r was not traced: %s", kind, model.name, error)
+        return False
+    return True
 
 
 def trace(run: Callable[[Any], Any], spec: Any, strategy: Any) -> None:
@@ -105,9 +116,10 @@ def trace(run: Callable[[Any], Any], spec: Any, strategy: Any) -> None:
     Args:
         run: a function of a batch.
         spec: of the batch.
-        strategy: in whose scope we are.
+        strategy: of ours.
     """
-    with tf.__internal__.FuncGraph("tfaccel_trace").as_default(), _made_outside(strategy):
+    graph = tf.__internal__.FuncGraph("tfaccel_trace")
+    with strategy.scope(), graph.as_default(), _made_outside(strategy):
         batch = tf.nest.map_structure(_placeholder, spec)
         if hasattr(strategy, "mesh"):
             strategy.extended.call_for_each_replica(run, args=(batch,))
@@ -194,12 +206,13 @@ def specs(batch: Any) -> Any:
     return tf.nest.map_structure(of, batch)
 
 
-def _own_steps(model: Any) -> list[str]:
-    """The kinds of steps that the model does not have from Keras."""
-    return [kind for kind in ("train", "test") if _is_own(model, f"{kind}_step")]
+def _is_own(model: Any, kind: str) -> bool:
+    """Whether Keras's way to build may miss what a step of `model` makes, since it is its own."""
+    names = (f"{kind}_step", "compute_loss", "compute_metrics")
+    return kind in ("train", "test") and any(_is_overridden(model, name) for name in names)
 
 
-def _is_own(model: Any, name: str) -> bool:
+def _is_overridden(model: Any, name: str) -> bool:
     if name in vars(model):
         return True
     made = (vars(cls)[name] for cls in type(model).__mro__ if name in vars(cls))

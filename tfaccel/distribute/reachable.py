@@ -33,7 +33,7 @@ _PARTS = (
 )
 # Their objects hold no variables of a model, or are none of its user's.
 _LIBRARIES = {*sys.stdlib_module_names, "absl", "google", "h5py", "keras", "ml_dtypes", "numpy"} | {
-    *("optree", "rich", "tensorflow", "tfaccel")
+    *("keras_cv", "keras_hub", "keras_nlp", "optree", "rich", "tensorflow", "tfaccel")
 }
 _LIBRARIES -= {"__main__"}
 _LEAVES = (str, bytes, int, float, complex, type(None), tf.Tensor, types.ModuleType)

@@ -16,6 +16,7 @@ import tensorflow as tf
 from absl import logging
 
 from tfaccel.distribute import _private
+from tfaccel.distribute.graphs import outside_graphs
 from tfaccel.distribute.reachable import Reached, reached
 from tfaccel.errors import ScopeError
 
@@ -48,7 +49,9 @@ def check(model: Any, strategy: Any) -> None:
     for optimizer in found.optimizers():
         _private.adopt_optimizer(optimizer, strategy)
     for layer in ours:
-        if _private.is_trainer(layer):
+        if _private.is_trainer(layer) and _private.strategy_at_compile(layer) is not strategy:
+            if layer.jit_compile and tf.config.list_physical_devices("GPU"):
+                layer.jit_compile = False  # "auto" of a model of no strategy; of one it is False
             _private.set_strategy(layer, strategy)
 
 
@@ -83,33 +86,36 @@ def _outside(variable: Any, strategy: Any, name: str) -> bool:
 def _take_over(
     model: Any, moved: Sequence[keras.Variable], raw: Sequence[Any], found: Reached, strategy: Any
 ) -> None:
-    optimizers = found.optimizers()
-    with tf.init_scope():
-        keys = [_keys(optimizer, found.variables) for optimizer in optimizers]
-        followed = _followed(optimizers)
-        values = _agreed([*map(_private.tf_variable, moved), *raw], strategy)
-        with strategy.scope():
-            for variable in moved:
-                slot_of = followed.get(id(variable))
-                with (
-                    _named_as(variable.path, found.owners.get(id(variable))),
-                    _beside(slot_of, strategy),
-                ):
-                    new = _again(_private.tf_variable(variable), variable.name, next(values))
-                _private.set_tf_variable(variable, new)
-            for held in raw:
-                new = _again(held, held.name.partition(":")[0], next(values))
-                for replace in found.places[id(held)]:
-                    if replace is not None:
-                        replace(new)
-        for optimizer, before in zip(optimizers, keys, strict=True):
-            _rename_keys(optimizer, before, found.variables)
-    for part in found.parts:
-        if _private.is_trainer(part):
-            part.train_function = part.test_function = part.predict_function = None
+    trainers, optimizers = _private.alive()  # others may share a layer of this one
+    keys = [_keys(optimizer, moved) for optimizer in optimizers]
+    outside_graphs(lambda: _make_again(moved, raw, found, strategy))
+    for optimizer, before in zip(optimizers, keys, strict=True):
+        _rename_keys(optimizer, before, moved)
+    changed = {id(variable) for variable in moved}
+    for trainer in trainers:
+        if any(id(variable) in changed for variable in trainer.variables):
+            trainer.train_function = trainer.test_function = trainer.predict_function = None
     for function in found.functions:
         _private.forget_traces(function)
     _say(model, moved, raw, found)
+
+
+def _make_again(
+    moved: Sequence[keras.Variable], raw: Sequence[Any], found: Reached, strategy: Any
+) -> None:
+    followed = _followed(found.optimizers())
+    values = _agreed([*map(_private.tf_variable, moved), *raw], strategy)
+    with strategy.scope():
+        for variable in moved:
+            named = _named_as(variable.path, found.owners.get(id(variable)))
+            with named, _beside(followed.get(id(variable)), strategy):
+                new = _again(_private.tf_variable(variable), variable.name, next(values))
+            _private.set_tf_variable(variable, new)
+        for held in raw:
+            new = _again(held, held.name.partition(":")[0], next(values))
+            for replace in found.places[id(held)]:
+                if replace is not None:
+                    replace(new)
 
 
 def _agreed(variables: Sequence[Any], strategy: Any) -> Iterator[Any]:

@@ -112,10 +112,10 @@ class OnMesh:
 @contextmanager
 def _whole(model: Any, training: bool = False) -> Iterator[None]:
     mesh, planner = model._tfaccel_strategy.mesh, model._tfaccel_strategy.planner
-    planner.check_all_used()
     check(model, training, mesh.device_type())
     with whole_features(model, mesh, planner.mesh.model_axis):
         yield
+    planner.check_all_used()  # after a step that makes variables
     remember(model, tf.compat.v1.get_default_graph())
 
 

@@ -26,6 +26,7 @@ from tfaccel.distribute.model_parallel.outcome import Outcome
 from tfaccel.distribute.model_parallel.plan import Planner
 from tfaccel.distribute.model_parallel.variable import MeshVariable
 from tfaccel.distribute.optimizer import optimizers_of
+from tfaccel.errors import ScopeError
 
 
 class ModelParallelStrategy(tf.distribute.Strategy):  # type: ignore[misc]
@@ -93,8 +94,11 @@ class ModelParallelStrategy(tf.distribute.Strategy):  # type: ignore[misc]
     def run(self, fn: Any, args: Any = (), kwargs: Any = None, options: Any = None) -> Any:
         """Runs `fn` once, over the whole mesh; what it returns is whole on every device."""
         self.used = True
-        if _private.is_trainer(model := getattr(fn, "__self__", None)):
-            self._prepare(model)
+        if _private.is_keras_function(fn):
+            model = getattr(fn, "__self__", None) or _private.predicting_model()
+            if model is not None:
+                _refuse_late(model)
+                self._prepare(model)
         if tf.executing_eagerly():
             args = self.on_mesh(args)
         return super().run(fn, unwrap(args), kwargs, options)
@@ -121,6 +125,16 @@ class ModelParallelStrategy(tf.distribute.Strategy):  # type: ignore[misc]
             _private.adopt_optimizer(optimizer, self)
         on_mesh.put(model, self)
         build.by_steps(model, self)
+
+
+def _refuse_late(model: Any) -> None:
+    """Raises where a function of `model` is being traced that takes no host batches."""
+    if not tf.executing_eagerly() and not isinstance(model, on_mesh.OnMesh):
+        raise ScopeError(
+            f"tfaccel: a batch is given to model {model.name!r}, which was compiled outside the "
+            "scope of this strategy; call model.compile(...) inside `with strategy.scope():` "
+            "before train_on_batch, test_on_batch or predict_on_batch."
+        )
 
 
 class OneProgram(tf.distribute.ReplicaContext):  # type: ignore[misc]
