@@ -37,7 +37,8 @@ def make(request: Request) -> tf.distribute.Strategy:
     return MultiWorkerMirroredStrategy(
         cluster,
         device_type=kind,
-        devices=len(request.devices),
+        # TensorFlow counts the GPUs that it is shown anew.
+        devices=[i if kind == "GPU" else int(n[4:]) for i, n in enumerate(request.devices)],
         communication=way,
         timeout_s=options.collective_timeout,
         frequency=request.frequency,

@@ -166,7 +166,9 @@ def _counted(leaves: list[Any], cut: Cut) -> tuple[tf.Tensor, list[Any]]:
     fits = (found == 1) | (found == rows)
     if cut.multiples:
         fits |= (found % one == 0) & (found > rows) & (rows > 0)
-    with tf.control_dependencies([tf.debugging.Assert(tf.reduce_all(fits), [_UNEVEN, found], summarize=32)]):
+    with tf.control_dependencies(
+        [tf.debugging.Assert(tf.reduce_all(fits), [_UNEVEN, found], summarize=32)]
+    ):
         rows = tf.identity(rows)
     # Of no rows, each leaf is cut as the others.
     factors = iter(tf.unstack(tf.where(rows == 0, tf.ones_like(found), found // one)))
