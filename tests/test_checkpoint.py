@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -46,7 +47,9 @@ def test_a_worker_of_which_nothing_came_is_found_out(tmp_path: Path) -> None:
         return values
 
     cluster = SimpleNamespace(rank=0, is_chief=True, size=2)
-    ours._distribute_strategy = SimpleNamespace(cluster=cluster, broadcast=broadcast)
+    ours._distribute_strategy = SimpleNamespace(
+        cluster=cluster, broadcast=broadcast, scope=contextlib.nullcontext
+    )
     with pytest.raises(CheckpointError, match=r"step-1 was not written \(.*nothing came of work"):
         checkpoint.save(ours, tmp_path / "step-1")
     assert heard == [False, False, True]

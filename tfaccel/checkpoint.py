@@ -75,7 +75,8 @@ def restore(model: keras.Model, path: str | os.PathLike[str]) -> None:
     """
     prefix = _in(_folder(path), _NAME)
     try:
-        held = tf.train.load_checkpoint(prefix).get_variable_to_shape_map()
+        reader = tf.compat.v1.train.NewCheckpointReader(prefix)
+        held = reader.get_variable_to_shape_map()
     except (ValueError, tf.errors.OpError):
         raise CheckpointError(
             f"tfaccel: {os.fspath(path)} is no checkpoint, expected a folder that "
@@ -176,6 +177,17 @@ def _remove(folder: str) -> None:
         tf.io.gfile.rmtree(folder)
 
 
+def _move(folder: str, to: str) -> None:
+    if "://" not in folder:
+        tf.io.gfile.rename(folder, to)
+        return
+    # Not every remote filesystem has folders that could be renamed.
+    tf.io.gfile.makedirs(to)
+    for name in tf.io.gfile.listdir(folder):
+        tf.io.gfile.rename(_in(folder, name), _in(to, name))
+    _remove(folder)
+
+
 def _begin(writing: str) -> None:
     """Makes an empty folder, also where a run that was killed has left one."""
     _remove(writing)
@@ -213,8 +225,8 @@ def _complete(writing: str, folder: str, workers: int) -> None:
     old = _beside(folder, "old")
     _remove(old)
     if tf.io.gfile.exists(folder):
-        tf.io.gfile.rename(folder, old)
-    tf.io.gfile.rename(writing, folder)
+        _move(folder, old)
+    _move(writing, folder)
     _remove(old)
 
 
