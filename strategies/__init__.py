@@ -70,7 +70,10 @@ def strategy(name: str = "auto", **options: Any) -> tf.distribute.Strategy:
     if name == "auto" and wanted.mesh is not None:
         choice = Choice("model_parallel", "a mesh was asked for")
     else:
-        choice = choose(name, here, cluster, number, wanted.device_type)
+        kind = wanted.device_type
+        if isinstance(wanted.devices, tuple):
+            kind = devices.kind_of(here, kind, wanted.devices).lower()
+        choice = choose(name, here, cluster, number, kind)
     _check_mesh(choice.name, wanted)
     _check_frequency(choice.name, wanted)
     _check_ragged(choice.name, wanted)

@@ -48,12 +48,12 @@ class Description:
             on_tpu = self.choice.name == "tpu"
             way = "over the TPU's own links" if on_tpu else self.options.communication
             lines.append(f"all-reduce {way}")
-        if self.options.wire is not None:
-            lines[-1] += f", gradients as {self.options.wire}"
-        if self.options.accumulate == "local":
-            lines[-1] += ", once for each update of an optimizer that accumulates"
-        if self.options.local_steps > 1:
-            lines[-1] += f", parameters only, every {self.options.local_steps} steps"
+            if self.options.wire is not None:
+                lines[-1] += f", gradients as {self.options.wire}"
+            if self.options.accumulate == "local":
+                lines[-1] += ", once for each update of an optimizer that accumulates"
+            if self.options.local_steps > 1:
+                lines[-1] += f", parameters only, every {self.options.local_steps} steps"
         if self.options.ragged in _BATCHES:
             lines.append(f"batches    {_BATCHES[self.options.ragged]}")
         if self.choice.name == "tpu":
@@ -96,15 +96,16 @@ def remember(
     _made[strategy] = Description(choice, replicas, tuple(devices), cluster, policy, options)
     logging.info("tfaccel\n%s", _made[strategy])
     if hasattr(strategy, "used"):
-        atexit.register(_say_if_unused, strategy)
+        atexit.register(_say_if_unused, weakref.ref(strategy))
 
 
-def _say_if_unused(strategy: tf.distribute.Strategy) -> None:
+def _say_if_unused(made: weakref.ref[tf.distribute.Strategy]) -> None:
     """Tells a script that made a strategy and then trained without it; nothing else would.
 
     One that ended in an error has said enough.
     """
-    if not strategy.used and not hasattr(sys, "last_value"):
+    strategy = made()
+    if strategy is not None and not strategy.used and not hasattr(sys, "last_value"):
         logging.warning(
             "tfaccel: nothing was trained under strategy %r; build and compile the model inside "
             "`with strategy.scope():`.",

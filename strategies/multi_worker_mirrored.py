@@ -37,7 +37,7 @@ def make(request: Request) -> tf.distribute.Strategy:
     return MultiWorkerMirroredStrategy(
         cluster,
         device_type=kind,
-        devices=len(devices),
+        devices=[int(name.partition(":")[2]) for name in devices],
         communication=way,
         timeout_s=options.collective_timeout,
         frequency=request.frequency,

@@ -21,5 +21,10 @@ def make(request: Request) -> tf.distribute.Strategy:
             f"tfaccel: strategy 'one_device' got {', '.join(request.devices)}, expected one "
             "device; use strategy 'mirrored' for more."
         )
+    if request.devices[0].startswith("CPU") and request.devices[0] != "CPU:0":
+        raise StrategyError(
+            f"tfaccel: strategy 'one_device' got {request.devices[0]}, expected CPU:0: logical "
+            "CPUs are all of one processor, which TensorFlow uses whole; leave devices out."
+        )
     settings.show_only(request.devices)
     return tf.distribute.get_strategy()

@@ -27,7 +27,7 @@ def apply(options: Options, here: Sequence[Device], names: Sequence[str]) -> str
         The dtype policy in force.
     """
     _backend()
-    _logical_cpus(sum(name.startswith("CPU") for name in names))
+    _logical_cpus(1 + max((int(n[4:]) for n in names if n.startswith("CPU")), default=0))
     if options.memory_growth:
         _memory_growth()
     if options.xla:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import secrets
+
 from tfaccel.cluster import mpi, switchboard
 from tfaccel.cluster.cluster import Cluster
 from tfaccel.cluster.rendezvous import installed_versions
@@ -63,11 +65,13 @@ def over_mpi(cluster: Cluster, options: Options) -> Communicator:
         _refuse_others(communicator.share_all(installed_versions()))
         agreement.adopt(communicator.share(agreement.offer()))
         return communicator
-    port = switchboard.start(cluster.size) if cluster.is_chief else 0
-    payload = f"{port}\n".encode() + agreement.offer()
+    secret = secrets.token_hex(16)
+    port = switchboard.start(cluster.size, secret) if cluster.is_chief else 0
+    payload = f"{port} {secret}\n".encode() + agreement.offer()
     said, _, state = meeting.of(cluster, options, payload, "mpi").payload.partition(b"\n")
     agreement.adopt(state)
-    return start.join(cluster, int(said))
+    number, _, secret = said.decode().partition(" ")
+    return start.join(cluster, int(number), secret)
 
 
 def _refuse_others(versions: list[dict[str, str]]) -> None:

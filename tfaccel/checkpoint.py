@@ -7,10 +7,8 @@ written another one can read, and any other strategy, and one device.
 
 from __future__ import annotations
 
-import contextlib
 import os
-import shutil
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -28,22 +26,24 @@ def save(model: keras.Model, path: str | os.PathLike[str]) -> None:
     """Writes the variables of `model` and of its optimizers.
 
     With several processes every one of them must call, and all must see the same disk. What stands
-    at `path` is whole at any time: it is replaced when the new checkpoint is complete.
+    at `path` is whole at any time: it is replaced when the new checkpoint is complete (on a remote
+    filesystem, which renames file by file, nearly so).
 
     Args:
         model: a built model; with an optimizer, also that one's state.
-        path: a folder, which is made.
+        path: a folder, which is made; also on a filesystem of `tf.io.gfile`, such as ``gs://``.
 
     Raises:
-        CheckpointError: when the model is not built, or the chief could not put it together.
+        CheckpointError: when the model is not built, or some process could not write, on all of
+            them.
 
     Example:
         tfaccel.checkpoint.save(model, "run/step-1000")
         ...
         tfaccel.checkpoint.restore(model, "run/step-1000")  # on another mesh
     """
-    strategy, folder = model.distribute_strategy, Path(path)
-    writing = folder.with_name(f".writing.{folder.name}")
+    strategy, folder = model.distribute_strategy, _folder(path)
+    writing = _beside(folder, "writing")
     cluster = getattr(strategy, "cluster", None)
     rank, chief = (cluster.rank, cluster.is_chief) if cluster else (0, True)
     names, specs, tensors = [], [], []
@@ -52,26 +52,15 @@ def save(model: keras.Model, path: str | os.PathLike[str]) -> None:
             names.append(name)
             specs.append(_spec(tuple(variable.shape), cut))
             tensors.append(piece)
+    failed = _tried(lambda: _begin(writing)) if chief else None
+    _agree(strategy, folder, failed)
+    failed = _tried(lambda: _write(writing, rank, names, specs, tensors))
+    # A process that could not write waits with the others, and is found out by what is missing.
+    _agree(strategy, folder, failed if chief else None)
     if chief:
-        shutil.rmtree(writing, ignore_errors=True)  # of a run that was killed
-        writing.mkdir(parents=True)
-    _wait(strategy)
-    if names:
-        with tf.device("/CPU:0"):
-            tf.raw_ops.SaveV2(
-                prefix=str(writing / f"part-{rank:05d}"),
-                tensor_names=names,
-                shape_and_slices=specs,
-                tensors=tensors,
-            )
-    _wait(strategy)
-    failed: Exception | None = None
-    if chief:
-        try:
-            _complete(writing, folder)
-        except Exception as error:
-            failed = error
-    _wait(strategy, failed)
+        workers = cluster.size if cluster else 1
+        failed = _tried(lambda: _complete(writing, folder, workers))
+    _agree(strategy, folder, failed)
 
 
 def restore(model: keras.Model, path: str | os.PathLike[str]) -> None:
@@ -84,9 +73,10 @@ def restore(model: keras.Model, path: str | os.PathLike[str]) -> None:
     Raises:
         CheckpointError: when there is none, or it is another model's.
     """
-    prefix = str(Path(path) / _NAME)
+    prefix = _in(_folder(path), _NAME)
     try:
-        held = tf.train.load_checkpoint(prefix).get_variable_to_shape_map()
+        reader = tf.compat.v1.train.NewCheckpointReader(prefix)
+        held = reader.get_variable_to_shape_map()
     except (ValueError, tf.errors.OpError):
         raise CheckpointError(
             f"tfaccel: {os.fspath(path)} is no checkpoint, expected a folder that "
@@ -164,29 +154,109 @@ def _read(prefix: str, name: str, variable: Any) -> None:
         variable.assign(piece(None))
 
 
-def _complete(writing: Path, folder: Path) -> None:
+def _folder(path: str | os.PathLike[str]) -> str:
+    return os.fspath(path).rstrip("/")
+
+
+def _in(folder: str, name: str) -> str:
+    return f"{folder}/{name}"
+
+
+def _beside(folder: str, kind: str) -> str:
+    """A hidden name next to `folder`.
+
+    >>> _beside("gs://bucket/run/step-1", "old"), _beside("step-1", "old")
+    ('gs://bucket/run/.old.step-1', '.old.step-1')
+    """
+    above, slash, name = folder.rpartition("/")
+    return f"{above}{slash}.{kind}.{name}"
+
+
+def _remove(folder: str) -> None:
+    if tf.io.gfile.exists(folder):
+        tf.io.gfile.rmtree(folder)
+
+
+def _move(folder: str, to: str) -> None:
+    if "://" not in folder:
+        tf.io.gfile.rename(folder, to)
+        return
+    # Not every remote filesystem has folders that could be renamed.
+    tf.io.gfile.makedirs(to)
+    for name in tf.io.gfile.listdir(folder):
+        tf.io.gfile.rename(_in(folder, name), _in(to, name))
+    _remove(folder)
+
+
+def _begin(writing: str) -> None:
+    """Makes an empty folder, also where a run that was killed has left one."""
+    _remove(writing)
+    tf.io.gfile.makedirs(writing)
+
+
+def _write(writing: str, rank: int, names: list[str], specs: list[str], tensors: list[Any]) -> None:
+    """Writes what this process has, and then that it has done so."""
+    if names:
+        with tf.device("/CPU:0"):
+            tf.raw_ops.SaveV2(
+                prefix=_in(writing, f"part-{rank:05d}"),
+                tensor_names=names,
+                shape_and_slices=specs,
+                tensors=tensors,
+            )
+    with tf.io.gfile.GFile(_in(writing, f"done-{rank:05d}"), "w") as file:
+        file.write("")
+
+
+def _complete(writing: str, folder: str, workers: int) -> None:
     """Merges the parts, and puts the folder where it belongs."""
-    parts = sorted(str(p.with_suffix("")) for p in writing.glob("part-*.index"))
+    done = [_in(writing, f"done-{rank:05d}") for rank in range(workers)]
+    missing = [str(rank) for rank, file in enumerate(done) if not tf.io.gfile.exists(file)]
+    if missing:
+        raise OSError(f"nothing came of worker {', '.join(missing)}")
+    for file in done:
+        tf.io.gfile.remove(file)
+    parts = sorted(p.removesuffix(".index") for p in tf.io.gfile.glob(_in(writing, "part-*.index")))
     tf.raw_ops.MergeV2Checkpoints(
-        checkpoint_prefixes=parts, destination_prefix=str(writing / _NAME), delete_old_dirs=False
+        checkpoint_prefixes=parts,
+        destination_prefix=_in(writing, _NAME),
+        delete_old_dirs=False,
     )
-    old = folder.with_name(f".old.{folder.name}")
-    shutil.rmtree(old, ignore_errors=True)
-    with contextlib.suppress(FileNotFoundError):
-        folder.rename(old)
-    writing.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    old = _beside(folder, "old")
+    _remove(old)
+    if tf.io.gfile.exists(folder):
+        _move(folder, old)
+    _move(writing, folder)
+    _remove(old)
 
 
-def _wait(strategy: Any, failed: Exception | None = None) -> None:
-    """Waits for the other processes; all learn whether the chief has failed."""
-    wrong = failed is not None
+def _tried(work: Callable[[], None]) -> Exception | None:
+    """What `work` failed of."""
+    try:
+        work()
+    except Exception as error:
+        return error
+    return None
+
+
+_WORDS = 200  # of an error, which all processes hear
+
+
+def _agree(strategy: Any, folder: str, failed: Exception | None) -> None:
+    """Waits for the other processes; all raise what the chief has failed of, and each its own."""
+    says = _says(failed) if failed is not None else ""
     if getattr(strategy, "cluster", None) is not None:
-        (said,) = strategy.broadcast([np.int32(wrong)])
-        wrong = bool(int(said))
-    if failed is not None:
-        raise failed
-    if wrong:
+        sent = np.zeros(_WORDS, np.int32)
+        codes = [ord(c) for c in says[:_WORDS]]
+        sent[: len(codes)] = codes
+        (heard,) = strategy.broadcast([sent])
+        says = says or "".join(chr(c) for c in np.asarray(heard) if c)
+    if says:
         raise CheckpointError(
-            "tfaccel: worker 0 could not complete the checkpoint that all wrote; see its error."
-        )
+            f"tfaccel: the checkpoint {folder} was not written ({says}), expected a folder that "
+            "every worker can write to."
+        ) from failed
+
+
+def _says(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {getattr(error, 'message', error)}".split())

@@ -31,6 +31,21 @@ def test_tasks_in_the_order_of_their_ranks() -> None:
     assert hosts(STEP | uneven) == ["n1", "n2", "n2", "n2"]
 
 
+def test_tasks_in_planes() -> None:
+    six = STEP | {"SLURM_STEP_NUM_TASKS": "7", "SLURM_STEP_TASKS_PER_NODE": "4,3"}
+    found = ["n1", "n1", "n2", "n2", "n1", "n1", "n2"]
+    assert hosts(six | {"SLURM_DISTRIBUTION": "plane=2"}) == found
+    named = {"SLURM_DISTRIBUTION": "plane", "SLURM_DIST_PLANESIZE": "2"}
+    assert hosts(six | named) == found
+    assert hosts(six | {"SLURM_DISTRIBUTION": "block:cyclic,NoPack"}) == ["n1"] * 4 + ["n2"] * 3
+
+
+@pytest.mark.parametrize("how", ["plane", "plane=0", "arbitrary"])
+def test_an_order_that_nobody_knows_is_refused(how: str) -> None:
+    with pytest.raises(ClusterError, match=f"SLURM_DISTRIBUTION is '{how}', expected block, cycl"):
+        slurm.resolve(STEP | {"SLURM_DISTRIBUTION": how})
+
+
 def test_no_two_tasks_share_an_address_and_no_two_steps_either() -> None:
     first, second = slurm.resolve(STEP), slurm.resolve(STEP | {"SLURM_STEP_ID": "1"})
     assert first is not None

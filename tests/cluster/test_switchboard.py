@@ -84,6 +84,27 @@ def test_a_rank_that_comes_late_is_told_who_is_gone(port: int) -> None:
     late.line.shutdown(socket.SHUT_RDWR)
 
 
+def test_a_second_line_of_a_rank_that_is_here_is_not_taken(port: int) -> None:
+    ranks = [Rank(port, 0), Rank(port, 1)]
+    threading.Event().wait(0.2)
+    stranger = switchboard.call("127.0.0.1", port, 1, "life")
+    assert stranger.recv(1) == b"", "it hangs up"
+    assert [rank.ended.wait(0.3) for rank in ranks] == [False, False]
+    for rank in ranks:
+        rank.line.shutdown(socket.SHUT_RDWR)
+
+
+def test_who_does_not_know_the_secret_speaks_for_nobody() -> None:
+    port = switchboard.start(2, "0123abcd")
+    for secret in ("", "0123abce"):
+        stranger = switchboard.call("127.0.0.1", port, 1, "life", secret)
+        assert stranger.recv(1) == b"", "it hangs up"
+    lines = [switchboard.call("127.0.0.1", port, rank, "life", "0123abcd") for rank in (0, 1)]
+    lines[0].shutdown(socket.SHUT_RDWR)
+    assert lines[1].recv(100) == b"gone 0\n"
+    lines[1].close()
+
+
 def test_ranks_that_end_alike_end_in_peace(port: int) -> None:
     ranks = [Rank(port, 0), Rank(port, 1)]
     for rank in ranks:

@@ -193,6 +193,35 @@ def test_an_interrupt_deletes_it(cloud: Cloud, how: int) -> None:
     assert cloud.asked[-1] == "delete"
 
 
+LABELLED = """
+if what == "create":
+    (mark,) = [w for w in words if w.startswith("--labels=")]
+    open({label!r}, "w").write(mark.rpartition("=")[2] if os.environ["MADE"] == "ours" else "other")
+    time.sleep(60)
+if what == "describe":
+    print(open({label!r}).read())
+    sys.exit()
+"""
+
+
+@pytest.mark.parametrize("whose", ["ours", "another's"])
+def test_an_interrupt_while_it_is_made_deletes_only_ours(
+    cloud: Cloud, tmp_path: Path, whose: str
+) -> None:
+    fake, label = tmp_path / "bin" / "gcloud", tmp_path / "label"
+    text = fake.read_text().replace("import json", "import time, json", 1)
+    added = LABELLED.format(label=str(label))
+    fake.write_text(text.replace("answers =", added + "answers =", 1))
+    process = cloud.start("--yes", str(cloud.script), MADE=whose)
+    while not (label.exists() and label.read_text()):
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert cloud.asked == ["create", "describe"] + ["delete"] * (whose == "ours")
+    assert ("so none is deleted; see that none of this run comes later" in err) == (whose != "ours")
+
+
 def test_a_tpu_that_cannot_be_deleted_is_shouted_about(cloud: Cloud) -> None:
     code, _, err = cloud.run("--yes", ANSWERS=json.dumps({"delete": [1, "try later"]}))
     assert code == 0, "the script's own"

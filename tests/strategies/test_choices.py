@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tests.support import run_child
 from tfaccel import strategies
 from tfaccel.cluster import Cluster
 from tfaccel.errors import StrategyError
@@ -44,6 +45,49 @@ def test_auto(here: Any, cluster: Any, asked: dict[str, Any], name: str, why: st
     choice = choose("auto", here, cluster, **asked)
     assert choice.name == name
     assert why in choice.reason
+
+
+NAMED = """
+import tfaccel
+from tfaccel import hardware
+gpus = [hardware.Device("GPU", i) for i in range(2)]
+found = hardware.detect
+hardware.detect = lambda: (*found(), *gpus)
+strategy = tfaccel.strategy("auto", devices="CPU:2,CPU:3", wire="bfloat16")
+print(tfaccel.describe(strategy))
+import keras, numpy as np
+with strategy.scope():
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+model.fit(np.ones((8, 2)), np.ones((8, 1)), batch_size=4, verbose=0)
+print("trained on", *(device[-5:] for device in strategy.extended.worker_devices))
+"""
+
+
+def test_devices_with_names_are_those_and_decide_the_kind() -> None:
+    said = run_child(["-c", NAMED])
+    assert "strategy   mirrored (2 logical CPUs were asked for)" in said
+    assert "replicas   2: CPU:2, CPU:3" in said
+    assert "gradients as bfloat16" in said
+    assert "trained on CPU:2 CPU:3" in said
+
+
+ALONE = """
+import gc, weakref, tfaccel
+strategy = tfaccel.strategy("mirrored", devices=1, device_type="cpu", wire="bfloat16")
+print(tfaccel.describe(strategy))
+held = weakref.ref(strategy)
+del strategy
+gc.collect()
+print("kept alive" if held() else "gone")
+"""
+
+
+def test_of_one_replica_no_gradient_travels_and_nothing_keeps_a_strategy_alive() -> None:
+    said = run_child(["-c", ALONE])
+    assert "replicas   1: CPU:0" in said
+    assert "bfloat16" not in said
+    assert "gone" in said
 
 
 def test_a_name_stands_for_itself() -> None:

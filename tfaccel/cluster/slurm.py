@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Mapping
-from typing import NoReturn
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn
 
 from tfaccel.cluster.cluster import Cluster
 from tfaccel.errors import ClusterError
@@ -52,13 +52,29 @@ def resolve(environ: Mapping[str, str]) -> Cluster | None:
             f"SLURM_STEP_NODELIST is {nodes!r}, SLURM_STEP_TASKS_PER_NODE {tasks!r}, "
             f"SLURM_STEP_NUM_TASKS {size}, SLURM_PROCID {rank}"
         )
-    if environ.get("SLURM_DISTRIBUTION", "block").split(",")[0].split(":")[0] == "cyclic":
-        order = sorted((i, n) for n, count in enumerate(counts) for i in range(count))
-    else:
-        order = [(i, n) for n, count in enumerate(counts) for i in range(count)]
+    tasks_of = [(i, n) for n, count in enumerate(counts) for i in range(count)]
+    order = sorted(tasks_of, key=_turn(environ, max(counts)))
     step = f"{environ.get('SLURM_JOB_ID', '')}.{environ.get('SLURM_STEP_ID', '')}"
     first = _FIRST_PORT + zlib.crc32(step.encode()) % _PORTS
     return Cluster(tuple(f"{hosts[n]}:{first + i}" for i, n in order), int(rank), SOURCE)
+
+
+def _turn(environ: Mapping[str, str], most: int) -> Callable[[tuple[int, int]], Any]:
+    """By what to sort tasks, as (number on its node, node), into the order of their ranks.
+
+    Slurm deals planes of so many tasks to nodes in turn: of one task each with ``cyclic``, of all
+    that a node has with ``block``.
+    """
+    how = environ.get("SLURM_DISTRIBUTION", "").split(",")[0].split(":")[0] or "block"
+    name, _, size = how.partition("=")
+    size = size or environ.get("SLURM_DIST_PLANESIZE", "")
+    planes = {"block": most, "*": most, "cyclic": 1}
+    if name == "plane" and size.isdigit() and int(size) > 0:
+        planes["plane"] = int(size)
+    if name not in planes:
+        _wrong(f"SLURM_DISTRIBUTION is {how!r}", "block, cyclic or plane=SIZE")
+    plane = planes[name]
+    return lambda task: (task[0] // plane, task[1], task[0])
 
 
 def hostnames(nodes: str) -> list[str]:
@@ -92,8 +108,7 @@ def tasks_per_node(tasks: str) -> list[int]:
     return [int(m[1]) for m in parts if m is not None for _ in range(int(m[2] or 1))]
 
 
-def _wrong(found: str) -> NoReturn:
+def _wrong(found: str, expected: str = "what srun sets, which agrees") -> NoReturn:
     raise ClusterError(
-        f"tfaccel: {found}, expected what srun sets, which agrees; start the script with srun, or "
-        "unset SLURM_PROCID."
+        f"tfaccel: {found}, expected {expected}; start the script with srun, or unset SLURM_PROCID."
     )

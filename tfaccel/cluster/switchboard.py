@@ -2,6 +2,9 @@
 
     python -m tfaccel.cluster.switchboard SIZE      (prints its port)
 
+A line must present the secret of the job, which the ranks hear when they meet, and a rank has one
+of each kind: nobody else can speak for it.
+
 It is a process of its own because MPI holds Python still while it starts. Every rank has two
 lines to it. Over the first MPI asks for the others' addresses (`pmi`). The second is a lifeline:
 MPI alone does not notice that a rank is gone, and the others would wait in it forever. Here a line
@@ -11,6 +14,8 @@ that breaks before its rank said goodbye is told to all others at once.
 from __future__ import annotations
 
 import contextlib
+import hmac
+import os
 import selectors
 import signal
 import socket
@@ -27,10 +32,17 @@ _START_S = 30.0
 _KEEPALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 10_000}
 
 
-def start(size: int) -> int:
+_SECRET = "TFACCEL_SWITCHBOARD_SECRET"
+
+
+def start(size: int, secret: str = "") -> int:
     """Starts a switchboard for `size` ranks beside this process, and returns its port.
 
     It ends when all ranks have, or when this process does.
+
+    Args:
+        size: the number of ranks.
+        secret: of the job; letters and digits.
 
     Raises:
         ClusterError: it does not come up.
@@ -41,6 +53,7 @@ def start(size: int) -> int:
     # others still need the switchboard.
     process = subprocess.Popen(
         command,
+        env={**os.environ, _SECRET: secret},  # arguments are seen by everybody on the machine
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -60,7 +73,7 @@ def start(size: int) -> int:
 _running: list[subprocess.Popen[str]] = []
 
 
-def call(host: str, port: int, rank: int, kind: str) -> socket.socket:
+def call(host: str, port: int, rank: int, kind: str, secret: str = "") -> socket.socket:
     """Opens a line.
 
     Args:
@@ -68,6 +81,7 @@ def call(host: str, port: int, rank: int, kind: str) -> socket.socket:
         port: its port.
         rank: who calls.
         kind: ``"pmi"`` or ``"life"``.
+        secret: of the job.
 
     Raises:
         ClusterError: nobody answers.
@@ -81,7 +95,7 @@ def call(host: str, port: int, rank: int, kind: str) -> socket.socket:
         ) from error
     line.settimeout(None)
     keep_alive(line)
-    line.sendall(f"{kind} {rank}\n".encode())
+    line.sendall(f"{kind} {rank} {secret}".rstrip().encode() + b"\n")
     return line
 
 
@@ -122,7 +136,8 @@ class _Line:
 class Switchboard:
     """Serves the lines of `size` ranks."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, secret: str = "") -> None:
+        self._secret = secret.encode()
         self._table = KeyValues(size, f"tfaccel-{uuid.uuid4().hex}")
         self._size = size
         self._lines: dict[tuple[str, int], _Line] = {}
@@ -156,10 +171,13 @@ class Switchboard:
         said = line.lines()
         for words in said or ():
             if not line.kind:
-                line.kind, _, number = words.partition(" ")
-                line.rank = int(number) if number.isdigit() else -1
-                if line.kind not in ("pmi", "life") or not 0 <= line.rank < self._size:
-                    return False  # a port scan
+                kind, number, secret = (*words.split(" "), "", "", "")[:3]
+                rank = int(number) if number.isdigit() else -1
+                known = kind in ("pmi", "life") and 0 <= rank < self._size
+                known = known and hmac.compare_digest(secret.encode(), self._secret)
+                if not known or (kind, rank) in self._lines:
+                    return False  # a port scan, or somebody who speaks for a rank that is here
+                line.kind, line.rank = kind, rank
                 self._lines[line.kind, line.rank] = line
                 if line.kind == "life":
                     self._came.add(line.rank)
@@ -177,6 +195,8 @@ class Switchboard:
 
     def _broken(self, line: _Line) -> None:
         line.connection.close()
+        if not line.kind:
+            return
         self._lines.pop((line.kind, line.rank), None)
         if line.kind == "life" or (line.kind == "pmi" and line.rank not in self._came):
             self._ended.add(line.rank)
@@ -202,7 +222,7 @@ def main() -> None:
         listener = socket.create_server(("", 0), backlog=2 * size)
     print(listener.getsockname()[1], flush=True)
     sys.stdout.close()
-    Switchboard(size).serve(listener)
+    Switchboard(size, os.environ.pop(_SECRET, "")).serve(listener)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,15 +22,15 @@ class MultiWorkerMirroredExtended(KerasFitExtended, _private.CollectiveAllReduce
     """How the variables and steps of `MultiWorkerMirroredStrategy` are made."""
 
     def __init__(
-        self, strategy: Any, resolver: Any, options: Any, device_type: str, devices: int
+        self, strategy: Any, resolver: Any, options: Any, device_type: str, devices: Sequence[int]
     ) -> None:
         self._ours = (device_type, devices)
         super().__init__(strategy, cluster_resolver=resolver, communication_options=options)
 
     def _initialize_local_devices(self, resolver: Any, worker: str) -> tuple[tuple[str, ...], str]:
         # TensorFlow takes one CPU however many there are.
-        kind, number = self._ours
-        return tuple(f"{worker}/device:{kind}:{i}" for i in range(number)), kind
+        kind, numbers = self._ours
+        return tuple(f"{worker}/device:{kind}:{i}" for i in numbers), kind
 
     def __del__(self) -> None:
         """Leaves TensorFlow's own clean-up to objects that were fully made."""
@@ -46,7 +46,7 @@ class MultiWorkerMirroredStrategy(KerasFit, tf.distribute.MultiWorkerMirroredStr
     Args:
         cluster: the workers, and which of them we are.
         device_type: ``"CPU"`` or ``"GPU"``.
-        devices: number of devices of that type in each worker.
+        devices: number of devices of that type in each worker, or the numbers that they have.
         communication: ``"auto"``, ``"ring"`` or ``"nccl"``.
         timeout_s: seconds after which a collective gives up on a silent worker; None waits for
             TensorFlow's own heartbeat.
@@ -57,7 +57,7 @@ class MultiWorkerMirroredStrategy(KerasFit, tf.distribute.MultiWorkerMirroredStr
         self,
         cluster: Cluster,
         device_type: str = "CPU",
-        devices: int = 1,
+        devices: int | Sequence[int] = 1,
         communication: str = "auto",
         timeout_s: float | None = None,
         frequency: Frequency | None = None,
@@ -76,6 +76,7 @@ class MultiWorkerMirroredStrategy(KerasFit, tf.distribute.MultiWorkerMirroredStr
         self.communication = communication
         self.frequency = frequency or Frequency()
         _private.own_collectives(self)
+        devices = range(devices) if isinstance(devices, int) else devices
         with _sigterm_kept():
             extended = MultiWorkerMirroredExtended(self, resolver, options, device_type, devices)
         tf.distribute.Strategy.__init__(self, extended)

@@ -23,6 +23,7 @@ _RUNTIMES = {
     "v5p": "v2-alpha-tpuv5",
     "v5litepod": "v2-alpha-tpuv5-lite",
 }
+_MARK = "tfaccel-run"  # a label
 _EXCLUDED = (".git", ".venv", "__pycache__")
 
 
@@ -42,6 +43,8 @@ class TpuJob:
         spot: a cheaper one that may be taken away.
         install: what pip installs beside TensorFlow for TPUs; the tfaccel of this machine.
         environment: variables of the script.
+        mark: a label of the TPU, by which a run knows the one that it has made; none where empty.
+        folder: where the code is packed here.
     """
 
     script: Path
@@ -55,6 +58,8 @@ class TpuJob:
     spot: bool = False
     install: tuple[str, ...] = (f"tfaccel=={tfaccel.__version__}",)
     environment: tuple[tuple[str, str], ...] = ()
+    mark: str = ""
+    folder: str = "/tmp"
 
     @property
     def software(self) -> str:
@@ -80,19 +85,29 @@ class TpuJob:
     @property
     def archive(self) -> str:
         """Where the code is packed here; on the TPU it lies under the same name in the home."""
-        return f"/tmp/{self.name}.tar.gz"
+        return f"{self.folder}/{self.name}.tar.gz"
 
 
 def create(job: TpuJob) -> Command:
     """Makes the TPU: from here on it costs money."""
     spot = ["--spot"] if job.spot else []
     kind = [f"--accelerator-type={job.accelerator}"]
+    kind += [f"--labels={_MARK}={job.mark}"] if job.mark else []
     if job.queued:
         made = ["queued-resources", "create", job.name, f"--node-id={job.name}", *_where(job)]
         return _gcloud(*made, *kind, f"--runtime-version={job.software}", *spot)
     return _gcloud(
         "tpu-vm", "create", job.name, *_where(job), *kind, f"--version={job.software}", *spot
     )
+
+
+def mark(job: TpuJob) -> Command:
+    """Prints the mark of the TPU of that name, which need not be ours."""
+    if job.queued:
+        words = ["queued-resources", "describe", job.name, *_where(job)]
+        return _gcloud(*words, f"--format=value(tpu.nodeSpec[0].node.labels.{_MARK})")
+    words = ["tpu-vm", "describe", job.name, *_where(job)]
+    return _gcloud(*words, f"--format=value(labels.{_MARK})")
 
 
 def wait(job: TpuJob) -> Command:

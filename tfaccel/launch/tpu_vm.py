@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import re
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -63,12 +66,16 @@ def main(argv: Sequence[str]) -> int:
             "tfaccel: gcloud is not installed, expected Google Cloud's command line: "
             "https://cloud.google.com/sdk/docs/install; --dry-run shows what would run."
         )
-    with _sigterm_interrupts():
+    with _sigterm_interrupts(), tempfile.TemporaryDirectory(prefix="tfaccel-") as folder:
+        job = dataclasses.replace(job, mark=uuid.uuid4().hex, folder=folder)
         return run(job, asked.keep)
 
 
 def run(job: TpuJob, keep: bool = False) -> int:
     """Rents the TPU, runs the script and deletes the TPU again, whatever happens in between.
+
+    Whoever interrupts it while the TPU is being made leaves nobody knowing whether it was: then one
+    is deleted only if it bears the mark of this job. Another's of that name stays.
 
     Returns:
         The script's exit code; that of the first command that failed before it; 130 when
@@ -77,8 +84,10 @@ def run(job: TpuJob, keep: bool = False) -> int:
     Raises:
         LaunchError: the TPU could not be made.
     """
+    made = False
     try:
         _make(job)
+        made = True
         for command in gcloud.plan(job, keep=True)[1:]:
             code = _say_and_call(command)
             if code != 0:
@@ -88,7 +97,7 @@ def run(job: TpuJob, keep: bool = False) -> int:
         return 130
     finally:
         Path(job.archive).unlink(missing_ok=True)
-        failed = isinstance(sys.exc_info()[1], LaunchError)
+        failed = isinstance(sys.exc_info()[1], LaunchError) or not (made or _is_ours(job))
         if not failed and not keep:
             _delete(job)
         elif not failed:
@@ -108,6 +117,22 @@ def _make(job: TpuJob) -> None:
         )
 
 
+def _is_ours(job: TpuJob) -> bool:
+    """Whether there is a TPU of that name, and this job has made it."""
+    with _undisturbed():
+        asked = subprocess.run(gcloud.mark(job), capture_output=True, text=True)
+    ours = bool(job.mark) and asked.stdout.strip() == job.mark
+    if not ours:
+        line = shlex.join(gcloud.mark(job)[:-1])
+        print(
+            f"tfaccel: interrupted before TPU {job.name!r} was made, so none is deleted; see that "
+            f"none of this run comes later, which would cost money: {line}",
+            file=sys.stderr,
+            flush=True,
+        )
+    return ours
+
+
 def _say_and_call(command: Sequence[str]) -> int:
     print(f"+ {shlex.join(command)}", flush=True)
     return subprocess.call(command)
@@ -115,12 +140,8 @@ def _say_and_call(command: Sequence[str]) -> int:
 
 def _delete(job: TpuJob) -> None:
     """Deletes the TPU; another interrupt does not keep it from that."""
-    handlers = {s: signal.signal(s, signal.SIG_IGN) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with _undisturbed():
         code = _say_and_call(gcloud.delete(job))
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
     if code != 0:
         line = shlex.join(gcloud.delete(job))
         print(
@@ -128,6 +149,17 @@ def _delete(job: TpuJob) -> None:
             file=sys.stderr,
             flush=True,
         )
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Nothing interrupts us, nor what we start."""
+    handlers = {s: signal.signal(s, signal.SIG_IGN) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

@@ -94,6 +94,8 @@ _ENVIRONMENT = {
     # Always: oneDNN's allocator stops at the memory of the machine, and writes to a part of what it
     # hands out, a gigabyte for weights that a check only needs the shapes of.
     "TF_ENABLE_ONEDNN_OPTS": "0",
+    # libtpu refuses to load beside another process that has it. Whoever compiles holds no TPU.
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
 
 
@@ -142,6 +144,15 @@ def _end_with_parent() -> Callable[[], None]:
     return ask
 
 
+def _own_file(path: str, flags: int) -> int:
+    """Opens a file of ours in a folder of all users: no link, and none that another has made."""
+    file = os.open(path, flags & ~os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+    if os.fstat(file).st_uid != os.getuid():
+        os.close(file)
+        raise LaunchError(f"tfaccel: {path} is another user's file, expected ours; remove it.")
+    return file
+
+
 class LateError(LaunchError):
     """A check that was not done in time."""
 
@@ -149,10 +160,11 @@ class LateError(LaunchError):
 @contextlib.contextmanager
 def _alone() -> Iterator[None]:
     """Waits until no other check runs on this machine: libtpu is for one process at a time."""
+    # Of a known name, since all checks must find it; nobody else's file is opened in its place.
     path = Path(tempfile.gettempdir()) / f"tfaccel-tpu-check-{os.getuid()}.lock"
     with contextlib.ExitStack() as held:
         while True:
-            file = held.enter_context(open(path, "w"))
+            file = held.enter_context(open(path, "w", opener=_own_file))
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import secrets
 import socket
 import sys
 from collections.abc import Iterator, Mapping
@@ -28,20 +29,21 @@ def is_installed() -> bool:
     return importlib.util.find_spec("mpi4py") is not None
 
 
-def join(cluster: Cluster, port: int | None = None) -> Communicator:
+def join(cluster: Cluster, port: int | None = None, secret: str = "") -> Communicator:
     """Starts MPI, and ties this worker's life to the others'.
 
     Args:
         cluster: the workers.
         port: of the switchboard beside worker 0; None when MPI's own launcher has started us,
             which has told MPI already who is there.
+        secret: of the switchboard.
 
     Raises:
         StrategyError: no MPI library can be loaded.
         ClusterError: the workers do not find each other.
     """
     host = cluster.host_and_port(0)[0] if port is not None else ""
-    with contextlib.nullcontext() if port is None else _introduced(cluster, host, port):
+    with contextlib.nullcontext() if port is None else _introduced(cluster, host, port, secret):
         comm = _initialized()
     if (comm.Get_rank(), comm.Get_size()) != (cluster.rank, cluster.size):
         raise ClusterError(
@@ -50,10 +52,13 @@ def join(cluster: Cluster, port: int | None = None) -> Communicator:
             "MPI library that started this job, or start it with `tfaccel launch`."
         )
     if port is None:
-        own = (socket.gethostname(), switchboard.start(cluster.size)) if cluster.is_chief else None
-        host, port = comm.bcast(own)
+        own = None
+        if cluster.is_chief:
+            secret = secrets.token_hex(16)
+            own = socket.gethostname(), switchboard.start(cluster.size, secret), secret
+        host, port, secret = comm.bcast(own)
     assert port is not None
-    line = switchboard.call(host, port, cluster.rank, "life")
+    line = switchboard.call(host, port, cluster.rank, "life", secret)
     names = [f"worker {r} of {cluster.size} ({w})" for r, w in enumerate(cluster.workers)]
     lifeline = Lifeline(line, names)
     atexit.register(_leave, lifeline)
@@ -82,9 +87,9 @@ def _initialized() -> Any:
 
 
 @contextlib.contextmanager
-def _introduced(cluster: Cluster, host: str, port: int) -> Iterator[None]:
+def _introduced(cluster: Cluster, host: str, port: int, secret: str) -> Iterator[None]:
     """Tells an MPI library that starts inside who it is, and where it hears of the others."""
-    line = switchboard.call(host, port, cluster.rank, "pmi")
+    line = switchboard.call(host, port, cluster.rank, "pmi", secret)
     told = {"PMI_FD": line.detach(), "PMI_RANK": cluster.rank, "PMI_SIZE": cluster.size}
     with _told(told):
         yield

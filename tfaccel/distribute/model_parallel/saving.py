@@ -41,6 +41,7 @@ def write_once(
     Raises:
         TfaccelError: on the other processes, when the chief could not write.
     """
+    atomic = atomic and "://" not in path  # a remote file is whole when it is there
     with _held(model, strategy):
         failed: BaseException | None = None
         if strategy.cluster.is_chief:
