@@ -65,3 +65,8 @@ _here = _Here()
 def current() -> Copies | None:
     """The copies that are used by the function that this thread is in."""
     return _here.copies
+
+
+def mesh_variables(held: Any) -> list[Any]:
+    """The variables of a mesh behind Keras's variables `held`."""
+    return [v.value for v in held if hasattr(v.value, "plan")]

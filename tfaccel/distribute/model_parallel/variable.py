@@ -11,7 +11,7 @@ import tensorflow as tf
 from tensorflow.experimental import dtensor
 
 from tfaccel.distribute import _private
-from tfaccel.distribute.model_parallel import copies, host, stage
+from tfaccel.distribute.model_parallel import copies, fork, host, stage
 from tfaccel.distribute.model_parallel.plan import Plan
 
 
@@ -49,6 +49,7 @@ class MeshVariable(_private.ReadByValue, dtensor.DVariable):  # type: ignore[mis
 
     def stored(self) -> tf.Tensor:
         """The value as it is stored: a DTensor."""
+        fork.check()
         return super().read_value()
 
     def numpy(self) -> np.ndarray:
