@@ -27,7 +27,12 @@ class MeshVariable(_private.ReadByValue, dtensor.DVariable):  # type: ignore[mis
 
     Attributes:
         plan: how it lies on the mesh.
+        in_datasets: a copy on the host, for functions of datasets that use it.
+        drawn: whether such a function assigns to it.
     """
+
+    in_datasets: Any = None
+    drawn = False
 
     def __init__(
         self, *, initial_value: Any, plan: Plan, mesh: Any, strategy: Any, **kwargs: Any
@@ -58,6 +63,8 @@ class MeshVariable(_private.ReadByValue, dtensor.DVariable):  # type: ignore[mis
         if held is not None:
             return held[id(self)]  # type: ignore[no-any-return]
         with tf.init_scope():
+            if self.drawn:
+                return self.in_datasets.numpy()  # type: ignore[no-any-return]
             return host.gather(self.stored())
 
     def pieces(self) -> Iterator[tuple[host.Slices, tf.Tensor]]:
@@ -106,6 +113,8 @@ class MeshVariable(_private.ReadByValue, dtensor.DVariable):  # type: ignore[mis
         """Sets the value, from a DTensor in a step, or from an array on the host."""
         if (copied := copies.current()) is not None:
             return copied.of(self, assigned=True).assign(value, *args, **kwargs)
+        if self.in_datasets is not None and tf.executing_eagerly():
+            self.in_datasets.assign(value)
         return super().assign(self._laid_out(value), *args, **kwargs)
 
     def assign_add(self, delta: Any, *args: Any, **kwargs: Any) -> Any:
