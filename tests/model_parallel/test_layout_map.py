@@ -47,7 +47,8 @@ def test_every_kind_of_map_is_taken(given: Any) -> None:
 )
 def test_answers_as_keras_does(path: str) -> None:
     theirs = keras_map()[path]
-    assert LayoutMap(RULES).get(path) == (None if theirs is None else tuple(theirs.axes))
+    want = None if theirs is None else tuple(theirs.axes)
+    assert LayoutMap(RULES)[path] == LayoutMap(RULES).get(path) == want
 
 
 def test_two_rules_for_one_variable_are_both_named() -> None:
@@ -64,6 +65,7 @@ def test_two_rules_for_one_variable_are_both_named() -> None:
     ("pattern", "axes", "says"),
     [
         ("dense", "model", "is 'model', expected a tuple"),
+        ("dense", [None, "model"], r"is \[None, 'model'\], expected a tuple"),
         ("dense", (1, None), r"is \(1, None\), expected a tuple"),
         ("dense", (("x", "y"), None), r"\(\('x', 'y'\), None\).* one dimension over one axis"),
         ("de(nse", (None,), "'de\\(nse' is no regular expression"),
@@ -83,3 +85,17 @@ def test_a_rule_stands_once() -> None:
     rules["conv"] = ("model",)
     assert rules["conv"] == ("model",)
     assert len(rules) == 4
+
+
+def test_is_a_dict_of_its_rules() -> None:
+    rules = LayoutMap(RULES)
+    assert list(rules) == list(keras_map()) == list(RULES)
+    assert "mlp/dense/bias" in rules
+    assert "norm/gamma" not in rules
+    assert rules.get("norm/gamma", ()) == ()
+    assert rules.pop("norm/gamma", None) is None
+    assert rules.pop("mlp/dense/bias", None) is None  # of a rule that matches it
+    assert rules.pop("conv") == RULES["conv"]
+    for missing in (rules.pop, rules.__delitem__):
+        with pytest.raises(KeyError):
+            missing("conv")

@@ -62,6 +62,43 @@ class _Here(threading.local):
 _here = _Here()
 
 
-def current() -> Copies | None:
+class InDatasets:
+    """Copies for the functions of a `tf.data.Dataset`, which run on the host, in threads of it.
+
+    A layer that was made in the scope may be called in `dataset.map`. What such a function assigns
+    (the state of random numbers) stays with the copy, from which the variable is then read.
+    """
+
+    def of(self, variable: Any, assigned: bool = False) -> tf.Variable:
+        """The copy of `variable`, made when it is first asked for."""
+        if variable.in_datasets is None:
+            with tf.init_scope(), stage.entered(stage.COPY), tf.device("/CPU:0"):
+                variable.in_datasets = tf.Variable(variable.numpy(), trainable=False)
+        variable.drawn = variable.drawn or assigned
+        return variable.in_datasets
+
+
+_in_datasets = InDatasets()
+
+
+def current() -> Copies | InDatasets | None:
     """The copies that are used by the function that this thread is in."""
+    if _here.copies is None and _traces_for_a_dataset():
+        return _in_datasets
     return _here.copies
+
+
+def _traces_for_a_dataset() -> bool:
+    if tf.executing_eagerly() or stage.current() != stage.HOST:
+        return False
+    graph = tf.compat.v1.get_default_graph()
+    while graph is not None:
+        if getattr(graph, "name", "").startswith("Dataset_"):
+            return True
+        graph = getattr(graph, "outer_graph", None)
+    return False
+
+
+def mesh_variables(held: Any) -> list[Any]:
+    """The variables of a mesh behind Keras's variables `held`."""
+    return [v.value for v in held if hasattr(v.value, "plan")]

@@ -12,8 +12,7 @@ from typing import Any
 import keras
 
 from tfaccel.distribute.adapt import adapt
-from tfaccel.distribute.model_parallel.copies import Copies
-from tfaccel.distribute.model_parallel.variable import MeshVariable
+from tfaccel.distribute.model_parallel.copies import Copies, mesh_variables
 
 
 class Generates:
@@ -37,9 +36,9 @@ class Generates:
         self.generate_function = on_copies
         return on_copies
 
-    def _generate_variables(self) -> list[MeshVariable]:
+    def _generate_variables(self) -> list[Any]:
         held = [*self.variables, *getattr(self.sampler, "variables", ())]  # type: ignore[attr-defined]
-        return [v.value for v in held if isinstance(v.value, MeshVariable)]
+        return mesh_variables(held)
 
 
 def put(model: keras.Model) -> None:

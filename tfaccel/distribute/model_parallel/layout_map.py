@@ -66,20 +66,29 @@ class LayoutMap(MutableMapping[str, Axes]):
             )
         return matching[0] if matching else None
 
-    def __getitem__(self, path: str) -> Axes:
-        """The axes of each dimension of the variable at `path`."""
+    def __getitem__(self, path: str) -> Axes | None:  # type: ignore[override]
+        """The axes of each dimension of the variable at `path`; None where no rule matches."""
         rule = self.rule_of(path)
-        if rule is None:
-            raise KeyError(path)
-        return self._rules[rule]
+        return None if rule is None else self._rules[rule]
+
+    def __contains__(self, path: object) -> bool:
+        return isinstance(path, str) and self.rule_of(path) is not None
+
+    def get(self, path: str, default: Any = None) -> Any:
+        """As `layouts[path]`, with `default` where no rule matches."""
+        return self[path] if path in self else default
+
+    def pop(self, pattern: str, *default: Any) -> Any:
+        """Takes a rule out, and returns its axes, or `default` where there is no such rule."""
+        return self._rules.pop(pattern, *default)
 
     def __setitem__(self, pattern: str, axes: Any) -> None:
         """Adds a rule; `axes` is a tuple of axis names and None, or a Keras TensorLayout."""
         axes = getattr(axes, "axes", axes)
         if axes is not None and (
-            isinstance(axes, str) or any(not isinstance(a, (str, type(None))) for a in axes)
+            not isinstance(axes, tuple) or any(not isinstance(a, (str, type(None))) for a in axes)
         ):
-            several = "" if isinstance(axes, str) else _several(axes)
+            several = _several(axes) if isinstance(axes, tuple) else ""
             raise LayoutError(
                 f"tfaccel: the layout of rule {pattern!r} is {axes!r}, expected a tuple with an "
                 f"axis name or None for each dimension, such as (None, 'model'){several}."

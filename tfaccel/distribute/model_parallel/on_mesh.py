@@ -11,9 +11,11 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfaccel.distribute._private import layers_of
 from tfaccel.distribute.adapt import adapt
 from tfaccel.distribute.feed import BatchIterator
-from tfaccel.distribute.model_parallel import generate, saving
+from tfaccel.distribute.model_parallel import generate, saving, stage
+from tfaccel.distribute.model_parallel.copies import Copies, mesh_variables
 from tfaccel.distribute.model_parallel.metrics import read_on_host
 from tfaccel.distribute.model_parallel.recurrent import unrolled
 from tfaccel.distribute.model_parallel.refusals import check, explains, remember
@@ -27,6 +29,18 @@ class OnMesh:
     train_function: Any
     test_function: Any
     predict_function: Any
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """As Keras's; on the host, by copies of the variables where a layer makes a function.
+
+        Keras compiles a grouped convolution, and its function would read both host tensors and the
+        mesh.
+        """
+        on_host = stage.current() == stage.HOST and tf.executing_eagerly()
+        if not on_host or not any(getattr(each, "groups", 1) != 1 for each in layers_of(self)):
+            return super().__call__(*args, **kwargs)  # type: ignore[misc]
+        with Copies(lambda: mesh_variables(self.variables)).used():  # type: ignore[attr-defined]
+            return super().__call__(*args, **kwargs)  # type: ignore[misc]
 
     def make_train_function(self, force: bool = False) -> None:
         """As Keras's; its function takes host batches too (`train_on_batch`)."""

@@ -13,6 +13,7 @@ from tfaccel.cluster.cluster import Cluster
 from tfaccel.distribute import _private, build, outside, scope
 from tfaccel.distribute.model_parallel import (
     callbacks,
+    fork,
     lift,
     on_mesh,
     saving,
@@ -68,6 +69,7 @@ class ModelParallelStrategy(tf.distribute.Strategy):  # type: ignore[misc]
             mesh = MeshShape.parse(mesh, len(devices) * workers)
         self.planner = Planner(mesh, layouts)
         self.mesh = settings.start(mesh, devices, cluster)
+        fork.watch()
         self.cluster = cluster
         self.outcome = Outcome()
         self._devices = tuple(devices)
@@ -93,6 +95,7 @@ class ModelParallelStrategy(tf.distribute.Strategy):  # type: ignore[misc]
 
     def run(self, fn: Any, args: Any = (), kwargs: Any = None, options: Any = None) -> Any:
         """Runs `fn` once, over the whole mesh; what it returns is whole on every device."""
+        fork.check()
         self.used = True
         if _private.is_keras_function(fn):
             model = getattr(fn, "__self__", None) or _private.predicting_model()
@@ -150,7 +153,7 @@ class ModelParallelExtended(tf.distribute.StrategyExtended):  # type: ignore[mis
 
     def _create_variable(self, next_creator: Any, **kwargs: Any) -> tf.Variable:
         owner = self._container_strategy()
-        if stage.current() == stage.COPY:
+        if stage.current() == stage.COPY or fork.happened():
             return next_creator(**kwargs)
         if not tf.executing_eagerly():
             with tf.init_scope():
@@ -246,6 +249,32 @@ class ModelParallelExtended(tf.distribute.StrategyExtended):  # type: ignore[mis
     @property
     def _num_replicas_in_sync(self) -> int:
         return 1
+
+    @property
+    def should_checkpoint(self) -> bool:
+        """True: every process takes part where a model is written."""
+        return True
+
+    @property
+    def should_save_summary(self) -> bool:
+        """Whether this process writes summaries: the chief."""
+        cluster = self._container_strategy().cluster
+        return cluster is None or cluster.is_chief
+
+    @property
+    def experimental_between_graph(self) -> bool:
+        """False: there is one program."""
+        return False
+
+    @property
+    def experimental_should_init(self) -> bool:
+        """True: every process makes the variables."""
+        return True
+
+    @property
+    def experimental_require_static_shapes(self) -> bool:
+        """False: a step takes batches of any number of rows."""
+        return False
 
     @property
     def worker_devices(self) -> tuple[str, ...]:

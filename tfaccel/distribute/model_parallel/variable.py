@@ -11,7 +11,7 @@ import tensorflow as tf
 from tensorflow.experimental import dtensor
 
 from tfaccel.distribute import _private
-from tfaccel.distribute.model_parallel import copies, host, stage
+from tfaccel.distribute.model_parallel import copies, fork, host, stage
 from tfaccel.distribute.model_parallel.plan import Plan
 
 
@@ -27,7 +27,12 @@ class MeshVariable(_private.ReadByValue, dtensor.DVariable):  # type: ignore[mis
 
     Attributes:
         plan: how it lies on the mesh.
+        in_datasets: a copy on the host, for functions of datasets that use it.
+        drawn: whether such a function assigns to it.
     """
+
+    in_datasets: Any = None
+    drawn = False
 
     def __init__(
         self, *, initial_value: Any, plan: Plan, mesh: Any, strategy: Any, **kwargs: Any
@@ -49,6 +54,7 @@ class MeshVariable(_private.ReadByValue, dtensor.DVariable):  # type: ignore[mis
 
     def stored(self) -> tf.Tensor:
         """The value as it is stored: a DTensor."""
+        fork.check()
         return super().read_value()
 
     def numpy(self) -> np.ndarray:
@@ -57,6 +63,8 @@ class MeshVariable(_private.ReadByValue, dtensor.DVariable):  # type: ignore[mis
         if held is not None:
             return held[id(self)]  # type: ignore[no-any-return]
         with tf.init_scope():
+            if self.drawn:
+                return self.in_datasets.numpy()  # type: ignore[no-any-return]
             return host.gather(self.stored())
 
     def pieces(self) -> Iterator[tuple[host.Slices, tf.Tensor]]:
@@ -105,6 +113,8 @@ class MeshVariable(_private.ReadByValue, dtensor.DVariable):  # type: ignore[mis
         """Sets the value, from a DTensor in a step, or from an array on the host."""
         if (copied := copies.current()) is not None:
             return copied.of(self, assigned=True).assign(value, *args, **kwargs)
+        if self.in_datasets is not None and tf.executing_eagerly():
+            self.in_datasets.assign(value)
         return super().assign(self._laid_out(value), *args, **kwargs)
 
     def assign_add(self, delta: Any, *args: Any, **kwargs: Any) -> Any:

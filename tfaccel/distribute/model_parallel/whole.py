@@ -78,7 +78,8 @@ def whole_features(model: keras.Model, mesh: Any, model_axis: str | None) -> Ite
             alone = isinstance(layer, _REPLICATED) or activation in _REPLICATED_ACTIVATIONS
             place = whole if alone else rows
             object.__setattr__(layer, name, _placed(getattr(layer, name), place))
-        for loss in _private.compiled_losses(model):
+        # One instance may be the loss of several outputs.
+        for loss in {id(each): each for each in _private.compiled_losses(model)}.values():
             changed.append((loss, "call", None))
             place = whole if isinstance(loss, keras.losses.CTC) else rows
             object.__setattr__(loss, "call", _placed(loss.call, place))
