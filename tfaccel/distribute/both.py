@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -64,7 +65,7 @@ class Both:
         self._whole = _all_rows(strategy, self._parts)
         self._theirs: Seen | None = None
         self._saved: dict[int, tuple[Any, np.ndarray]] = {}
-        self._attributes: dict[str, Any] = {}
+        self._held: list[tuple[Any, dict[str, Any]]] = []
 
     @property
     def tolerance(self) -> float:
@@ -73,15 +74,21 @@ class Both:
         return 5e-2 if dtypes & {"float16", "bfloat16"} else 2e-3
 
     def __enter__(self) -> Both:
-        self._attributes = dict(vars(self.model))
+        self._held = [(part, dict(vars(part))) for part in self._objects()]
+        self._random = random.getstate(), np.random.get_state()
         return self
 
     def __exit__(self, *error: object) -> None:
         self._set_back()
-        for name, value in self._attributes.items():
-            plain = isinstance(value, (int, float, str, tf.Tensor)) or value is None
-            if plain and vars(self.model).get(name) is not value:
-                object.__setattr__(self.model, name, value)
+        for part, attributes in self._held:
+            _forget(part, attributes)
+        random.setstate(self._random[0])
+        np.random.set_state(self._random[1])
+
+    def _objects(self) -> list[Any]:
+        """The model and its layers: a step may keep a tensor or a count on them."""
+        parts = {id(part): part for part in [self.model, *_private.layers_of(self.model)]}
+        return list(parts.values())
 
     def run(self, ways: Ways) -> tuple[Seen, Seen]:
         """Runs the step in replicas, and once as one device.
@@ -115,7 +122,7 @@ class Both:
         names: list[list[str]] = []
 
         def traced(data: Any) -> Any:
-            with draws.constant(), _functions_inline():
+            with draws.constant(), _functions_inline(), tf.summary.record_if(False):
                 said, kept = fn(data)
             graph = tf.compat.v1.get_default_graph()
             names[:] = [[_path(v) for v in variables] for variables, _ in kept]
@@ -182,6 +189,26 @@ class Both:
     def _set_back(self) -> None:
         for variable, value in self._saved.values():
             variable.assign(value)
+
+
+def _forget(part: Any, attributes: dict[str, Any]) -> None:
+    """Sets numbers and tensors that are attributes of `part` back; other objects stay.
+
+    What Keras itself keeps of a layer that was built meanwhile stays too.
+    """
+    for name, value in list(vars(part).items()):
+        if value is attributes.get(name, part) or name.startswith("_") or name == "built":
+            continue
+        if name not in attributes and _is_plain(value):
+            object.__delattr__(part, name)
+        elif name in attributes and _is_plain(attributes[name]):
+            object.__setattr__(part, name, attributes[name])
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, (list, tuple, dict)) and value:
+        return all(_is_plain(v) for v in tf.nest.flatten(value))
+    return value is None or isinstance(value, (bool, int, float, str, tf.Tensor))
 
 
 @contextlib.contextmanager

@@ -33,6 +33,7 @@ import tensorflow as tf
 from tfaccel.distribute import sparse, step
 from tfaccel.distribute.ways import SCALED, SUM
 
+
 @dataclass
 class Gradients:
     """The gradients that a replica takes in one step of the user's own.
@@ -186,7 +187,9 @@ def _weighted(target: Any, output_gradients: Any, weight: tf.Tensor | None) -> A
     means = [is_mean(t) and tf.as_dtype(t.dtype).is_floating for t in targets]
     if weight is None or not any(means):
         return output_gradients
-    given = tf.nest.flatten(output_gradients) if output_gradients is not None else [None] * len(means)
+    given = (
+        tf.nest.flatten(output_gradients) if output_gradients is not None else [None] * len(means)
+    )
     started = []
     for of, mean, start in zip(targets, means, given, strict=True):
         if mean:
