@@ -22,7 +22,7 @@ from tfaccel.errors import TfaccelError
 ROWS_OF_FIRST, ROWS_OF_OTHERS = 4, 3
 
 
-class CannotRun(Exception):
+class CannotRunError(Exception):
     """The step cannot be run for a look; it may train all the same."""
 
 
@@ -55,7 +55,7 @@ class Both:
         batch: the first batch, as `fit` or `train_on_batch` was given it.
 
     Raises:
-        CannotRun: when the batch is too small, or of what cannot be cut.
+        CannotRunError: when the batch is too small, or of what cannot be cut.
     """
 
     def __init__(self, strategy: Any, model: keras.Model, fn: Any, batch: Any) -> None:
@@ -97,7 +97,7 @@ class Both:
             What replicas make of it, and one device.
 
         Raises:
-            CannotRun: when one of them fails.
+            CannotRunError: when one of them fails.
         """
         try:
             with _quiet(self.model), step.checking():
@@ -112,7 +112,7 @@ class Both:
         except TfaccelError:
             raise
         except Exception as error:
-            raise CannotRun(f"{type(error).__name__}: {error}") from error
+            raise CannotRunError(f"{type(error).__name__}: {error}") from error
         assert self._theirs is not None
         return ours, self._theirs
 
@@ -248,19 +248,19 @@ def _few_rows(strategy: Any, batch: Any) -> tuple[Any, list[int]]:
     if not isinstance(batch, (Sharded, Starved)):
         batch = strategy.cut(batch)
     if isinstance(batch, Starved) or not isinstance(batch.share, tf.distribute.DistributedValues):
-        raise CannotRun("there is a replica without rows")
+        raise CannotRunError("there is a replica without rows")
     data = batch.data
     leaves = [v for v in tf.nest.flatten(data) if v is not None and v is not NOTHING]
     held = [v for v in leaves if getattr(v, "values", None)]
     if any(not isinstance(t, tf.Tensor) for v in held for t in v.values):
-        raise CannotRun("the batch holds ragged or sparse tensors")
+        raise CannotRunError("the batch holds ragged or sparse tensors")
     if placement.workers > 1 and any(t.dtype == tf.string for v in held for t in v.values):
-        raise CannotRun("the batch holds strings")
+        raise CannotRunError("the batch holds strings")
     have = min(int(tf.shape(t)[0]) for v in held for t in v.values)
     have = int(strategy.least(have))
     first = min(ROWS_OF_FIRST, have)
     if first < 2:
-        raise CannotRun("a replica has one row")
+        raise CannotRunError("a replica has one row")
     others = max(1, min(ROWS_OF_OTHERS, first - 1))
     rows = [first if replica == 0 else others for replica in range(placement.replicas)]
     ours = [rows[placement.rank * placement.local + i] for i in range(placement.local)]

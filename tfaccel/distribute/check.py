@@ -1,4 +1,4 @@
-"""The first-step check: is the step that a strategy makes of a model that of one device?
+"""The first-step check: a model's step under a strategy beside that of one device.
 
 Before a model takes its first step, the step is run twice over a few rows, from the same state: in
 replicas of unequal numbers of rows, through the same path as any step, and as one device runs it
@@ -21,7 +21,7 @@ import keras
 from absl import logging
 
 from tfaccel.distribute import _private, step
-from tfaccel.distribute.both import Both, CannotRun
+from tfaccel.distribute.both import Both, CannotRunError
 from tfaccel.distribute.compared import Difference, differences
 from tfaccel.distribute.gradients import is_own
 from tfaccel.distribute.ways import ROWS, SCALED, SUM, Ways
@@ -68,7 +68,7 @@ class Checks:
         with strategy.scope():
             try:
                 both = Both(strategy, model, fn, batch)
-            except CannotRun as reason:
+            except CannotRunError as reason:
                 _skipped(model, reason)
                 return
             with both:
@@ -77,14 +77,14 @@ class Checks:
     def _compare(self, both: Both, model: keras.Model, fn: Any) -> None:
         try:
             ways = found(both, is_own(fn))
-        except CannotRun as reason:
+        except CannotRunError as reason:
             _skipped(model, reason)
             return
         if ways != Ways():
             self._ways[model] = ways
             logging.info(
-                "tfaccel: the train step of %r is not a mean over the rows that it sees throughout; "
-                "its parts are put together as on one device: %s.",
+                "tfaccel: not all of the train step of %r is a mean over the rows that it sees; it "
+                "is put together as on one device: %s.",
                 model.name,
                 ways,
             )
@@ -95,7 +95,7 @@ def found(both: Both, may_choose: bool) -> Ways:
 
     Raises:
         CheckError: when there are none.
-        CannotRun: when the step cannot be run so.
+        CannotRunError: when the step cannot be run so.
     """
     ways, first = Ways(), None
     hint: str | None = None

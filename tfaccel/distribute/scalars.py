@@ -42,8 +42,10 @@ class OneNumberByShare:
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
         """Adds what our rows say."""
         here = step.current()
-        if here is not None and sample_weight is None and _private.keras_mask(y_pred) is None:
-            value = _private.metric_function(self)(y_true, y_pred)
+        function = _private.metric_function(self)
+        counted = sample_weight is None and _private.keras_mask(y_pred) is None
+        if here is not None and function is not None and counted:
+            value = function(y_true, y_pred)
             if _is_scalar(value):
                 value = tf.convert_to_tensor(value)
                 if here.starved:

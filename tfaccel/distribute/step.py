@@ -43,7 +43,7 @@ class Step:
     loss_mask: tf.Tensor | None = None
     gradients: Any = None
     summed: set[int] = field(default_factory=set)
-    ways: Ways = Ways()
+    ways: Ways = field(default_factory=Ways)
     kept: list[tuple[list[Any], list[Any]]] | None = None
 
     def weight(self, value: Any) -> Any:

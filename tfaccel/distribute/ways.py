@@ -54,4 +54,6 @@ class Ways:
             known = [self.gradient(i) for i in range(max(call + 1, len(self.gradients)))]
             known[call] = way
             return replace(self, gradients=tuple(known))
-        return replace(self, **{kind: {**getattr(self, kind), name: way}})
+        if kind == "metrics":
+            return replace(self, metrics={**self.metrics, name: way})
+        return replace(self, logs={**self.logs, name: way})
