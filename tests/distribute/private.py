@@ -398,6 +398,58 @@ def main():
     ]
     seen["rings"] = rings()
     print()
+    noticed = {}
+
+    class Looks(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = keras.layers.Dense(1)
+            self.dense.build((None, 3))
+            self.built = True
+
+        def call(self, x):
+            return self.dense(x)
+
+        def train_step(self, data):
+            numbers = noticed.setdefault("replicas", [])
+            numbers.append(_private.replica_number())
+            noticed["batch"] = type(_private.batch_of_step()).__name__
+            strategy = tf.distribute.get_strategy()
+            context = tf.distribute.get_replica_context()
+            noticed["counted"] = [strategy.num_replicas_in_sync, context.num_replicas_in_sync]
+            rows = tf.reduce_mean(tf.square(self(data[0])), axis=1)
+            return {"mean": tf.nn.compute_average_loss(tf.reshape(rows, [5]))}
+
+    with ours.scope():
+        looks = Looks()
+        looks.compile(keras.optimizers.SGD(0.1))
+    mean = looks.fit(x, y, batch_size=10, verbose=0).history["mean"][0]
+    noticed["mean"] = abs(mean - float(np.mean(np.square(looks.predict(x, verbose=0))))) < 1e-5
+    noticed["replicas"] = sorted(set(noticed["replicas"]))
+    seen["in a step"] = noticed
+
+    @tf.function
+    def drawn():
+        with tf.GradientTape() as tape:
+            tape.watch(start := tf.ones([2]))
+            outputs = tf.cond(start[0] > 0, lambda: tf.random.normal([2]) * start, lambda: start)
+        return outputs, tape.gradient(outputs, start)
+
+    with _private.operations_replaced(
+        lambda op: [tf.fill(op.inputs[0], 3.0)] if op.type == "RandomStandardNormal" else None
+    ):
+        outputs = drawn()
+    seen["replaced"] = [o.numpy().tolist() for o in outputs]
+
+    def off_by(y_true, y_pred, by=1.0):
+        return y_pred - y_true + by
+
+    wrapper = keras.metrics.MeanMetricWrapper(off_by, by=2.0)
+    bound = _private.metric_function(wrapper)
+    seen["metric functions"] = [
+        bound(1.0, 1.0), bound.__module__ == __name__,
+        _private.metric_function(keras.metrics.Mean()) is None,
+    ]  # fmt: skip
     print("SEEN " + json.dumps(seen))
 
 

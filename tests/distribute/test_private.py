@@ -218,3 +218,18 @@ def test_states_of_layers_and_metrics(seen: dict[str, Any]) -> None:
     assert seen["held variables"] == [True, True], (
         "a keras.Variable's TensorFlow variable is not in _value"
     )
+
+
+def test_a_step_knows_its_batch_its_replica_and_who_asks(seen: dict[str, Any]) -> None:
+    noticed = seen["in a step"]
+    assert noticed["replicas"] == [0, 1], "a replica's number is no longer its _replica_id"
+    assert noticed["counted"] == [2, 2], "the user's code no longer sees all replicas"
+    assert noticed["mean"], "TensorFlow no longer sees one replica inside a step"
+
+
+def test_operations_can_be_replaced(seen: dict[str, Any]) -> None:
+    assert seen["replaced"] == [[3.0, 3.0], [3.0, 3.0]], "graphs make operations elsewhere now"
+
+
+def test_the_function_of_a_metric(seen: dict[str, Any]) -> None:
+    assert seen["metric functions"] == [2.0, True, True]

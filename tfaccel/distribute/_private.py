@@ -110,6 +110,7 @@ __all__ = [
     "layers_of",
     "loss_tracker",
     "loss_trackers",
+    "metric_function",
     "metrics_in",
     "onednn_is_on",
     "operations_replaced",
@@ -607,6 +608,20 @@ def compiled_metrics(model: keras.Model) -> list[keras.metrics.Metric]:
     """
     compiled = getattr(model, "_compile_metrics", None)
     return list(compiled.metrics) if compiled is not None else []
+
+
+def metric_function(metric: keras.metrics.Metric) -> Callable[[Any, Any], Any] | None:
+    """The function that a metric averages, with its arguments bound; None for another kind.
+
+    Where it returns one number for all rows, who averages it cannot say how many those were.
+    """
+    function = getattr(metric, "_fn", None)
+    if function is None or not isinstance(metric, keras.metrics.MeanMetricWrapper):
+        return None
+    arguments = getattr(metric, "_fn_kwargs", None) or {}
+    if not arguments:
+        return function  # type: ignore[no-any-return]
+    return functools.wraps(function)(functools.partial(function, **arguments))
 
 
 def loss_tracker(model: keras.Model) -> keras.metrics.Mean | None:

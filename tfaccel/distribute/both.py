@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,7 +22,7 @@ from tfaccel.errors import TfaccelError
 ROWS_OF_FIRST, ROWS_OF_OTHERS = 4, 3
 
 
-class CannotRun(Exception):
+class CannotRunError(Exception):
     """The step cannot be run for a look; it may train all the same."""
 
 
@@ -54,7 +55,7 @@ class Both:
         batch: the first batch, as `fit` or `train_on_batch` was given it.
 
     Raises:
-        CannotRun: when the batch is too small, or of what cannot be cut.
+        CannotRunError: when the batch is too small, or of what cannot be cut.
     """
 
     def __init__(self, strategy: Any, model: keras.Model, fn: Any, batch: Any) -> None:
@@ -64,7 +65,7 @@ class Both:
         self._whole = _all_rows(strategy, self._parts)
         self._theirs: Seen | None = None
         self._saved: dict[int, tuple[Any, np.ndarray]] = {}
-        self._attributes: dict[str, Any] = {}
+        self._held: list[tuple[Any, dict[str, Any]]] = []
 
     @property
     def tolerance(self) -> float:
@@ -73,15 +74,21 @@ class Both:
         return 5e-2 if dtypes & {"float16", "bfloat16"} else 2e-3
 
     def __enter__(self) -> Both:
-        self._attributes = dict(vars(self.model))
+        self._held = [(part, dict(vars(part))) for part in self._objects()]
+        self._random = random.getstate(), np.random.get_state()
         return self
 
     def __exit__(self, *error: object) -> None:
         self._set_back()
-        for name, value in self._attributes.items():
-            plain = isinstance(value, (int, float, str, tf.Tensor)) or value is None
-            if plain and vars(self.model).get(name) is not value:
-                object.__setattr__(self.model, name, value)
+        for part, attributes in self._held:
+            _forget(part, attributes)
+        random.setstate(self._random[0])
+        np.random.set_state(self._random[1])
+
+    def _objects(self) -> list[Any]:
+        """The model and its layers: a step may keep a tensor or a count on them."""
+        parts = {id(part): part for part in [self.model, *_private.layers_of(self.model)]}
+        return list(parts.values())
 
     def run(self, ways: Ways) -> tuple[Seen, Seen]:
         """Runs the step in replicas, and once as one device.
@@ -90,7 +97,7 @@ class Both:
             What replicas make of it, and one device.
 
         Raises:
-            CannotRun: when one of them fails.
+            CannotRunError: when one of them fails.
         """
         try:
             with _quiet(self.model), step.checking():
@@ -105,7 +112,7 @@ class Both:
         except TfaccelError:
             raise
         except Exception as error:
-            raise CannotRun(f"{type(error).__name__}: {error}") from error
+            raise CannotRunError(f"{type(error).__name__}: {error}") from error
         assert self._theirs is not None
         return ours, self._theirs
 
@@ -115,7 +122,7 @@ class Both:
         names: list[list[str]] = []
 
         def traced(data: Any) -> Any:
-            with draws.constant(), _functions_inline():
+            with draws.constant(), _functions_inline(), tf.summary.record_if(False):
                 said, kept = fn(data)
             graph = tf.compat.v1.get_default_graph()
             names[:] = [[_path(v) for v in variables] for variables, _ in kept]
@@ -184,6 +191,26 @@ class Both:
             variable.assign(value)
 
 
+def _forget(part: Any, attributes: dict[str, Any]) -> None:
+    """Sets numbers and tensors that are attributes of `part` back; other objects stay.
+
+    What Keras itself keeps of a layer that was built meanwhile stays too.
+    """
+    for name, value in list(vars(part).items()):
+        if value is attributes.get(name, part) or name.startswith("_") or name == "built":
+            continue
+        if name not in attributes and _is_plain(value):
+            object.__delattr__(part, name)
+        elif name in attributes and _is_plain(attributes[name]):
+            object.__setattr__(part, name, attributes[name])
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, (list, tuple, dict)) and value:
+        return all(_is_plain(v) for v in tf.nest.flatten(value))
+    return value is None or isinstance(value, (bool, int, float, str, tf.Tensor))
+
+
 @contextlib.contextmanager
 def _functions_inline() -> Iterator[None]:
     """Makes what a step calls part of its own graph.
@@ -221,19 +248,19 @@ def _few_rows(strategy: Any, batch: Any) -> tuple[Any, list[int]]:
     if not isinstance(batch, (Sharded, Starved)):
         batch = strategy.cut(batch)
     if isinstance(batch, Starved) or not isinstance(batch.share, tf.distribute.DistributedValues):
-        raise CannotRun("there is a replica without rows")
+        raise CannotRunError("there is a replica without rows")
     data = batch.data
     leaves = [v for v in tf.nest.flatten(data) if v is not None and v is not NOTHING]
     held = [v for v in leaves if getattr(v, "values", None)]
     if any(not isinstance(t, tf.Tensor) for v in held for t in v.values):
-        raise CannotRun("the batch holds ragged or sparse tensors")
+        raise CannotRunError("the batch holds ragged or sparse tensors")
     if placement.workers > 1 and any(t.dtype == tf.string for v in held for t in v.values):
-        raise CannotRun("the batch holds strings")
+        raise CannotRunError("the batch holds strings")
     have = min(int(tf.shape(t)[0]) for v in held for t in v.values)
     have = int(strategy.least(have))
     first = min(ROWS_OF_FIRST, have)
     if first < 2:
-        raise CannotRun("a replica has one row")
+        raise CannotRunError("a replica has one row")
     others = max(1, min(ROWS_OF_OTHERS, first - 1))
     rows = [first if replica == 0 else others for replica in range(placement.replicas)]
     ours = [rows[placement.rank * placement.local + i] for i in range(placement.local)]

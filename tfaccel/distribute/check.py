@@ -1,4 +1,4 @@
-"""The first-step check: is the step that a strategy makes of a model that of one device?
+"""The first-step check: a model's step under a strategy beside that of one device.
 
 Before a model takes its first step, the step is run twice over a few rows, from the same state: in
 replicas of unequal numbers of rows, through the same path as any step, and as one device runs it
@@ -21,13 +21,14 @@ import keras
 from absl import logging
 
 from tfaccel.distribute import _private, step
-from tfaccel.distribute.both import Both, CannotRun
+from tfaccel.distribute.both import Both, CannotRunError
 from tfaccel.distribute.compared import Difference, differences
 from tfaccel.distribute.gradients import is_own
 from tfaccel.distribute.ways import ROWS, SCALED, SUM, Ways
 from tfaccel.errors import CheckError, TfaccelError
 
 _MOST_TRIES = 12
+_WHERE = ("File ", "Detected at node", "Stack trace", "Original stack trace")
 _LIBRARIES = ("keras.", "keras_hub.", "tfaccel.")
 
 
@@ -67,7 +68,7 @@ class Checks:
         with strategy.scope():
             try:
                 both = Both(strategy, model, fn, batch)
-            except CannotRun as reason:
+            except CannotRunError as reason:
                 _skipped(model, reason)
                 return
             with both:
@@ -76,16 +77,16 @@ class Checks:
     def _compare(self, both: Both, model: keras.Model, fn: Any) -> None:
         try:
             ways = found(both, is_own(fn))
-        except CannotRun as reason:
+        except CannotRunError as reason:
             _skipped(model, reason)
             return
         if ways != Ways():
             self._ways[model] = ways
             logging.info(
-                "tfaccel: the train step of %r is written for the global batch, and is put "
-                "together so (gradients: %s).",
+                "tfaccel: not all of the train step of %r is a mean over the rows that it sees; it "
+                "is put together as on one device: %s.",
                 model.name,
-                ", ".join(ways.gradients) or ROWS,
+                ways,
             )
 
 
@@ -94,7 +95,7 @@ def found(both: Both, may_choose: bool) -> Ways:
 
     Raises:
         CheckError: when there are none.
-        CannotRun: when the step cannot be run so.
+        CannotRunError: when the step cannot be run so.
     """
     ways, first = Ways(), None
     hint: str | None = None
@@ -108,7 +109,7 @@ def found(both: Both, may_choose: bool) -> Ways:
             break
         one = next((w for w in wrong if w.kind in ("gradients", "metrics", "logs")), None)
         following = None if one is None else _next_way(ways.of(one.kind, one.name), one, hint)
-        if one is None or following is None or (ways != Ways() and not _progress(ways, wrong)):
+        if one is None or following is None:
             break
         hint = following
         ways = ways.having(one.kind, one.name, following)
@@ -135,10 +136,6 @@ def _next_way(way: str, wrong: Difference, hint: str | None) -> str | None:
     return order[place + 1] if place + 1 < len(order) else None
 
 
-def _progress(ways: Ways, wrong: list[Difference]) -> bool:
-    return True
-
-
 def _says(both: Both, wrong: Difference) -> str:
     return (
         f"tfaccel: the first-step check found that {wrong.what} would be {wrong.ours} on "
@@ -148,8 +145,9 @@ def _says(both: Both, wrong: Difference) -> str:
 
 
 def _skipped(model: keras.Model, reason: BaseException) -> None:
-    said = (str(reason).strip().splitlines() or [type(reason).__name__])[0]
-    logging.info("tfaccel: the first step of %r was not checked: %s", model.name, said[:300])
+    lines = [line.strip() for line in str(reason).splitlines()]
+    said = " ".join(line for line in lines if line and not line.startswith(_WHERE))
+    logging.info("tfaccel: the first step of %r was not checked: %s", model.name, said[:400])
 
 
 def _mark(model: keras.Model) -> Any:
@@ -165,7 +163,8 @@ def has_own_parts(model: keras.Model, fn: Any) -> bool:
         return True
     if any(not _is_known(loss) for loss in _private.compiled_losses(model)):
         return True
-    return any(not _is_known(metric) for metric in model.metrics)
+    metrics = [*model.metrics, *_private.compiled_metrics(model)]
+    return any(not _is_known(metric) for metric in metrics)
 
 
 def _is_known(part: Any) -> bool:

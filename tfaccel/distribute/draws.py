@@ -17,7 +17,7 @@ from tfaccel.distribute import _private
 _UNIFORM, _NORMAL = 0.9, 0.6  # units are kept by Dropout up to that rate
 
 
-class UnknownDraw(Exception):
+class UnknownDrawError(Exception):
     """A random operation of which we cannot say what it gives."""
 
 
@@ -38,7 +38,7 @@ def _constant(op: Any) -> list[tf.Tensor] | None:
             return None
         if op.type.startswith("StatelessRandomGetKeyCounter"):
             return None
-        raise UnknownDraw(op.type)
+        raise UnknownDrawError(op.type)
     return None
 
 

@@ -154,7 +154,7 @@ def _whole(plain: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def is_own(train_step: Any) -> bool:
-    """Whether a model's bound `train_step` computes its loss and gradients in a way of its own."""
+    """Whether a model's bound `train_step` is not Keras's throughout."""
     function = getattr(train_step, "__func__", None)
     loss = type(train_step.__self__).compute_loss
     return function is not keras.Model.train_step or loss is not keras.Model.compute_loss

@@ -36,6 +36,24 @@ class CountsByShare:
         return super().update_state(values, sample_weight)  # type: ignore[misc]
 
 
+class OneNumberByShare:
+    """Mixin for a metric of a user's function, which may return one number for its rows."""
+
+    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+        """Adds what our rows say."""
+        here = step.current()
+        function = _private.metric_function(self)
+        counted = sample_weight is None and _private.keras_mask(y_pred) is None
+        if here is not None and function is not None and counted:
+            value = function(y_true, y_pred)
+            if _is_scalar(value):
+                value = tf.convert_to_tensor(value)
+                if here.starved:
+                    value = tf.where(here.share > 0, value, tf.zeros_like(value))
+                return keras.metrics.Mean.update_state(self, value, here.share)
+        return super().update_state(y_true, y_pred, sample_weight)  # type: ignore[misc]
+
+
 def count_by_share(model: keras.Model) -> None:
     """Makes the metrics of `model` that average whatever they are told count a batch once."""
     told = (keras.metrics.Mean.update_state, keras.metrics.Sum.update_state)
@@ -46,6 +64,10 @@ def count_by_share(model: keras.Model) -> None:
             continue
         if metric is tracker or type(metric).update_state in told:
             adapt(metric, CountsByShare)
+    for metric in _private.compiled_metrics(model):
+        function = _private.metric_function(metric)
+        if function is not None and not str(function.__module__).startswith("keras."):
+            adapt(metric, OneNumberByShare)
 
 
 def _is_scalar(values: Any) -> bool:

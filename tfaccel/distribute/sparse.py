@@ -136,57 +136,14 @@ def _independent(tensor: tf.Tensor) -> bool:
 
 
 _AS_THEY_ARE = ("Reshape", "ExpandDims", "Squeeze")
-_PLAIN = frozenset(
-    [
-        "Add",
-        "AddV2",
-        "Sub",
-        "Mul",
-        "FloorDiv",
-        "FloorMod",
-        "Neg",
-        "Maximum",
-        "Minimum",
-        "Range",
-        "Cast",
-        "Identity",
-        "Reshape",
-        "ExpandDims",
-        "Squeeze",
-        "Pack",
-        "ConcatV2",
-        "StridedSlice",
-        "Slice",
-        "Tile",
-        "BroadcastTo",
-        "Transpose",
-        "ReverseV2",
-        "Fill",
-        "ZerosLike",
-        "OnesLike",
-        "GatherV2",
-        "Select",
-        "SelectV2",
-        "Less",
-        "LessEqual",
-        "Greater",
-        "GreaterEqual",
-        "Equal",
-        "StopGradient",
-        "LinSpace",
-        "Prod",
-        "Sum",
-        "Abs",
-        "Max",
-        "Min",
-        "Floor",
-        "Round",
-        "ClipByValue",
-        "PreventGradient",
-        "CheckNumerics",
-        "EnsureShape",
-    ]
-)
+_OPERATIONS = """
+Add AddV2 Sub Mul FloorDiv FloorMod Neg Abs Maximum Minimum Sum Prod Max Min Floor Round
+Less LessEqual Greater GreaterEqual Equal Select SelectV2 ClipByValue
+Range LinSpace Fill ZerosLike OnesLike Cast Identity StopGradient PreventGradient EnsureShape
+CheckNumerics Reshape ExpandDims Squeeze Pack ConcatV2 StridedSlice Slice GatherV2 Tile
+BroadcastTo Transpose ReverseV2
+"""
+_PLAIN = frozenset(_OPERATIONS.split())
 
 
 def _captured(placeholder: tf.Tensor) -> Any:

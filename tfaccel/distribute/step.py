@@ -52,7 +52,7 @@ class Step:
     kept: set[int] = field(default_factory=set)
     gradients: Any = None
     summed: set[int] = field(default_factory=set)
-    ways: Ways = Ways()
+    ways: Ways = field(default_factory=Ways)
     recorded: list[tuple[list[Any], list[Any]]] | None = None
 
     def weight(self, value: Any) -> Any:

@@ -33,6 +33,13 @@ class Ways:
         """The way of the gradient that is taken at this call."""
         return self.gradients[call] if call < len(self.gradients) else ROWS
 
+    def __str__(self) -> str:
+        """What is not `ROWS`, for people."""
+        said = [f"gradients {', '.join(self.gradients)}"] if self.gradients else []
+        for kind in ("metrics", "logs"):
+            said += [f"{kind[:-1]} {name!r} {way}" for name, way in getattr(self, kind).items()]
+        return "; ".join(said)
+
     def of(self, kind: str, name: str) -> str:
         """The way of one thing; `kind` is the name of an attribute."""
         if kind == "gradients":

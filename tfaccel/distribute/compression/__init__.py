@@ -7,6 +7,8 @@ from typing import Any, Protocol
 from tfaccel.distribute.compression.cast import Cast
 from tfaccel.distribute.compression.powersgd import PowerSGD
 
+__all__ = ["Cast", "PowerSGD", "Wire", "parse"]
+
 
 class Wire(Protocol):
     """How gradients travel."""
