@@ -222,27 +222,6 @@ class ModelParallelExtended(tf.distribute.StrategyExtended):  # type: ignore[mis
     def _use_merge_call(self) -> bool:
         return False
 
-    @property
-    def should_checkpoint(self) -> bool:
-        """Whether this process writes checkpoints."""
-        cluster = self._container_strategy().cluster
-        return cluster is None or bool(cluster.is_chief)
-
-    @property
-    def should_save_summary(self) -> bool:
-        """Whether this process writes summaries."""
-        return self.should_checkpoint
-
-    @property
-    def experimental_should_init(self) -> bool:
-        """Whether this process initialises variables: each has its own pieces."""
-        return True
-
-    @property
-    def experimental_between_graph(self) -> bool:
-        """Whether each process runs a graph of its own: one runs over all."""
-        return False
-
     def _in_multi_worker_mode(self) -> bool:
         return False
 
