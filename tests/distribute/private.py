@@ -384,7 +384,8 @@ def main():
     seen["own states"] = [v.name for v in _private.own_states(kept)]
     seen["metric states"] = len(_private.own_states(f1))
     counts.fit(x, y, verbose=0)
-    seen["metrics in"] = [[m.name for m in _private.metrics_in(held)] for held in counts.metrics]
+    inside = [inner for held in counts.metrics for inner in _private.metrics_in(held)]
+    seen["metrics in"] = [m.name for held in inside for m in _private.metrics_in(held)]
     seen["held variables"] = [
         isinstance(_private.held(kept.own), tf.Variable),
         _private.held(_private.held(kept.own)) is _private.held(kept.own),
