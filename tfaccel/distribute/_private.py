@@ -542,13 +542,17 @@ def set_strategy(model: Any, strategy: Any) -> None:
 
 def alive() -> tuple[list[Any], list[Any]]:
     """All that has `fit`, and all optimizers, of this process; Keras keeps no list of them."""
-    trainers, optimizers = [], []
+    optimizer, layer = keras.optimizers.Optimizer, keras.layers.Layer
+    found: list[Any] = []
+    wanted: dict[type, bool] = {}
     for each in gc.get_objects():
-        if issubclass(type(each), TensorFlowTrainer) and hasattr(each, "variables"):
-            trainers.append(each)
-        elif issubclass(type(each), keras.optimizers.Optimizer) and hasattr(each, "_variables"):
-            optimizers.append(each)
-    return trainers, optimizers
+        cls = type(each)
+        if (is_wanted := wanted.get(cls)) is None:
+            is_wanted = wanted[cls] = issubclass(cls, (TensorFlowTrainer, optimizer))
+        if is_wanted and hasattr(each, "_tracker"):  # one that is being made has none
+            found.append(each)
+    trainers = [each for each in found if isinstance(each, layer)]
+    return trainers, [each for each in found if isinstance(each, optimizer)]
 
 
 def strategy_at_compile(model: Any) -> Any:

@@ -36,7 +36,20 @@ _LIBRARIES = {*sys.stdlib_module_names, "absl", "google", "h5py", "keras", "ml_d
     *("keras_cv", "keras_hub", "keras_nlp", "optree", "rich", "tensorflow", "tfaccel")
 }
 _LIBRARIES -= {"__main__"}
-_LEAVES = (str, bytes, int, float, complex, type(None), tf.Tensor, types.ModuleType)
+# The first that fits counts.
+_KINDS: dict[str, Any] = {
+    "variable": keras.Variable,
+    "tensorflow": tf.Variable,
+    "part": _PARTS,
+    "mapping": Mapping,
+    "sequence": (list, tuple),
+    "partial": functools.partial,
+    "method": types.MethodType,
+    "wrapped": (staticmethod, classmethod, property, functools.cached_property),
+    "traced": tf.types.experimental.PolymorphicFunction,
+    "function": types.FunctionType,
+    "class": type,
+}
 # TensorFlow's list of what an object tracks names everything a second time; calls of a layer lead
 # to all other models that share it.
 _SKIPPED = ("_self_", "_inbound_nodes", "_outbound_nodes", "_tfaccel")
@@ -91,13 +104,14 @@ class _Walk:
     def __init__(self) -> None:
         self.found = Reached()
         self._seen: dict[int, Any] = {}  # the objects too, so that no id is used again
-        self._waiting: list[Any] = []
+        self._waiting: list[tuple[str, Any]] = []
 
     def visit(self, value: Any, replace: Replace | None) -> None:
         """Notes `value`, which lies where `replace` would put another."""
-        if isinstance(value, _LEAVES):
+        kind = _kind(type(value))  # type: ignore[arg-type]
+        if kind is None:
             return
-        if isinstance(value, tf.Variable):
+        if kind == "tensorflow":
             if id(value) not in self._seen:
                 self._seen[id(value)] = value
                 self.found.raw.append(value)
@@ -106,50 +120,58 @@ class _Walk:
         if id(value) in self._seen:
             return
         self._seen[id(value)] = value
-        if isinstance(value, keras.Variable):
+        if kind == "variable":
             self.found.variables.append(value)
-        else:
-            if isinstance(value, _PARTS):
-                self.found.parts.append(value)
-            self._waiting.append(value)
+            return
+        if kind == "part":
+            self.found.parts.append(value)
+        self._waiting.append((kind, value))
 
     def run(self) -> None:
         """Looks into all that has been noted, depth first and in order."""
         while self._waiting:
-            value = self._waiting.pop()
+            kind, value = self._waiting.pop()
             known = len(self._waiting)
-            for inner, replace in _inside(value, self.found):
+            for inner, replace in _inside(kind, value, self.found):
                 self.visit(inner, replace)
             self._waiting[known:] = reversed(self._waiting[known:])
 
 
-def _inside(value: Any, found: Reached) -> Iterator[tuple[Any, Replace | None]]:
-    if isinstance(value, Mapping):
+@functools.cache
+def _kind(cls: Any) -> str | None:
+    """What instances of `cls` are to a walk; None where nothing is in them."""
+    return next((kind for kind, classes in _KINDS.items() if issubclass(cls, classes)), None) or (
+        "object" if _is_users(cls.__module__) else None
+    )
+
+
+def _inside(kind: str, value: Any, found: Reached) -> Iterator[tuple[Any, Replace | None]]:
+    if kind == "mapping":
         if len(value) <= _MOST:
             for key, inner in list(value.items()):
-                yield inner, _item(value, key)
-    elif isinstance(value, (list, tuple)):
+                yield inner, functools.partial(_put, value, key)
+    elif kind == "sequence":
         if len(value) <= _MOST:
             for i, inner in enumerate(value):
-                yield inner, _item(value, i) if isinstance(value, list) else None
-    elif isinstance(value, functools.partial):
+                can = isinstance(value, list)
+                yield inner, functools.partial(_put, value, i) if can else None
+    elif kind == "partial":
         yield from ((v, None) for v in (value.func, value.args, value.keywords))
-    elif isinstance(value, types.MethodType):
+    elif kind == "method":
         yield from ((v, None) for v in (value.__self__, value.__func__))
-    elif isinstance(value, (staticmethod, classmethod)):
-        yield value.__func__, None
-    elif isinstance(value, (property, functools.cached_property)):
-        yield getattr(value, "fget", None) or getattr(value, "func", None), None
-    elif isinstance(value, tf.types.experimental.PolymorphicFunction):
-        found.functions.append(value)
-        yield value.python_function, None
-    elif isinstance(value, types.FunctionType):
+    elif kind == "wrapped":
+        for name in ("__func__", "fget", "func"):
+            yield getattr(value, name, None), None
+    elif kind == "function":
         if _is_users(value.__module__):
             yield from _of_function(value)
-    elif isinstance(value, type):
+    elif kind == "traced":
+        found.functions.append(value)
+        yield value.python_function, None
+    elif kind == "class":
         if _is_users(value.__module__):
             yield from _of_class(value)
-    elif isinstance(value, _PARTS) or _is_users(type(value).__module__):
+    else:
         yield from _of_object(value)
 
 
@@ -178,11 +200,11 @@ def _of_function(function: types.FunctionType) -> Iterator[tuple[Any, Replace | 
     names = dict.fromkeys(_names(function.__code__))
     for name in names:
         inner = function.__globals__.get(name)
-        yield inner, _item(function.__globals__, name)
+        yield inner, functools.partial(_put, function.__globals__, name)
         if isinstance(inner, types.ModuleType) and _is_users(inner.__name__):
             for attribute in names:
                 if attribute in vars(inner):
-                    yield vars(inner)[attribute], _item(vars(inner), attribute)
+                    yield vars(inner)[attribute], functools.partial(_put, vars(inner), attribute)
     if (wrapped := getattr(function, "__wrapped__", None)) is not None:
         yield wrapped, None
 
@@ -194,8 +216,8 @@ def _names(code: types.CodeType) -> Iterator[str]:
             yield from _names(constant)
 
 
-def _item(container: Any, key: Any) -> Replace:
-    return lambda new: container.__setitem__(key, new)
+def _put(container: Any, key: Any, new: Any) -> None:
+    container[key] = new
 
 
 def _is_users(module: Any) -> bool:
