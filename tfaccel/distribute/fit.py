@@ -20,6 +20,7 @@ from tfaccel.distribute import (
     logs,
     looks,
     loops,
+    means,
     padding,
     scope,
     state,
@@ -243,6 +244,7 @@ class KerasFit:
             self.wire.prepare(model.optimizer, list(model.trainable_variables), self)
         whole_batch(model)
         padding.count_real_rows(model)
+        means.count_batches_once(model)
         if self.frequency.apart:
             looks.after_epochs(model, self.settle)
 
