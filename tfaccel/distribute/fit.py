@@ -26,6 +26,7 @@ from tfaccel.distribute import (
     state,
     step,
 )
+from tfaccel.distribute.apart import Apart
 from tfaccel.distribute.batches import Batches, Sharded, Starved, shard, without_nothing
 from tfaccel.distribute.compression import Wire
 from tfaccel.distribute.executions import Executions
@@ -174,7 +175,14 @@ class KerasFit:
                     averaging.after_step()
                 return logs.merged(model, said, here, averaged)
 
-        merged = super().run(replica_step, tuple(batch), kwargs, options)  # type: ignore[misc]
+        apart = None
+        if tf.executing_eagerly() and self.placement.local > 1:
+            apart = Apart([model, *_private.layers_of(model)])
+
+        turns = replica_step if apart is None else apart.turns(replica_step)
+        merged = super().run(turns, tuple(batch), kwargs, options)  # type: ignore[misc]
+        if apart is not None:
+            apart.end()
         return tf.nest.map_structure(self._merged, merged)
 
     def reduce(self, reduce_op: Any, value: Any, axis: Any = None) -> Any:
