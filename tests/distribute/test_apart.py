@@ -41,14 +41,13 @@ class Keeps(keras.Model):
 def trained(strategy: Any) -> list[Any]:
     keras.utils.set_random_seed(1)
     model = under(strategy, Keeps)
-    under(strategy, model.compile, keras.optimizers.SGD(0.1), run_eagerly=True)
+    optimizer = under(strategy, keras.optimizers.SGD, 0.1)
+    under(strategy, model.compile, optimizer, run_eagerly=True)
     x = np.random.default_rng(0).normal(size=(10, 3)).astype("float32")
     history = model.fit(x, x[:, :2] * 2, batch_size=4, epochs=2, verbose=0, shuffle=False).history
     return [*history.values(), *model.get_weights(), model.steps]
 
 
 def test_attributes_of_a_step_are_those_of_its_replica() -> None:
-    for ours, want in zip(
-        trained(mirrored()), trained(tf.distribute.get_strategy()), strict=True
-    ):
+    for ours, want in zip(trained(mirrored()), trained(tf.distribute.get_strategy()), strict=True):
         np.testing.assert_allclose(ours, want, rtol=1e-5)

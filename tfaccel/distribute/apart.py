@@ -14,7 +14,17 @@ import numpy as np
 import tensorflow as tf
 
 Kept = list[tuple[dict[str, Any], str, Any]]
-_DATA = (tf.Tensor, tf.RaggedTensor, tf.SparseTensor, np.ndarray, np.generic, int, float, str, bytes)
+_DATA = (
+    tf.Tensor,
+    tf.RaggedTensor,
+    tf.SparseTensor,
+    np.ndarray,
+    np.generic,
+    int,
+    float,
+    str,
+    bytes,
+)
 
 
 class Apart:
