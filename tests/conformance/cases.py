@@ -32,8 +32,11 @@ from tests.conformance.data import (
     generator_without_weights,
     images,
     lonely,
+    lonely_images,
+    lonely_tokens,
     named,
     one_huge_row,
+    parts_of_two_sizes,
     rows,
     sequences,
     tokens,
@@ -44,8 +47,10 @@ from tests.conformance.models import (
     Gan,
     Largest,
     OwnLoss,
+    OwnMeans,
     OwnStep,
     Subclassed,
+    Unlabelled,
     adam,
     attention,
     classify,
@@ -61,6 +66,7 @@ from tests.conformance.models import (
     regularized,
     scalar_loss,
     sgd,
+    strided,
     tagger,
     two_heads,
     with_add_loss,
@@ -119,6 +125,21 @@ case("finite_generator", data=lambda: {"x": finite_generator()}, fit={"epochs": 
 case("pydataset", data=lambda: {"x": Pages()})
 case("last_batch_of_one", data=lonely)
 case("fewer_rows_than_replicas", data=few)
+case("one_row_of_an_image", model=strided, data=lonely_images, compile=optimized(sgd, 0.1))
+case(
+    "one_row_of_a_text",
+    model=lambda: embedded(keras.layers.Bidirectional(keras.layers.GRU(3)), keras.layers.Dense(3)),
+    data=lonely_tokens,
+    compile=optimized(sgd, 0.1),
+)
+case("one_row_attention", model=attention, data=lonely_tokens, compile=optimized(sgd, 0.1))
+case(
+    "parts_of_two_sizes",
+    model=Unlabelled,
+    data=parts_of_two_sizes,
+    compile=lambda: {"optimizer": sgd(0.1)},
+    equal=("history", "weights", "batches"),
+)
 case("validation_data", data=lambda: {**arrays(), "validation_data": rows()})
 case("validation_split", data=lambda: {**arrays(), "validation_split": 0.3})
 case("sample_weight", data=lambda: {**arrays(), "sample_weight": weights()})
@@ -258,6 +279,12 @@ case(
     "custom_loss_in_train_step",
     model=OwnLoss,
     compile=compiled(metrics=None),
+    equal=("history", "weights", "batches"),
+)
+case(
+    "means_in_train_step",
+    model=OwnMeans,
+    compile=lambda: {"optimizer": sgd(0.1)},
     equal=("history", "weights", "batches"),
 )
 case("gan", model=Gan, compile=dict, equal=("history", "weights"))

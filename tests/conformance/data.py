@@ -118,6 +118,22 @@ def lonely() -> dict[str, Any]:
     return {"x": x[:33], "y": y[:33], "batch_size": BATCH}
 
 
+def lonely_images() -> dict[str, Any]:
+    return {**images(), "x": images()["x"][:33], "y": rows()[1][:33]}
+
+
+def lonely_tokens() -> dict[str, Any]:
+    return {**tokens(), "x": tokens()["x"][:33], "y": rows()[1][:33]}
+
+
+def parts_of_two_sizes() -> dict[str, Any]:
+    x, y = rows()
+    free = tf.data.Dataset.from_tensor_slices(x).batch(12)
+    labelled = tf.data.Dataset.from_tensor_slices((x[::3], y[::3])).batch(4)
+    table = tf.data.Dataset.from_tensors(tf.constant([[0.5, 1.0, 2.0]])).repeat()
+    return {"x": tf.data.Dataset.zip((free, labelled, table))}
+
+
 def named() -> dict[str, Any]:
     x, y = rows()
     return {"x": {"a": x[:, :2], "b": x[:, 2:]}, "y": {"c": y, "d": x[:, 0]}, "batch_size": BATCH}

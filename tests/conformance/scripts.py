@@ -16,6 +16,7 @@ import tensorflow as tf
 from tests.conformance.cases import CASES
 from tests.conformance.data import (
     BATCH,
+    CLASSES,
     ROWS,
     arrays,
     dataset,
@@ -31,6 +32,7 @@ from tests.conformance.models import (
     classify,
     cnn,
     crossentropy,
+    loss_scaled,
     mlp,
     sgd,
     with_option,
@@ -232,6 +234,68 @@ def loop_by_hand(scope: Any, folder: str) -> dict[str, Any]:
     iterator = iter(strategy.experimental_distribute_dataset(data))
     losses = [float(next_step(iterator)) for _ in range(3)]
     return {"history": {"loss": np.array(losses)}, "weights": model.get_weights()}
+
+
+@script
+def loops_by_hand(scope: Any, folder: str) -> dict[str, Any]:
+    """Loops as guides write them: what is made in their first step, and what comes between."""
+    data = dataset().take(36).batch(12, drop_remainder=True)
+    found = {}
+    for name, optimizer in {
+        "adam": lambda: adam(0.05, clipnorm=0.1),
+        "accumulates": lambda: sgd(0.3, gradient_accumulation_steps=2),
+        "scaled": lambda: loss_scaled(8.0),
+    }.items():
+        for how in ("eager", "step", "epoch", "without run"):
+            found[f"{name}, {how}"] = np.array(_looped(scope, data, optimizer(), how))
+    return {"history": found}
+
+
+def _looped(scope: Any, data: tf.data.Dataset, optimizer: Any, how: str) -> list[float]:
+    keras.utils.set_random_seed(7)
+    with scope():
+        strategy = tf.distribute.get_strategy()
+        model = mlp()
+        optimizer = type(optimizer).from_config(optimizer.get_config())
+        mean, f1 = keras.metrics.Mean(), keras.metrics.F1Score(average="macro")
+        per_row = crossentropy(reduction="none")
+
+    def step(x: Any, y: Any) -> Any:
+        with tf.GradientTape() as tape:
+            predicted = model(x, training=True)
+            rows = per_row(y, predicted)
+            loss = tf.nn.compute_average_loss(rows, global_batch_size=12)
+            scaled = optimizer.scale_loss(loss)
+        of = model.trainable_variables
+        optimizer.apply_gradients(zip(tape.gradient(scaled, of), of, strict=True))
+        mean.update_state(rows)
+        f1.update_state(tf.one_hot(y, CLASSES), predicted)
+        return loss
+
+    def run(batch: Any) -> Any:
+        losses = strategy.run(step, args=batch)
+        return strategy.reduce(tf.distribute.ReduceOp.SUM, losses, axis=None)
+
+    @tf.function
+    def epoch(batches: Any) -> Any:
+        total = 0.0
+        for batch in batches:
+            total += run(batch)
+        return total
+
+    said = []
+    if how == "without run":
+        one = tf.function(step)
+        said = [float(one(*batch)) for batch in data]
+    else:
+        batches = strategy.experimental_distribute_dataset(data)
+        one = run if how == "eager" else tf.function(run)
+        said = [float(epoch(batches))] if how == "epoch" else [float(one(b)) for b in batches]
+    optimizer.learning_rate = 0.01
+    if how != "without run":
+        said += [float(one(b)) for b in batches]
+    weights = [float(np.abs(w).sum()) for w in model.get_weights()]
+    return [*said, float(mean.result()), float(f1.result()), *weights]
 
 
 @script

@@ -81,6 +81,7 @@ _EXHAUSTIVE = ("one_device", "mirrored_4", "ring_2x1", "mpi_2x2")
 _IN_PART = ("mirrored_2", "mpi_2x1")
 PART = (
     *("arrays", "tf_data", "generator", "pydataset", "last_batch_of_one", "validation_split"),
+    *("one_row_of_an_image", "parts_of_two_sizes", "means_in_train_step", "loops_by_hand"),
     *("fewer_rows_than_replicas", "sample_weight", "dict_inputs_two_outputs", "optional_input"),
     *("loss_of_the_batch", "loss_not_reduced", "layer_state", "metric_maximum"),
     *("loss_masked", "metric_auc", "metric_mean_iou", "global_clipnorm", "gradient_accumulation"),
@@ -121,6 +122,7 @@ def pairs(columns: list[str]) -> list[Any]:
 NOT_ON_A_MESH = {
     "distributed_by_hand": "Unrecognized data type",
     "loop_by_hand": r"InputError: tfaccel: next\(iterator\) was called inside a tf.function",
+    "loops_by_hand": r"InputError: tfaccel: next\(iterator\) was called inside a tf.function",
     "strings_and_ragged": "InputError: tfaccel: the batch holds strings",
 }
 

@@ -29,6 +29,7 @@ from tfaccel.distribute import (
     step,
 )
 from tfaccel.distribute.adapt import adapt
+from tfaccel.distribute.apart import Apart
 from tfaccel.distribute.batches import Batches, Sharded, Starved, shard, without_nothing
 from tfaccel.distribute.check import Checks
 from tfaccel.distribute.compression import Wire
@@ -242,7 +243,14 @@ class KerasFit:
                 return logs.merged(model, said, here, averaged)
 
         batch = batch._replace(data=without_nothing(batch.data))
-        merged = super().run(replica_step, tuple(batch), kwargs, options)  # type: ignore[misc]
+        apart = None
+        if tf.executing_eagerly() and self.placement.local > 1:
+            apart = Apart([model, *_private.layers_of(model)])
+
+        turns = replica_step if apart is None else apart.turns(replica_step)
+        merged = super().run(turns, tuple(batch), kwargs, options)  # type: ignore[misc]
+        if apart is not None:
+            apart.end()
         return tf.nest.map_structure(self._merged, merged)
 
     def _check(self, model: keras.Model, fn: Any) -> None:

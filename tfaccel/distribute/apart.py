@@ -1,0 +1,91 @@
+"""Replicas that run eagerly, one until it must wait and then the next, keep their attributes apart.
+
+With `run_eagerly=True` the replicas of one process take turns whenever they meet in a reduction or
+an update. What a step keeps on `self` meanwhile (``self.features = features``) must be its own.
+That is said of data; variables, layers and what Keras knows of them are made once for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+Kept = list[tuple[dict[str, Any], str, Any]]
+_DATA = (
+    tf.Tensor,
+    tf.RaggedTensor,
+    tf.SparseTensor,
+    np.ndarray,
+    np.generic,
+    int,
+    float,
+    str,
+    bytes,
+)
+
+
+class Apart:
+    """The attributes of a model and its layers, as each replica sees them.
+
+    Args:
+        objects: whose attributes are kept apart.
+    """
+
+    def __init__(self, objects: Sequence[Any]) -> None:
+        self._before = [(vars(o), dict(vars(o))) for o in objects]
+        self._first: Kept | None = None
+
+    def turns(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        """A replica's `step`, which sees what was there before and what it has set itself."""
+
+        def replica(*args: Any) -> Any:
+            context = tf.distribute.get_replica_context()
+            merge_call = context.merge_call
+
+            def waits(*args: Any, **kwargs: Any) -> Any:
+                ours = self._take()
+                try:
+                    return merge_call(*args, **kwargs)
+                finally:
+                    _put(ours)
+
+            context.merge_call = waits
+            try:
+                return step(*args)
+            finally:
+                del context.merge_call
+                ours = self._take()
+                self._first = ours if self._first is None else self._first
+
+        return replica
+
+    def end(self) -> None:
+        """Leaves what the first replica has set, as one device would."""
+        if self._first is not None:
+            _put(self._first)
+
+    def _take(self) -> Kept:
+        """The data that have been set, which are taken back."""
+        found: Kept = []
+        for now, before in self._before:
+            for name in [n for n, v in now.items() if before.get(n, self) is not v]:
+                if name == "built" or name.startswith("_") or not _is_data(now[name]):
+                    continue
+                found.append((now, name, now[name]))
+                if name in before:
+                    now[name] = before[name]
+                else:
+                    del now[name]
+        return found
+
+
+def _is_data(value: Any) -> bool:
+    return all(v is None or isinstance(v, _DATA) for v in tf.nest.flatten(value))
+
+
+def _put(kept: Kept) -> None:
+    for now, name, value in kept:
+        now[name] = value
