@@ -21,6 +21,7 @@ import tensorflow as tf
 from keras.src import backend as keras_backend
 from keras.src.backend.common import global_state
 from keras.src.backend.common.name_scope import current_path
+from keras.src.models.functional import Functional, operation_fn
 
 # Host tensors up to this many elements become constants of a graph, larger ones its inputs.
 from tensorflow.core.function.capture.capture_container import (
@@ -81,6 +82,7 @@ __all__ = [
     "compiling_model",
     "dividing",
     "exchanges",
+    "functional_of",
     "global_seed",
     "graph_nodes",
     "handle",
@@ -93,6 +95,7 @@ __all__ = [
     "onednn_is_on",
     "own_collectives",
     "pack_variables",
+    "run_function",
     "set_initial_epoch",
     "set_keras_mask",
     "variable_path",
@@ -357,6 +360,27 @@ def build_all(model: keras.Model, x: Any, y: Any) -> None:
         y: the same.
     """
     model._symbolic_build(data_batch=(x, y))
+
+
+def functional_of(model: keras.Model) -> Any:
+    """The functional model that a Sequential or functional `model` is, or None of another.
+
+    None too of a functional one whose `call` is its class's own.
+    """
+    functional = model._functional if isinstance(model, keras.Sequential) else model
+    if not hasattr(functional, "_nodes_by_depth"):
+        return None
+    return functional if type(functional).call is Functional.call else None
+
+
+def run_function(function: keras.Function, inputs: list[Any], training: Any) -> Any:
+    """What a Function gives, whose layers are told whether they train, as a functional model does.
+
+    `Function.call` passes nothing on to the layers.
+    """
+    return function._run_through_graph(
+        inputs, operation_fn=lambda operation: operation_fn(operation, training=training)
+    )
 
 
 def graph_nodes(model: keras.Model) -> list[Any]:
