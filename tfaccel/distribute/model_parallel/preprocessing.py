@@ -14,7 +14,7 @@ import keras
 import tensorflow as tf
 
 from tfaccel.distribute import _private
-from tfaccel.errors import LayoutError
+from tfaccel.errors import InputError, LayoutError
 
 _PREFIX = "tfaccel_input_"
 
@@ -46,8 +46,8 @@ class HostPart:
         for node in nodes:
             if getattr(node.operation, "trainable_weights", ()):
                 raise LayoutError(
-                    f"tfaccel: layer {node.operation.name!r} of model {model.name!r} is trained and "
-                    "goes into a layer that looks up values, which runs on the host of a mesh as "
+                    f"tfaccel: layer {node.operation.name!r} of model {model.name!r} is trained "
+                    "and goes into a layer that looks up values, which runs on the host of a mesh as "
                     "part of the input; expected nothing that is trained before it."
                 )
         made = {id(t): t for node in nodes for t in node.outputs}
@@ -92,6 +92,35 @@ class HostPart:
         on_host = tf.autograph.experimental.do_not_convert(on_host)
         calls = tf.data.AUTOTUNE if read_ahead else None
         return dataset.map(on_host, num_parallel_calls=calls).with_options(options)
+
+
+def before(model: Any, dataset: tf.data.Dataset, read_ahead: bool) -> tf.data.Dataset:
+    """`dataset` as the mesh takes it: with the host's part of `model` mapped over its batches.
+
+    Args:
+        model: that asks for its data; a Sequential one without an Input is built.
+        dataset: of batches.
+        read_ahead: as in `HostPart.mapped`.
+
+    Raises:
+        InputError: when a model that cannot be cut is given strings.
+    """
+    x = dataset.element_spec[0] if isinstance(dataset.element_spec, tuple) else dataset.element_spec
+    looking = [layer for layer in _private.layers_of(model) if looks_up(layer)]
+    if looking and isinstance(model, keras.Sequential) and not model.built:
+        model.build(tuple(x.shape))
+    if (part := of(model)) is not None:
+        return part.mapped(dataset, read_ahead)
+    strings = any(getattr(leaf, "dtype", None) == tf.string for leaf in tf.nest.flatten(x))
+    if strings and looking:
+        layer = looking[0]
+        raise InputError(
+            f"tfaccel: layer {layer.name!r} ({type(layer).__name__}) looks up strings inside the "
+            f"call of {model.name!r}, which runs on a mesh, where no device takes strings; "
+            "expected a functional or Sequential model, whose lookups run on the host, or numbers: call it "
+            "in dataset.map."
+        )
+    return dataset
 
 
 def of(model: Any) -> HostPart | None:

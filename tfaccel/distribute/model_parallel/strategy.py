@@ -82,8 +82,8 @@ class ModelParallelStrategy(tf.distribute.Strategy):  # type: ignore[misc]
             if self.cluster is not None:
                 callbacks.one_writer(caller.callbacks, self)
         threads = caller.threads if caller is not None else None
-        if caller is not None and (part := preprocessing.of(caller.model)) is not None:
-            dataset = part.mapped(dataset, read_ahead=threads is None)
+        if caller is not None:
+            dataset = preprocessing.before(caller.model, dataset, read_ahead=threads is None)
         return MeshBatches(dataset, self.mesh, self.planner.mesh.batch_axis, threads)
 
     def run(self, fn: Any, args: Any = (), kwargs: Any = None, options: Any = None) -> Any:
