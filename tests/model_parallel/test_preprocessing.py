@@ -136,7 +136,7 @@ def test_what_is_trained_before_a_lookup_is_refused() -> None:
         x = L.CategoryEncoding(4, "multi_hot")(x)
         model = keras.Model(inputs, L.Dense(1)(x))
         model.compile("sgd", "mse")
-    with pytest.raises(LayoutError, match="layer 'before' .* looks up values"):
+    with pytest.raises(LayoutError, match=r"layer 'before' .* looks up values"):
         model.fit(np.ones((4, 3)), np.ones((4, 1)), verbose=0)
 
 

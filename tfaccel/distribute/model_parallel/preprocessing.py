@@ -47,8 +47,8 @@ class HostPart:
             if getattr(node.operation, "trainable_weights", ()):
                 raise LayoutError(
                     f"tfaccel: layer {node.operation.name!r} of model {model.name!r} is trained "
-                    "and goes into a layer that looks up values, which runs on the host of a mesh as "
-                    "part of the input; expected nothing that is trained before it."
+                    "and goes into a layer that looks up values, which runs on the host of a mesh "
+                    "as part of the input; expected nothing that is trained before it."
                 )
         made = {id(t): t for node in nodes for t in node.outputs}
         used = [
@@ -117,8 +117,8 @@ def before(model: Any, dataset: tf.data.Dataset, read_ahead: bool) -> tf.data.Da
         raise InputError(
             f"tfaccel: layer {layer.name!r} ({type(layer).__name__}) looks up strings inside the "
             f"call of {model.name!r}, which runs on a mesh, where no device takes strings; "
-            "expected a functional or Sequential model, whose lookups run on the host, or numbers: call it "
-            "in dataset.map."
+            "expected a functional or Sequential model, whose lookups run on the host, or numbers: "
+            "call it in dataset.map."
         )
     return dataset
 
