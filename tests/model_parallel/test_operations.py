@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.model_parallel.test_training import assert_as_one_device
+from tests.model_parallel.test_training import assert_as_one_device, strategy
 
 pytestmark = [pytest.mark.slow, pytest.mark.child(devices=4)]
 
@@ -46,6 +46,7 @@ FUNCTIONS: dict[str, Callable[[Any], Any]] = {
     "a row before the others": lambda t: t + tf.pad(t, [[1, 0], [0, 0]])[:-1],
     "chosen by their places": lambda t: t * tf.math.top_k(t, 3)[0][:, 2:],
     "rows between others": _graph,
+    "the diagonal of a matrix": lambda t: tf.linalg.set_diag(t[:, :, None] * t[:, None], t),
 }
 FEW = ("a new axis before features", "rows in reverse", "products of rows", "rows between others")
 
@@ -161,3 +162,100 @@ def test_optimizers_take_the_rows_of_an_embedding(name: str) -> None:
         return [fitted.history["loss"], model.get_weights()]
 
     assert_as_one_device(train)
+
+
+def test_a_metric_that_decodes_what_ctc_trains() -> None:
+    """And counts whole words, in integers."""
+
+    class Words(keras.metrics.Metric):
+        def __init__(self) -> None:
+            super().__init__(name="words")
+            self.right = self.add_weight(name="right", initializer="zeros", dtype="int32")
+
+        def update_state(self, y: Any, p: Any, sample_weight: Any = None) -> None:
+            rows, steps = tf.shape(p)[0], tf.shape(p)[1]
+            lengths = tf.fill([rows], steps)
+            (read,), _ = tf.nn.ctc_greedy_decoder(
+                tf.transpose(p, [1, 0, 2]), lengths, blank_index=0
+            )
+            read = tf.sparse.to_dense(tf.sparse.reset_shape(read, [rows, steps]))
+            wanted = tf.pad(tf.cast(y, read.dtype), [[0, 0], [0, steps - tf.shape(y)[1]]])
+            same = tf.reduce_all(tf.equal(read, wanted), axis=1)
+            self.right.assign_add(tf.reduce_sum(tf.cast(same, tf.int32)))
+
+        def result(self) -> Any:
+            return keras.ops.cast(self.right, "float32")
+
+    y = np.random.default_rng(0).integers(1, 5, (21, 3))
+    x = np.repeat(np.eye(5, dtype="float32")[y], 3, axis=1)
+
+    def train(scope: Any) -> Any:
+        with scope():
+            layers = [keras.layers.Dense(16, "tanh"), keras.layers.Dense(5)]
+            model = keras.Sequential([keras.Input((9, 5)), *layers])
+            model.compile(keras.optimizers.SGD(0.5), keras.losses.CTC(), metrics=[Words()])
+        history = model.fit(x, y, batch_size=8, epochs=6, shuffle=False, verbose=0).history
+        return [history["loss"], history["words"], model.get_weights()]
+
+    assert_as_one_device(train, rtol=1e-4)
+
+
+RANDOM: dict[str, Callable[[Any], Any]] = {
+    "normal": lambda t: t + tf.random.normal(tf.shape(t)),
+    "normal with a seed": lambda t: t + tf.random.normal(tf.shape(t), 1.0, 2.0, seed=3),
+    "truncated_normal": lambda t: t + tf.random.truncated_normal(tf.shape(t)),
+    "uniform": lambda t: t + tf.random.uniform(tf.shape(t), 2.0, 3.0),
+    "integers": lambda t: t + tf.cast(tf.random.uniform(tf.shape(t), 5, 90, tf.int32), t.dtype),
+    "shuffle": lambda t: tf.random.shuffle(t + tf.cast(tf.range(tf.shape(t)[0]), t.dtype)[:, None]),
+}
+BETWEEN = {"uniform": (2, 3), "integers": (5, 89), "truncated_normal": (-2, 2), "shuffle": (0, 15)}
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_random_numbers_differ_by_row_and_step_and_come_again_with_their_seed(name: str) -> None:
+    def drawn() -> tuple[Any, Any]:
+        keras.utils.set_random_seed(5)
+        keras.utils.clear_session()
+        with strategy().scope():
+            inputs = keras.Input((3,))
+            model = keras.Model(inputs, keras.layers.Lambda(RANDOM[name])(inputs))
+            model.compile(keras.optimizers.SGD(0.1), "mse")
+        first, second = (model.predict(np.zeros((16, 3)), batch_size=16, verbose=0) for _ in "ab")
+        assert len(np.unique(first, axis=0)) == 16
+        assert np.any(first != second)
+        return first, second
+
+    first, again = drawn(), drawn()
+    np.testing.assert_array_equal(first, again)
+    least, most = BETWEEN.get(name, (-9, 9))
+    assert least <= np.min(first)
+    assert np.max(first) <= most
+    if name == "shuffle":
+        np.testing.assert_array_equal(np.sort(first[0][:, 0]), np.arange(16))
+
+
+def test_one_instance_is_the_loss_of_several_outputs() -> None:
+    def train(scope: Any) -> Any:
+        with scope():
+            inputs = keras.Input((6,))
+            outputs = [keras.layers.Dense(2, name=name)(inputs) for name in "ab"]
+            model = keras.Model(inputs, outputs)
+            model.compile(keras.optimizers.SGD(0.1), keras.losses.MeanSquaredError())
+        fitted = model.fit(X, [Y, Y], batch_size=8, verbose=0, shuffle=False)
+        return [fitted.history["loss"], model.get_weights()]
+
+    assert_as_one_device(train)
+
+
+def test_a_grouped_convolution_is_called_on_the_host() -> None:
+    def train(scope: Any) -> Any:
+        with scope():
+            layers = [keras.layers.Conv1D(4, 3, groups=2), keras.layers.BatchNormalization()]
+            model = keras.Sequential([keras.Input((8, 4)), *layers])
+            model.compile(keras.optimizers.SGD(0.1), "mse")
+        x = np.random.default_rng(0).normal(size=(5, 8, 4)).astype("float32")
+        called = [model(x), model(x, training=True), model(x)]
+        loss = model.fit(x, np.ones((5, 6, 4)), verbose=0).history["loss"]
+        return [[np.asarray(each) for each in called], loss, np.asarray(model(x))]
+
+    assert_as_one_device(train, rtol=1e-4)

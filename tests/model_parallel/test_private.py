@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import keras
+import numpy as np
 import pytest
 import tensorflow as tf
 from tensorflow.python.framework import func_graph
@@ -71,3 +72,38 @@ def test_eager_operations_look_for_the_handle_at_its_private_name() -> None:
             return tf.constant(0.5)
 
     assert float(tf.add(Halves(3.0), 1.0)) == 1.5
+
+
+def test_operations_can_be_told_how_to_divide() -> None:
+    asked = []
+
+    def divide(as_keras: Any, x1: Any, x2: Any) -> Any:
+        asked.append((x1, x2))
+        return as_keras(x1, x2)
+
+    with _private.dividing(divide):
+        assert float(keras.ops.divide(6.0, 3.0)) == 2.0
+    assert asked == [(6.0, 3.0)]
+    keras.ops.divide(6.0, 3.0)
+    assert len(asked) == 1
+
+
+def test_a_functional_model_is_run_from_the_middle() -> None:
+    inputs = keras.Input((3,))
+    half = keras.layers.Dense(2)(inputs)
+    model = keras.Model(inputs, keras.layers.Dropout(0.5)(half))
+    assert _private.functional_of(model) is model
+    assert _private.functional_of(keras.Sequential([inputs, *model.layers[1:]])) is not None
+    assert _private.functional_of(Subclassed()) is None
+
+    function = keras.Function([half], model.output)
+    x = tf.ones((4, 2))
+    assert np.all(_private.run_function(function, [x], training=False) == 1.0)
+    assert np.any(_private.run_function(function, [x], training=True) == 0.0)
+
+
+class Subclassed(keras.Model):
+    """Has a call of its own."""
+
+    def call(self, inputs: Any) -> Any:
+        return inputs

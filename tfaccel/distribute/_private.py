@@ -25,6 +25,7 @@ from keras.src.backend.common.name_scope import current_path
 
 # What has `fit` and is no `keras.Model`: a layer of Keras's trainer class, which is not public.
 from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
+from keras.src.models.functional import Functional, operation_fn
 
 # Host tensors up to this many elements become constants of a graph, larger ones its inputs.
 from tensorflow.core.function.capture.capture_container import (
@@ -98,6 +99,7 @@ __all__ = [
     "exchanges",
     "first_replica",
     "forget_traces",
+    "functional_of",
     "global_seed",
     "global_seed_generator",
     "graph_nodes",
@@ -122,6 +124,7 @@ __all__ = [
     "predicting_model",
     "reduce_in_rings",
     "replica_number",
+    "run_function",
     "seed_unseeded",
     "set_initial_epoch",
     "set_keras_mask",
@@ -590,6 +593,27 @@ def forget_traces(function: Any) -> None:
 def first_replica(strategy: tf.distribute.Strategy) -> int:
     """The number, among all, of the first replica of this process; public inside a replica only."""
     return int(strategy.extended._get_replica_id_in_sync_group(0))
+
+
+def functional_of(model: keras.Model) -> Any:
+    """The functional model that a Sequential or functional `model` is, or None of another.
+
+    None too of a functional one whose `call` is its class's own.
+    """
+    functional = model._functional if isinstance(model, keras.Sequential) else model
+    if not hasattr(functional, "_nodes_by_depth"):
+        return None
+    return functional if type(functional).call is Functional.call else None
+
+
+def run_function(function: keras.Function, inputs: list[Any], training: Any) -> Any:
+    """What a Function gives, whose layers are told whether they train, as a functional model does.
+
+    `Function.call` passes nothing on to the layers.
+    """
+    return function._run_through_graph(
+        inputs, operation_fn=lambda operation: operation_fn(operation, training=training)
+    )
 
 
 def graph_nodes(model: keras.Model) -> list[Any]:

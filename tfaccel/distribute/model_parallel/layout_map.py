@@ -76,8 +76,8 @@ class LayoutMap(MutableMapping[str, Axes]):
 
     def get(self, path: str, default: Any = None) -> Any:
         """As `layouts[path]`, with `default` where no rule matches."""
-        rule = self.rule_of(path)
-        return default if rule is None else self._rules[rule]
+        axes = self[path]
+        return default if axes is None else axes
 
     def pop(self, pattern: str, *default: Any) -> Any:
         """Takes a rule out, and returns its axes, or `default` where there is no such rule."""

@@ -20,7 +20,7 @@ from tfaccel.distribute.model_parallel import host, rewrite
 class Lifts:
     """Mixin for the graph of a step: host tensors it captures are put on the mesh, whole."""
 
-    _mesh: Any
+    _strategy: Any
     _lifted: dict[int, tuple[Any, tf.Tensor]]
 
     def capture(self, tensor: Any, name: Any = None, shape: Any = None) -> Any:
@@ -44,13 +44,13 @@ class Lifts:
             kwargs["name"] = None  # it is taken: a second one finds its own
             return operation
 
-        return rule(rewrite.Operation(made, inputs, kwargs["attrs"], self._mesh))
+        return rule(rewrite.Operation(made, inputs, kwargs["attrs"], self._strategy))
 
     def _lift(self, tensor: tf.Tensor) -> tf.Tensor:
         with tf.init_scope():
             if dtensor.is_dtensor(tensor):
                 return tensor
-            return host.scatter(tensor, (None,) * tensor.shape.rank, self._mesh)
+            return host.scatter(tensor, (None,) * tensor.shape.rank, self._strategy.mesh)
 
 
 def _with_int32_indices(inputs: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -74,7 +74,7 @@ def _is_large(tensor: tf.Tensor) -> bool:
     return bool(tensor.shape.num_elements() > _private.LARGEST_CONSTANT)
 
 
-def lift_captures(mesh: Any) -> None:
+def lift_captures(strategy: Any) -> None:
     """Makes the graph that is being traced, if any, lift what it captures."""
     if tf.executing_eagerly():
         return
@@ -82,4 +82,4 @@ def lift_captures(mesh: Any) -> None:
     if not hasattr(graph, "capture") or isinstance(graph, Lifts):
         return
     adapt(graph, Lifts)
-    graph._mesh, graph._lifted = mesh, {}
+    graph._strategy, graph._lifted = strategy, {}

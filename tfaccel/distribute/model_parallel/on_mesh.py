@@ -14,7 +14,7 @@ import tensorflow as tf
 from tfaccel.distribute._private import layers_of
 from tfaccel.distribute.adapt import adapt
 from tfaccel.distribute.feed import BatchIterator
-from tfaccel.distribute.model_parallel import generate, saving, stage
+from tfaccel.distribute.model_parallel import generate, preprocessing, saving, stage
 from tfaccel.distribute.model_parallel.copies import Copies, mesh_variables
 from tfaccel.distribute.model_parallel.metrics import read_on_host
 from tfaccel.distribute.model_parallel.recurrent import unrolled
@@ -38,7 +38,7 @@ class OnMesh:
         """
         on_host = stage.current() == stage.HOST and tf.executing_eagerly()
         if not on_host or not any(getattr(each, "groups", 1) != 1 for each in layers_of(self)):
-            return super().__call__(*args, **kwargs)  # type: ignore[misc]
+            return preprocessing.called(super().__call__, self, *args, **kwargs)  # type: ignore[misc]
         with Copies(lambda: mesh_variables(self.variables)).used():  # type: ignore[attr-defined]
             return super().__call__(*args, **kwargs)  # type: ignore[misc]
 
@@ -145,12 +145,16 @@ def _takes_host_batches(function: Callable[[Any], Any], model: Any) -> Callable[
         return function
     strategy, function = model._tfaccel_strategy, explains(function, model)
 
+    def on_mesh(batch: Any) -> Any:
+        part = preprocessing.of(model)
+        return strategy.on_mesh(batch if part is None else part.on_host(batch))
+
     @functools.wraps(function)
     def placed(batches: Any) -> Any:
         if isinstance(batches, list):  # of predict, whose results are read
-            return function([strategy.on_mesh(batch) for batch in batches])
+            return function([on_mesh(batch) for batch in batches])
         if not isinstance(batches, BatchIterator):
-            batches = map(strategy.on_mesh, batches)
+            batches = map(on_mesh, batches)
         return strategy.outcome.follow(function(batches))
 
     placed._tfaccel_takes_host_batches = True  # type: ignore[attr-defined]

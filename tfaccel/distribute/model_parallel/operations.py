@@ -7,9 +7,9 @@ are those of one device.
 
 from __future__ import annotations
 
-# Each of these is in a row of tests/model_parallel/coverage that equals one device, or, as the
-# product of int8 features, in tests/model_parallel/test_quantize.py. Never an operation of
-# TensorLists: there the fallback gives wrong numbers without a word.
+# Each of these is in a row of tests/model_parallel/coverage that equals one device, or in
+# test_quantize.py (the product of int8 features) or test_operations.py beside it. Never an
+# operation of TensorLists: there the fallback gives wrong numbers without a word.
 REPLICATED_OPS: tuple[str, ...] = (
     "AsString",
     "AvgPool3DGrad",
@@ -17,12 +17,14 @@ REPLICATED_OPS: tuple[str, ...] = (
     "BatchMatMulV3",
     "BatchToSpaceND",
     "Bucketize",
+    "CTCGreedyDecoder",
     "DepthToSpace",
     "DepthwiseConv2dNativeBackpropFilter",
     "DepthwiseConv2dNativeBackpropInput",
     "HSVToRGB",
     "ImageProjectiveTransformV3",
     "MatrixDiagPartV3",
+    "MatrixSetDiagV3",
     "MatrixSolve",
     "MirrorPad",
     "MirrorPadGrad",
@@ -36,6 +38,7 @@ REPLICATED_OPS: tuple[str, ...] = (
     "SoftsignGrad",
     "SpaceToBatchND",
     "SpaceToDepth",
+    "SparseToDense",
     "StatelessRandomGammaV3",
     "StringToHashBucketStrong",
 )

@@ -116,7 +116,7 @@ class Planner:
         if rule is None:
             return (None,) * len(shape), "no rule"
         self._used.add(rule)
-        axes = self.rules[path] or ()
+        axes = self.rules.get(path)
         _check_fit(path, shape, rule, axes, self.mesh)
         # A shorter layout leaves the last dimensions whole, as in Keras.
         return axes + (None,) * (len(shape) - len(axes)), f"rule {rule!r}"

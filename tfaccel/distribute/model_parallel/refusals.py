@@ -15,6 +15,7 @@ import keras
 import tensorflow as tf
 
 from tfaccel.distribute import _private
+from tfaccel.distribute.model_parallel import preprocessing
 from tfaccel.errors import LayoutError
 
 MOST_NAMED = 6
@@ -39,14 +40,18 @@ def check(model: keras.Model, training: bool, device_type: str) -> None:
     Raises:
         LayoutError: names the layer.
     """
+    part = preprocessing.of(model)
+    on_host = part.layers if part is not None else set()
     for layer in _private.layers_of(model):
+        if id(layer) in on_host:
+            continue
         what = f"layer {layer.name!r} ({type(layer).__name__})"
         if training and isinstance(layer, _DRAWS_PLACES):
             raise LayoutError(
                 f"tfaccel: {what} is trained through on a mesh, where DTensor moves no pixels to "
                 "places that are drawn; expected it before the model: call it in dataset.map."
             )
-        if _looks_up(layer):
+        if preprocessing.looks_up(layer):
             raise LayoutError(
                 f"tfaccel: {what} is inside a model on a mesh, where DTensor has no tables and "
                 "counts no values; expected it before the model: call it in dataset.map."
@@ -56,11 +61,6 @@ def check(model: keras.Model, training: bool, device_type: str) -> None:
                 f"tfaccel: {what} has groups={layer.groups} on a mesh of CPUs, where TensorFlow's "
                 "convolution takes one group alone; expected groups=1, or another strategy."
             )
-
-
-def _looks_up(layer: keras.layers.Layer) -> bool:
-    tables = (keras.layers.HashedCrossing, keras.layers.IntegerLookup)
-    return isinstance(layer, tables) or getattr(layer, "output_mode", "") in ("multi_hot", "count")
 
 
 def remember(model: keras.Model, graph: Any) -> None:

@@ -70,16 +70,17 @@ class Operation:
         create: makes it, of inputs and changed attributes.
         inputs: it was asked for with.
         attrs: the same.
-        mesh: a DTensor mesh.
+        strategy: of the step.
     """
 
     def __init__(
-        self, create: Callable[..., Any], inputs: Sequence[Any], attrs: Any, mesh: Any
+        self, create: Callable[..., Any], inputs: Sequence[Any], attrs: Any, strategy: Any
     ) -> None:
         self.create = create
         self.inputs = list(inputs)
         self.attrs = attrs
-        self.mesh = mesh
+        self.strategy = strategy
+        self.mesh = strategy.mesh
 
     def rank(self, which: int) -> int | None:
         """The rank of an input, or None where it is not known."""
@@ -360,6 +361,44 @@ def _batch_matmul(op: Operation) -> Any:
     return StandIn(made.op, [made], op.inputs, op.attrs)
 
 
+# --- Random numbers ---------------------------------------------------------------------------
+
+
+def _random(draw: Callable[..., tf.Tensor]) -> Callable[[Operation], Any]:
+    """DTensor lays out random operations without a state of their own: it becomes a variable's."""
+
+    def drawn(op: Operation) -> Any:
+        seed = op.strategy.seeds.following(op.attrs["seed"].i, op.attrs["seed2"].i)
+        made = draw(op, seed)
+        return StandIn(made.op, [made], op.inputs, op.attrs)
+
+    return drawn
+
+
+def _normal(op: Operation, seed: Any) -> tf.Tensor:
+    return tf.random.stateless_normal(op.inputs[0], seed, dtype=op.attrs["dtype"].type)
+
+
+def _truncated(op: Operation, seed: Any) -> tf.Tensor:
+    return tf.random.stateless_truncated_normal(op.inputs[0], seed, dtype=op.attrs["dtype"].type)
+
+
+def _uniform(op: Operation, seed: Any) -> tf.Tensor:
+    return tf.random.stateless_uniform(op.inputs[0], seed, dtype=op.attrs["dtype"].type)
+
+
+def _integers(op: Operation, seed: Any) -> tf.Tensor:
+    shape, least, limit = op.inputs
+    return tf.random.stateless_uniform(shape, seed, least, limit, dtype=op.attrs["Tout"].type)
+
+
+def _shuffled(op: Operation, seed: Any) -> tf.Tensor:
+    op.whole(0)
+    (value,) = op.inputs
+    keys = tf.random.stateless_uniform(tf.shape(value)[:1], seed)
+    return tf.gather(value, tf.argsort(laid_out(keys, op.mesh)))
+
+
 RULES: dict[str, Callable[[Operation], Any]] = {
     "BatchMatMulV2": _batch_matmul,
     "ConcatV2": _concat,
@@ -367,6 +406,10 @@ RULES: dict[str, Callable[[Operation], Any]] = {
     "MatMul": _matmul,
     "Pad": _pad,
     "PadV2": _pad,
+    "RandomShuffle": _random(_shuffled),
+    "RandomStandardNormal": _random(_normal),
+    "RandomUniform": _random(_uniform),
+    "RandomUniformInt": _random(_integers),
     "Reshape": _reshape,
     "ScatterNd": _whole,
     "Split": _split(axis=0, value=1),
@@ -374,5 +417,6 @@ RULES: dict[str, Callable[[Operation], Any]] = {
     "StridedSlice": _strided_slice,
     "StridedSliceGrad": _strided_slice_grad,
     "Transpose": _transpose,
+    "TruncatedNormal": _random(_truncated),
     "Unpack": _unpack,
 }

@@ -16,6 +16,7 @@ from tfaccel.distribute.model_parallel import (
     fork,
     lift,
     on_mesh,
+    preprocessing,
     saving,
     settings,
     slices,
@@ -25,6 +26,7 @@ from tfaccel.distribute.model_parallel.batches import MeshBatches, place, unwrap
 from tfaccel.distribute.model_parallel.mesh import MeshShape
 from tfaccel.distribute.model_parallel.outcome import Outcome
 from tfaccel.distribute.model_parallel.plan import Planner
+from tfaccel.distribute.model_parallel.seeds import Seeds
 from tfaccel.distribute.model_parallel.variable import MeshVariable
 from tfaccel.distribute.optimizer import optimizers_of
 from tfaccel.errors import ScopeError
@@ -50,6 +52,7 @@ class ModelParallelStrategy(tf.distribute.Strategy):  # type: ignore[misc]
         planner: decides how each variable lies.
         cluster: the processes of this job, or None.
         outcome: of the last step.
+        seeds: the states of the random operations of steps.
         used: whether anything has run under this strategy.
         held: whole values of variables that have been gathered for a file, by id.
     """
@@ -72,6 +75,7 @@ class ModelParallelStrategy(tf.distribute.Strategy):  # type: ignore[misc]
         fork.watch()
         self.cluster = cluster
         self.outcome = Outcome()
+        self.seeds = Seeds(self)
         self._devices = tuple(devices)
         super().__init__(ModelParallelExtended(self))
 
@@ -91,6 +95,8 @@ class ModelParallelStrategy(tf.distribute.Strategy):  # type: ignore[misc]
             if self.cluster is not None:
                 callbacks.one_writer(caller.callbacks, self)
         threads = caller.threads if caller is not None else None
+        if caller is not None:
+            dataset = preprocessing.before(caller.model, dataset, read_ahead=threads is None)
         return MeshBatches(dataset, self.mesh, self.planner.mesh.batch_axis, threads)
 
     def run(self, fn: Any, args: Any = (), kwargs: Any = None, options: Any = None) -> Any:
@@ -183,7 +189,7 @@ class ModelParallelExtended(tf.distribute.StrategyExtended):  # type: ignore[mis
     def call_for_each_replica(self, fn: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Runs `fn` once."""
         owner = self._container_strategy()
-        lift.lift_captures(owner.mesh)
+        lift.lift_captures(owner)
         with OneProgram(owner, replica_id_in_sync_group=0), stage.entered(stage.STEP):
             return tf.nest.map_structure(self._whole, fn(*args, **(kwargs or {})))
 

@@ -1,0 +1,174 @@
+"""Runs the part of a model that looks up strings and tables on the host, as part of the input.
+
+No device of a mesh takes strings, and DTensor has no tables. A functional or Sequential model is
+cut behind such layers: what is before the cut is mapped over the dataset, and the steps on the mesh
+are given what comes out of it. The model itself, its files and `model(x)` stay what they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfaccel.distribute import _private
+from tfaccel.errors import InputError, LayoutError
+
+_PREFIX = "tfaccel_input_"
+
+
+def looks_up(layer: Any) -> bool:
+    """Whether a layer cannot be part of a step on a mesh: it looks up, or counts values."""
+    tables = (
+        keras.layers.HashedCrossing,
+        keras.layers.IntegerLookup,
+        keras.layers.StringLookup,
+        keras.layers.TextVectorization,
+    )
+    return isinstance(layer, tables) or getattr(layer, "output_mode", "") in ("multi_hot", "count")
+
+
+class HostPart:
+    """A model in two: what runs on the host, and what runs on the mesh.
+
+    Args:
+        model: functional.
+        nodes: calls of layers that run on the host, with all that they need.
+
+    Attributes:
+        layers: the layers of the host's part, and those inside them.
+    """
+
+    def __init__(self, model: Any, nodes: list[Any]) -> None:
+        inside = {id(node) for node in nodes}
+        for node in nodes:
+            if getattr(node.operation, "trainable_weights", ()):
+                raise LayoutError(
+                    f"tfaccel: layer {node.operation.name!r} of model {model.name!r} is trained "
+                    "and goes into a layer that looks up values, which runs on the host of a mesh "
+                    "as part of the input; expected nothing that is trained before it."
+                )
+        made = {id(t): t for node in nodes for t in node.outputs}
+        used = [
+            t
+            for node in _private.graph_nodes(model)
+            if id(node) not in inside
+            for t in node.arguments.keras_tensors
+        ]
+        cut = list({id(t): t for t in [*used, *model.outputs] if id(t) in made}.values())
+        self._host = keras.Model(model.input, cut, name=f"{model.name}_host")
+        # A model between tensors inside another changes what that one knows of its own calls.
+        self._mesh = keras.Function(cut, model.output)
+        self.layers = {id(each) for node in nodes for each in _all_of(node.operation)}
+
+    def on_host(self, batch: Any) -> Any:
+        """A batch of the dataset, with what the mesh is given in the place of its inputs."""
+        x, y, weights = keras.utils.unpack_x_y_sample_weight(batch)
+        if _is_cut(x):
+            return batch
+        made = tf.nest.flatten(self._host(x, training=False))
+        named = {f"{_PREFIX}{i:03}": value for i, value in enumerate(made)}
+        return keras.utils.pack_x_y_sample_weight(named, y, weights)
+
+    def on_mesh(self, named: Any, training: Any) -> Any:
+        """What the model gives for a batch of `on_host`."""
+        flat = [named[name] for name in sorted(named)]
+        return _private.run_function(self._mesh, flat, training)
+
+    def mapped(self, dataset: tf.data.Dataset, read_ahead: bool) -> tf.data.Dataset:
+        """`dataset` of batches as `on_host` makes them.
+
+        Args:
+            dataset: of batches.
+            read_ahead: whether batches are made before they are asked for.
+        """
+
+        def on_host(*batch: Any) -> Any:
+            return self.on_host(batch if len(batch) > 1 else batch[0])
+
+        options = dataset.options()
+        on_host = tf.autograph.experimental.do_not_convert(on_host)
+        calls = tf.data.AUTOTUNE if read_ahead else None
+        return dataset.map(on_host, num_parallel_calls=calls).with_options(options)
+
+
+def before(model: Any, dataset: tf.data.Dataset, read_ahead: bool) -> tf.data.Dataset:
+    """`dataset` as the mesh takes it: with the host's part of `model` mapped over its batches.
+
+    Args:
+        model: that asks for its data; a Sequential one without an Input is built.
+        dataset: of batches.
+        read_ahead: as in `HostPart.mapped`.
+
+    Raises:
+        InputError: when a model that cannot be cut is given strings.
+    """
+    x = dataset.element_spec[0] if isinstance(dataset.element_spec, tuple) else dataset.element_spec
+    looking = [layer for layer in _private.layers_of(model) if looks_up(layer)]
+    if looking and isinstance(model, keras.Sequential) and not model.built:
+        model.build(tuple(x.shape))
+    if (part := of(model)) is not None:
+        return part.mapped(dataset, read_ahead)
+    strings = any(getattr(leaf, "dtype", None) == tf.string for leaf in tf.nest.flatten(x))
+    if strings and looking:
+        layer = looking[0]
+        raise InputError(
+            f"tfaccel: layer {layer.name!r} ({type(layer).__name__}) looks up strings inside the "
+            f"call of {model.name!r}, which runs on a mesh, where no device takes strings; "
+            "expected a functional or Sequential model, whose lookups run on the host, or numbers: "
+            "call it in dataset.map."
+        )
+    return dataset
+
+
+def of(model: Any) -> HostPart | None:
+    """The part of `model` that runs on the host, or None; it is found once."""
+    if not hasattr(model, "_tfaccel_host_part") or model._tfaccel_host_part[0] != model.built:
+        object.__setattr__(model, "_tfaccel_host_part", (model.built, _found(model)))
+    part: HostPart | None = model._tfaccel_host_part[1]
+    return part
+
+
+def called(call: Callable[..., Any], model: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
+    """`call(x)` of a model, which may be given what its host part made of its inputs."""
+    if not _is_cut(x):
+        return call(x, *args, **kwargs)
+    part = of(model)
+    assert part is not None
+    return part.on_mesh(x, kwargs.get("training", args[0] if args else None))
+
+
+def _is_cut(x: Any) -> bool:
+    return isinstance(x, dict) and bool(x) and all(str(key).startswith(_PREFIX) for key in x)
+
+
+def _found(model: Any) -> HostPart | None:
+    functional = _private.functional_of(model)
+    if functional is None:
+        return None
+    nodes = _private.graph_nodes(functional)
+    makers = {id(t): node for node in nodes for t in node.outputs}
+    found: dict[int, Any] = {}
+
+    def take(node: Any) -> None:
+        if id(node) not in found:
+            found[id(node)] = node
+            for tensor in node.arguments.keras_tensors:
+                take(makers[id(tensor)])
+
+    for node in nodes:
+        strings = any(t.dtype == "string" for t in node.arguments.keras_tensors)
+        if strings or any(map(looks_up, _all_of(node.operation))):
+            take(node)
+    if not found:
+        return None
+    for node in nodes:
+        if not node.arguments.keras_tensors:
+            take(node)  # an input
+    return HostPart(functional, list(found.values()))
+
+
+def _all_of(operation: Any) -> list[Any]:
+    return _private.layers_of(operation) if isinstance(operation, keras.layers.Layer) else []
