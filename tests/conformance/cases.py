@@ -264,8 +264,11 @@ case(
         )
     ),
 )
-case("embedding_of_positions", model=lambda: embedded(
-    Positions(), keras.layers.Flatten(), keras.layers.Dense(3), mask=False), data=tokens)  # fmt: skip
+case(
+    "embedding_of_positions",
+    model=lambda: embedded(Positions(), keras.layers.Flatten(), keras.layers.Dense(3), mask=False),
+    data=tokens,
+)
 case("batch_norm_synchronized", model=lambda: cnn(synchronized=True), data=images)
 case("batch_norm", model=cnn, data=images, equal=())
 case("lstm", model=lambda: embedded(keras.layers.LSTM(6), keras.layers.Dense(3)), data=tokens)
