@@ -45,10 +45,13 @@ from tests.conformance.data import (
 )
 from tests.conformance.models import (
     Gan,
+    GlobalBatch,
     Largest,
     OwnLoss,
     OwnMeans,
     OwnStep,
+    Penalised,
+    Positions,
     Subclassed,
     Unlabelled,
     adam,
@@ -288,6 +291,31 @@ case(
     equal=("history", "weights", "batches"),
 )
 case("gan", model=Gan, compile=dict, equal=("history", "weights"))
+case(
+    "gradients_in_train_step",
+    model=Penalised,
+    compile=lambda: classify(lambda: sgd(0.1), metrics=None),
+    equal=("history", "weights", "batches"),
+)
+case(
+    "train_step_for_the_global_batch",
+    model=GlobalBatch,
+    compile=lambda: classify(lambda: sgd(0.1), metrics=None),
+    equal=("history", "weights", "batches"),
+)
+case(
+    "multi_optimizer",
+    compile=lambda: classify(
+        lambda: keras.optimizers.MultiOptimizer(
+            keras.optimizers.OptimizerMap(sgd(0.1), {".*kernel": sgd(0.05, clipnorm=0.1)})
+        )
+    ),
+)
+case(
+    "embedding_of_positions",
+    model=lambda: embedded(Positions(), keras.layers.Flatten(), keras.layers.Dense(3), mask=False),
+    data=tokens,
+)
 case("batch_norm_synchronized", model=lambda: cnn(synchronized=True), data=images)
 case("batch_norm", model=cnn, data=images, equal=())
 case("lstm", model=lambda: embedded(keras.layers.LSTM(6), keras.layers.Dense(3)), data=tokens)

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tests.conformance.data import CLASSES, FEATURES
+from tests.conformance.data import BATCH, CLASSES, FEATURES
 
 
 def mlp(**last: Any) -> keras.Model:
@@ -271,6 +271,57 @@ class Unlabelled(OwnMeans):
         self.optimizer.apply_gradients(zip(tape.gradient(loss, of), of, strict=True))
         self.mean.update_state(loss)
         return {"mean": self.mean.result()}
+
+
+class Penalised(Subclassed):
+    """A step that penalises slopes, clips, and hands its gradients to two optimizers."""
+
+    def compile(self, **kwargs: Any) -> None:
+        super().compile(**kwargs)
+        self.of_hidden = sgd(0.05, momentum=0.5)
+        self.told = keras.metrics.Mean(name="told")
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        x, y = data
+        with tf.GradientTape() as tape:
+            with tf.GradientTape() as inner:
+                inner.watch(x)
+                out = self(x, training=True)
+            slopes = inner.gradient(out, x)
+            loss = self.compute_loss(y=y, y_pred=out)
+            loss += 0.1 * tf.reduce_mean(tf.square(tf.norm(slopes, axis=1) - 1))
+            scaled = self.optimizer.scale_loss(loss)
+        of = [self.hidden.trainable_variables, self.out.trainable_variables]
+        hidden, out = tape.gradient(scaled, of)
+        norm = tf.linalg.global_norm([*hidden, *out])
+        self.of_hidden.apply([g * 0.5 / norm for g in hidden], of[0])
+        self.optimizer.apply([tf.clip_by_norm(g, 0.1) for g in out], of[1])
+        self.told.update_state(loss)
+        return {"told": self.told.result(), "norm": norm}
+
+
+class GlobalBatch(Subclassed):
+    """A step as TensorFlow's guides write it: a sum over rows, by the rows of the global batch."""
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        x, y = data
+        with tf.GradientTape() as tape:
+            per_row = keras.losses.sparse_categorical_crossentropy(y, self(x), from_logits=True)
+            loss = tf.nn.compute_average_loss(per_row, global_batch_size=BATCH)
+        of = self.trainable_variables
+        self.optimizer.apply(tape.gradient(loss, of), of)
+        return {"loss": loss}
+
+
+class Positions(keras.layers.Layer):
+    """Adds an embedding of each place of a text."""
+
+    def build(self, shape: Any) -> None:
+        self.places = keras.layers.Embedding(shape[1], shape[2])
+        self.places.build(shape)
+
+    def call(self, x: Any) -> Any:
+        return x + self.places(keras.ops.arange(x.shape[1]))
 
 
 class DecoratedStep(Subclassed):

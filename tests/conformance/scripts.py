@@ -29,6 +29,7 @@ from tests.conformance.made_outside import MADE_OUTSIDE
 from tests.conformance.models import (
     DecoratedStep,
     Subclassed,
+    adam,
     classify,
     cnn,
     crossentropy,

@@ -141,6 +141,18 @@ def test_gradients_of_inputs_and_variables_at_once() -> None:
     equal(step, rows=8)
 
 
+def test_what_is_computed_again_on_the_way_back() -> None:
+    def step(model: Any, x: Any, y: Any) -> Any:
+        of = model.trainable_variables
+        hidden = tf.recompute_grad(model.first)
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(tf.square(y - model.second(hidden(x))))
+        model.optimizer.apply(tape.gradient(loss, of), of)
+        return {"loss": loss}
+
+    equal(step, rows=8)
+
+
 def test_gradients_made_by_hand_are_reduced_by_apply() -> None:
     def step(model: Any, x: Any, y: Any) -> Any:
         of = model.trainable_variables

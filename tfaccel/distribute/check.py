@@ -20,7 +20,7 @@ from typing import Any
 import keras
 from absl import logging
 
-from tfaccel.distribute import _private, step
+from tfaccel.distribute import _private
 from tfaccel.distribute.both import Both, CannotRunError
 from tfaccel.distribute.compared import Difference, differences
 from tfaccel.distribute.gradients import is_own
@@ -54,9 +54,10 @@ class Checks:
         Raises:
             CheckError: when replicas would make other numbers than one device.
         """
-        if step.on_one_device() or self._done.get(model) is (mark := _mark(model)):
+        mark, done = _mark(model), self._done.get(model)
+        if done is not None and done() is mark:
             return
-        self._done[model] = mark
+        self._done[model] = weakref.ref(mark)
         if self.mode == "off" or (self.mode == "auto" and not has_own_parts(model, fn)):
             return
         batch = _private.batch_of_step()

@@ -126,14 +126,16 @@ def _whole(plain: Callable[..., Any]) -> Callable[..., Any]:
         if not chosen or getattr(_here, "inert", False):
             return plain(self, target, sources, output_gradients, unconnected_gradients)
         if here is None or ours is None:
-            taken = plain(self, target, sources, output_gradients, unconnected_gradients)
+            with left_alone():
+                taken = plain(self, target, sources, output_gradients, unconnected_gradients)
             if (seen := getattr(_here, "seen", None)) is not None:
                 grads = tf.nest.flatten(taken)
                 seen.append(([flat[i] for i in chosen], [grads[i] for i in chosen]))
             return taken
         weight = _weight(here, here.ways.gradient(ours.calls))
         weighted = _weighted(target, output_gradients, weight)
-        grads = tf.nest.flatten(plain(self, target, flat, weighted, unconnected_gradients))
+        with left_alone():  # what is computed again on the way back has tapes of its own
+            grads = tf.nest.flatten(plain(self, target, flat, weighted, unconnected_gradients))
         of_variables = [grads[i] for i in chosen]
         if here.starved:
             of_variables = [here.some(g) for g in of_variables]
