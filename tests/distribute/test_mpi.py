@@ -34,6 +34,9 @@ def sums():
     within = tf.cond(tf.size(one) > 1, inside, lambda: one)
     rows = tf.IndexedSlices(tf.fill([rank, 2], 5.0), tf.range(rank), tf.constant([4, 2]))
     sparse = context.all_reduce("SUM", rows)
+    tens = context.all_reduce("SUM", tf.fill([3], 5.0))
+    if rank == 0:  # nobody reads it on the other worker
+        within += tens[:2] - 10.0
     half = context.all_reduce("MEAN", tf.constant([0.5, 1.5], tf.bfloat16) * (rank + 1))
     return within, tf.convert_to_tensor(sparse), tf.cast(half, tf.float32)
 

@@ -108,21 +108,22 @@ class WorkerCollectives:
         A function that is being traced keeps the order of operations that share a variable, also
         of branches and loops that use it inside: so each collective stands between two touches
         of one. It must be no stateful operation itself: those run one after the other, all
-        replicas of this worker in a row, and may wait for one that comes later.
+        replicas of this worker in a row, and may wait for one that comes later. The second touch
+        adds what the collective returns, since TensorFlow takes an operation that nobody reads out
+        of a graph, and a worker may read less of a collective than the others do.
         """
         with tf.device("/CPU:0"):
             if tf.executing_eagerly():
                 return [tf.convert_to_tensor(a) for a in collective([t.numpy() for t in given])]
             turn = self._order.assign_add(1)
-            results = tf.numpy_function(
-                lambda turn, *arrays: collective(arrays),
+            one, *results = tf.numpy_function(
+                lambda turn, *arrays: [np.int32(1), *collective(arrays)],
                 [turn, *given],
-                [t.dtype for t in given],
+                [tf.int32, *(t.dtype for t in given)],
                 stateful=False,
             )
-            with tf.control_dependencies(results):
-                self._order.assign_add(1, read_value=False)
-            return list(results)
+            self._order.assign_add(tf.ensure_shape(one, []), read_value=False)
+            return results
 
 
 def _bytes(tensor: tf.Tensor) -> int:
