@@ -123,7 +123,7 @@ class WorkerCollectives:
                 stateful=False,
             )
             self._order.assign_add(tf.ensure_shape(one, []), read_value=False)
-            return results
+            return list(results)
 
 
 def _bytes(tensor: tf.Tensor) -> int:
