@@ -86,7 +86,6 @@ __all__ = [
     "all_gather",
     "all_to_all",
     "array_pipeline",
-    "asked_by_a_library",
     "batch_of_step",
     "begin_again",
     "build_all",
@@ -110,6 +109,7 @@ __all__ = [
     "keras_mask",
     "layers_being_built",
     "layers_of",
+    "library_that_asks",
     "loss_tracker",
     "loss_trackers",
     "metric_function",
@@ -678,16 +678,20 @@ def is_keras_function(fn: Any) -> bool:
     return str(getattr(fn, "__module__", "")).startswith("keras.")
 
 
-def asked_by_a_library() -> bool:
-    """Whether the property that calls us is read by Keras or TensorFlow, for their own use.
+def library_that_asks() -> str:
+    """``"keras"`` or ``"tensorflow"``, which read the property that calls us for their own use.
 
     A replica context's `num_replicas_in_sync` reads the strategy's, for whoever asked it: then it
     is the caller of that who counts.
+
+    Returns:
+        An empty text for the user's code.
     """
     frame: Any = sys._getframe(2)
     if frame.f_code.co_name == "num_replicas_in_sync" and frame.f_back is not None:
         frame = frame.f_back
-    return _module(frame).startswith(("keras.", "tensorflow."))
+    package = _module(frame).partition(".")[0]
+    return package if package in ("keras", "tensorflow") else ""
 
 
 @contextlib.contextmanager

@@ -83,13 +83,17 @@ class KerasFit:
     def num_replicas_in_sync(self) -> int:
         """The number of replicas.
 
-        Inside a Keras step, which runs the one-device program, it is 1 for Keras and TensorFlow,
-        and what it is for the user's own code, which may gather over replicas by hand.
+        Inside a Keras step, which runs the one-device program, it is 1 for Keras, and what it is
+        for the user's own code, which may gather over replicas by hand. For TensorFlow
+        (`tf.nn.scale_regularization_loss`) it is what it is in a step that was found to be written
+        in TensorFlow's way.
         """
         if step.on_one_device():
             return 1
-        if step.current() is not None and _private.asked_by_a_library():
-            return 1
+        if (here := step.current()) is not None:
+            library = _private.library_that_asks()
+            if library == "keras" or (library and not here.sums_next):
+                return 1
         return int(self.extended._num_replicas_in_sync)
 
     def scope(self) -> Any:

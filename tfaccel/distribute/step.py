@@ -10,7 +10,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfaccel.distribute.ways import SCALED, SUM, Ways
+from tfaccel.distribute.ways import ROWS, SCALED, SUM, Ways
 
 _here = threading.local()
 
@@ -63,6 +63,12 @@ class Step:
             return tf.IndexedSlices(self.weight(value.values), value.indices, value.dense_shape)
         share = tf.cast(self.share, value.dtype)
         return tf.math.multiply_no_nan(value, share) if self.starved else value * share
+
+    @property
+    def sums_next(self) -> bool:
+        """Whether the next gradient is of a loss that is summed over replicas (`ways.py`)."""
+        taken = self.gradients
+        return taken is not None and not self.alone and self.ways.gradient(taken.calls) != ROWS
 
     def part(self, value: tf.Tensor, way: str) -> tf.Tensor:
         """Our part of a number about the batch, so that the sum over replicas is the whole."""
