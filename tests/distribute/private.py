@@ -323,7 +323,7 @@ def main():
             methods.append(method)
             return len(methods) % 2 == 0
 
-    class Scopes(MirroredStrategy):
+    class Scopes(tf.distribute.MirroredStrategy):
         def scope(self):
             builds.append(_private.building_model())
             return super().scope()
@@ -336,7 +336,7 @@ def main():
     with Scopes(["CPU:0", "CPU:1"]).scope():
         built = model()
     adapt(built, Builds)
-    built.fit(x, y, validation_data=(x, y), verbose=0)
+    built.fit(x, y, batch_size=10, validation_data=(x, y), verbose=0)
     builds.clear()
     built.train_on_batch(x, y[:, None])
     built.test_on_batch(x, y[:, None])
