@@ -19,7 +19,7 @@ class OncePerBatch:
     """Mixin for a `keras.metrics.Mean`: all replicas together count a batch once."""
 
     def update_state(self, values: Any, sample_weight: Any = None) -> Any:
-        """Adds one number, which counts by our share of the rows, or numbers of rows as they are."""
+        """Adds one number, which counts by our share of the rows, or one for each row."""
         here = step.current()
         if here is not None and sample_weight is None and tf.convert_to_tensor(values).shape == ():
             sample_weight = here.share
