@@ -43,7 +43,7 @@ class InOneStep:
     @property
     def aggregation(self) -> tf.VariableAggregation:
         """What TensorFlow does when a replica assigns."""
-        if step.current() is not None:
+        if step.current() is not None or step.on_one_device():
             return tf.VariableAggregation.NONE
         return super().aggregation  # type: ignore[misc]
 
