@@ -15,9 +15,7 @@ from tests.programs.program import Numbers, program
 @program(
     9,
     always=True,
-    known={
-        "mesh": "an error of TensorFlow's, since eager operations mix tensors of the mesh and of the host"
-    },
+    known={"mesh": "TensorFlow's error: eager operations mix tensors of mesh and host"},
 )
 def features_kept_on_self(strategy: Any) -> Numbers:
     """run_eagerly, a step that keeps a hidden feature on self and penalizes it afterwards"""
@@ -46,9 +44,7 @@ def features_kept_on_self(strategy: Any) -> Numbers:
 
 @program(
     9,
-    known={
-        "mesh": "an error of TensorFlow's, since eager operations mix tensors of the mesh and of the host"
-    },
+    known={"mesh": "TensorFlow's error: eager operations mix tensors of mesh and host"},
 )
 def eager_step_with_two_passes(strategy: Any) -> Numbers:
     """run_eagerly, a train_step that keeps tensors on self between a gradient and a second one"""

@@ -1,5 +1,7 @@
 """The kinds of programs: what each is, and what becomes of it under a strategy."""
 
+# ruff: noqa: E501 - one text a line
+
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -19,9 +19,7 @@ def classifier() -> keras.Model:
 @program(
     12,
     always=True,
-    known={
-        "mesh": "an error, since no tape or function outside strategy.run records what a mesh computes"
-    },
+    known={"mesh": "an error: outside strategy.run nothing records what a mesh computes"},
 )
 def eager_loop_of_the_guide(strategy: Any) -> Numbers:
     """Keras's guide as it stands: no strategy.run, eager steps, metrics, a validation loop"""
@@ -53,9 +51,7 @@ def eager_loop_of_the_guide(strategy: Any) -> Numbers:
 
 @program(
     12,
-    known={
-        "mesh": "an error, since no tape or function outside strategy.run records what a mesh computes"
-    },
+    known={"mesh": "an error: outside strategy.run nothing records what a mesh computes"},
 )
 def compiled_loop_of_the_guide(strategy: Any) -> Numbers:
     """The guide's second half: a tf.function without strategy.run, add_loss of a layer"""
