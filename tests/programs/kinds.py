@@ -1,5 +1,7 @@
 """The kinds of programs: what each is, and what becomes of it under a strategy."""
 
+# ruff: noqa: E501 - one text a line
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -35,6 +37,7 @@ KINDS: dict[int, Kind] = {
         "A `train_step` written for `tf.distribute`",
         "A loss divided by the global batch size or by `num_replicas_in_sync`, features that are "
         "gathered and sums that are reduced by hand.",
+        "Write the loss as a mean over the rows that the step sees, as Keras does, or as a sum over the global batch size (`tf.nn.compute_average_loss(rows, global_batch_size=…)`), and add regularization losses as they are: a mean divided by the number of replicas is one device's only where all replicas have as many rows.",
     ),
     4: Kind(
         "Gradients handled inside a `train_step`",
@@ -50,6 +53,7 @@ KINDS: dict[int, Kind] = {
         "State that layers and metrics keep",
         "Counters, maxima, moving sums, queues, a teacher's moving average, metrics that are no "
         "sum, and the state of several optimizers in a backup.",
+        "What a step itself assigns from its rows (a queue of the newest features) is gathered first: `tf.distribute.get_replica_context().all_gather(keys, axis=0)`. A nearest code on a mesh: another strategy.",
     ),
     7: Kind(
         "Seeds of single operations",
@@ -58,16 +62,19 @@ KINDS: dict[int, Kind] = {
     8: Kind(
         "Parts of a batch with different numbers of rows",
         "Each part is cut by its own rows.",
+        "Where the longer part has several rows for each row of the others, give it another dimension (`[rows, 3, features]`) and fold it in the model.",
     ),
     9: Kind(
         "Eager steps, graph networks, new axes, integer types",
         "`run_eagerly` with tensors kept on `self`, nodes moved to the first axis, `t[:, None]`, "
         "int64 beside int32.",
+        "On a mesh leave `run_eagerly` out.",
     ),
     10: Kind(
         "A `train_step` and no `call`",
         "Autoencoders, GANs, distillation, siamese and contrastive models, and metrics whose "
         "variables are made in the first step.",
+        "A loss that compares the rows of a batch in a `train_step` gathers the features of all replicas first (`tf.distribute.get_replica_context().all_gather`), or is given to `compile`, where it is gathered by itself.",
     ),
     11: Kind(
         "Parts made outside the scope",
@@ -78,21 +85,25 @@ KINDS: dict[int, Kind] = {
         "Loops of one's own",
         "As Keras's and TensorFlow's guides write them: eager, in a `tf.function`, with and "
         "without `strategy.run`, an epoch in one function, `train_on_batch`.",
+        "On a mesh use `fit` with a `train_step`, or a step under `strategy.run` that is called from Python for each batch.",
     ),
     13: Kind(
         "Strings",
         "Models that hold TextVectorization, StringLookup, IntegerLookup or Hashing.",
+        "On a mesh: a functional or Sequential model, or the lookup in `dataset.map`.",
     ),
     14: Kind(
         "A last batch of fewer rows than replicas",
         "Through convolutions, attention, recurrent layers and fixed reshapes, in fit, evaluate "
         "and predict; and stateful recurrent layers.",
+        "Stateful recurrent layers: `one_device`, or a mesh.",
     ),
     15: Kind(
         "What a mesh meets",
         "RMSprop, Adagrad and Adadelta with an Embedding, CTC, random layers, sparse input, "
         "lengths that differ, fused projections, rows compared with rows, grouped convolutions, "
         "shared losses.",
+        "Sparse batches: `tf.sparse.to_dense` in the dataset. Recurrent layers: pad to one length (`padded_batch(…, padded_shapes=…)`).",
     ),
     16: Kind(
         "Around training",

@@ -18,12 +18,15 @@ HEAD = """\
 
 What public scripts do beyond a plain `compile` and `fit`, kind by kind, and what becomes of it.
 Every row is a small program of `tests/programs`, with nothing changed but the strategy and its
-scope. It runs under plain Keras and under {columns}; losses, metrics, predictions and weights are
-compared in float32.
+scope. It runs under plain Keras and under
+
+{columns};
+
+losses, metrics, predictions and weights are compared in float32.
 
 - **same**: plain Keras's numbers, within a relative 1e-4, on every worker;
 - **refused**: one line that says what to write instead, before anything is trained;
-- **not yet**: what is known to come out otherwise.
+- **stops**: an error of Keras or TensorFlow, known and not answered yet.
 
 Written by `python -m tests.programs.page` from the table that the tests check.
 """
@@ -32,7 +35,7 @@ Written by `python -m tests.programs.page` from the table that the tests check.
 def text() -> str:
     """The page."""
     titles = [COLUMNS[name].title for name in STRATEGIES]
-    made = HEAD.format(columns=", ".join(titles[:-1]) + f" and {titles[-1]}")
+    made = HEAD.format(columns=",\n".join(titles[:-1]) + f"\nand {titles[-1]}")
     for number, kind in KINDS.items():
         made += f"\n## {kind.title}\n\n{kind.what}\n\n| program | |\n| --- | --- |\n"
         for program in PROGRAMS.values():
@@ -47,9 +50,9 @@ def _outcome(program: Program) -> str:
     told: dict[str, list[str]] = {}
     for strategy in STRATEGIES:
         if strategy in program.refused:
-            line = f"refused: {program.refused[strategy]}"
+            line = f"refused: “{program.refused[strategy].replace('.*', '…')}”"
         elif strategy in program.known:
-            line = f"not yet: {program.known[strategy]}"
+            line = f"stops: {program.known[strategy]}"
         else:
             line = "same"
         told.setdefault(line, []).append(COLUMNS[strategy].title)

@@ -21,7 +21,8 @@ class Program:
         run: takes a strategy, and a folder that all workers share if `needs_folder`; returns what
             is compared with plain Keras: nested dicts and lists of numbers and texts.
         refused: columns under which it is refused, and a regular expression of the line.
-        known: columns under which it does not run yet, and what is seen (told in the docs).
+        known: columns under which it ends with an error that is no line of ours, and which (told in
+            the docs). What would come out with other numbers has no place here.
         always: whether every run of the tests takes it; others are `exhaustive`.
         rtol: how near to one device.
     """

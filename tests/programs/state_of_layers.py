@@ -95,7 +95,7 @@ class Codebook(layers.Layer):
         return x + ops.stop_gradient(ops.matmul(chosen, codes) - x)
 
 
-@program(6)
+@program(6, refused={"mesh": "layer 'codebook' of model .* uses the operation ArgMin"})
 def codebook_of_moving_sums(strategy: Any) -> Numbers:
     """Vector quantization with codes updated by moving sums over the rows of a batch"""
     x = reals(26, 6)
@@ -111,7 +111,13 @@ def codebook_of_moving_sums(strategy: Any) -> Numbers:
     }
 
 
-@program(6)
+@program(
+    6,
+    refused={
+        "mirrored": "the first-step check found that variable 'moco/queue'",
+        "workers": "the first-step check found that variable 'moco/queue'",
+    },
+)
 def teacher_and_queue(strategy: Any) -> Numbers:
     """Momentum contrast: a teacher that follows by moving average, a queue of its features"""
 
@@ -169,7 +175,7 @@ class WorstError(keras.metrics.Metric):
         self.worst.assign(ops.maximum(self.worst, ops.max(ops.abs(y_true - y_pred))))
 
     def result(self) -> Any:
-        return ops.convert_to_tensor(self.worst)
+        return self.worst + 0.0
 
 
 @program(6, always=True)
