@@ -91,6 +91,13 @@ def _states(owner: Any) -> list[Any]:
     return [*_private.own_states(owner), *_plain_variables(owner)]
 
 
+def _states_inside(owner: Any) -> list[Any]:
+    """Those of `owner`, and of the metrics inside of a metric, which its call changes too."""
+    if not isinstance(owner, keras.metrics.Metric):
+        return _states(owner)
+    return [state for metric in _each_metric([owner]) for state in _states(metric)]
+
+
 def _plain_variables(owner: Any) -> list[tf.Variable]:
     found: dict[int, tf.Variable] = {}
     for value in vars(owner).values():
@@ -133,7 +140,7 @@ def _with_the_batch(
     owner: Any, function: Callable[..., Any], args: Any, kwargs: Any, here: Step
 ) -> Any:
     """Calls where every replica has all rows of a batch: each makes the state of one device."""
-    variables = [_private.held(v) for v in _states(owner)]
+    variables = [_private.held(v) for v in _states_inside(owner)]
     _loaded(variables)
     result = function(*args, **kwargs)
     _store(variables, [tf.convert_to_tensor(v) for v in variables], here)
@@ -181,7 +188,7 @@ def _with_all_rows(
     owner: Any, function: Callable[..., Any], args: Any, kwargs: Any, here: Step
 ) -> Any:
     """Calls with the rows of all replicas, and returns our rows of what comes back."""
-    variables = [_private.held(v) for v in _states(owner)]
+    variables = [_private.held(v) for v in _states_inside(owner)]
     flat = keras.tree.flatten((args, kwargs))
     ours = [i for i, v in enumerate(flat) if _has_our_rows(v, here)]
     _say(owner, variables)
