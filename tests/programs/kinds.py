@@ -37,7 +37,7 @@ KINDS: dict[int, Kind] = {
         "A `train_step` written for `tf.distribute`",
         "A loss divided by the global batch size or by `num_replicas_in_sync`, features that are "
         "gathered and sums that are reduced by hand.",
-        "Write the loss as a mean over the rows that the step sees, as Keras does, or as a sum over the global batch size (`tf.nn.compute_average_loss(rows, global_batch_size=…)`), and add regularization losses as they are: a mean divided by the number of replicas is one device's only where all replicas have as many rows.",
+        "Write the loss as a mean over the rows that the step sees, as Keras does, or as a sum over the global batch size (`tf.nn.compute_average_loss(rows, global_batch_size=…)`), or as a mean divided by `num_replicas_in_sync`: the first-step check finds out which it is.",
     ),
     4: Kind(
         "Gradients handled inside a `train_step`",
