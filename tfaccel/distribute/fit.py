@@ -125,6 +125,7 @@ class KerasFit:
         scope.check(model, self)
         build.for_caller(caller, dataset.element_spec, self)
         self._refuse_unsharded(dataset)
+        self._refuse_stateful(model)
         self._prepare_callbacks(caller.callbacks)
         if self.frequency.apart:
             writes = self.placement.rank == 0
@@ -331,12 +332,24 @@ class KerasFit:
                 "global batch). Leave the policy unset, and let every worker make the same dataset."
             )
 
+    def _refuse_stateful(self, model: keras.Model) -> None:
+        if self.placement.replicas == 1:
+            return
+        for layer in _private.layers_of(model):
+            if isinstance(layer, keras.layers.RNN) and layer.stateful:
+                raise StrategyError(
+                    f"tfaccel: layer {layer.name!r} is stateful, with a state for each row of the "
+                    f"global batch, of which each of {self.placement.replicas} replicas has a part, "
+                    "expected stateful=False; or use strategy 'one_device' or 'model_parallel'."
+                )
+
     def _prepare_callbacks(self, callbacks: Any) -> None:
         """Called with the callbacks of a `fit` before any of them runs."""
 
     def _prepare(self, model: keras.Model) -> None:
         """Checks that `model` is ours, and adapts its optimizers and losses."""
         scope.check(model, self)
+        self._refuse_stateful(model)
         if model.jit_compile and any("CPU" in d.upper() for d in self.extended.worker_devices):
             raise StrategyError(
                 "tfaccel: jit_compile=True was asked for on CPU replicas, where XLA has no "
