@@ -293,9 +293,9 @@ def main():
     seen["nodes"] = [n.operation is same for n in nodes].count(True)
 
     held, other = keras.Variable(1.0), tf.Variable(2.0)
-    first = _private.tf_variable(held)
+    first = _private.held(held)
     _private.set_tf_variable(held, other)
-    seen["held"] = [float(first), float(held), _private.tf_variable(held) is other]
+    seen["held"] = [float(first), float(held), _private.held(held) is other]
     trainers = (counts, same, _private.TensorFlowTrainer())
     seen["trainers"] = [_private.is_trainer(each) for each in trainers]
     trainers, optimizers = _private.alive()

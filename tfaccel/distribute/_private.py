@@ -132,7 +132,6 @@ __all__ = [
     "set_tf_variable",
     "strategy_at_compile",
     "sum_additional_losses",
-    "tf_variable",
     "trained_by",
     "variable_path",
     "wrapped",
@@ -317,7 +316,8 @@ def handle(variable: Any) -> tf.Tensor:
 def held(variable: Any) -> Any:
     """The TensorFlow variable of a `keras.Variable`, or a TensorFlow variable itself.
 
-    The public `value` is a tensor of another dtype inside a layer of mixed precision.
+    None before it is made. The public `value` is a tensor of another dtype inside a layer of mixed
+    precision, and the replica's own inside a replica.
     """
     return variable._value if isinstance(variable, keras.Variable) else variable
 
@@ -516,15 +516,6 @@ def build_all(model: keras.Model, x: Any, y: Any) -> None:
     model._symbolic_build(data_batch=(x, y))
 
 
-def tf_variable(variable: keras.Variable) -> Any:
-    """The variable of TensorFlow's that a Keras variable holds; None before it is made.
-
-    The public `value` is a tensor of another dtype under an autocast scope, and the replica's own
-    inside a replica.
-    """
-    return variable._value
-
-
 def set_tf_variable(variable: keras.Variable, held: Any) -> None:
     """Makes a Keras variable, which stays the same object everywhere, hold another variable."""
     variable._value = held
@@ -570,7 +561,7 @@ def global_seed_generator() -> keras.random.SeedGenerator | None:
 
 def optimizer_key(optimizer: Any, variable: keras.Variable) -> Any:
     """By what `optimizer` knows a variable, in its dicts and sets; None where it cannot."""
-    if tf_variable(variable) is None or not hasattr(optimizer, "_var_key"):
+    if held(variable) is None or not hasattr(optimizer, "_var_key"):
         return None
     return optimizer._var_key(variable)
 

@@ -35,7 +35,7 @@ def check(model: Any, strategy: Any) -> None:
     """
     found = reached(model)
     ours = _private.layers_of(model)
-    variables = [v for v in found.variables if _outside(_private.tf_variable(v), strategy, v.path)]
+    variables = [v for v in found.variables if _outside(_private.held(v), strategy, v.path)]
     raw = [v for v in found.raw if _outside(v, strategy, v.name)]
     for variable in raw:
         if None in found.places[id(variable)]:
@@ -60,7 +60,7 @@ def strategy_of(model: Any) -> Any:
     metrics = [v for metric in model.metrics for v in metric.variables]
     optimizer = getattr(getattr(model, "optimizer", None), "variables", ())
     for variable in (*model.variables, *metrics, *optimizer):
-        owner = _owner(_private.tf_variable(variable))
+        owner = _owner(_private.held(variable))
         if owner is not None and hasattr(owner, "used"):
             return owner
     return None
@@ -104,12 +104,12 @@ def _make_again(
     moved: Sequence[keras.Variable], raw: Sequence[Any], found: Reached, strategy: Any
 ) -> None:
     followed = _followed(found.optimizers())
-    values = _agreed([*map(_private.tf_variable, moved), *raw], strategy)
+    values = _agreed([*map(_private.held, moved), *raw], strategy)
     with strategy.scope():
         for variable in moved:
             named = _named_as(variable.path, found.owners.get(id(variable)))
             with named, _beside(followed.get(id(variable)), strategy):
-                new = _again(_private.tf_variable(variable), variable.name, next(values))
+                new = _again(_private.held(variable), variable.name, next(values))
             _private.set_tf_variable(variable, new)
         for held in raw:
             new = _again(held, held.name.partition(":")[0], next(values))
@@ -167,7 +167,7 @@ def _beside(variable: Any, strategy: Any) -> Any:
     """Inside, what is made is a slot of `variable`."""
     if variable is None:
         return contextlib.nullcontext()
-    return strategy.extended.colocate_vars_with(_private.tf_variable(variable))
+    return strategy.extended.colocate_vars_with(_private.held(variable))
 
 
 def _followed(optimizers: Sequence[Any]) -> dict[int, keras.Variable]:
