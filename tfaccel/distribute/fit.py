@@ -339,7 +339,7 @@ class KerasFit:
             if isinstance(layer, keras.layers.RNN) and layer.stateful:
                 raise StrategyError(
                     f"tfaccel: layer {layer.name!r} is stateful, with a state for each row of the "
-                    f"global batch, of which each of {self.placement.replicas} replicas has a part, "
+                    f"global batch, and {self.placement.replicas} replicas have parts of it, "
                     "expected stateful=False; or use strategy 'one_device' or 'model_parallel'."
                 )
 
