@@ -304,6 +304,7 @@ def main():
     seen["set strategy"] = [_private.strategy_at_compile(counts) is None]
     _private.set_strategy(counts, spy)
     seen["set strategy"] += [counts.distribute_strategy is spy]
+    _private.set_strategy(counts, None)
     keras.random.normal((1,))
     seen["seed generator"] = isinstance(
         _private.global_seed_generator(), keras.random.SeedGenerator
