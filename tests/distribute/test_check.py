@@ -12,7 +12,7 @@ import tensorflow as tf
 from absl import logging
 
 from tests.distribute.watched import mirrored
-from tfaccel.distribute import check, state, step
+from tfaccel.distribute import check, step
 from tfaccel.errors import CheckError
 
 pytestmark = pytest.mark.child(devices=2, group="check")
@@ -102,21 +102,17 @@ class Keeps(keras.layers.Layer):
         self.kept = self.add_weight(shape=(), initializer="zeros", trainable=False, name="kept")
 
 
-def test_a_maximum_that_a_layer_keeps() -> None:
+def test_without_the_state_of_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     class Largest(Keeps):
         def call(self, x: Any) -> Any:
             self.kept.assign(keras.ops.maximum(self.kept, keras.ops.max(x)))
             return x
 
-    # Without what others may do about such a state.
-    with mock.patch.object(state.Averaged, "changes", lambda self, here: [
-        here.weight(tf.convert_to_tensor(v) - old)
-        for v, old in zip(self._variables, self._before, strict=True)
-    ]):  # fmt: skip
-        refuses(dense(Largest), "variable '.*kept'")
+    monkeypatch.setattr("tfaccel.distribute.fit.keep_states", lambda model: None)
+    refuses(dense(Largest), "variable '.*kept'")
 
 
-def test_a_metric_that_is_no_sum() -> None:
+def test_without_the_state_of_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
     class Largest(keras.metrics.Metric):
         def __init__(self) -> None:
             super().__init__(name="largest")
@@ -128,6 +124,7 @@ def test_a_metric_that_is_no_sum() -> None:
         def result(self) -> Any:
             return self.seen
 
+    monkeypatch.setattr("tfaccel.distribute.fit.keep_states", lambda model: None)
     refuses(dense(metrics=lambda: [Largest()]), "metric variable '.*seen'")
 
 

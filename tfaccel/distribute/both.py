@@ -62,7 +62,7 @@ class Both:
         self.strategy, self.model, self._fn = strategy, model, fn
         self.replicas = strategy.placement.replicas
         self._parts, self._rows = _few_rows(strategy, batch)
-        self._whole = _all_rows(strategy, self._parts)
+        self._whole = _all_rows(strategy, self._parts, self._rows)
         self._theirs: Seen | None = None
         self._saved: dict[int, tuple[Any, np.ndarray]] = {}
         self._held: list[tuple[Any, dict[str, Any]]] = []
@@ -80,6 +80,9 @@ class Both:
 
     def __exit__(self, *error: object) -> None:
         self._set_back()
+        self._attributes_back()
+
+    def _attributes_back(self) -> None:
         for part, attributes in self._held:
             _forget(part, attributes)
         random.setstate(self._random[0])
@@ -120,6 +123,7 @@ class Both:
 
     def _traced(self, fn: Any, data: Any) -> Any:
         names: list[list[str]] = []
+        self._attributes_back()
 
         def traced(data: Any) -> Any:
             with draws.constant(), _functions_inline(), tf.summary.record_if(False):
@@ -277,13 +281,19 @@ def _few_rows(strategy: Any, batch: Any) -> tuple[Any, list[int]]:
     return Sharded(cut, _private.AnyRows(shares)), rows
 
 
-def _all_rows(strategy: Any, batch: Sharded) -> Any:
-    """The rows of all replicas."""
+def _all_rows(strategy: Any, batch: Sharded, rows: list[int]) -> Any:
+    """The rows of all replicas, in the order of the global batch (`split.py`)."""
+    placement = strategy.placement
+    order = sorted(
+        range(placement.replicas),
+        key=lambda replica: (replica % placement.local, replica // placement.local),
+    )
 
     def whole(value: Any) -> Any:
-        if strategy.placement.workers > 1:
-            return strategy.gather(_private.PerReplica(value.values), axis=0)
-        return tf.concat(value.values, axis=0)
+        if placement.workers == 1:
+            return tf.concat(value.values, axis=0)
+        parts = tf.split(strategy.gather(_private.PerReplica(value.values), axis=0), rows)
+        return tf.concat([parts[replica] for replica in order], axis=0)
 
     # As of a dataset, the number of rows is not known when the step is traced.
     return tf.nest.map_structure(

@@ -249,7 +249,7 @@ class KerasFit:
 
         batch = batch._replace(data=without_nothing(batch.data))
         apart = None
-        if tf.executing_eagerly() and self.placement.local > 1:
+        if (tf.executing_eagerly() or step.is_checking()) and self.placement.local > 1:
             apart = Apart([model, *_private.layers_of(model)])
 
         turns = replica_step if apart is None else apart.turns(replica_step)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from tfaccel.distribute import gradients, step
@@ -50,4 +51,5 @@ def run(strategy: Any, fn: Any, data: Any) -> tuple[Any, list[Any]]:
         tf.device(device),
         gradients.recorded() as seen,
     ):
-        return fn(data), seen
+        # Here, and not where all replicas are seen, a log may be a variable that is read.
+        return keras.tree.map_structure(tf.convert_to_tensor, fn(data)), seen
