@@ -67,6 +67,10 @@ class Apart:
         if self._first is not None:
             _put(self._first)
 
+    def undo(self) -> None:
+        """Takes back what has been set since."""
+        self._take()
+
     def _take(self) -> Kept:
         """The data that have been set, which are taken back."""
         found: Kept = []

@@ -18,6 +18,7 @@ from absl import logging
 
 from tfaccel.distribute import _private, step
 from tfaccel.distribute.adapt import adapt
+from tfaccel.distribute.apart import Apart
 from tfaccel.distribute.graphs import outside_graphs
 from tfaccel.distribute.split import is_nothing
 
@@ -101,12 +102,15 @@ def before(model: Any, kind: str, spec: Any, strategy: Any) -> bool:
     if kind != "predict" and getattr(model, f"{kind}_function", None) is not None:
         return True
     run = getattr(model, f"{kind}_step")
+    attributes = Apart([model, *_private.layers_of(model)])
     try:
         outside_graphs(lambda: trace(run, spec, strategy))
     except Exception as error:
         # It is the step itself that shall fail, with its own words and in its own place.
         logging.info("tfaccel: %s_step of model %r was not traced: %s", kind, model.name, error)
         return False
+    finally:
+        attributes.undo()
     return True
 
 
