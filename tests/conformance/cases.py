@@ -135,7 +135,13 @@ case(
     data=lonely_tokens,
     compile=optimized(sgd, 0.1),
 )
-case("one_row_attention", model=attention, data=lonely_tokens, compile=optimized(sgd, 0.1))
+case(
+    "one_row_attention",
+    model=attention,
+    data=lonely_tokens,
+    compile=optimized(sgd, 0.1),
+    equal=("history", "evaluate", "weights", "batches"),  # a prediction is nearly zero
+)
 case(
     "parts_of_two_sizes",
     model=Unlabelled,

@@ -34,7 +34,7 @@ def model_outside(scope: Any, folder: str) -> dict[str, Any]:
     with scope():
         model.compile(**classify(lambda: sgd(0.1, momentum=0.9)))
     found = result(model, model.fit(**arrays(), epochs=2, verbose=0))
-    path = os.path.join(folder, f"m{os.getpid()}.keras")
+    path = os.path.join(folder, "m.keras")  # the same on all workers: on a mesh one writes it
     model.save(path)
     again = keras.models.load_model(path)
     checkpoint = tf.train.Checkpoint(model=model).save(os.path.join(folder, f"c{os.getpid()}"))

@@ -123,7 +123,6 @@ NOT_ON_A_MESH = {
     "distributed_by_hand": "Unrecognized data type",
     "loop_by_hand": r"InputError: tfaccel: next\(iterator\) was called inside a tf.function",
     "loops_by_hand": r"InputError: tfaccel: next\(iterator\) was called inside a tf.function",
-    "strings_and_ragged": "InputError: tfaccel: the batch holds strings",
 }
 
 
