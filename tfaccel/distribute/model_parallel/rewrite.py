@@ -261,6 +261,9 @@ def _unpack(op: Operation) -> Any:
 
 def _concat(op: Operation) -> Any:
     *values, axis = op.inputs
+    if op.strategy.planner.fully_sharded:
+        # Gradients of parameters that are gathered for their use could not be cut any more.
+        return op.create(op.inputs)
     dim = _axis(axis, values[0].shape.rank)
     if dim is not None:
         for which in range(len(values)):
