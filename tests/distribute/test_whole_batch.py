@@ -107,8 +107,16 @@ def of_each_head(losses: dict[str, Any], **more: Any) -> None:
     same(lambda: heads(losses), loss=made, **more)
 
 
-# Unreduced losses of several outputs in eager steps were seen off by 4e-4; see the README's limits.
-@pytest.mark.parametrize(("losses", "eagerly"), [(MEANS, False), (MEANS, True), (VECTORS, False)])
+EAGER_VECTORS = pytest.param(
+    VECTORS,
+    True,
+    marks=pytest.mark.xfail(strict=True, reason="off by 4e-4: see the limits in the README"),
+)
+
+
+@pytest.mark.parametrize(
+    ("losses", "eagerly"), [(MEANS, False), (MEANS, True), (VECTORS, False), EAGER_VECTORS]
+)
 def test_losses_of_the_batch_are_those_of_one_device(losses: Any, eagerly: bool) -> None:
     of_each_head(losses, run_eagerly=eagerly)
 
