@@ -2,14 +2,20 @@
 PYTHON ?= python3
 VENV   ?= .venv
 ready  := $(VENV)/.ready
+docs   := $(VENV)/.docs
 
-.PHONY: train test lint lint-code lint-format lint-types clean
+.PHONY: train test docs lint lint-code lint-format lint-types clean
 
 train: $(ready)
 	$(VENV)/bin/python examples/digits.py --strategy=auto
 
 test: $(ready)
 	$(VENV)/bin/python -m pytest --numprocesses=2 --dist=loadfile
+
+# A site in build/site, which opens from there. A link that leads nowhere is an error.
+docs: $(docs)
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
+	@echo "the site is build/site/index.html"
 
 lint: lint-code lint-format lint-types
 
@@ -36,4 +42,8 @@ $(ready): setup.py pyproject.toml
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[cpu,mpi,tpu-check,fpga,examples,dev]'
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(hub_needs)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(hub)
+	@touch $@
+
+$(docs): $(ready)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
 	@touch $@

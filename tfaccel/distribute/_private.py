@@ -46,6 +46,8 @@ from tensorflow.python.distribute.collective_all_reduce_strategy import (
 # Every reduction and gathering of the strategies above goes through this class and its
 # `_launchers`, one for each device; other transports take their place there.
 from tensorflow.python.distribute.cross_device_ops import CollectiveAllReduce
+
+# As CollectiveAllReduceExtended, of the other two strategies with replicas.
 from tensorflow.python.distribute.mirrored_strategy import MirroredExtended
 from tensorflow.python.distribute.tpu_strategy import TPUExtended
 
