@@ -29,6 +29,17 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     return filled(markdown)
 
 
+def on_page_content(html: str, page: Any, **_: Any) -> str:
+    """Called by MkDocs with the HTML of each page.
+
+    Raises:
+        ValueError: for a block of code whose info string MkDocs did not take.
+    """
+    if "<p>```" in html:
+        raise ValueError(f"{page.file.src_uri} has a block of code that is shown as text")
+    return html
+
+
 def filled(markdown: str) -> str:
     """The text of a page with its tables.
 

@@ -47,10 +47,12 @@ def strategy(name: str = "auto", **options: Any) -> tf.distribute.Strategy:
         ClusterError: when the cluster's description is wrong, or workers do not come.
 
     Example:
+        ```python
         with tfaccel.strategy("auto").scope():
             model = build_model()
             model.compile("adam", "mse")
         model.fit(x, y, batch_size=64)
+        ```
     """
     from tfaccel import hardware, installed, onednn
 

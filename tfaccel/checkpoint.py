@@ -38,9 +38,11 @@ def save(model: keras.Model, path: str | os.PathLike[str]) -> None:
             them.
 
     Example:
+        ```python
         tfaccel.checkpoint.save(model, "run/step-1000")
         ...
         tfaccel.checkpoint.restore(model, "run/step-1000")  # on another mesh
+        ```
     """
     strategy, folder = model.distribute_strategy, _folder(path)
     writing = _beside(folder, "writing")

@@ -14,22 +14,19 @@
 Names and values follow the TensorFlow Model Garden (`official/common/distribute_utils.py`), whose
 spellings of a value are understood wherever they can mean one thing only. Where we differ:
 
-=========================================  =====================================================
-Model Garden                               tfaccel
-=========================================  =====================================================
-``--distribution_strategy=mirrored``       ``--strategy=mirrored``; the default is ``auto``
-``--distribution_strategy=off``            refused: ``one_device`` runs the same script
-``--distribution_strategy=parameter_...``  refused: Keras 3 does not support it
-``--num_gpus=4``                           ``--devices=4``, of any kind; leave it out for all
-``--num_gpus=0``                           ``--device_type=cpu``
-``--dtype=fp16``, ``bf16``, ``fp32``       ``--precision=mixed_float16``, ``mixed_bfloat16``,
-                                           ``float32``
-``--all_reduce_alg=ring``, ``nccl``        ``--communication=ring``, ``nccl``
-``--all_reduce_alg=hierarchical_copy``     refused: ``auto`` chooses it where it fits
-``--enable_xla``                           ``--xla``
-``--tpu=NAME``                             the same
-``--worker_hosts``, ``--task_index``       none: the cluster is read from the environment
-=========================================  =====================================================
+| Model Garden | tfaccel |
+| --- | --- |
+| `--distribution_strategy=mirrored` | `--strategy=mirrored`; the default is `auto` |
+| `--distribution_strategy=off` | refused: `one_device` runs the same script |
+| `--distribution_strategy=parameter_...` | refused: Keras 3 does not support it |
+| `--num_gpus=4` | `--devices=4`, of any kind; leave it out for all |
+| `--num_gpus=0` | `--device_type=cpu` |
+| `--dtype=fp16`, `bf16`, `fp32` | `--precision=mixed_float16`, `mixed_bfloat16`, `float32` |
+| `--all_reduce_alg=ring`, `nccl` | `--communication=ring`, `nccl` |
+| `--all_reduce_alg=hierarchical_copy` | refused: `auto` chooses it where it fits |
+| `--enable_xla` | `--xla` |
+| `--tpu=NAME` | the same |
+| `--worker_hosts`, `--task_index` | none: the cluster is read from the environment |
 
 What is given on the command line wins, then ``TFACCEL_<OPTION>`` in the environment, then the
 default that the script gave to `define`, then tfaccel's own.

@@ -39,6 +39,15 @@ def test_files_and_tests_that_a_page_names_are_there(page: Path) -> None:
             assert f"def {test}(" in (ROOT / path).read_text("utf-8"), f"{path} has no {test}"
 
 
+def test_modules_that_the_way_of_a_batch_names_are_there() -> None:
+    modules = {path.name for path in (ROOT / "tfaccel").rglob("*.py")}
+    text = (DOCS / "architecture.md").read_text("utf-8")
+    for part in (text, *(p.read_text("utf-8") for p in (DOCS / "images").glob("*.svg"))):
+        named = set(re.findall(r"\b(\w+\.py)\b", part.replace("strategies/", "")))
+        assert len(named) > 15
+        assert named - modules - {p.name for p in (ROOT / "strategies").glob("*.py")} == set()
+
+
 def test_every_page_is_in_the_navigation() -> None:
     config = (ROOT / "mkdocs.yml").read_text("utf-8")
     listed = set(re.findall(r"[\w/-]+\.md", config.partition("\nnav:")[2]))

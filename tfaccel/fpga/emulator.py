@@ -40,9 +40,10 @@ def emulate(
     Raises:
         FpgaError: there is no export, or it crashed.
 
-    Example::
-
+    Example:
+        ```python
         probabilities = tfaccel.fpga.emulate("firmware", x)
+        ```
     """
     from tfaccel.fpga.softmax import softmax
 

@@ -74,10 +74,11 @@ def export_fpga(
         FpgaTimeoutError: a tool was not done in time.
         FpgaCheckError: the firmware does not agree with Keras; `report` says how far it is off.
 
-    Example::
-
+    Example:
+        ```python
         report = tfaccel.export_fpga(model, "firmware", check=(x_held_out, y_held_out))
         print(report.verdict)
+        ```
     """
     settings = Settings(
         backend, part, clock_ns, precision, io_type, reuse_factor, strategy, softmax, timeout_s

@@ -49,11 +49,12 @@ def quantize(model: Any, *, beta: float = 1e-6) -> Any:
     Raises:
         FpgaError: a layer has no counterpart, or trains in less than float32.
 
-    Example::
-
+    Example:
+        ```python
         with strategy.scope():
             model = tfaccel.fpga.quantize(build_model())
             model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+        ```
     """
     import keras
 
