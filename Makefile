@@ -45,5 +45,6 @@ $(ready): setup.py pyproject.toml
 	@touch $@
 
 $(docs): $(ready)
+	@$(VENV)/bin/python -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "the documentation is built with Python 3.11 or newer: make docs PYTHON=/path/to/python3.12 VENV=.venv-docs")'
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
 	@touch $@

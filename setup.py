@@ -64,7 +64,10 @@ setup(
             for one in ("hls4ml==1.3.0", "hgq2==0.2.0", "da4ml==0.6.0", "numpy<2.5", "matplotlib")
         ],
         "examples": ["scikit-learn"],
-        "docs": ["mkdocs-material==9.8.*", "mkdocstrings-python==2.*"],
+        "docs": [
+            f"{one}; python_version >= '3.11'"
+            for one in ("mkdocs-material==9.8.*", "mkdocstrings-python==2.*")
+        ],
         "dev": [
             "pytest>=8",
             "pytest-xdist>=3.6",

@@ -20,6 +20,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tests.docs import given
 from tests.docs.fences import Fence, all_fences
@@ -27,18 +28,30 @@ from tests.docs.fences import Fence, all_fences
 LIMIT_S = 180.0  # of one session
 
 
-def sessions() -> dict[str, list[Fence]]:
-    """The blocks to run, in order, by session."""
-    found: dict[str, list[Fence]] = {}
+def sessions() -> dict[str, list[list[Fence]]]:
+    """The blocks to run, in order, by session: each with the blocks of other pages that are equal.
+
+    Where two pages have the same session, it is run once.
+    """
+    by_name: dict[str, list[Fence]] = {}
     for fence in all_fences("python"):
         if "no_run" not in fence.settings:
-            found.setdefault(fence.session, []).append(fence)
-    return found
+            by_name.setdefault(fence.session, []).append(fence)
+    equal: dict[Any, list[list[Fence]]] = {}
+    for blocks in by_name.values():
+        said = tuple((b.text, b.printed, tuple(sorted(b.settings.items()))) for b in blocks)
+        equal.setdefault(said, []).append(blocks)
+    return {
+        " and ".join(blocks[0].session for blocks in alike): [
+            list(b) for b in zip(*alike, strict=True)
+        ]
+        for alike in equal.values()
+    }
 
 
-def run_session(blocks: Sequence[Fence], out: Path) -> None:
+def run_session(blocks: Sequence[Sequence[Fence]], out: Path) -> None:
     """Runs the blocks of one session in as many processes as it has workers."""
-    workers = int(blocks[0].settings.get("workers", 1))
+    workers = int(blocks[0][0].settings.get("workers", 1))
     environments = _environments(workers)
     with tempfile.TemporaryDirectory() as folder:
         sys.stdout.flush()
@@ -64,7 +77,9 @@ def _environments(workers: int) -> list[dict[str, str]]:
     return [worker_environment({}, rank=rank, **common) for rank in range(workers)]
 
 
-def _child(blocks: Sequence[Fence], folder: Path, more: dict[str, str], out: Path) -> None:
+def _child(
+    blocks: Sequence[Sequence[Fence]], folder: Path, more: dict[str, str], out: Path
+) -> None:
     """Runs the blocks and ends the process, whatever happens."""
     try:
         os.setsid()
@@ -73,9 +88,9 @@ def _child(blocks: Sequence[Fence], folder: Path, more: dict[str, str], out: Pat
         given.prepare(folder)
         names = given.names()
         for block in blocks:
-            error = _run(block, names)
+            error = _run(block[0], names)
             with open(out, "a", encoding="utf-8") as file:
-                file.write(json.dumps([block.name, error]) + "\n")
+                file.writelines(json.dumps([one.name, error]) + "\n" for one in block)
     except BaseException:
         traceback.print_exc()
     finally:

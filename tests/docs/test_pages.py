@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib.util
 import re
 from pathlib import Path
@@ -68,14 +69,19 @@ def test_an_unknown_table_is_an_error() -> None:
 # --- docs/changed_in_keras.md -----------------------------------------------------------------
 
 
+@functools.cache
+def _nodes() -> list[ast.AST]:
+    """Every node of the sources."""
+    return [node for path in SOURCES for node in ast.walk(ast.parse(path.read_text("utf-8")))]
+
+
 def _calls(name: str, argument: int) -> set[str]:
     """The names that are given to a function of the package, as its argument of that number."""
-    found = set()
-    for path in SOURCES:
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == name:
-                found.add(ast.unparse(node.args[argument]))
-    return found
+    return {
+        ast.unparse(node.args[argument])
+        for node in _nodes()
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == name
+    }
 
 
 _THEIRS = re.compile(r"(tf|dtensor)\.\w|_private\.\w*(Extended|AllReduce|Iterator)$|PerReplica")
@@ -85,8 +91,7 @@ def _overridden() -> set[str]:
     """The classes of the package that extend one of TensorFlow's."""
     return {
         node.name
-        for path in SOURCES
-        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        for node in _nodes()
         if isinstance(node, ast.ClassDef)
         and any(_THEIRS.match(ast.unparse(base)) for base in node.bases)
     }
@@ -127,8 +132,7 @@ def test_quoted_messages_are_ours() -> None:
     page = page.partition("<!-- table: messages -->")[0]
     ours = " ".join(
         str(node.value)
-        for path in SOURCES
-        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        for node in _nodes()
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
     )
     quoted = re.findall(r"^\| “(.+?)” \|", page, re.MULTILINE)

@@ -2,7 +2,8 @@
 
 `KerasFit` goes before a `tf.distribute.Strategy`, `KerasFitExtended` before its Extended. They
 override public methods of the two (and two hooks that TensorFlow names for subclasses), and
-nothing of Keras.
+nothing of Keras. docs/changed_in_keras.md lists all that is changed, and docs/architecture.md shows
+the way of a batch.
 """
 
 from __future__ import annotations
