@@ -104,6 +104,33 @@ def test_the_table_of_changes_is_complete() -> None:
     assert [name for name in sorted(changed) if f"`{name}`" not in page] == []
 
 
+def test_overridden_private_methods_are_listed() -> None:
+    from keras import Model, callbacks, optimizers
+    from tensorflow.experimental import dtensor
+    from tensorflow.python.framework.func_graph import FuncGraph
+
+    from tfaccel.distribute import _private
+
+    theirs = (
+        *(Model, optimizers.Optimizer, optimizers.LossScaleOptimizer, callbacks.BackupAndRestore),
+        *(_private.MirroredExtended, _private.CollectiveAllReduceExtended, _private.TPUExtended),
+        *(_private.PerReplica, _private.PerReplicaSpec, _private.DatasetIterator),
+        *(_private.CollectiveAllReduce, dtensor.DVariable, FuncGraph),
+    )
+    page = (DOCS / "changed_in_keras.md").read_text("utf-8")
+    overridden = {
+        method.name
+        for node in _nodes()
+        if isinstance(node, ast.ClassDef) and f"`{node.name}`" in page
+        for method in node.body
+        if isinstance(method, ast.FunctionDef)
+        and re.match(r"_[a-z]", method.name)
+        and any(hasattr(base, method.name) for base in theirs)
+    }
+    assert len(overridden) > 20
+    assert [name for name in sorted(overridden) if f"`{name}`" not in page] == []
+
+
 def test_every_change_names_a_test() -> None:
     page = (DOCS / "changed_in_keras.md").read_text("utf-8")
     rows = [line for line in page.splitlines() if re.match(r"\| `", line)]
