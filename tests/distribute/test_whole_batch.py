@@ -110,7 +110,7 @@ def of_each_head(losses: dict[str, Any], **more: Any) -> None:
 EAGER_VECTORS = pytest.param(
     VECTORS,
     True,
-    marks=pytest.mark.xfail(strict=True, reason="off by 4e-4: see the limits in the README"),
+    marks=pytest.mark.xfail(strict=True, reason="off by 4e-4: see docs/limits.md"),
 )
 
 

@@ -7,15 +7,18 @@ string may ask for); commands go through the parsers of the command line, and no
 from __future__ import annotations
 
 import json
+import re
+import textwrap
 from pathlib import Path
 
 import pytest
 
 from tests.docs import commands
-from tests.docs.fences import PAGES, Fence, all_fences, fences
+from tests.docs.fences import PAGES, ROOT, Fence, all_fences, fences
 from tests.support import run_child
 
 MOST_NOT_RUN = 4  # blocks of Python that need what no test machine has
+_DOTALL = re.DOTALL | re.MULTILINE
 LANGUAGES = {"python", "sh", "text", "diff"}
 
 PYTHON = all_fences("python")
@@ -51,6 +54,15 @@ def test_a_block_that_is_not_run_tells_why_and_is_python() -> None:
     for fence in left_out:
         assert len(fence.settings["no_run"]) > 10, fence.name
         compile(fence.text, fence.name, "exec")
+
+
+def test_examples_of_docstrings_are_python() -> None:
+    found = 0
+    for path in [*(ROOT / "tfaccel").rglob("*.py"), *(ROOT / "strategies").glob("*.py")]:
+        for code in re.findall(r"^ +```python\n(.*?)^ +```$", path.read_text("utf-8"), _DOTALL):
+            compile(textwrap.dedent(code), str(path), "exec")
+            found += 1
+    assert found >= 5
 
 
 @pytest.mark.parametrize(("place", "text"), SHELL, ids=[place for place, _ in SHELL])
