@@ -9,8 +9,6 @@ from typing import Any
 import keras
 import numpy as np
 
-NEW = {"keras": keras, "np": np}
-
 
 def build_model() -> keras.Model:
     """A classifier of rows of 16 numbers, of layers that a mesh can divide."""
