@@ -45,8 +45,10 @@ def strategy(name: str | None = None, **options: Any) -> tf.distribute.Strategy:
     if "tensorflow" not in sys.modules:
         onednn.prefer(os.environ)
     from tfaccel.cluster import resolve as find_cluster
+    from tfaccel.distribute import compatibility
     from tfaccel.strategies import describe, request, settings
 
+    compatibility.check()
     detected, cluster = hardware.detect(), find_cluster(os.environ)
     resolved = resolve(name, options, os.environ, detected, cluster)
     policy = settings.apply(resolved.options, detected, resolved.devices)
