@@ -35,7 +35,7 @@ hub_needs = kagglehub packaging regex sentencepiece tokenizers
 $(base): setup.py
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 10) <= v[:2] <= (3, 13) else "tfaccel needs Python 3.10 to 3.13 and found %d.%d: run make PYTHON=/path/to/python3.12" % v[:2])'
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[cpu,examples]'
+	$(VENV)/bin/python -m pip install --quiet --no-compile --disable-pip-version-check --editable '.[cpu,examples]'
 	@touch $@
 
 $(ready): $(base) pyproject.toml
