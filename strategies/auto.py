@@ -37,7 +37,7 @@ def choose(
     Choice(name='mirrored', reason='2 GPUs in this machine')
     """
     if name != "auto":
-        return Choice(name, "you asked for it")
+        return Choice(name, "requested")
     if device_type in ("auto", "tpu") and count(here, "TPU"):
         return Choice("tpu", f"{count(here, 'TPU')} TPU cores")
     if cluster is not None and cluster.size > 1:
@@ -49,7 +49,7 @@ def choose(
     if gpus == 1:
         return Choice("one_device", "one GPU in this machine")
     if devices is not None and devices > 1:
-        return Choice("mirrored", f"{devices} logical CPUs were asked for")
+        return Choice("mirrored", f"{devices} logical CPUs were requested")
     return Choice(
         "one_device", "no accelerator and no cluster; TensorFlow's threads use all CPU cores"
     )

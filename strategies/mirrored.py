@@ -6,7 +6,17 @@ import tensorflow as tf
 
 from tfaccel.distribute.mirrored import MirroredStrategy
 from tfaccel.errors import StrategyError
+from tfaccel.strategies.accepted import ANY, COMMON
 from tfaccel.strategies.request import Request
+
+ACCEPTS = {
+    **COMMON,
+    "communication": ("auto", "ring", "nccl"),
+    "wire": ANY,
+    "accumulate": ANY,
+    "local_steps": ANY,
+    "ragged": ANY,
+}
 
 
 def make(request: Request) -> tf.distribute.Strategy:
@@ -21,13 +31,8 @@ def make(request: Request) -> tf.distribute.Strategy:
         raise StrategyError(
             "tfaccel: communication='nccl' was asked for on CPUs, expected 'ring' or 'auto'."
         )
-    if request.options.communication == "mpi":
-        raise StrategyError(
-            "tfaccel: communication='mpi' was asked for with strategy 'mirrored', whose devices "
-            "are all in this process; use 'multi_worker_mirrored', or leave it out."
-        )
     return MirroredStrategy(
         list(request.devices),
-        frequency=request.frequency,
         ring=request.options.communication == "ring",
+        options=request.replica_options,
     )

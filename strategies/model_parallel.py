@@ -8,7 +8,17 @@ from tfaccel.distribute import agreement
 from tfaccel.distribute.model_parallel.strategy import ModelParallelStrategy
 from tfaccel.errors import StrategyError
 from tfaccel.strategies import meeting, settings
+from tfaccel.strategies.accepted import ANY, COMMON
 from tfaccel.strategies.request import Request
+
+ACCEPTS = {
+    **COMMON,
+    "mesh": ANY,
+    "layouts": ANY,
+    "accumulate": ("reduced",),
+    "ragged": ("exact",),
+    "check": ("auto", "off"),
+}
 
 
 def make(request: Request) -> tf.distribute.Strategy:

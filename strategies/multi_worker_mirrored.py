@@ -8,7 +8,18 @@ from tfaccel.distribute import agreement
 from tfaccel.distribute.multi_worker import MultiWorkerMirroredStrategy
 from tfaccel.errors import StrategyError
 from tfaccel.strategies import meeting, settings, transport
+from tfaccel.strategies.accepted import ANY, COMMON
 from tfaccel.strategies.request import Request
+
+ACCEPTS = {
+    **COMMON,
+    "communication": ANY,
+    "wire": ANY,
+    "accumulate": ANY,
+    "local_steps": ANY,
+    "ragged": ANY,
+    "collective_timeout": ANY,
+}
 
 
 def make(request: Request) -> tf.distribute.Strategy:
@@ -32,7 +43,7 @@ def make(request: Request) -> tf.distribute.Strategy:
 
         settings.spare_thread()
         communicator = transport.over_mpi(cluster, options)
-        return MpiStrategy(cluster, communicator, devices, request.frequency)
+        return MpiStrategy(cluster, communicator, devices, request.replica_options)
     agreement.adopt(meeting.of(cluster, options, agreement.offer(), way).payload)
     return MultiWorkerMirroredStrategy(
         cluster,
@@ -40,5 +51,5 @@ def make(request: Request) -> tf.distribute.Strategy:
         devices=[int(name.partition(":")[2]) for name in devices],
         communication=way,
         timeout_s=options.collective_timeout,
-        frequency=request.frequency,
+        options=request.replica_options,
     )

@@ -6,7 +6,10 @@ import tensorflow as tf
 
 from tfaccel.errors import StrategyError
 from tfaccel.strategies import settings
+from tfaccel.strategies.accepted import COMMON
 from tfaccel.strategies.request import Request
+
+ACCEPTS = {**COMMON, "accumulate": ("reduced",), "ragged": ("exact",)}
 
 
 def make(request: Request) -> tf.distribute.Strategy:

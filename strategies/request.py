@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tfaccel.cluster.cluster import Cluster
+from tfaccel.distribute import compression
 from tfaccel.distribute.frequency import Frequency
+from tfaccel.distribute.replica_options import ReplicaOptions
 from tfaccel.errors import StrategyError
 from tfaccel.strategies.options import Options
 
@@ -25,9 +27,15 @@ class Request:
     cluster: Cluster | None
 
     @property
-    def frequency(self) -> Frequency:
-        """How often replicas shall communicate."""
-        return Frequency(self.options.accumulate, self.options.local_steps)
+    def replica_options(self) -> ReplicaOptions:
+        """How replicas shall train together."""
+        wire = self.options.wire
+        return ReplicaOptions(
+            frequency=Frequency(self.options.accumulate, self.options.local_steps),
+            wire=None if wire is None else compression.parse(wire),
+            ragged=self.options.ragged,
+            check=self.options.check,
+        )
 
     def refuse_cluster(self, name: str) -> None:
         """Raises when this process is one of several workers, which `name` would ignore."""

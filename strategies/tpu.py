@@ -12,8 +12,22 @@ from tfaccel import installed
 from tfaccel.cluster import tpu
 from tfaccel.distribute.tpu import TPUStrategy
 from tfaccel.errors import StrategyError
+from tfaccel.strategies.accepted import ANY, COMMON
 from tfaccel.strategies.request import Request
 from tfaccel.strategies.tpu_failures import explain
+
+ACCEPTS = {
+    **COMMON,
+    "devices": (),  # a TPU is used whole
+    "device_type": ("auto", "tpu"),
+    "accumulate": ("reduced",),
+    "ragged": ("pad", "drop"),
+    "check": ("auto", "off"),
+    "steps_per_execution": ANY,
+    "tpu": ANY,
+    "tpu_zone": ANY,
+    "tpu_project": ANY,
+}
 
 
 def make(request: Request) -> tf.distribute.Strategy:
@@ -32,7 +46,9 @@ def make(request: Request) -> tf.distribute.Strategy:
             "which needs no loss scaling, or 'float32'."
         )
     try:
-        strategy = TPUStrategy(started(address), options.steps_per_execution)
+        strategy = TPUStrategy(
+            started(address), options.steps_per_execution, request.replica_options
+        )
     except (ValueError, IndexError, tf.errors.OpError, RuntimeError, OSError) as reason:
         raise StrategyError(explain(address, reason)) from reason
     if keras.config.dtype_policy().name == "float32":

@@ -147,6 +147,11 @@ def test_what_auto_chooses_follows_the_environment():
     assert shown["variables"]["TFACCEL_DEVICES"] == "2"
 
 
+def test_a_mesh_in_the_environment_is_what_auto_chooses():
+    shown = found(CUDA_VISIBLE_DEVICES="-1", TFACCEL_MESH="batch=1,model=2")
+    assert (shown["auto"], shown["reason"]) == ("model_parallel", "a mesh was requested")
+
+
 def test_a_backend_that_is_not_there_and_legacy_keras_are_problems():
     shown = found(KERAS_BACKEND="no_such_backend", TF_USE_LEGACY_KERAS="1")
     legacy, backend = shown["problems"]

@@ -9,10 +9,18 @@ from pathlib import Path
 
 import pytest
 
+import tfaccel
 from tfaccel import installed
 from tfaccel.errors import StrategyError
 
 TPU = {"tensorflow-tpu": "2.20.0"}
+
+
+def test_without_tensorflow_a_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "tensorflow", raising=False)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(StrategyError, match=r"not installed; pip install 'tfaccel\[gpu\]'"):
+        tfaccel.strategy("one_device")
 
 
 @pytest.mark.parametrize(

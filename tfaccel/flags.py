@@ -238,7 +238,7 @@ def options(
         flag = flag_values[name]
         if flag.value is None:
             continue
-        if flag.using_default_value and f"TFACCEL_{name.upper()}" in environ:
+        if flag.using_default_value and environ.get(f"TFACCEL_{name.upper()}"):
             continue
         given["name" if name == "strategy" else name] = flag.value
     return given

@@ -33,8 +33,7 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
 
 def trained(wire: str | None) -> tuple[float, Any]:
     """The loss after training on two replicas, and the model."""
-    strategy = tfaccel.strategy("mirrored", devices=2, device_type="cpu")
-    strategy.wire = None if wire is None else compression.parse(wire)
+    strategy = tfaccel.strategy("mirrored", devices=2, device_type="cpu", wire=wire)
     keras.utils.set_random_seed(1)
     with strategy.scope():
         layers = [keras.layers.Dense(128, "relu"), keras.layers.Dense(128, "relu")]
@@ -181,7 +180,7 @@ def test_local_steps_send_no_gradient_to_compress() -> None:
 
 
 def test_a_strategy_without_replicas_refuses_it() -> None:
-    with pytest.raises(StrategyError, match="wire='float16' was asked for with strategy 'one_dev"):
+    with pytest.raises(StrategyError, match="wire='float16' was requested with strategy 'one_dev"):
         tfaccel.strategy("one_device", device_type="cpu", wire="float16")
 
 

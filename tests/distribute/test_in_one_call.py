@@ -14,6 +14,7 @@ from tfaccel.distribute.batches import Batches
 from tfaccel.distribute.executions import Executions, chosen
 from tfaccel.distribute.in_one_call import Passes
 from tfaccel.distribute.mirrored import MirroredStrategy
+from tfaccel.distribute.replica_options import ReplicaOptions
 from tfaccel.distribute.split import Placement
 
 pytestmark = pytest.mark.child(group="in one call")
@@ -35,8 +36,7 @@ def model() -> keras.Model:
 
 def strategy() -> MirroredStrategy:
     """One replica: those of a TPU are one program, and this is what can run it here."""
-    made = MirroredStrategy(["CPU:0"])
-    made.ragged = "pad"
+    made = MirroredStrategy(["CPU:0"], options=ReplicaOptions(ragged="pad"))
     made.executions = Executions()
     return made
 

@@ -16,6 +16,7 @@ import tfaccel
 from tests.distribute.watched import data, linear
 from tfaccel.distribute.frequency import Frequency
 from tfaccel.distribute.mirrored import MirroredStrategy
+from tfaccel.distribute.replica_options import ReplicaOptions
 
 ON_ONE = pytest.mark.child(devices=2, group="less often")
 ON_TWO = pytest.mark.child(workers=2, group="less often")
@@ -23,12 +24,14 @@ ON_TWO = pytest.mark.child(workers=2, group="less often")
 
 @functools.cache
 def accumulating() -> Any:
-    return MirroredStrategy(["CPU:0", "CPU:1"], frequency=Frequency(accumulate="local"))
+    options = ReplicaOptions(Frequency(accumulate="local"))
+    return MirroredStrategy(["CPU:0", "CPU:1"], options=options)
 
 
 @functools.cache
 def alone(steps: int) -> Any:
-    return MirroredStrategy(["CPU:0", "CPU:1"], frequency=Frequency(local_steps=steps))
+    options = ReplicaOptions(Frequency(local_steps=steps))
+    return MirroredStrategy(["CPU:0", "CPU:1"], options=options)
 
 
 @functools.cache

@@ -11,7 +11,7 @@ from tfaccel import strategies
 from tfaccel.cluster import Cluster
 from tfaccel.errors import StrategyError
 from tfaccel.hardware import Device, count
-from tfaccel.strategies import choose, options
+from tfaccel.strategies import FACTORIES, accepted, choose, options, resolver
 from tfaccel.strategies.devices import kind_of, pick
 from tfaccel.strategies.request import Request
 from tfaccel.strategies.settings import precision
@@ -66,7 +66,7 @@ print("trained on", *(device[-5:] for device in strategy.extended.worker_devices
 
 def test_devices_with_names_are_those_and_decide_the_kind() -> None:
     said = run_child(["-c", NAMED])
-    assert "strategy   mirrored (2 logical CPUs were asked for)" in said
+    assert "strategy   mirrored (2 logical CPUs were requested)" in said
     assert "replicas   2: CPU:2, CPU:3" in said
     assert "gradients as bfloat16" in said
     assert "trained on CPU:2 CPU:3" in said
@@ -91,7 +91,7 @@ def test_of_one_replica_no_gradient_travels_and_nothing_keeps_a_strategy_alive()
 
 
 def test_a_name_stands_for_itself() -> None:
-    assert choose("mirrored", CPU, TWO_WORKERS) == strategies.Choice("mirrored", "you asked for it")
+    assert choose("mirrored", CPU, TWO_WORKERS) == strategies.Choice("mirrored", "requested")
 
 
 @pytest.mark.parametrize(
@@ -233,17 +233,76 @@ def test_refused_names(name: str, says: str) -> None:
         strategies.strategy(name)
 
 
-@pytest.mark.parametrize("name", ["one_device", "tpu", "model_parallel"])
-@pytest.mark.parametrize("given", [{"accumulate": "local"}, {"local_steps": 4}])
-def test_communicating_less_is_refused_without_replicas(name: str, given: Any) -> None:
-    with pytest.raises(StrategyError, match=f"was asked for with strategy '{name}', which has no"):
-        strategies.strategy(name, **given)
+REFUSED = {
+    "one_device": ["accumulate", "collective_timeout", "communication", "layouts", "local_steps"],
+    "mirrored": ["collective_timeout", "layouts", "mesh", "steps_per_execution", "tpu"],
+    "multi_worker_mirrored": ["layouts", "mesh", "steps_per_execution", "tpu", "tpu_zone"],
+    "tpu": ["accumulate", "communication", "devices", "local_steps", "mesh", "wire"],
+    "model_parallel": ["collective_timeout", "communication", "tpu", "tpu_project", "wire"],
+}
 
 
-def test_steps_in_one_call_are_a_tpu_s() -> None:
-    expected = "steps_per_execution=4 was asked for with strategy 'one_device', expected strategy"
+@pytest.mark.parametrize(("name", "option"), [(n, o) for n, os in REFUSED.items() for o in os])
+def test_an_option_that_a_strategy_does_not_accept_is_refused(name: str, option: str) -> None:
+    requested = {option: "fully_sharded" if option == "layouts" else GIVEN[option][2]}
+    expected = f"^tfaccel: {option}=.* was requested with strategy '{name}', (which does|expected)"
     with pytest.raises(StrategyError, match=expected):
-        strategies.strategy("one_device", steps_per_execution=4)
+        resolver.resolve(name, requested, {}, CPU, None)
+
+
+def test_the_refusal_names_the_strategies_that_accept_the_option() -> None:
+    expected = "use 'mirrored' or 'multi_worker_mirrored', or leave it out"
+    with pytest.raises(StrategyError, match=expected):
+        strategies.strategy("one_device", wire="bfloat16")
+    with pytest.raises(StrategyError, match="expected 'pad' or 'drop'; or leave it out"):
+        resolver.resolve("tpu", {"ragged": "exact"}, {}, CPU, None)
+
+
+@pytest.mark.parametrize("name", FACTORIES)
+def test_every_factory_declares_options_that_there_are(name: str) -> None:
+    declared = accepted.of(FACTORIES[name])
+    assert set(declared) <= set(options.Options.__dataclass_fields__)
+    for option, values in declared.items():
+        for value in values or ():
+            assert getattr(options.resolve({option: value}, {}), option) == value
+
+
+@pytest.mark.parametrize("option", options.Options.__dataclass_fields__)
+def test_every_option_is_accepted_by_some_strategy(option: str) -> None:
+    assert any(accepted.of(module).get(option, ()) != () for module in FACTORIES.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "environ", "chosen"),
+    [
+        (None, {}, {"TFACCEL_STRATEGY": "mirrored"}, "mirrored"),
+        (None, {}, {"TFACCEL_STRATEGY": ""}, "one_device"),
+        ("auto", {}, {"TFACCEL_STRATEGY": "mirrored"}, "one_device"),
+        ("one_device", {}, {"TFACCEL_STRATEGY": "mirrored"}, "one_device"),
+        (None, {}, {"TFACCEL_MESH": "model=2"}, "model_parallel"),
+        (None, {"mesh": "model=2"}, {}, "model_parallel"),
+        (None, {"devices": "CPU:0,CPU:1"}, {}, "mirrored"),
+        (None, {}, {"TFACCEL_DEVICES": "2"}, "mirrored"),
+        (None, {"devices": 1}, {"TFACCEL_DEVICES": "2"}, "one_device"),
+    ],
+)
+def test_code_takes_precedence_over_the_environment(
+    name: str | None, given: Any, environ: dict[str, str], chosen: str
+) -> None:
+    assert resolver.resolve(name, given, environ, CPU, None).choice.name == chosen
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "devices"),
+    [
+        ("one_device", {}, ("CPU:0",)),
+        ("mirrored", {"devices": 2}, ("CPU:0", "CPU:1")),
+        ("model_parallel", {"mesh": "batch=2,model=2"}, tuple(f"CPU:{i}" for i in range(4))),
+        ("tpu", {}, ("TPU",)),
+    ],
+)
+def test_devices_of_a_strategy(name: str, given: Any, devices: tuple[str, ...]) -> None:
+    assert resolver.resolve(name, given, {}, CPU, None).devices == devices
 
 
 def test_one_process_of_several_is_refused() -> None:

@@ -149,11 +149,11 @@ def test_a_tpu_that_is_started_has_a_replica_on_each_core() -> None:
 
 @pytest.mark.usefixtures("fake_tpu")
 def test_options_that_a_tpu_has_not() -> None:
-    with pytest.raises(StrategyError, match="ragged='exact' was asked for with strategy 'tpu'"):
+    with pytest.raises(StrategyError, match="ragged='exact' was requested with strategy 'tpu'"):
         make(ragged="exact")
     with pytest.raises(StrategyError, match="xla=True was asked for without a GPU"):
         make(xla=True)
-    with pytest.raises(StrategyError, match="wire='bfloat16' was asked for with strategy 'tpu'"):
+    with pytest.raises(StrategyError, match="wire='bfloat16' was requested with strategy 'tpu'"):
         make(wire="bfloat16")
     policy = keras.config.dtype_policy()
     try:

@@ -45,6 +45,7 @@ from tfaccel.distribute.local_steps import Averaging, train_alone
 from tfaccel.distribute.loss import whole_batch
 from tfaccel.distribute.numbers import Numbers
 from tfaccel.distribute.optimizer import optimizers_of, reduce_first
+from tfaccel.distribute.replica_options import ReplicaOptions
 from tfaccel.distribute.scalars import count_by_share
 from tfaccel.distribute.split import Placement
 from tfaccel.distribute.ways import Ways
@@ -74,6 +75,12 @@ class KerasFit:
     wire: Wire | None = None
     frequency = Frequency()
     executions: Executions | None = None
+
+    def _set_options(self, options: ReplicaOptions | None) -> None:
+        options = options or ReplicaOptions()
+        self.frequency, self.wire, self.check = options.frequency, options.wire, options.check
+        if options.ragged is not None:
+            self.ragged = options.ragged
 
     @property
     def placement(self) -> Placement:

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tfaccel.distribute import _private
 from tfaccel.distribute.fit import KerasFit, KerasFitExtended
-from tfaccel.distribute.frequency import Frequency
+from tfaccel.distribute.replica_options import ReplicaOptions
 
 
 class MirroredExtended(KerasFitExtended, _private.MirroredExtended):  # type: ignore[misc]
@@ -22,7 +22,7 @@ class MirroredStrategy(KerasFit, tf.distribute.MirroredStrategy):  # type: ignor
     Args:
         devices: device names such as ``["GPU:0", "GPU:1"]``; by default all GPUs, else all CPUs.
         cross_device_ops: as for `tf.distribute.MirroredStrategy`.
-        frequency: how often the devices communicate.
+        options: how the replicas train together; None for the defaults.
         ring: reduce in TensorFlow's rings, also where NCCL could.
     """
 
@@ -30,10 +30,10 @@ class MirroredStrategy(KerasFit, tf.distribute.MirroredStrategy):  # type: ignor
         self,
         devices: Sequence[str] | None = None,
         cross_device_ops: Any = None,
-        frequency: Frequency | None = None,
+        options: ReplicaOptions | None = None,
         ring: bool = False,
     ) -> None:
-        self.frequency = frequency or Frequency()
+        self._set_options(options)
         _private.own_collectives(self)
         extended = MirroredExtended(self, devices=devices, cross_device_ops=cross_device_ops)
         if ring:

@@ -14,8 +14,8 @@ from tfaccel.distribute.collectives.communicator import Communicator
 from tfaccel.distribute.collectives.launcher import AcrossWorkers
 from tfaccel.distribute.collectives.ops import WorkerCollectives
 from tfaccel.distribute.fit import KerasFitExtended
-from tfaccel.distribute.frequency import Frequency
 from tfaccel.distribute.multi_worker import MultiWorkerMirroredStrategy
+from tfaccel.distribute.replica_options import ReplicaOptions
 
 
 class MpiExtended(KerasFitExtended, _private.CollectiveAllReduceExtended):  # type: ignore[misc]
@@ -68,7 +68,7 @@ class MpiStrategy(MultiWorkerMirroredStrategy):
         cluster: the workers, and which of them we are.
         communicator: the same workers over MPI.
         devices: names of the devices of this worker, the same number on each.
-        frequency: how often the replicas communicate.
+        options: how the replicas train together; None for the defaults.
     """
 
     communication = "mpi"
@@ -78,10 +78,10 @@ class MpiStrategy(MultiWorkerMirroredStrategy):
         cluster: Cluster,
         communicator: Communicator,
         devices: Sequence[str],
-        frequency: Frequency | None = None,
+        options: ReplicaOptions | None = None,
     ) -> None:
         self.cluster = cluster
-        self.frequency = frequency or Frequency()
+        self._set_options(options)
         _private.own_collectives(self)
         workers = WorkerCollectives(communicator, tuning.bucket_bytes(communicator))
         tf.distribute.Strategy.__init__(self, MpiExtended(self, cluster, workers, devices))

@@ -13,7 +13,7 @@ import tensorflow as tf
 from tfaccel.cluster.cluster import Cluster
 from tfaccel.distribute import _private, callbacks
 from tfaccel.distribute.fit import KerasFit, KerasFitExtended
-from tfaccel.distribute.frequency import Frequency
+from tfaccel.distribute.replica_options import ReplicaOptions
 from tfaccel.distribute.split import Placement
 from tfaccel.distribute.step import wire_dtype
 
@@ -50,7 +50,7 @@ class MultiWorkerMirroredStrategy(KerasFit, tf.distribute.MultiWorkerMirroredStr
         communication: ``"auto"``, ``"ring"`` or ``"nccl"``.
         timeout_s: seconds after which a collective gives up on a silent worker; None waits for
             TensorFlow's own heartbeat.
-        frequency: how often the replicas communicate.
+        options: how the replicas train together; None for the defaults.
     """
 
     def __init__(
@@ -60,10 +60,10 @@ class MultiWorkerMirroredStrategy(KerasFit, tf.distribute.MultiWorkerMirroredStr
         devices: int | Sequence[int] = 1,
         communication: str = "auto",
         timeout_s: float | None = None,
-        frequency: Frequency | None = None,
+        options: ReplicaOptions | None = None,
     ) -> None:
         implementation = tf.distribute.experimental.CommunicationImplementation
-        options = tf.distribute.experimental.CommunicationOptions(
+        communication_options = tf.distribute.experimental.CommunicationOptions(
             implementation=implementation[communication.upper()], timeout_seconds=timeout_s
         )
         resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
@@ -74,11 +74,13 @@ class MultiWorkerMirroredStrategy(KerasFit, tf.distribute.MultiWorkerMirroredStr
         )
         self.cluster = cluster
         self.communication = communication
-        self.frequency = frequency or Frequency()
+        self._set_options(options)
         _private.own_collectives(self)
         devices = range(devices) if isinstance(devices, int) else devices
         with _sigterm_kept():
-            extended = MultiWorkerMirroredExtended(self, resolver, options, device_type, devices)
+            extended = MultiWorkerMirroredExtended(
+                self, resolver, communication_options, device_type, devices
+            )
         tf.distribute.Strategy.__init__(self, extended)
 
     @property

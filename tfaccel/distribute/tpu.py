@@ -12,6 +12,7 @@ import tensorflow as tf
 from tfaccel.distribute import _private
 from tfaccel.distribute.executions import Executions
 from tfaccel.distribute.fit import KerasFit, KerasFitExtended
+from tfaccel.distribute.replica_options import ReplicaOptions
 from tfaccel.errors import StrategyError
 
 
@@ -30,6 +31,7 @@ class TPUStrategy(KerasFit, tf.distribute.TPUStrategy):  # type: ignore[misc]
         resolver: of a TPU that has been initialised.
         steps_per_execution: of models that were compiled without one; None chooses it (see
             `tfaccel.distribute.executions`).
+        options: how the replicas train together; None for the defaults.
     """
 
     ragged = "pad"
@@ -39,7 +41,9 @@ class TPUStrategy(KerasFit, tf.distribute.TPUStrategy):  # type: ignore[misc]
         self,
         resolver: tf.distribute.cluster_resolver.TPUClusterResolver,
         steps_per_execution: int | None = None,
+        options: ReplicaOptions | None = None,
     ) -> None:
+        self._set_options(options)
         tf.distribute.Strategy.__init__(self, TPUExtended(self, resolver))
         _private.pack_variables(self)
         if all("job:localhost" in device for device in self.extended.worker_devices):
