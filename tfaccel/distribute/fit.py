@@ -42,7 +42,7 @@ from tfaccel.distribute.in_one_call import Passes
 from tfaccel.distribute.kept import InOneStep, keep_states
 from tfaccel.distribute.local_steps import Averaging, train_alone
 from tfaccel.distribute.loss import whole_batch
-from tfaccel.distribute.numbers import Numbers
+from tfaccel.distribute.numbers import Numbers, Sum
 from tfaccel.distribute.optimizer import optimizers_of, reduce_first
 from tfaccel.distribute.scalars import count_by_share
 from tfaccel.distribute.split import Placement
@@ -86,7 +86,8 @@ class KerasFit:
         Inside a Keras step, which runs the one-device program, it is 1 for Keras, and what it is
         for the user's own code, which may gather over replicas by hand. For TensorFlow
         (`tf.nn.scale_regularization_loss`) it is what it is in a step that was found to be written
-        in TensorFlow's way.
+        in TensorFlow's way. For a loss in a loop outside of replicas, which is that of a whole
+        batch, it is 1.
         """
         if step.on_one_device():
             return 1
@@ -94,11 +95,14 @@ class KerasFit:
             library = _private.library_that_asks()
             if library == "keras" or (library and not here.sums_next):
                 return 1
+        elif tf.distribute.in_cross_replica_context() and _private.loss_asks():
+            return 1
         return int(self.extended._num_replicas_in_sync)
 
     def scope(self) -> Any:
         """As TensorFlow's; a model that Keras is about to build under it is made ready first."""
         outside.hand_over()
+        install()
         if (model := _private.building_model()) is not None:
             scope.check(model, self)
             build.by_steps(model, self)
@@ -176,6 +180,7 @@ class KerasFit:
                     f"tfaccel: fit runs {fn}, expected a plain method train_step or test_step of "
                     "the model; take the decorator off it (fit makes a tf.function of it itself)."
                 )
+            loops.prepare(fn, self)
             return super().run(fn, args, kwargs, options)  # type: ignore[misc]
         (batch,), given = args, None
         model = getattr(fn, "__self__", None)
@@ -394,8 +399,8 @@ class KerasFitExtended:
         # Inside a tf.function no replica pauses for another: collectives meet by themselves, and
         # so updates may stand in a `cond` (gradient accumulation, loss scaling:
         # https://github.com/keras-team/keras/issues/17429). Eagerly, replicas run one after the
-        # other and must pause.
-        return bool(tf.executing_eagerly())
+        # other and must pause; a loop outside of replicas has nobody to pause.
+        return bool(tf.executing_eagerly()) and not _private.asked_without_replica()
 
     def _create_variable(self, next_creator: Any, **kwargs: Any) -> Any:
         if step.current() is not None and not tf.executing_eagerly():
@@ -426,6 +431,8 @@ class KerasFitExtended:
         if kwargs.get("aggregation") == tf.VariableAggregation.MEAN:
             adapt(variable, InOneStep)
         adapt(variable, Numbers)
+        if kwargs.get("aggregation") == tf.VariableAggregation.SUM:
+            adapt(variable, Sum)
         if (model := _private.compiling_model()) is not None:
             _private.set_strategy(model, self._container_strategy())  # type: ignore[attr-defined]
         if str(kwargs.get("name", "")).endswith("seed_generator_state"):

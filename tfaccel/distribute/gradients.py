@@ -14,6 +14,9 @@ from all replicas, each with its weight.
 
 A target of several elements is differentiated as its sum, on one device too; it has no weight.
 
+In a loop outside of `Strategy.run`, where a variable has no replica, its gradient is that of the
+copy that is read there.
+
 `tf.GradientTape` is a public class whose instances user code makes by itself, so its method is
 replaced, once in a process and for good; outside a step of the user's own it is TensorFlow's.
 """
@@ -30,7 +33,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfaccel.distribute import sparse, step
+from tfaccel.distribute import _private, sparse, step
 from tfaccel.distribute.ways import SCALED, SUM
 
 
@@ -122,6 +125,8 @@ def _whole(plain: Callable[..., Any]) -> Callable[..., Any]:
         here = step.current()
         ours = here.gradients if here is not None else None
         flat = tf.nest.flatten(sources)
+        if here is None:
+            sources = tf.nest.pack_sequence_as(sources, [_private.read_here(s) for s in flat])
         chosen = [i for i, source in enumerate(flat) if is_parameter(source)]
         if not chosen or getattr(_here, "inert", False):
             return plain(self, target, sources, output_gradients, unconnected_gradients)
