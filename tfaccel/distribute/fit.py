@@ -24,6 +24,7 @@ from tfaccel.distribute import (
     loops,
     outside,
     padding,
+    same_data,
     scope,
     state,
     step,
@@ -143,8 +144,15 @@ class KerasFit:
             possible = possible and in_one_call.fits(dataset.element_spec)
             if self.executions.prepare(caller, possible) > 1:
                 return Passes(dataset, self.placement, ragged)
-        devices, multiples = self.extended.worker_devices, own_step(model)
-        return Batches(dataset, self.placement, devices, ragged, caller.threads, multiples)
+        own = own_step(model)
+        multiples = own or self._in_proportion(model, trains)
+        devices, threads = self.extended.worker_devices, caller.threads
+        share = self.share if self.placement.workers > 1 else None
+        length = same_data.length_of(dataset, getattr(caller.epoch, "num_batches", None))
+        if share is not None:
+            same_data.check_alike(dataset, length, share)
+        given = (ragged, threads, multiples, not own, share, length)
+        return Batches(dataset, self.placement, devices, *given)
 
     def settle(self, model: keras.Model) -> None:
         """Makes all replicas hold the same state of `model` and its optimizers.
@@ -186,7 +194,9 @@ class KerasFit:
         model = getattr(fn, "__self__", None)
         if not isinstance(batch, (Sharded, Starved)):
             given = batch
-            batch = self._shard(batch, model is not None and own_step(model))
+            trains = getattr(fn, "__name__", "") == "train_step"
+            may = model is not None and (own_step(model) or self._in_proportion(model, trains))
+            batch = self._shard(batch, may)
         batch = batch._replace(data=without_nothing(batch.data))
         if model is None:  # predict: no loss, no state, nothing to put together but the rows
             if given is not None and (model := _private.predicting_model()) is not None:
@@ -265,13 +275,26 @@ class KerasFit:
 
     def _check(self, model: keras.Model, fn: Any) -> None:
         """Compares the first step with one device's, where that can be told."""
-        if (
+        if self._compares:
+            self.checks.first_step(self, model, fn)
+
+    @property
+    def _compares(self) -> bool:
+        return (
             self.placement.replicas > 1
             and self.wire is None
             and not self.frequency.apart
             and not isinstance(self, tf.distribute.TPUStrategy)
-        ):
-            self.checks.first_step(self, model, fn)
+        )
+
+    def _in_proportion(self, model: keras.Model, trains: bool) -> bool:
+        """Whether parts of a batch in proportion may be cut so for steps of Keras's own.
+
+        A part that only happens to have a multiple of rows (a table beside the rows) would be cut
+        too: the first-step check tells.
+        """
+        may = trains and self._compares and self.check != "off"
+        return may or self.checks.in_proportion(model)
 
     @property
     def checks(self) -> Checks:
@@ -285,7 +308,11 @@ class KerasFit:
 
     def least(self, number: int) -> int:
         """The least of the workers' numbers; every worker must call."""
-        return number
+        return min(numbers[0] for numbers in self.share([number]))
+
+    def share(self, numbers: list[int]) -> list[list[int]]:
+        """The numbers of every worker, in the order of their ranks; every worker must call."""
+        return [numbers]
 
     def _gradients(self, fn: Any) -> Gradients | None:
         """What takes the gradients of a step that is not Keras's own."""

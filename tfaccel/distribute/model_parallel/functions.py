@@ -122,7 +122,8 @@ def compiled(function: Any, strategy: Any) -> Callable[..., Any]:
 
         found[key] = tf.function(run)
     made: Any = found[key]
-    plain = type(made).__call__._tfaccel_plain
+    cls: Any = type(made)
+    plain = cls.__call__._tfaccel_plain
 
     def call(*args: Any, **kwargs: Any) -> Any:
         before, _here.call = _here.call, None
