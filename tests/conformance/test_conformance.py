@@ -201,7 +201,9 @@ def test_equals_one_device(table: Table, column: str, case: str) -> None:
     if row is not None:
         assert got["copies_equal"], "the replicas of one process hold different weights"
         compared = row.equal
-        rtol, atol = row.rtol, 1e-6 if row.rtol <= 1e-4 else row.rtol
+        rtol, atol = row.rtol, row.atol
+        if atol is None:
+            atol = 1e-6 if rtol <= 1e-4 else rtol
     else:
         compared = tuple(k for k in got if k in ("history", "weights", "predict", "iterations"))
         rtol, atol = 1e-4, 1e-6

@@ -119,6 +119,24 @@ def main():
     )
     seen["plain function"] = _private.is_keras_function(lambda: None)
 
+    keras.utils.set_random_seed(1)
+    with ours.scope():
+        looped = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+        made_in, mean = keras.optimizers.SGD(0.1), keras.losses.MeanSquaredError()
+        recording = [_private.is_recording()]
+        with tf.GradientTape() as tape:
+            recording.append(_private.is_recording())
+            loss = mean(y[:4, None], looped(x[:4]))
+        before = np.mean(np.square(y[:4, None] - looped.predict(x[:4], verbose=0)))
+        grads = tape.gradient(loss, looped.trainable_variables)
+        made_in.apply(grads, looped.trainable_variables)
+    copies = [v.numpy().tolist() for v in looped.layers[0].kernel.value.values]
+    seen["loop outside of replicas"] = {
+        "recording": recording,
+        "gradients": [g is not None for g in grads],
+        "copies alike": copies[0] == copies[1],
+        "loss undivided": bool(np.isclose(loss, before, rtol=1e-5)),
+    }
     masked = keras.layers.Masking()(tf.zeros((2, 3, 4)))
     seen["mask"] = list(_private.keras_mask(masked).shape)
     seen["no mask"] = _private.keras_mask(tf.zeros(3)) is None

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfaccel.distribute import _private, agreement, callbacks
+from tfaccel.distribute import _private, agreement, caches, callbacks
 from tfaccel.distribute.adapt import adapt
 from tfaccel.distribute.loss import WholeBatch
 from tfaccel.distribute.optimizer import ReduceFirst, optimizers_of, reduce_first
@@ -124,6 +124,34 @@ def test_a_file_is_replaced_in_one_step(tmp_path: Path) -> None:
     model.load_weights(path)
     model.save(tmp_path / "m.keras")
     assert keras.models.load_model(tmp_path / "m.keras").count_params() == 3
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_only_the_chief_writes_to_a_remote_path(rank: int) -> None:
+    written = []
+
+    def write(filepath: str, overwrite: bool) -> None:
+        written.append(filepath)
+
+    callbacks._whole(write, rank)("gs://bucket/m.keras")
+    assert written == (["gs://bucket/m.keras"] if rank == 0 else [])
+
+
+def test_each_worker_has_a_cache_of_its_own(tmp_path: Path) -> None:
+    plain = tf.data.Dataset.cache
+    try:
+        for rank in (1, 2):
+            caches.of_worker(rank)
+            data = tf.data.Dataset.range(3).cache(str(tmp_path / "rows"))
+            assert [int(i) for i in data] == [0, 1, 2]
+        caches.of_worker(0)
+        assert [int(i) for i in tf.data.Dataset.range(2).cache()] == [0, 1]
+    finally:
+        tf.data.Dataset.cache = plain
+    names = [path.name for path in tmp_path.iterdir()]
+    for rank in (1, 2):
+        assert any(name.startswith(f"rows.rank{rank}") for name in names), names
+    assert not any(name.startswith("rows.rank0") for name in names), names
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:

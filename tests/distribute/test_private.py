@@ -47,6 +47,15 @@ def test_fit_can_be_seen_from_its_dataset(seen: dict[str, Any]) -> None:
     )
 
 
+def test_a_loop_outside_of_replicas(seen: dict[str, Any]) -> None:
+    assert seen["loop outside of replicas"] == {
+        "recording": [False, True],
+        "gradients": [True, True],
+        "copies alike": True,
+        "loss undivided": True,
+    }, "read_here, is_recording, asked_without_replica or loss_asks no longer see what Keras does"
+
+
 def test_callers_and_their_steps(seen: dict[str, Any]) -> None:
     assert seen["methods"] == [
         ["fit", [None, None, None], False, [1, 1]],

@@ -107,15 +107,8 @@ def of_each_head(losses: dict[str, Any], **more: Any) -> None:
     same(lambda: heads(losses), loss=made, **more)
 
 
-EAGER_VECTORS = pytest.param(
-    VECTORS,
-    True,
-    marks=pytest.mark.xfail(strict=True, reason="off by 4e-4: see docs/limits.md"),
-)
-
-
 @pytest.mark.parametrize(
-    ("losses", "eagerly"), [(MEANS, False), (MEANS, True), (VECTORS, False), EAGER_VECTORS]
+    ("losses", "eagerly"), [(MEANS, False), (MEANS, True), (VECTORS, False), (VECTORS, True)]
 )
 def test_losses_of_the_batch_are_those_of_one_device(losses: Any, eagerly: bool) -> None:
     of_each_head(losses, run_eagerly=eagerly)

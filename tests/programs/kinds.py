@@ -62,7 +62,9 @@ KINDS: dict[int, Kind] = {
     8: Kind(
         "Parts of a batch with different numbers of rows",
         "Each part is cut by its own rows.",
-        "Where the longer part has several rows for each row of the others, give it another dimension (`[rows, 3, features]`) and fold it in the model.",
+        "A part with several rows for each row of the others is cut in proportion in every batch, "
+        "if the first-step check finds one device's numbers; `evaluate` and `predict` alone, or "
+        "with the check off, take it with another dimension (`[rows, 3, features]`).",
     ),
     9: Kind(
         "Eager steps, graph networks, new axes, integer types",
@@ -85,7 +87,10 @@ KINDS: dict[int, Kind] = {
         "Loops of one's own",
         "As Keras's and TensorFlow's guides write them: eager, in a `tf.function`, with and "
         "without `strategy.run`, an epoch in one function, `train_on_batch`.",
-        "On a mesh use `fit` with a `train_step`, or a step under `strategy.run` that is called from Python for each batch.",
+        "On a mesh a loop without `strategy.run` computes on the host where it is eager, and on the "
+        "mesh in a `tf.function` that is given its batches; one that reads its dataset itself runs "
+        "as Python. A layer that makes tensors of its own needs a `tf.function` around "
+        "`strategy.run` there.",
     ),
     13: Kind(
         "Strings",

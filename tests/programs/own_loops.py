@@ -16,11 +16,7 @@ def classifier() -> keras.Model:
     return keras.Sequential([keras.Input((5,)), layers.Dense(8, "tanh"), layers.Dense(3)])
 
 
-@program(
-    12,
-    always=True,
-    known={"mesh": "an error: outside strategy.run nothing records what a mesh computes"},
-)
+@program(12, always=True)
 def eager_loop_of_the_guide(strategy: Any) -> Numbers:
     """Keras's guide as it stands: no strategy.run, eager steps, metrics, a validation loop"""
     x, y = reals(26, 5), labels(3, 26)
@@ -49,10 +45,7 @@ def eager_loop_of_the_guide(strategy: Any) -> Numbers:
     return {"found": found, "weights": weights(model)}
 
 
-@program(
-    12,
-    known={"mesh": "an error: outside strategy.run nothing records what a mesh computes"},
-)
+@program(12)
 def compiled_loop_of_the_guide(strategy: Any) -> Numbers:
     """The guide's second half: a tf.function without strategy.run, add_loss of a layer"""
 
@@ -140,7 +133,7 @@ def loop_of_tensorflows_guide(strategy: Any) -> Numbers:
     return {"found": found, "weights": weights(model)}
 
 
-@program(12, refused={"mesh": "was called inside a tf.function"})
+@program(12)
 def epoch_in_one_function(strategy: Any) -> Numbers:
     """A whole epoch in a tf.function that goes over the distributed dataset, an F1 score"""
     x, y = reals(24, 5), one_hot(3, 24)
@@ -179,6 +172,69 @@ def epoch_in_one_function(strategy: Any) -> Numbers:
         mean.reset_state()
         score.reset_state()
         found += [float(epoch(data)), float(mean.result()), float(score.result())]
+    return {"found": found, "weights": weights(model)}
+
+
+@program(12, always=True)
+def loop_inside_the_scope(strategy: Any) -> Numbers:
+    """The whole loop inside the scope, steps eager and in a tf.function, parts made outside"""
+    x, y = reals(22, 5), labels(3, 22)
+    optimizer = keras.optimizers.Adam(0.05, global_clipnorm=0.5)
+    loss_fn = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    found = []
+    with strategy.scope():
+        model = classifier()
+        overlap = keras.metrics.MeanIoU(3, sparse_y_pred=False)  # its state are integers
+
+        def step(features: Any, target: Any) -> Any:
+            with tf.GradientTape() as tape:
+                logits = model(features, training=True)
+                loss = loss_fn(target, logits)
+            grads = tape.gradient(loss, model.trainable_variables)
+            optimizer.apply_gradients(zip(grads, model.trainable_variables, strict=True))
+            overlap.update_state(target, logits)
+            return loss
+
+        data = tf.data.Dataset.from_tensor_slices((x, y)).batch(8)
+        for run in (step, tf.function(step)):
+            found += [float(run(*batch)) for batch in data]
+            found.append(float(overlap.result()))
+    found.append(int(optimizer.iterations.numpy()))
+    return {"found": found, "weights": weights(model)}
+
+
+@program(12)
+def steps_with_an_optimizer_made_outside(strategy: Any) -> Numbers:
+    """next(iterator) and strategy.run in a tf.function, the optimizer made before the scope"""
+    x, y = reals(24, 5), labels(3, 24)
+    optimizer = keras.optimizers.Adam(0.05)
+    with strategy.scope():
+        model = classifier()
+        mean = keras.metrics.Mean()
+        rows_of = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="none")
+
+    def step(batch: Any) -> Any:
+        features, target = batch
+        with tf.GradientTape() as tape:
+            rows = rows_of(target, model(features, training=True))
+            loss = tf.nn.compute_average_loss(rows, global_batch_size=8)
+        grads = tape.gradient(loss, model.trainable_variables)
+        optimizer.apply_gradients(zip(grads, model.trainable_variables, strict=True))
+        mean.update_state(rows)
+        return loss
+
+    @tf.function
+    def steps(iterator: Any) -> Any:
+        total = 0.0
+        for _ in tf.range(3):
+            losses = strategy.run(step, args=(next(iterator),))
+            total += strategy.reduce(tf.distribute.ReduceOp.SUM, losses, axis=None)
+        return total
+
+    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(8).repeat()
+    iterator = iter(strategy.experimental_distribute_dataset(data))
+    found = [float(steps(iterator)), float(steps(iterator)), float(mean.result())]
+    found.append(int(optimizer.iterations.numpy()))
     return {"found": found, "weights": weights(model)}
 
 

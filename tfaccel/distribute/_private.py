@@ -52,10 +52,14 @@ from tensorflow.python.distribute.mirrored_strategy import MirroredExtended
 from tensorflow.python.distribute.tpu_strategy import TPUExtended
 
 # What a replica is handed, and how tf.function sees it. An empty one stands for None in a batch.
-from tensorflow.python.distribute.values import PerReplica, PerReplicaSpec
+# A variable of several replicas, for what it is read from outside of them.
+from tensorflow.python.distribute.values import DistributedVariable, PerReplica, PerReplicaSpec
 
 # `tf.random.set_seed` has no getter.
 from tensorflow.python.eager.context import global_seed
+
+# Whether any tape records; public is only the tape that one holds.
+from tensorflow.python.eager.record import could_possibly_record
 
 # Every random operation and every dataset asks `random_seed.get_seed` for its seeds. One that has
 # none, in a program that has none, is told so and draws from the clock; there is no public way to
@@ -88,6 +92,7 @@ __all__ = [
     "all_gather",
     "all_to_all",
     "array_pipeline",
+    "asked_without_replica",
     "batch_of_step",
     "begin_again",
     "build_all",
@@ -107,11 +112,13 @@ __all__ = [
     "handle",
     "held",
     "is_keras_function",
+    "is_recording",
     "is_trainer",
     "keras_mask",
     "layers_being_built",
     "layers_of",
     "library_that_asks",
+    "loss_asks",
     "loss_tracker",
     "loss_trackers",
     "metric_function",
@@ -124,6 +131,7 @@ __all__ = [
     "own_states",
     "pack_variables",
     "predicting_model",
+    "read_here",
     "reduce_in_rings",
     "replica_number",
     "run_function",
@@ -455,6 +463,37 @@ def dividing(divide: Callable[[Any, Any, Any], Any]) -> Iterator[None]:
         module.divide = before
 
 
+def read_here(source: Any) -> Any:
+    """What a gradient's source is read from where we are.
+
+    Outside of `Strategy.run` a program reads one copy of a variable of several replicas, or a copy
+    on the host of one of a mesh, and a tape records that. TensorFlow asks the variable itself for
+    its handle, which one of replicas has in a replica only.
+    """
+    found = source._value if isinstance(source, keras.Variable) else source
+    if getattr(found, "on_tape", None) is not None:
+        return found.on_tape
+    if isinstance(found, DistributedVariable) and tf.distribute.in_cross_replica_context():
+        return found._get_on_device_or_primary()
+    return source
+
+
+def is_recording() -> bool:
+    """Whether a tape of this thread may record what is computed now."""
+    return bool(could_possibly_record())
+
+
+def asked_without_replica() -> bool:
+    """Whether an optimizer of Keras asks, outside of replicas, if it may pause the others.
+
+    It would then call `merge_call` of the replica that it is in, and there is none. The question
+    is `Extended._use_merge_call`, and `strategy_supports_no_merge_call` the public name that asks.
+    """
+    frame: Any = sys._getframe(2)
+    asks = frame.f_code.co_name == "strategy_supports_no_merge_call"
+    return bool(asks and tf.distribute.in_cross_replica_context())
+
+
 def replica_number() -> int:
     """Which of this worker's replicas we are in; public is only its id among all, a tensor."""
     return int(tf.distribute.get_replica_context()._replica_id)
@@ -685,6 +724,15 @@ def library_that_asks() -> str:
         frame = frame.f_back
     package = _module(frame).partition(".")[0]
     return package if package in ("keras", "tensorflow") else ""
+
+
+def loss_asks() -> bool:
+    """Whether a loss of Keras reads the property that calls us, to divide itself by it.
+
+    It does so in `scale_loss_for_distribution` wherever it is called. Keras's trainer reads the
+    same property outside of replicas to know how many parts a gathered result has.
+    """
+    return _module(sys._getframe(2)).startswith("keras.src.losses.")
 
 
 @contextlib.contextmanager

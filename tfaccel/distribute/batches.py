@@ -8,16 +8,18 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from tfaccel.distribute import _private, padding
+from tfaccel.distribute import _private, padding, same_data
 from tfaccel.distribute.feed import Feed, unwatched
 from tfaccel.distribute.split import (
     Cut,
     Placement,
     is_nothing,
     refusal,
+    row_count,
     rows_of,
     split,
     split_dataset,
+    uneven,
 )
 
 # Stands for None in a batch on its replicas. Keras must find a distributed value in every leaf
@@ -74,6 +76,18 @@ def shard(
     return _static(tuple(whole), each, starved, math.ceil(static / placement.replicas))
 
 
+def ratios(part: Any) -> tuple[int, ...]:
+    """How many rows each leaf of a replica's part has for one of the leaf with the fewest.
+
+    >>> ratios({"row": tf.zeros([2, 3]), "others": tf.zeros([6, 3])})
+    (3, 1)
+    """
+    leaves = [leaf for leaf in tf.nest.flatten(part) if not is_nothing(leaf)]
+    with tf.init_scope():  # a step that uses the batch may be being traced
+        rows = [int(row_count(leaf)) for leaf in leaves]
+    return tuple(number // max(1, min(rows)) for number in rows)
+
+
 class Batches(Feed):
     """The global batches of a dataset, each cut for our replicas and lying on their devices.
 
@@ -84,6 +98,10 @@ class Batches(Feed):
         ragged: as in `tfaccel.distribute.fit.KerasFit`.
         threads: Keras's threads that read them ahead, or None.
         multiples: as in `tfaccel.distribute.split.Cut`.
+        alike: whether all batches must have their parts in the proportion of the first one, which
+            is the one that is looked at.
+        share: gives the numbers of every worker, where there are several.
+        length: the number of batches, as `tfaccel.distribute.same_data.length_of`.
     """
 
     def __init__(
@@ -94,28 +112,50 @@ class Batches(Feed):
         ragged: str = "exact",
         threads: Any = None,
         multiples: bool = False,
+        alike: bool = False,
+        share: same_data.Shared | None = None,
+        length: int = tf.data.UNKNOWN_CARDINALITY,
     ) -> None:
         super().__init__(threads)
+        self._share = share
+        self._length = length
+        self._compared = share is None
+        first = same_data.fingerprints if share is not None else None
+        self._alike = alike
+        self._ratios: tuple[int, ...] | None = None
         cut = _cut(ragged, multiples)
         self._ragged = ragged
         self._rows = 0  # of the largest batch so far
         self.element_spec = dataset.element_spec
-        self._dataset = unwatched(split_dataset(dataset, placement, threads is None, cut))
+        self._dataset = unwatched(split_dataset(dataset, placement, threads is None, cut, first))
         self._placement = placement
         self._devices = devices
 
     def _open(self) -> Iterator[Any]:
         with tf.device("/CPU:0"):
             source = iter(self._dataset)
-        batches = (b for element in _read(source) if (b := self._place(*element)) is not None)
+        elements = _read(source)
+        if self._share is not None:
+            elements = same_data.in_step(elements, self._length, self._share)
+        batches = (b for element in elements if (b := self._place(*element)) is not None)
         copies = any("CPU" not in device.upper() for device in self._devices)
         return _ahead(batches) if copies and self._threads is None else batches
 
-    def _place(self, parts: tuple[Any, ...], shares: tf.Tensor, rows: tf.Tensor) -> Any:
+    def _place(
+        self, parts: tuple[Any, ...], shares: tf.Tensor, rows: tf.Tensor, said: Any = ()
+    ) -> Any:
         """The batch on our devices, or None when it is to be dropped."""
+        if self._share is not None and not self._compared:
+            self._compared = True
+            same_data.check_first(said, self._share)
         number, replicas = int(rows), self._placement.replicas
         starved = number < replicas
         each = tuple(tf.unstack(shares))
+        if self._alike:
+            found = ratios(parts[0])
+            self._ratios = self._ratios or found
+            if found != self._ratios and number:
+                raise uneven([f"{n} for one" for n in found])
         if self._ragged == "exact":
             return _regroup(self._on_devices(parts), each, rows if starved else None)
         if self._ragged == "drop":

@@ -270,12 +270,14 @@ def _few_rows(strategy: Any, batch: Any) -> tuple[Any, list[int]]:
     ours = [rows[placement.rank * placement.local + i] for i in range(placement.local)]
     parts = []
     for i, number in enumerate(ours):
-        parts.append(
-            tf.nest.map_structure(
-                lambda v, i=i, n=number: None if v is None or not v.values else v.values[i][:n],
-                data,
-            )
-        )
+        least = min(int(tf.shape(v.values[i])[0]) for v in held)
+
+        def some(v: Any, i: int = i, n: int = number, least: int = least) -> Any:
+            if v is None or not v.values:
+                return None
+            return v.values[i][: n * max(1, int(tf.shape(v.values[i])[0]) // max(1, least))]
+
+        parts.append(tf.nest.map_structure(some, data))
     shares = tuple(tf.constant(n / sum(rows), tf.float32) for n in ours)
     cut = per_replica(tuple(parts), _private.AnyRows)
     return Sharded(cut, _private.AnyRows(shares)), rows
@@ -292,7 +294,10 @@ def _all_rows(strategy: Any, batch: Sharded, rows: list[int]) -> Any:
     def whole(value: Any) -> Any:
         if placement.workers == 1:
             return tf.concat(value.values, axis=0)
-        parts = tf.split(strategy.gather(_private.PerReplica(value.values), axis=0), rows)
+        # A part of the batch may have several rows for each row of the others.
+        each = int(tf.shape(value.values[0])[0]) // rows[placement.rank * placement.local]
+        sizes = [each * number for number in rows]
+        parts = tf.split(strategy.gather(_private.PerReplica(value.values), axis=0), sizes)
         return tf.concat([parts[replica] for replica in order], axis=0)
 
     # As of a dataset, the number of rows is not known when the step is traced.

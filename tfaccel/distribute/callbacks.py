@@ -140,7 +140,8 @@ def save_whole(model: keras.Model, rank: int) -> None:
 
     A script that ends in `model.save(path)` does so on every worker. Each writes a file of its own
     beside the target and renames it, so that what stands at `path` is whole at any time, on a
-    shared disk as on a disk of its own.
+    shared disk as on a disk of its own. A remote path (``gs://…``) is one for all, and nothing can
+    be renamed there: the chief alone writes, and nobody waits for it.
     """
     for name in ("save", "save_weights"):
         write = getattr(model, name)
@@ -152,6 +153,8 @@ def _whole(write: Callable[..., Any], rank: int) -> Callable[..., Any]:
     @functools.wraps(write)
     def replaced(filepath: Any, overwrite: bool = True, **kwargs: Any) -> Any:
         path = os.fspath(filepath)
+        if "://" in path and rank != 0:
+            return None
         plain = path.endswith((".keras", ".h5")) and "://" not in path and not kwargs
         if not plain or not (overwrite or not os.path.exists(path)):
             return write(filepath, overwrite=overwrite, **kwargs)

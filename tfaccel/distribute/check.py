@@ -18,12 +18,15 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import keras
+import tensorflow as tf
 from absl import logging
 
 from tfaccel.distribute import _private
+from tfaccel.distribute.batches import Sharded, Starved, ratios
 from tfaccel.distribute.both import Both, CannotRunError
 from tfaccel.distribute.compared import Difference, differences
 from tfaccel.distribute.gradients import is_own
+from tfaccel.distribute.split import is_nothing, uneven
 from tfaccel.distribute.ways import ROWS, SCALED, SUM, Ways
 from tfaccel.errors import CheckError, TfaccelError
 
@@ -43,6 +46,11 @@ class Checks:
         self.mode = mode
         self._ways: weakref.WeakKeyDictionary[Any, Ways] = weakref.WeakKeyDictionary()
         self._done: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+        self._in_proportion: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def in_proportion(self, model: keras.Model) -> bool:
+        """Whether a step of `model` made one device's numbers of parts cut in proportion."""
+        return model in self._in_proportion
 
     def ways(self, model: keras.Model) -> Ways:
         """How the step of `model` is put together, as far as it is known."""
@@ -58,10 +66,12 @@ class Checks:
         if done is not None and done() is mark:
             return
         self._done[model] = weakref.ref(mark)
-        if self.mode == "off" or (self.mode == "auto" and not has_own_parts(model, fn)):
+        if self.mode == "off":
             return
         batch = _private.batch_of_step()
         if batch is None:
+            return
+        if self.mode == "auto" and not has_own_parts(model, fn) and not _in_proportion(batch):
             return
         _in_a_thread(lambda: self._check(strategy, model, fn, batch))
 
@@ -70,16 +80,18 @@ class Checks:
             try:
                 both = Both(strategy, model, fn, batch)
             except CannotRunError as reason:
-                _skipped(model, reason)
+                _skipped(model, reason, batch, fn)
                 return
             with both:
-                self._compare(both, model, fn)
+                self._compare(both, model, fn, batch)
+                if _in_proportion(batch):
+                    self._in_proportion.add(model)
 
-    def _compare(self, both: Both, model: keras.Model, fn: Any) -> None:
+    def _compare(self, both: Both, model: keras.Model, fn: Any, batch: Any) -> None:
         try:
             ways = found(both, is_own(fn))
         except CannotRunError as reason:
-            _skipped(model, reason)
+            _skipped(model, reason, batch, fn)
             return
         if ways != Ways():
             self._ways[model] = ways
@@ -89,6 +101,18 @@ class Checks:
                 model.name,
                 ways,
             )
+
+
+def _in_proportion(batch: Any) -> bool:
+    """Whether a part of a batch has several rows for each of another."""
+    if not isinstance(batch, (Sharded, Starved)):
+        with tf.init_scope():
+            batch = tf.nest.map_structure(
+                lambda leaf: None if is_nothing(leaf) else tf.convert_to_tensor(leaf), batch
+            )
+        return len(set(ratios(batch))) > 1
+    first = [v.values[0] for v in tf.nest.flatten(batch.data) if v is not None and v.values]
+    return len(set(ratios(first))) > 1
 
 
 def found(both: Both, may_choose: bool) -> Ways:
@@ -146,7 +170,10 @@ def _says(both: Both, wrong: Difference) -> str:
     )
 
 
-def _skipped(model: keras.Model, reason: BaseException) -> None:
+def _skipped(model: keras.Model, reason: BaseException, batch: Any, fn: Any) -> None:
+    if not is_own(fn) and _in_proportion(batch):
+        # Nobody has said that rows of the longer part belong to those of the others.
+        raise uneven(["parts in proportion, of which the first-step check could not run"])
     lines = [line.strip() for line in str(reason).splitlines()]
     said = " ".join(line for line in lines if line and not line.startswith(_WHERE))
     logging.info("tfaccel: the first step of %r was not checked: %s", model.name, said[:400])

@@ -45,6 +45,8 @@ class Feed:
         threads: Keras's threads that read them ahead, or None.
     """
 
+    _tfaccel_feed = True
+
     def __init__(self, threads: Any = None) -> None:
         self._threads = threads
         self._source: Source | None = None
@@ -57,7 +59,7 @@ class Feed:
             looked_at = not _private.begin_again(self._threads)
         if self._source is None or not looked_at:
             self._source = Source(self._open())
-        iterator = BatchIterator(self._source)
+        iterator = self._reading(self._source)
         self._reader = weakref.ref(iterator)
         return iterator
 
@@ -65,9 +67,15 @@ class Feed:
         """One more pass over the batches."""
         raise NotImplementedError
 
+    def _reading(self, source: Source) -> BatchIterator:
+        """What reads `source`."""
+        return BatchIterator(source)
+
 
 class BatchIterator:
     """One pass over the batches, in the way Keras's trainer reads it."""
+
+    _tfaccel_feed = True
 
     def __init__(self, feed: Source) -> None:
         self._feed = feed

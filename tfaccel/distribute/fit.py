@@ -25,6 +25,7 @@ from tfaccel.distribute import (
     loops,
     outside,
     padding,
+    same_data,
     scope,
     state,
     step,
@@ -43,7 +44,7 @@ from tfaccel.distribute.in_one_call import Passes
 from tfaccel.distribute.kept import InOneStep, keep_states
 from tfaccel.distribute.local_steps import Averaging, train_alone
 from tfaccel.distribute.loss import whole_batch
-from tfaccel.distribute.numbers import Numbers
+from tfaccel.distribute.numbers import Numbers, Sum
 from tfaccel.distribute.optimizer import optimizers_of, reduce_first
 from tfaccel.distribute.replica_options import ReplicaOptions
 from tfaccel.distribute.scalars import count_by_share
@@ -94,7 +95,8 @@ class KerasFit:
         Inside a Keras step, which runs the one-device program, it is 1 for Keras, and what it is
         for the user's own code, which may gather over replicas by hand. For TensorFlow
         (`tf.nn.scale_regularization_loss`) it is what it is in a step that was found to be written
-        in TensorFlow's way.
+        in TensorFlow's way. For a loss in a loop outside of replicas, which is that of a whole
+        batch, it is 1.
         """
         if step.on_one_device():
             return 1
@@ -102,11 +104,14 @@ class KerasFit:
             library = _private.library_that_asks()
             if library == "keras" or (library and not here.sums_next):
                 return 1
+        elif tf.distribute.in_cross_replica_context() and _private.loss_asks():
+            return 1
         return int(self.extended._num_replicas_in_sync)
 
     def scope(self) -> Any:
         """As TensorFlow's; a model that Keras is about to build under it is made ready first."""
         outside.hand_over()
+        install()
         if (model := _private.building_model()) is not None:
             scope.check(model, self)
             build.by_steps(model, self)
@@ -147,8 +152,15 @@ class KerasFit:
             possible = possible and in_one_call.fits(dataset.element_spec)
             if self.executions.prepare(caller, possible) > 1:
                 return Passes(dataset, self.placement, ragged)
-        devices, multiples = self.extended.worker_devices, own_step(model)
-        return Batches(dataset, self.placement, devices, ragged, caller.threads, multiples)
+        own = own_step(model)
+        multiples = own or self._in_proportion(model, trains)
+        devices, threads = self.extended.worker_devices, caller.threads
+        share = self.share if self.placement.workers > 1 else None
+        length = same_data.length_of(dataset, getattr(caller.epoch, "num_batches", None))
+        if share is not None:
+            same_data.check_alike(dataset, length, share)
+        given = (ragged, threads, multiples, not own, share, length)
+        return Batches(dataset, self.placement, devices, *given)
 
     def settle(self, model: keras.Model) -> None:
         """Makes all replicas hold the same state of `model` and its optimizers.
@@ -184,12 +196,15 @@ class KerasFit:
                     f"tfaccel: fit runs {fn}, expected a plain method train_step or test_step of "
                     "the model; take the decorator off it (fit makes a tf.function of it itself)."
                 )
+            loops.prepare(fn, self)
             return super().run(fn, args, kwargs, options)  # type: ignore[misc]
         (batch,), given = args, None
         model = getattr(fn, "__self__", None)
         if not isinstance(batch, (Sharded, Starved)):
             given = batch
-            batch = self._shard(batch, model is not None and own_step(model))
+            trains = getattr(fn, "__name__", "") == "train_step"
+            may = model is not None and (own_step(model) or self._in_proportion(model, trains))
+            batch = self._shard(batch, may)
         batch = batch._replace(data=without_nothing(batch.data))
         if model is None:  # predict: no loss, no state, nothing to put together but the rows
             if given is not None and (model := _private.predicting_model()) is not None:
@@ -268,13 +283,26 @@ class KerasFit:
 
     def _check(self, model: keras.Model, fn: Any) -> None:
         """Compares the first step with one device's, where that can be told."""
-        if (
+        if self._compares:
+            self.checks.first_step(self, model, fn)
+
+    @property
+    def _compares(self) -> bool:
+        return (
             self.placement.replicas > 1
             and self.wire is None
             and not self.frequency.apart
             and not isinstance(self, tf.distribute.TPUStrategy)
-        ):
-            self.checks.first_step(self, model, fn)
+        )
+
+    def _in_proportion(self, model: keras.Model, trains: bool) -> bool:
+        """Whether parts of a batch in proportion may be cut so for steps of Keras's own.
+
+        A part that only happens to have a multiple of rows (a table beside the rows) would be cut
+        too: the first-step check tells.
+        """
+        may = trains and self._compares and self.check != "off"
+        return may or self.checks.in_proportion(model)
 
     @property
     def checks(self) -> Checks:
@@ -288,7 +316,11 @@ class KerasFit:
 
     def least(self, number: int) -> int:
         """The least of the workers' numbers; every worker must call."""
-        return number
+        return min(numbers[0] for numbers in self.share([number]))
+
+    def share(self, numbers: list[int]) -> list[list[int]]:
+        """The numbers of every worker, in the order of their ranks; every worker must call."""
+        return [numbers]
 
     def _gradients(self, fn: Any) -> Gradients | None:
         """What takes the gradients of a step that is not Keras's own."""
@@ -402,8 +434,8 @@ class KerasFitExtended:
         # Inside a tf.function no replica pauses for another: collectives meet by themselves, and
         # so updates may stand in a `cond` (gradient accumulation, loss scaling:
         # https://github.com/keras-team/keras/issues/17429). Eagerly, replicas run one after the
-        # other and must pause.
-        return bool(tf.executing_eagerly())
+        # other and must pause; a loop outside of replicas has nobody to pause.
+        return bool(tf.executing_eagerly()) and not _private.asked_without_replica()
 
     def _create_variable(self, next_creator: Any, **kwargs: Any) -> Any:
         if step.current() is not None and not tf.executing_eagerly():
@@ -434,6 +466,8 @@ class KerasFitExtended:
         if kwargs.get("aggregation") == tf.VariableAggregation.MEAN:
             adapt(variable, InOneStep)
         adapt(variable, Numbers)
+        if kwargs.get("aggregation") == tf.VariableAggregation.SUM:
+            adapt(variable, Sum)
         if (model := _private.compiling_model()) is not None:
             _private.set_strategy(model, self._container_strategy())  # type: ignore[attr-defined]
         if str(kwargs.get("name", "")).endswith("seed_generator_state"):

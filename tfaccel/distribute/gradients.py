@@ -14,6 +14,9 @@ from all replicas, each with its weight.
 
 A target of several elements is differentiated as its sum, on one device too; it has no weight.
 
+In a loop outside of `Strategy.run`, where a variable has no replica, its gradient is that of the
+copy that is read there.
+
 `tf.GradientTape` is a public class whose instances user code makes by itself, so its method is
 replaced, once in a process and for good; outside a step of the user's own it is TensorFlow's.
 """
@@ -30,7 +33,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfaccel.distribute import sparse, step
+from tfaccel.distribute import _private, sparse, step
 from tfaccel.distribute.ways import SCALED, SUM
 
 
@@ -122,6 +125,8 @@ def _whole(plain: Callable[..., Any]) -> Callable[..., Any]:
         here = step.current()
         ours = here.gradients if here is not None else None
         flat = tf.nest.flatten(sources)
+        if here is None:
+            sources = tf.nest.pack_sequence_as(sources, [_private.read_here(s) for s in flat])
         chosen = [i for i, source in enumerate(flat) if is_parameter(source)]
         if not chosen or getattr(_here, "inert", False):
             return plain(self, target, sources, output_gradients, unconnected_gradients)
@@ -133,7 +138,9 @@ def _whole(plain: Callable[..., Any]) -> Callable[..., Any]:
                 seen.append(([flat[i] for i in chosen], [grads[i] for i in chosen]))
             return taken
         weight = _weight(here, here.ways.gradient(ours.calls))
-        weighted = _weighted(target, output_gradients, weight)
+        targets = tf.nest.flatten(target)
+        means = [is_mean(t, here.rows, flat[chosen[0]]) for t in targets]
+        weighted = _weighted(target, means, output_gradients, weight)
         with left_alone():  # what is computed again on the way back has tapes of its own
             grads = tf.nest.flatten(plain(self, target, flat, weighted, unconnected_gradients))
         of_variables = [grads[i] for i in chosen]
@@ -170,10 +177,29 @@ def is_parameter(source: Any) -> bool:
     return bool(held.synchronization != tf.VariableSynchronization.ON_READ)
 
 
-def is_mean(target: Any) -> bool:
-    """Whether a target is one number, which a loss is as a mean, and not one for each row."""
-    shape = getattr(target, "shape", None)
-    return shape is not None and tf.TensorShape(shape).num_elements() == 1
+def is_mean(target: Any, rows: int | None, owner: Any) -> bool:
+    """Whether a target is one number, which a loss is as a mean, and not one for each row.
+
+    Of a replica with one row, in a step that runs eagerly, both have the same shape. There it is
+    taken for one of each row, unless the same owner had that shape with more rows.
+
+    Args:
+        target: of a gradient.
+        rows: how many we have, where that is known.
+        owner: the optimizer, or the first variable, whose step it is.
+    """
+    shape = tf.TensorShape(getattr(target, "shape", None))
+    if shape.num_elements() != 1:
+        return False
+    if shape.rank == 0 or rows is None:
+        return True
+    key = id(owner), shape.rank
+    if rows != 1:
+        _never_of_rows.add(key)
+    return key in _never_of_rows
+
+
+_never_of_rows: set[tuple[int, int]] = set()
 
 
 def _weight(here: step.Step, way: str) -> tf.Tensor | None:
@@ -183,10 +209,12 @@ def _weight(here: step.Step, way: str) -> tf.Tensor | None:
     return here.share * tf.cast(replicas, here.share.dtype) if way == SCALED else here.share
 
 
-def _weighted(target: Any, output_gradients: Any, weight: tf.Tensor | None) -> Any:
+def _weighted(
+    target: Any, means: list[bool], output_gradients: Any, weight: tf.Tensor | None
+) -> Any:
     """The gradients to begin with: those given, times our weight where a target is a mean."""
     targets = tf.nest.flatten(target)
-    means = [is_mean(t) and tf.as_dtype(t.dtype).is_floating for t in targets]
+    means = [m and tf.as_dtype(t.dtype).is_floating for m, t in zip(means, targets, strict=True)]
     if weight is None or not any(means):
         return output_gradients
     given = (

@@ -8,7 +8,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfaccel.cluster.cluster import Cluster
-from tfaccel.distribute import _private
+from tfaccel.distribute import _private, caches
 from tfaccel.distribute.collectives import tuning
 from tfaccel.distribute.collectives.communicator import Communicator
 from tfaccel.distribute.collectives.launcher import AcrossWorkers
@@ -82,6 +82,7 @@ class MpiStrategy(MultiWorkerMirroredStrategy):
     ) -> None:
         self.cluster = cluster
         self._set_options(options)
+        caches.of_worker(cluster.rank)
         _private.own_collectives(self)
         workers = WorkerCollectives(communicator, tuning.bucket_bytes(communicator))
         tf.distribute.Strategy.__init__(self, MpiExtended(self, cluster, workers, devices))

@@ -11,7 +11,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfaccel.cluster.cluster import Cluster
-from tfaccel.distribute import _private, callbacks
+from tfaccel.distribute import _private, caches, callbacks
 from tfaccel.distribute.fit import KerasFit, KerasFitExtended
 from tfaccel.distribute.replica_options import ReplicaOptions
 from tfaccel.distribute.split import Placement
@@ -75,6 +75,7 @@ class MultiWorkerMirroredStrategy(KerasFit, tf.distribute.MultiWorkerMirroredStr
         self.cluster = cluster
         self.communication = communication
         self._set_options(options)
+        caches.of_worker(cluster.rank)
         _private.own_collectives(self)
         devices = range(devices) if isinstance(devices, int) else devices
         with _sigterm_kept():
@@ -99,11 +100,18 @@ class MultiWorkerMirroredStrategy(KerasFit, tf.distribute.MultiWorkerMirroredStr
             value = _private.PerReplica(cast) if len(cast) > 1 else cast[0]
         return tf.cast(super().gather(value, axis), dtype)
 
-    def least(self, number: int) -> int:
-        """The least of the workers' numbers; every worker must call."""
-        ours = tf.constant([number], tf.int64)
-        each = _private.PerReplica((ours,) * self.placement.local)
-        return int(tf.reduce_min(self.gather(each, axis=0)))
+    def share(self, numbers: list[int]) -> list[list[int]]:
+        """The numbers of every worker, in the order of their ranks; every worker must call.
+
+        Args:
+            numbers: as many on each of them.
+        """
+        local = self.placement.local
+        if not numbers:
+            return [[] for _ in range(self.placement.workers)]
+        ours = tf.constant([numbers], tf.int64)
+        found = self.gather(_private.PerReplica((ours,) * local), axis=0).numpy().tolist()
+        return list(found[::local])
 
     def broadcast(self, values: list[Any]) -> list[tf.Tensor]:
         """Gives every worker the chief's values; every worker must call.

@@ -1,4 +1,4 @@
-"""Variables of several replicas, read as a number outside a step: as a plain variable is.
+"""Variables of several replicas, read and written outside a step as a plain variable is.
 
 TensorFlow's have `numpy()` alone, and callbacks say `int(optimizer.iterations)`.
 """
@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 
 class Numbers:
@@ -30,3 +31,30 @@ class Numbers:
 
     def __bool__(self) -> bool:
         return bool(self.numpy())
+
+
+class Sum:
+    """Mixin for a variable whose value is the sum over replicas, such as the state of a metric.
+
+    TensorFlow gives each replica a part of what is assigned outside of replicas: a count of 3 over
+    two replicas, in integers, is then one of 2.
+    """
+
+    values: tuple[Any, ...]
+    dtype: Any
+    distribute_strategy: Any
+
+    def assign(
+        self, value: Any, use_locking: bool = False, name: Any = None, read_value: bool = True
+    ) -> Any:
+        """Sets the value; outside of replicas, the first one holds all of it."""
+        strategy = self.distribute_strategy
+        inside = tf.distribute.get_strategy() is strategy
+        if inside and not tf.distribute.in_cross_replica_context():
+            return super().assign(value, use_locking, name, read_value)  # type: ignore[misc]
+        value = tf.cast(value, self.dtype)
+        chief = strategy.placement.rank == 0
+        for number, part in enumerate(self.values):
+            with tf.device(part.device):
+                part.assign(value if chief and number == 0 else tf.zeros_like(value))
+        return value

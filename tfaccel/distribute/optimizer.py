@@ -31,7 +31,7 @@ class ReduceFirst:
         here = step.current()
         if here is None or here.gradients is not None:
             return loss
-        if not gradients.is_mean(loss):
+        if not gradients.is_mean(loss, here.rows, self):
             here.summed.add(id(self))  # a number for each row: its gradient is that of their sum
             return loss
         if here.starved:

@@ -1,17 +1,20 @@
-"""Models that were made and compiled outside every scope, of parts that were made inside one.
+"""Models and optimizers that were made outside every scope, and work on what was made inside one.
 
-Keras runs them under TensorFlow's default strategy, which knows nothing of their variables. It
-hands them to the strategy of those.
+Keras runs them under TensorFlow's default strategy, which knows nothing of those variables. It
+hands what concerns them to their strategy.
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import tensorflow as tf
 
 from tfaccel.distribute import _private, scope
 from tfaccel.distribute.adapt import adapt
+from tfaccel.errors import ScopeError
 
 
 class HandsOver:
@@ -37,9 +40,52 @@ class HandsOver:
         return strategy.run(fn, args, kwargs, options)
 
 
+class HandsOverVariables:
+    """Mixin for its Extended, through which an optimizer makes slots and updates variables."""
+
+    def colocate_vars_with(self, colocate_with_variable: Any) -> Any:
+        """As the strategy of the variable."""
+        strategy = _strategy_of(colocate_with_variable)
+        if strategy is None:
+            return super().colocate_vars_with(colocate_with_variable)  # type: ignore[misc]
+        return _beside(colocate_with_variable, strategy)
+
+    def update(
+        self, var: Any, fn: Any, args: Any = (), kwargs: Any = None, group: bool = True
+    ) -> Any:
+        """As the strategy of the variable."""
+        strategy = _strategy_of(var)
+        if strategy is None:
+            return super().update(var, fn, args, kwargs, group)  # type: ignore[misc]
+        strategy.used = True
+        if tf.distribute.get_strategy() is strategy:
+            if not tf.distribute.in_cross_replica_context():
+                raise ScopeError(
+                    f"tfaccel: variable {var.name!r} of this strategy is updated in a replica by "
+                    "an optimizer that was made outside its scope; make the optimizer inside "
+                    "`with strategy.scope():`."
+                )
+            return strategy.extended.update(var, fn, args, kwargs, group)
+        with strategy.scope():
+            return strategy.extended.update(var, fn, args, kwargs, group)
+
+
+@contextlib.contextmanager
+def _beside(variable: Any, strategy: Any) -> Iterator[None]:
+    with strategy.scope(), strategy.extended.colocate_vars_with(variable):
+        yield
+
+
+def _strategy_of(variable: Any) -> Any:
+    """The strategy of ours that made a variable, or None."""
+    owner = getattr(variable, "distribute_strategy", None)
+    return owner if owner is not None and hasattr(owner, "used") else None
+
+
 def hand_over() -> None:
     """Makes TensorFlow's default strategy hand over; doing it twice is doing it once."""
     with tf.init_scope():
         default = tf.distribute.get_strategy()
     if not tf.distribute.has_strategy():
         adapt(default, HandsOver)
+        adapt(default.extended, HandsOverVariables)

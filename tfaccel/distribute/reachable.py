@@ -100,6 +100,24 @@ def reached(model: Any) -> Reached:
     return walk.found
 
 
+def reached_by(function: Any) -> Reached:
+    """Everything that a function of the user's can reach.
+
+    Args:
+        function: a function, a bound method, a `tf.function` or a `functools.partial`.
+    """
+    walk = _Walk()
+    walk.visit(function, None)
+    if (generator := _private.global_seed_generator()) is not None:
+        walk.visit(generator, None)
+    walk.run()
+    for layer in walk.found.parts:
+        if isinstance(layer, keras.layers.Layer):
+            # An inner layer comes after the outer ones.
+            walk.found.owners.update({id(v): layer for v in layer.weights})
+    return walk.found
+
+
 class _Walk:
     def __init__(self) -> None:
         self.found = Reached()

@@ -17,7 +17,7 @@ from absl import logging
 
 from tfaccel.distribute import _private
 from tfaccel.distribute.graphs import outside_graphs
-from tfaccel.distribute.reachable import Reached, reached
+from tfaccel.distribute.reachable import Reached, reached, reached_by
 from tfaccel.errors import ScopeError
 
 _NAMED = 8  # parts named in the log
@@ -35,6 +35,33 @@ def check(model: Any, strategy: Any) -> None:
     """
     found = reached(model)
     ours = _private.layers_of(model)
+    _adopt(f"model {model.name!r}", found, strategy)
+    for layer in ours:
+        if _private.is_trainer(layer) and _private.strategy_at_compile(layer) is not strategy:
+            if layer.jit_compile and tf.config.list_physical_devices("GPU"):
+                layer.jit_compile = False  # "auto" of a model of no strategy; of one it is False
+            _private.set_strategy(layer, strategy)
+
+
+def check_function(function: Any, strategy: Any) -> Reached:
+    """Makes everything that a function of the user's uses a part of `strategy`.
+
+    Args:
+        function: that is about to run under `strategy`.
+        strategy: of ours.
+
+    Returns:
+        What it uses.
+
+    Raises:
+        ScopeError: as `check`.
+    """
+    found = reached_by(function)
+    _adopt(f"function {getattr(function, '__name__', function)!r}", found, strategy)
+    return found
+
+
+def _adopt(user: str, found: Reached, strategy: Any) -> None:
     variables = [v for v in found.variables if _outside(_private.held(v), strategy, v.path)]
     raw = [v for v in found.raw if _outside(v, strategy, v.name)]
     for variable in raw:
@@ -45,14 +72,9 @@ def check(model: Any, strategy: Any) -> None:
                 "`with strategy.scope():`, or keep it in an attribute or a list."
             )
     if variables or raw:
-        _take_over(model, variables, raw, found, strategy)
+        _take_over(user, variables, raw, found, strategy)
     for optimizer in found.optimizers():
         _private.adopt_optimizer(optimizer, strategy)
-    for layer in ours:
-        if _private.is_trainer(layer) and _private.strategy_at_compile(layer) is not strategy:
-            if layer.jit_compile and tf.config.list_physical_devices("GPU"):
-                layer.jit_compile = False  # "auto" of a model of no strategy; of one it is False
-            _private.set_strategy(layer, strategy)
 
 
 def strategy_of(model: Any) -> Any:
@@ -84,7 +106,7 @@ def _outside(variable: Any, strategy: Any, name: str) -> bool:
 
 
 def _take_over(
-    model: Any, moved: Sequence[keras.Variable], raw: Sequence[Any], found: Reached, strategy: Any
+    user: str, moved: Sequence[keras.Variable], raw: Sequence[Any], found: Reached, strategy: Any
 ) -> None:
     trainers, optimizers = _private.alive()  # others may share a layer of this one
     keys = [_keys(optimizer, moved) for optimizer in optimizers]
@@ -97,7 +119,7 @@ def _take_over(
             trainer.train_function = trainer.test_function = trainer.predict_function = None
     for function in found.functions:
         _private.forget_traces(function)
-    _say(model, moved, raw, found)
+    _say(user, moved, raw, found)
 
 
 def _make_again(
@@ -204,7 +226,7 @@ def _rename_keys(optimizer: Any, before: list[Any], variables: Sequence[keras.Va
                 held.add(member)
 
 
-def _say(model: Any, moved: Sequence[Any], raw: Sequence[Any], found: Reached) -> None:
+def _say(user: str, moved: Sequence[Any], raw: Sequence[Any], found: Reached) -> None:
     ids = {id(v) for v in moved}
     owners = [found.owners[i].name for i in ids & found.owners.keys()]
     others = [
@@ -216,10 +238,10 @@ def _say(model: Any, moved: Sequence[Any], raw: Sequence[Any], found: Reached) -
     names = sorted({*owners, *others, *(v.name for v in raw)})
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     logging.info(
-        "tfaccel: %d variables of model %r were made outside the scope of its strategy, and have "
+        "tfaccel: %d variables of %s were made outside the scope of its strategy, and have "
         "been made again under it: those of %s%s.",
         len(moved) + len(raw),
-        model.name,
+        user,
         ", ".join(names[:_NAMED]),
         more,
     )

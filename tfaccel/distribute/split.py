@@ -7,8 +7,9 @@ first replicas get one more. The blocks are dealt to workers in turn (worker `w`
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,10 +121,11 @@ _UNEVEN = (
 def refusal(error: tf.errors.InvalidArgumentError) -> Exception:
     """What to raise for an error of a dataset that `split` is mapped over."""
     found = re.search(re.escape(_UNEVEN) + r"\]? ?\[?([\d ]+)", error.message)
-    return error if found is None else _uneven(found[1].split())
+    return error if found is None else uneven(found[1].split())
 
 
-def _uneven(found: list[Any]) -> InputError:
+def uneven(found: list[Any]) -> InputError:
+    """What to raise for parts of a batch whose numbers of rows do not go together."""
     return InputError(f"{_UNEVEN} {', '.join(map(str, found))}.")
 
 
@@ -144,7 +146,7 @@ def rows_of(leaves: list[Any], multiples: bool) -> int | None:
     rows = min(others, default=1)
     fits = [c == 1 or c == rows or (multiples and rows > 0 and c % rows == 0) for c in found]
     if not all(fits):
-        raise _uneven(found)
+        raise uneven(found)
     return int(rows)
 
 
@@ -153,9 +155,10 @@ def _counted(leaves: list[Any], cut: Cut) -> tuple[tf.Tensor, list[Any]]:
 
     The factor of a leaf that goes whole to every replica is 0.
     """
-    first, known = _rows(leaves[0]), leaves[0].shape[0]
+    first, known = row_count(leaves[0]), leaves[0].shape[0]
     counts = [
-        None if known is not None and leaf.shape[0] == known else _rows(leaf) for leaf in leaves[1:]
+        None if known is not None and leaf.shape[0] == known else row_count(leaf)
+        for leaf in leaves[1:]
     ]
     if all(count is None for count in counts):
         return first, [None] * len(leaves)
@@ -177,7 +180,11 @@ def _counted(leaves: list[Any], cut: Cut) -> tuple[tf.Tensor, list[Any]]:
 
 
 def split_dataset(
-    dataset: tf.data.Dataset, placement: Placement, read_ahead: bool = True, cut: Cut = PLAIN
+    dataset: tf.data.Dataset,
+    placement: Placement,
+    read_ahead: bool = True,
+    cut: Cut = PLAIN,
+    first: Callable[[Any], tf.Tensor] | None = None,
 ) -> tf.data.Dataset:
     """Maps `split` over a dataset of global batches.
 
@@ -189,6 +196,8 @@ def split_dataset(
         placement: which blocks of rows are ours.
         read_ahead: whether batches are made before they are asked for.
         cut: as in `split`.
+        first: what is said of the first batch, whole, as a last element (int64, shape `[n]`); of
+            the others nothing is.
 
     Raises:
         InputError: when an element of `dataset` is not a batch, or has parts of different rows.
@@ -199,19 +208,47 @@ def split_dataset(
     def parts(*batch: Any) -> Any:
         return split(batch if len(batch) > 1 else batch[0], placement, cut)
 
+    arrays = _private.array_pipeline(dataset) if read_ahead else None
+    source, whole = dataset, _as_it_is
+    if arrays is not None:
+        source, functions = arrays
+        whole = functools.partial(_gathered, functions)
+
+        @tf.autograph.experimental.do_not_convert
+        def parts(*pair: Any) -> Any:
+            return _gather_own(*pair, functions, placement, cut)
+
+    if first is not None:
+        source, parts = source.enumerate(), _with_first(parts, whole, first)
     if not read_ahead:
-        return dataset.map(parts).with_options(dataset.options())
-    arrays = _private.array_pipeline(dataset)
-    if arrays is None:
-        divided = dataset.map(parts, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    else:
-        pairs, functions = arrays
-        divided = pairs.map(
-            lambda indices, data: _gather_own(indices, data, functions, placement, cut),
-            num_parallel_calls=tf.data.AUTOTUNE,
-            deterministic=True,
-        )
+        return source.map(parts).with_options(dataset.options())
+    divided = source.map(parts, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     return divided.with_options(dataset.options()).prefetch(tf.data.AUTOTUNE)
+
+
+def _with_first(parts: Any, whole: Any, first: Callable[[Any], tf.Tensor]) -> Any:
+    """`parts` of numbered elements, and what `first` says of the `whole` first batch."""
+
+    @tf.autograph.experimental.do_not_convert
+    def numbered(number: tf.Tensor, element: Any) -> Any:
+        given = element if isinstance(element, tuple) else (element,)
+        none = tf.zeros([0], tf.int64)
+        said = tf.cond(tf.equal(number, 0), lambda: first(whole(*given)), lambda: none)
+        return (*parts(*given), tf.ensure_shape(said, [None]))
+
+    return numbered
+
+
+def _as_it_is(*batch: Any) -> Any:
+    return batch
+
+
+def _gathered(functions: list[Any], indices: tf.Tensor, data: Any) -> Any:
+    """Rows of Keras's array pipeline."""
+    batch = functions[0](indices, data)
+    for function in functions[1:]:
+        batch = function(*batch) if isinstance(batch, tuple) else function(batch)
+    return batch
 
 
 @tf.autograph.experimental.do_not_convert
@@ -220,13 +257,7 @@ def _gather_own(
 ) -> Any:
     """One batch of Keras's array pipeline, for our replicas' rows alone."""
     own, shares, rows = split(indices, placement, cut)
-    parts = []
-    for part in own:
-        batch = functions[0](part, data)
-        for function in functions[1:]:
-            batch = function(*batch) if isinstance(batch, tuple) else function(batch)
-        parts.append(batch)
-    return tuple(parts), shares, rows
+    return tuple(_gathered(functions, part, data) for part in own), shares, rows
 
 
 def check_batched(spec: Any) -> None:
@@ -244,7 +275,8 @@ def check_batched(spec: Any) -> None:
         )
 
 
-def _rows(tensor: Any) -> tf.Tensor:
+def row_count(tensor: Any) -> tf.Tensor:
+    """The number of rows of a dense, ragged or sparse tensor (int64 scalar)."""
     if isinstance(tensor, tf.SparseTensor):
         return tensor.dense_shape[0]
     if isinstance(tensor, tf.RaggedTensor):

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 from tensorflow.experimental import dtensor
 
 from tfaccel.distribute import _private
 from tfaccel.distribute.batches import NOTHING, without_nothing
-from tfaccel.distribute.feed import Feed, unwatched
-from tfaccel.distribute.model_parallel import host
+from tfaccel.distribute.feed import BatchIterator, Feed, Source, unwatched
+from tfaccel.distribute.model_parallel import functions, host
 from tfaccel.distribute.split import check_batched, is_nothing
 from tfaccel.errors import InputError
 
@@ -28,12 +30,19 @@ class MeshBatches(Feed):
         mesh: a DTensor mesh.
         axis: the axis that divides rows, or None.
         threads: Keras's threads that read them ahead, or None.
+        strategy: whose mesh it is.
     """
 
     def __init__(
-        self, dataset: tf.data.Dataset, mesh: Any, axis: str | None, threads: Any = None
+        self,
+        dataset: tf.data.Dataset,
+        mesh: Any,
+        axis: str | None,
+        threads: Any = None,
+        strategy: Any = None,
     ) -> None:
         super().__init__(threads)
+        self._strategy = weakref.ref(strategy) if strategy is not None else None
         self.element_spec = dataset.element_spec
         check_batched(dataset.element_spec)
         _check(dataset.element_spec)
@@ -46,6 +55,21 @@ class MeshBatches(Feed):
             source = iter(self._dataset)
         placed = (place(batch, self._mesh, self._axis) for batch in source)
         return ahead(placed) if self._threads is None else placed
+
+    def _reading(self, source: Source) -> BatchIterator:
+        return _MeshIterator(source, self._strategy() if self._strategy is not None else None)
+
+
+class _MeshIterator(BatchIterator):
+    """One pass over batches, which a graph cannot read."""
+
+    def __init__(self, source: Source, strategy: Any) -> None:
+        super().__init__(source)
+        self._strategy = strategy
+
+    def __next__(self) -> Any:
+        functions.uses(self._strategy, feeds=True)
+        return super().__next__()
 
 
 def ahead(batches: Iterator[Any]) -> Generator[Any, None, None]:
@@ -81,6 +105,17 @@ def place(batch: Any, mesh: Any, axis: str | None) -> Any:
     return tf.nest.map_structure(
         lambda leaf: _place(leaf, mesh, axis), batch, expand_composites=False
     )
+
+
+def place_tensors(values: Any, mesh: Any, axis: str | None) -> Any:
+    """As `place`, of the arrays and tensors of a nest alone: it is what a function is given."""
+
+    def of(leaf: Any) -> Any:
+        composite = (tf.RaggedTensor, tf.SparseTensor)
+        tensor = isinstance(leaf, (tf.Tensor, np.ndarray, np.generic, *composite))
+        return _place(leaf, mesh, axis) if tensor else leaf
+
+    return tf.nest.map_structure(of, values, expand_composites=False)
 
 
 def _place(leaf: Any, mesh: Any, axis: str | None) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfaccel.distribute.model_parallel import stage
+from tfaccel.distribute.model_parallel import functions, stage
 
 
 class Copies:
@@ -89,14 +89,7 @@ def current() -> Copies | InDatasets | None:
 
 
 def _traces_for_a_dataset() -> bool:
-    if tf.executing_eagerly() or stage.current() != stage.HOST:
-        return False
-    graph = tf.compat.v1.get_default_graph()
-    while graph is not None:
-        if getattr(graph, "name", "").startswith("Dataset_"):
-            return True
-        graph = getattr(graph, "outer_graph", None)
-    return False
+    return stage.current() == stage.HOST and functions.in_graph_of_dataset()
 
 
 def mesh_variables(held: Any) -> list[Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import keras
@@ -14,6 +14,7 @@ import tensorflow as tf
 from tfaccel.distribute._private import layers_of
 from tfaccel.distribute.adapt import adapt
 from tfaccel.distribute.feed import BatchIterator
+from tfaccel.distribute.loops import Parts
 from tfaccel.distribute.model_parallel import generate, preprocessing, saving, stage
 from tfaccel.distribute.model_parallel.copies import Copies, mesh_variables
 from tfaccel.distribute.model_parallel.metrics import read_on_host
@@ -131,6 +132,29 @@ def _whole(model: Any, training: bool = False) -> Iterator[None]:
         yield
     planner.check_all_used()  # after a step that makes variables
     remember(model, tf.compat.v1.get_default_graph())
+
+
+@contextmanager
+def in_a_loop(parts: Parts, strategy: Any) -> Iterator[None]:
+    """While a step of the user's own is traced or run, its layers are as in a model's steps.
+
+    Args:
+        parts: what the step uses.
+        strategy: of a mesh.
+    """
+    mesh, planner = strategy.mesh, strategy.planner
+    losses = parts.losses
+    with ExitStack() as stack:
+        for layer in parts.layers:
+            check(layer, False, mesh.device_type())
+            stack.enter_context(unrolled(layer))
+            stack.enter_context(whole_features(layer, mesh, planner.mesh.model_axis, losses))
+            losses = ()
+        yield
+    planner.check_all_used()
+    graph = tf.compat.v1.get_default_graph()
+    for layer in parts.layers:
+        remember(layer, graph)
 
 
 def put(model: keras.Model, strategy: Any) -> None:

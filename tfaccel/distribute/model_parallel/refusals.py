@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import keras
@@ -16,7 +17,7 @@ import tensorflow as tf
 
 from tfaccel.distribute import _private
 from tfaccel.distribute.model_parallel import preprocessing
-from tfaccel.errors import LayoutError
+from tfaccel.errors import InputError, LayoutError
 
 MOST_NAMED = 6
 
@@ -92,6 +93,26 @@ def explains(function: Callable[..., Any], model: keras.Model) -> Callable[..., 
 
     explained._tfaccel_explains = True  # type: ignore[attr-defined]
     return explained
+
+
+@contextmanager
+def eager_step(function: Any) -> Iterator[None]:
+    """Says what to write where a step that runs eagerly mixes tensors of mesh and host.
+
+    Raises:
+        InputError: a layer, or the step, makes a tensor of its own, which lies on the host.
+    """
+    try:
+        yield
+    except tf.errors.UnimplementedError as error:
+        if not tf.executing_eagerly() or "got a regular tensor" not in str(error):
+            raise
+        name = getattr(function, "__name__", str(function))
+        raise InputError(
+            f"tfaccel: step {name!r} runs eagerly on a mesh, and makes tensors of its own, which "
+            "lie on the host, expected tensors of the mesh alone; put the call of strategy.run "
+            "into a tf.function, whose graph has all of them on the mesh."
+        ) from error
 
 
 def explanation(

@@ -10,19 +10,22 @@ import tensorflow as tf
 from tensorflow.experimental import dtensor
 
 from tfaccel.cluster.cluster import Cluster
-from tfaccel.distribute import _private, build, outside, scope
+from tfaccel.distribute import _private, build, loops, outside, scope
+from tfaccel.distribute.gradients import install
 from tfaccel.distribute.model_parallel import (
     callbacks,
     fork,
+    functions,
     lift,
     on_mesh,
     preprocessing,
+    refusals,
     saving,
     settings,
     slices,
     stage,
 )
-from tfaccel.distribute.model_parallel.batches import MeshBatches, place, unwrap
+from tfaccel.distribute.model_parallel.batches import MeshBatches, place, place_tensors, unwrap
 from tfaccel.distribute.model_parallel.mesh import MeshShape
 from tfaccel.distribute.model_parallel.outcome import Outcome
 from tfaccel.distribute.model_parallel.plan import Planner
@@ -73,6 +76,8 @@ class ModelParallelStrategy(tf.distribute.Strategy):  # type: ignore[misc]
         self.planner = Planner(mesh, layouts)
         self.mesh = settings.start(mesh, devices, cluster)
         fork.watch()
+        functions.install()
+        install()
         self.cluster = cluster
         self.outcome = Outcome()
         self.seeds = Seeds(self)
@@ -97,7 +102,7 @@ class ModelParallelStrategy(tf.distribute.Strategy):  # type: ignore[misc]
         threads = caller.threads if caller is not None else None
         if caller is not None:
             dataset = preprocessing.before(caller.model, dataset, read_ahead=threads is None)
-        return MeshBatches(dataset, self.mesh, self.planner.mesh.batch_axis, threads)
+        return MeshBatches(dataset, self.mesh, self.planner.mesh.batch_axis, threads, self)
 
     def run(self, fn: Any, args: Any = (), kwargs: Any = None, options: Any = None) -> Any:
         """Runs `fn` once, over the whole mesh; what it returns is whole on every device."""
@@ -108,6 +113,18 @@ class ModelParallelStrategy(tf.distribute.Strategy):  # type: ignore[misc]
             if model is not None:
                 _refuse_late(model)
                 self._prepare(model)
+        else:
+            context = tf.distribute.get_replica_context()
+            if isinstance(context, OneProgram) and context.strategy is self:
+                return fn(*args, **(kwargs or {}))  # of a function that runs on the mesh already
+            functions.runs(self)
+            if functions.in_python(self):
+                return functions.compiled(fn, self)(*args, **(kwargs or {}))
+            parts = loops.prepare(fn, self, loops.Anywhere)
+            if tf.executing_eagerly():
+                args, kwargs = self.on_mesh_where_tensors((args, kwargs or {}))
+            with on_mesh.in_a_loop(parts, self), refusals.eager_step(fn):
+                return super().run(fn, unwrap(args), unwrap(kwargs or {}), options)
         if tf.executing_eagerly():
             args = self.on_mesh(args)
         return super().run(fn, unwrap(args), kwargs, options)
@@ -119,6 +136,10 @@ class ModelParallelStrategy(tf.distribute.Strategy):  # type: ignore[misc]
     def on_mesh(self, batch: Any) -> Any:
         """Puts a nest of host tensors on the mesh, rows over the batch axis, if they are not."""
         return place(batch, self.mesh, self.planner.mesh.batch_axis)
+
+    def on_mesh_where_tensors(self, given: Any) -> Any:
+        """As `on_mesh`, of the arrays and tensors of a nest that holds other things too."""
+        return place_tensors(given, self.mesh, self.planner.mesh.batch_axis)
 
     def broadcast(self, values: list[Any]) -> list[tf.Tensor]:
         """Gives every process the chief's values; every process must call.
@@ -164,6 +185,8 @@ class ModelParallelExtended(tf.distribute.StrategyExtended):  # type: ignore[mis
         if not tf.executing_eagerly():
             with tf.init_scope():
                 return self._create_variable(next_creator, **kwargs)
+        if kwargs.get("aggregation") == tf.VariableAggregation.ONLY_FIRST_REPLICA:
+            loops.adopt_new_optimizer(loops.Anywhere)
         value = kwargs.pop("initial_value")
         like = kwargs.pop("colocate_with", None)
         with tf.device("/CPU:0"):
@@ -203,7 +226,9 @@ class ModelParallelExtended(tf.distribute.StrategyExtended):  # type: ignore[mis
     def update(
         self, var: Any, fn: Any, args: Any = (), kwargs: Any = None, group: bool = True
     ) -> Any:
-        """Calls `fn` on the variable, which is seen as it is stored."""
+        """Calls `fn` on the variable, seen as it is stored; in a loop on the host, whole."""
+        if stage.current() == stage.HOST and tf.executing_eagerly():
+            return fn(var, *args, **(kwargs or {}))
         with stage.entered(stage.UPDATE), _private.dividing(slices.divide):
             return fn(var, *args, **(kwargs or {}))
 

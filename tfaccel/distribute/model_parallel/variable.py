@@ -11,7 +11,7 @@ import tensorflow as tf
 from tensorflow.experimental import dtensor
 
 from tfaccel.distribute import _private
-from tfaccel.distribute.model_parallel import copies, fork, host, stage
+from tfaccel.distribute.model_parallel import copies, fork, functions, host, stage
 from tfaccel.distribute.model_parallel.plan import Plan
 
 
@@ -33,6 +33,7 @@ class MeshVariable(_private.ReadByValue, dtensor.DVariable):  # type: ignore[mis
 
     in_datasets: Any = None
     drawn = False
+    _seen_by_tapes: Any = None
 
     def __init__(
         self, *, initial_value: Any, plan: Plan, mesh: Any, strategy: Any, **kwargs: Any
@@ -83,11 +84,32 @@ class MeshVariable(_private.ReadByValue, dtensor.DVariable):  # type: ignore[mis
         shape = tuple(self.shape)
         super().assign(host.scatter_from(read, shape, self.plan.storage, self._mesh))
 
+    @property
+    def on_tape(self) -> Any:
+        """The copy that is read on the host where a tape records; None in a step, or before."""
+        return self._seen_by_tapes if stage.current() == stage.HOST else None
+
+    def _watched(self) -> tf.Tensor:
+        """The whole value on the host, whose gradient a tape can take."""
+        value = self.numpy()
+        if self._seen_by_tapes is None:
+            with stage.entered(stage.COPY), tf.device("/CPU:0"):
+                self._seen_by_tapes = tf.Variable(value, trainable=self.trainable)
+        else:
+            self._seen_by_tapes.assign(value)
+        return self._seen_by_tapes.value()
+
+    def _used(self) -> None:
+        functions.uses(self._owner())
+
     def value(self) -> tf.Tensor:
         """A DTensor laid out to compute with; on the host, the whole value."""
+        self._used()
         if (copied := copies.current()) is not None:
             return copied.of(self).value()
         if stage.current() == stage.HOST and tf.executing_eagerly():
+            if _private.is_recording():
+                return self._watched()
             return tf.convert_to_tensor(self.numpy())
         stored = super().value()
         # On the host a graph is for a file (SavedModel), which other devices shall read.
@@ -111,6 +133,7 @@ class MeshVariable(_private.ReadByValue, dtensor.DVariable):  # type: ignore[mis
 
     def assign(self, value: Any, *args: Any, **kwargs: Any) -> Any:
         """Sets the value, from a DTensor in a step, or from an array on the host."""
+        self._used()
         if (copied := copies.current()) is not None:
             return copied.of(self, assigned=True).assign(value, *args, **kwargs)
         if self.in_datasets is not None and tf.executing_eagerly():
@@ -119,12 +142,14 @@ class MeshVariable(_private.ReadByValue, dtensor.DVariable):  # type: ignore[mis
 
     def assign_add(self, delta: Any, *args: Any, **kwargs: Any) -> Any:
         """Adds to the value."""
+        self._used()
         if (copied := copies.current()) is not None:
             return copied.of(self, assigned=True).assign_add(delta, *args, **kwargs)
         return super().assign_add(self._laid_out(delta), *args, **kwargs)
 
     def assign_sub(self, delta: Any, *args: Any, **kwargs: Any) -> Any:
         """Subtracts from the value."""
+        self._used()
         if (copied := copies.current()) is not None:
             return copied.of(self, assigned=True).assign_sub(delta, *args, **kwargs)
         return super().assign_sub(self._laid_out(delta), *args, **kwargs)

@@ -9,7 +9,7 @@ that are divided over the batch axis at most. A layout is where numbers lie, so 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -59,13 +59,16 @@ _AS_IT_IS = dtensor.MATCH
 
 
 @contextmanager
-def whole_features(model: keras.Model, mesh: Any, model_axis: str | None) -> Iterator[None]:
+def whole_features(
+    model: Any, mesh: Any, model_axis: str | None, losses: Iterable[Any] = ()
+) -> Iterator[None]:
     """While a step is traced, layers of `model` that need whole features get them.
 
     Args:
-        model: whose step it is.
+        model: whose step it is, or a layer.
         mesh: a DTensor mesh.
         model_axis: the axis that divides the model where no rule names another.
+        losses: that the step calls, besides those that the model was compiled with.
     """
     rows = functools.partial(_place, mesh=mesh, rows=_AS_IT_IS)
     whole = functools.partial(_place, mesh=mesh, rows=dtensor.UNSHARDED)
@@ -79,15 +82,16 @@ def whole_features(model: keras.Model, mesh: Any, model_axis: str | None) -> Ite
             place = whole if alone else rows
             object.__setattr__(layer, name, _placed(getattr(layer, name), place))
         # One instance may be the loss of several outputs.
-        for loss in {id(each): each for each in _private.compiled_losses(model)}.values():
+        for loss in {id(e): e for e in (*_private.compiled_losses(model), *losses)}.values():
             changed.append((loss, "call", None))
             place = whole if isinstance(loss, keras.losses.CTC) else rows
             object.__setattr__(loss, "call", _placed(loss.call, place))
         for layer, call in crossing(model, mesh, model_axis):
             changed.append((layer, "call", layer.__dict__.get("call")))
             object.__setattr__(layer, "call", call)
-        changed.append((model, "compute_metrics", None))
-        object.__setattr__(model, "compute_metrics", _placed(model.compute_metrics, rows))
+        if isinstance(model, keras.Model):
+            changed.append((model, "compute_metrics", None))
+            object.__setattr__(model, "compute_metrics", _placed(model.compute_metrics, rows))
         yield
     finally:
         for layer, name, before in changed:
