@@ -131,3 +131,14 @@ def test_accelerators_get_a_batch_while_they_work_on_the_one_before() -> None:
 
     seen = [(batch, list(started)) for batch in _ahead(source())]
     assert seen == [(0, [0, 1]), (1, [0, 1, 2]), (2, [0, 1, 2])]
+
+
+@pytest.mark.parametrize(
+    ("size", "drop", "seen"), [(4, True, 2), (4, False, None), (3, True, None), (1, True, None)]
+)
+def test_a_static_number_of_rows_stays_static(size: int, drop: bool, seen: int | None) -> None:
+    """Where replicas have equal parts of every batch, a step may ask for `x.shape[0]`."""
+    dataset = tf.data.Dataset.range(9).batch(size, drop_remainder=drop)
+    part = next(iter(batches(dataset))).data
+    specs = tf.type_spec_from_value(part)._component_specs
+    assert [spec.shape[0] for spec in specs] == [seen, seen]

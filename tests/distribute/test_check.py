@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 from unittest import mock
 
@@ -80,9 +81,32 @@ def contrastive(model: Any, x: Any, y: Any) -> Any:
 
 
 def refuses(made: Any, says: str) -> None:
-    with pytest.raises(CheckError, match=rf"(?s)tfaccel: the first-step check.*{says}") as caught:
+    # Without its last resort, which makes right whatever can be.
+    with (
+        mock.patch.object(check.Checks, "_with_all_rows", return_value=False),
+        pytest.raises(CheckError, match=rf"(?s)tfaccel: the first-step check.*{says}") as caught,
+    ):
         fitted(made)
     assert "\n" not in str(caught.value)
+
+
+def runs_over_all_rows(made: Any, says: str, x: Any = X) -> None:
+    y = Y[: len(x)]
+    with mock.patch.object(logging, "warning") as warning:
+        model = fitted(made, x, y, epochs=2)
+    said = [call.args[0] % call.args[1:] for call in warning.call_args_list]
+    assert any(
+        re.search(f"{says}.*every replica runs the steps of .* over all rows", line)
+        for line in said
+    ), said
+    assert mirrored().checks.ways(model).all_rows
+    keras.utils.set_random_seed(5)
+    plain = made()
+    run = plain.fit(x, y, batch_size=8, shuffle=False, verbose=0, epochs=2)
+    for key, values in run.history.items():
+        np.testing.assert_allclose(model.history.history[key], values, rtol=1e-5)
+    for ours, theirs in zip(model.get_weights(), plain.get_weights(), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-7)
 
 
 def test_a_loss_that_compares_rows() -> None:
@@ -142,6 +166,43 @@ def test_updates_that_do_not_come_from_the_tape() -> None:
         return mean_square(model, x, y)
 
     refuses(own(of_loss), "gradient of|variable '.*kernel' after a step")
+
+
+# What only the whole batch makes right.
+
+
+def test_a_loss_that_compares_rows_is_computed_of_all_rows() -> None:
+    runs_over_all_rows(own(contrastive), "gradient of '.*kernel' would be", X[:13])
+
+
+def test_a_layer_that_looks_at_other_rows_sees_all_rows() -> None:
+    class Centred(keras.layers.Layer):
+        def call(self, x: Any) -> Any:
+            return x - keras.ops.mean(x, axis=0, keepdims=True)
+
+    runs_over_all_rows(dense(Centred), "gradient of", X[:13])
+
+
+def test_a_step_for_one_number_of_rows_gets_them_all() -> None:
+    def of_loss(model: Any, x: Any, y: Any) -> Any:
+        weights = tf.reshape(tf.range(8, dtype=tf.float32), (8, 1))
+        return tf.reduce_mean(weights * tf.square(y - model(x)))
+
+    runs_over_all_rows(own(of_loss), "replicas cannot run it")
+
+
+def test_a_queue_of_the_newest_rows_is_that_of_all_rows() -> None:
+    def made() -> keras.Model:
+        def more(model: Any, x: Any, loss: Any) -> Any:
+            model.queue.assign(tf.concat([x, model.queue[: -tf.shape(x)[0]]], axis=0))
+            return {"loss": loss}
+
+        model = Own(mean_square, more)
+        model.queue = model.add_weight(shape=(10, 4), initializer="zeros", trainable=False)
+        model.compile(SGD(0.1))
+        return model
+
+    runs_over_all_rows(made, "variable '.*' would be")
 
 
 # The same with a fix taken out: the check would have found what it mends.
@@ -286,7 +347,8 @@ def test_random_layers_agree(eager: bool) -> None:
 def test_train_on_batch_is_checked_too() -> None:
     with mirrored().scope():
         model = own(contrastive)()
-    with pytest.raises(CheckError, match="gradient of"):
+    without = mock.patch.object(check.Checks, "_with_all_rows", return_value=False)
+    with without, pytest.raises(CheckError, match="gradient of"):
         model.train_on_batch(X[:8], Y[:8])
     with mirrored().scope():
         model = own(mean_square)()

@@ -53,7 +53,7 @@ KINDS: dict[int, Kind] = {
         "State that layers and metrics keep",
         "Counters, maxima, moving sums, queues, a teacher's moving average, metrics that are no "
         "sum, and the state of several optimizers in a backup.",
-        "What a step itself assigns from its rows (a queue of the newest features) is gathered first: `tf.distribute.get_replica_context().all_gather(keys, axis=0)`. A nearest code on a mesh: another strategy.",
+        "Replicas run a step that itself assigns from its rows (a queue of the newest features) over all rows, unless it gathers them first: `tf.distribute.get_replica_context().all_gather(keys, axis=0)`. A nearest code on a mesh: another strategy.",
     ),
     7: Kind(
         "Seeds of single operations",
@@ -76,7 +76,7 @@ KINDS: dict[int, Kind] = {
         "A `train_step` and no `call`",
         "Autoencoders, GANs, distillation, siamese and contrastive models, and metrics whose "
         "variables are made in the first step.",
-        "A loss that compares the rows of a batch in a `train_step` gathers the features of all replicas first (`tf.distribute.get_replica_context().all_gather`), or is given to `compile`, where it is gathered by itself.",
+        "A `train_step` that compares the rows of a batch, or is written for the number of rows in it, is run by every replica over all rows, and a warning says so: one device's numbers, and its speed. So that replicas share the work, gather the features of all of them in the step (`tf.distribute.get_replica_context().all_gather`), or give the loss to `compile`, where it is gathered by itself.",
     ),
     11: Kind(
         "Parts made outside the scope",

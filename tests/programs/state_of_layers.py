@@ -111,13 +111,7 @@ def codebook_of_moving_sums(strategy: Any) -> Numbers:
     }
 
 
-@program(
-    6,
-    refused={
-        "mirrored": "the first-step check found that variable 'moco/queue'",
-        "workers": "the first-step check found that variable 'moco/queue'",
-    },
-)
+@program(6)
 def teacher_and_queue(strategy: Any) -> Numbers:
     """Momentum contrast: a teacher that follows by moving average, a queue of its features"""
 

@@ -127,6 +127,7 @@ class Batches(Feed):
         self._ragged = ragged
         self._rows = 0  # of the largest batch so far
         self.element_spec = dataset.element_spec
+        self._kind = _kind(dataset.element_spec, placement)
         self._dataset = unwatched(split_dataset(dataset, placement, threads is None, cut, first))
         self._placement = placement
         self._devices = devices
@@ -157,7 +158,7 @@ class Batches(Feed):
             if found != self._ratios and number:
                 raise uneven([f"{n} for one" for n in found])
         if self._ragged == "exact":
-            return _regroup(self._on_devices(parts), each, rows if starved else None)
+            return _regroup(self._on_devices(parts), each, rows if starved else None, self._kind)
         if self._ragged == "drop":
             if self._rows == 0:
                 padding.check_divides(number, replicas)
@@ -207,11 +208,25 @@ def _on_device(tensor: Any, device: str) -> Any:
         return tf.identity(tensor)
 
 
+def _kind(spec: Any, placement: Placement) -> type:
+    """What the parts of batches of `spec` are: of a static number of rows where batches are.
+
+    A step may then ask for `x.shape[0]`, as on one device.
+    """
+    leaves = [s for s in tf.nest.flatten(spec) if not is_nothing(s)]
+    rows = [s.shape[0] if isinstance(s, tf.TensorSpec) and s.shape.rank else None for s in leaves]
+    divide = all(n is not None and n > 0 and n % placement.replicas == 0 for n in rows)
+    return _private.FixedRows if divide and rows else _private.AnyRows
+
+
 def _regroup(
-    parts: tuple[Any, ...], shares: tuple[Any, ...], few: tf.Tensor | None
+    parts: tuple[Any, ...],
+    shares: tuple[Any, ...],
+    few: tf.Tensor | None,
+    kind: type = _private.AnyRows,
 ) -> Sharded | Starved:
     """Args: `few` is the number of rows where it is smaller than that of replicas, else None."""
-    data = per_replica(parts, _private.AnyRows)
+    data = per_replica(parts, _private.AnyRows if few is not None else kind)
     if few is None:
         return Sharded(data, _private.AnyRows(shares))
     # The first replica has all rows, and the others the same to compute for nothing.

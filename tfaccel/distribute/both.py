@@ -53,16 +53,19 @@ class Both:
         model: compiled.
         fn: its bound `train_step`.
         batch: the first batch, as `fit` or `train_on_batch` was given it.
+        few: whether a few rows of it are taken, or all.
 
     Raises:
         CannotRunError: when the batch is too small, or of what cannot be cut.
     """
 
-    def __init__(self, strategy: Any, model: keras.Model, fn: Any, batch: Any) -> None:
+    def __init__(
+        self, strategy: Any, model: keras.Model, fn: Any, batch: Any, few: bool = True
+    ) -> None:
         self.strategy, self.model, self._fn = strategy, model, fn
         self.replicas = strategy.placement.replicas
-        self._parts, self._rows = _few_rows(strategy, batch)
-        self._whole = _all_rows(strategy, self._parts, self._rows)
+        self._parts = _some_rows(strategy, batch, few)
+        self._whole = _all_rows(strategy, self._parts)
         self._theirs: Seen | None = None
         self._saved: dict[int, tuple[Any, np.ndarray]] = {}
         self._held: list[tuple[Any, dict[str, Any]]] = []
@@ -246,8 +249,8 @@ def _quiet(model: keras.Model) -> Iterator[None]:
     yield
 
 
-def _few_rows(strategy: Any, batch: Any) -> tuple[Any, list[int]]:
-    """A few rows for each of our replicas, unequal, and how many each of all replicas has."""
+def _some_rows(strategy: Any, batch: Any, few: bool) -> Sharded:
+    """A few rows for each of our replicas, unequal; or all rows of the batch."""
     placement = strategy.placement
     if not isinstance(batch, (Sharded, Starved)):
         batch = strategy.cut(batch)
@@ -260,6 +263,8 @@ def _few_rows(strategy: Any, batch: Any) -> tuple[Any, list[int]]:
         raise CannotRunError("the batch holds ragged or sparse tensors")
     if placement.workers > 1 and any(t.dtype == tf.string for v in held for t in v.values):
         raise CannotRunError("the batch holds strings")
+    if not few:
+        return Sharded(*batch)
     have = min(int(tf.shape(t)[0]) for v in held for t in v.values)
     have = int(strategy.least(have))
     first = min(ROWS_OF_FIRST, have)
@@ -280,10 +285,10 @@ def _few_rows(strategy: Any, batch: Any) -> tuple[Any, list[int]]:
         parts.append(tf.nest.map_structure(some, data))
     shares = tuple(tf.constant(n / sum(rows), tf.float32) for n in ours)
     cut = per_replica(tuple(parts), _private.AnyRows)
-    return Sharded(cut, _private.AnyRows(shares)), rows
+    return Sharded(cut, _private.AnyRows(shares))
 
 
-def _all_rows(strategy: Any, batch: Sharded, rows: list[int]) -> Any:
+def _all_rows(strategy: Any, batch: Sharded) -> Any:
     """The rows of all replicas, in the order of the global batch (`split.py`)."""
     placement = strategy.placement
     order = sorted(
@@ -294,17 +299,17 @@ def _all_rows(strategy: Any, batch: Sharded, rows: list[int]) -> Any:
     def whole(value: Any) -> Any:
         if placement.workers == 1:
             return tf.concat(value.values, axis=0)
-        # A part of the batch may have several rows for each row of the others.
-        each = int(tf.shape(value.values[0])[0]) // rows[placement.rank * placement.local]
-        sizes = [each * number for number in rows]
-        parts = tf.split(strategy.gather(_private.PerReplica(value.values), axis=0), sizes)
+        counts = _private.PerReplica(tuple(tf.shape(v)[:1] for v in value.values))
+        rows = strategy.gather(counts, axis=0)
+        parts = tf.split(strategy.gather(_private.PerReplica(value.values), axis=0), rows)
         return tf.concat([parts[replica] for replica in order], axis=0)
 
-    # As of a dataset, the number of rows is not known when the step is traced.
-    return tf.nest.map_structure(
-        lambda v: NOTHING if v is None else _private.AnyRows((whole(v),)),
-        without_nothing(batch.data),
-    )
+    def alike(value: Any) -> Any:
+        # As of a dataset: a number of rows that varies is not known when the step is traced.
+        kind = _private.FixedRows if isinstance(value, _private.FixedRows) else _private.AnyRows
+        return NOTHING if value is None else kind((whole(value),))
+
+    return tf.nest.map_structure(alike, without_nothing(batch.data))
 
 
 def _flat(said: Any) -> list[tuple[str, tf.Tensor]]:

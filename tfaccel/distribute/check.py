@@ -7,7 +7,9 @@ compared, and all variables are set back. Random operations give constants in bo
 BatchNormalization uses its moving statistics: they differ by nature.
 
 Where a step is written in TensorFlow's way (`ways.py`), the check finds that out, and the step is
-put together so. What no way makes equal is an error that names it.
+put together so. Where no way makes replicas equal to one device, and where only the whole batch can
+be computed at all, each replica runs the step over all rows (`all_rows.py`), which is said. If that
+does not do either, it is an error that names what differs.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from tfaccel.distribute.compared import Difference, differences
 from tfaccel.distribute.gradients import is_own
 from tfaccel.distribute.split import is_nothing, uneven
 from tfaccel.distribute.ways import ROWS, SCALED, SUM, Ways
-from tfaccel.errors import CheckError, TfaccelError
+from tfaccel.errors import CheckError, StrategyError, TfaccelError
 
 _MOST_TRIES = 12
 _WHERE = ("File ", "Detected at node", "Stack trace", "Original stack trace")
@@ -82,16 +84,40 @@ class Checks:
             except CannotRunError as reason:
                 _skipped(model, reason, batch, fn)
                 return
-            with both:
-                self._compare(both, model, fn, batch)
-                if _in_proportion(batch):
-                    self._in_proportion.add(model)
+            try:
+                with both:
+                    self._compare(both, model, fn)
+                    self._remember(model, batch)
+                    return
+            except CannotRunError as reason:
+                first = reason
+            # A step that is written for one number of rows runs on no others.
+            try:
+                with Both(strategy, model, fn, batch, few=False) as both:
+                    self._compare(both, model, fn, if_stopped=True)
+                    self._remember(model, batch)
+            except CannotRunError:
+                _skipped(model, first, batch, fn)
 
-    def _compare(self, both: Both, model: keras.Model, fn: Any, batch: Any) -> None:
+    def _remember(self, model: keras.Model, batch: Any) -> None:
+        if _in_proportion(batch):
+            self._in_proportion.add(model)
+
+    def _compare(self, both: Both, model: keras.Model, fn: Any, if_stopped: bool = False) -> None:
+        stopped: CannotRunError | None = None
         try:
             ways = found(both, is_own(fn))
-        except CannotRunError as reason:
-            _skipped(model, reason, batch, fn)
+        except CheckError as error:
+            if not self._with_all_rows(both, model):
+                raise
+            _say_all_rows(model, str(error))
+            return
+        except CannotRunError as error:
+            stopped = error
+        if stopped is not None:
+            if not (if_stopped and self._with_all_rows(both, model)):
+                raise stopped
+            _say_all_rows(model, f"tfaccel: replicas cannot run it ({_in_short(stopped)})")
             return
         if ways != Ways():
             self._ways[model] = ways
@@ -101,6 +127,25 @@ class Checks:
                 model.name,
                 ways,
             )
+
+    def _with_all_rows(self, both: Both, model: keras.Model) -> bool:
+        """Whether replicas make one device's numbers of all rows; then they will."""
+        ways = Ways(all_rows=True)
+        try:
+            wrong = differences(*both.run(ways), both.tolerance)
+        except (CannotRunError, StrategyError) as reason:
+            said = _in_short(reason)
+            logging.info("tfaccel: %r does not run over all rows either: %s", model.name, said)
+            return False
+        if both.strategy.least(len(wrong)) > 0:
+            for one in wrong[:1]:
+                logging.info(
+                    "tfaccel: over all rows %s of %r would be %s, expected %s.",
+                    *(one.what, model.name, one.ours, one.theirs),
+                )
+            return False
+        self._ways[model] = ways
+        return True
 
 
 def _in_proportion(batch: Any) -> bool:
@@ -174,9 +219,22 @@ def _skipped(model: keras.Model, reason: BaseException, batch: Any, fn: Any) -> 
     if not is_own(fn) and _in_proportion(batch):
         # Nobody has said that rows of the longer part belong to those of the others.
         raise uneven(["parts in proportion, of which the first-step check could not run"])
+    said = _in_short(reason)
+    logging.info("tfaccel: the first step of %r was not checked: %s", model.name, said)
+
+
+def _say_all_rows(model: keras.Model, reason: str) -> None:
+    logging.warning(
+        "%s; so every replica runs the steps of %r over all rows of the batch: the numbers of one "
+        "device, and no less work than there.",
+        reason.removesuffix(", or leave the check out with check='off'."),
+        model.name,
+    )
+
+
+def _in_short(reason: BaseException) -> str:
     lines = [line.strip() for line in str(reason).splitlines()]
-    said = " ".join(line for line in lines if line and not line.startswith(_WHERE))
-    logging.info("tfaccel: the first step of %r was not checked: %s", model.name, said[:400])
+    return " ".join(line for line in lines if line and not line.startswith(_WHERE))[:400]
 
 
 def _mark(model: keras.Model) -> Any:

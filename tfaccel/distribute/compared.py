@@ -54,6 +54,7 @@ def differences(ours: Seen, theirs: Seen, tolerance: float) -> list[Difference]:
 
 def _of_gradients(ours: Seen, theirs: Seen, tolerance: float) -> list[Difference]:
     found = []
+    least = _least_gradient(theirs)
     pairs = zip(ours.gradients, theirs.gradients, strict=False)
     for call, ((names, mine), (_, right)) in enumerate(pairs):
         norms = [_norm(g) for g in right if g is not None and np.isfinite(g).all()]
@@ -61,7 +62,7 @@ def _of_gradients(ours: Seen, theirs: Seen, tolerance: float) -> list[Difference
         for name, a, b in zip(names, mine, right, strict=False):
             if a is None or b is None or a.shape != b.shape or not np.isfinite(b).all():
                 continue
-            if _norm(a - b) <= max(tolerance * _norm(b), _NOISE * largest, 1e-9):
+            if _norm(a - b) <= max(tolerance * _norm(b), _NOISE * largest, least):
                 continue
             what = f"the gradient of {name!r}"
             if len(ours.gradients) > 1:
@@ -125,6 +126,7 @@ def _of_weights(ours: Seen, theirs: Seen, tolerance: float) -> list[Difference]:
     """Where gradients are the same, updates are too, but for the sign of what is only rounding."""
     sizes: dict[str, np.ndarray] = {}
     largest: dict[str, float] = {}
+    least = _least_gradient(theirs)
     for names, taken in theirs.gradients:
         most = max((_norm(g) for g in taken if g is not None), default=0.0)
         for name, grad in zip(names, taken, strict=True):
@@ -140,7 +142,7 @@ def _of_weights(ours: Seen, theirs: Seen, tolerance: float) -> list[Difference]:
             continue
         if path in sizes:
             size = sizes[path]
-            if _norm(size) <= 50 * _NOISE * largest[path]:
+            if _norm(size) <= max(50 * _NOISE * largest[path], least):
                 continue
             counts = size >= 1e-2 * size.max()
         moved = _norm((b - was)[counts])
@@ -149,6 +151,14 @@ def _of_weights(ours: Seen, theirs: Seen, tolerance: float) -> list[Difference]:
             what = f"variable {path!r} after a step"
             found.append(Difference("weights", path, what, *_largest(a, b), do))
     return found
+
+
+def _least_gradient(theirs: Seen) -> float:
+    """The norm of a gradient that is zero but for rounding: a loss of about 1 leaves that much."""
+    sizes = [
+        float(np.max(np.abs(v))) for v in theirs.logs.values() if v.size and np.isfinite(v).all()
+    ]
+    return max(1e-9, 1e-6 * min(1.0, max(sizes, default=0.0)))
 
 
 def _norm(array: Any) -> float:

@@ -17,6 +17,7 @@ import tensorflow as tf
 from tfaccel.distribute import (
     _private,
     accumulation,
+    all_rows,
     build,
     context,
     in_one_call,
@@ -245,14 +246,19 @@ class KerasFit:
         starved = isinstance(batch, Starved)
         whole = starved and self.ragged == "exact" and not isinstance(batch.real, tuple)
         averaging = self._averaging(model) if training and self.frequency.local_steps > 1 else None
+        gathers = ways.all_rows and not whole
 
         def replica_step(data: Any, share: tf.Tensor, real: Any) -> Any:
+            share = step.share_of(data) if share is None else share
+            real = None if isinstance(real, tuple) else real
+            if gathers:
+                data, share, real = all_rows.gather(data, share, real)
             ours = step.Step(
-                step.share_of(data) if share is None else share,
-                starved,
-                whole,
+                share,
+                starved or gathers,
+                whole or gathers,
                 alone=averaging is not None,
-                real=None if isinstance(real, tuple) else real,
+                real=real,
                 rows=step.known_rows(data),
                 averages=training,
                 gradients=self._gradients(fn) if training else None,
@@ -262,8 +268,11 @@ class KerasFit:
             context.adapted()
             with step.entered(ours) as here:
                 averaged = state.Averaged(state.statistics(model) if training else ())
+                counted = state.CountedOnce(model) if here.whole else None
                 with state.own_randomness(self.extended.seeds()):
                     said = fn(data)
+                if counted is not None:
+                    counted.assign(here)
                 if averaging is not None:
                     averaging.after_step()
                 if keeps is not None:

@@ -41,15 +41,28 @@ def block_of(tensor: Any, here: Step) -> Block:
         tensor: of which our rows are the first dimension.
         here: our part of the step; copies among our rows are left out.
     """
+    return blocks_of([tensor], here)[0]
+
+
+def blocks_of(tensors: list[Any], here: Step) -> list[Block]:
+    """Finds our block of the rows of each tensor, in one message.
+
+    Args:
+        tensors: whose first dimensions are rows, not as many in each.
+        here: as in `block_of`; with copies among our rows, all have the same number of rows.
+    """
     placement = tf.distribute.get_strategy().placement
-    found = padded = tf.shape(tensor)[0]
+    padded = [tf.shape(tensor)[0] for tensor in tensors]
+    found = padded
     if here.real is not None:
-        found = tf.reduce_sum(tf.cast(here.real, tf.int32))
-    counts = tf.one_hot(block_number(), placement.replicas, dtype=tf.int32) * found
-    counts = all_reduce_sum(counts)
+        found = [tf.reduce_sum(tf.cast(here.real, tf.int32))] * len(tensors)
+    ours = tf.one_hot(block_number(), placement.replicas, dtype=tf.int32)
+    counts = all_reduce_sum(tf.stack([ours * rows for rows in found]))
     before = tf.range(placement.replicas) < block_number()
-    start = tf.reduce_sum(tf.where(before, counts, 0))
-    return Block(start, found, tf.reduce_sum(counts), padded)
+    return [
+        Block(tf.reduce_sum(tf.where(before, row, 0)), rows, tf.reduce_sum(row), most)
+        for row, rows, most in zip(tf.unstack(counts), found, padded, strict=True)
+    ]
 
 
 def block_number() -> Any:
@@ -120,7 +133,7 @@ def _gathered(tensors: list[tf.Tensor], block: Block, here: Step, shared: bool) 
     @tf.custom_gradient
     def gather(*ours: tf.Tensor) -> Any:
         whole = _summed([send(t) for t in ours])
-        shaped = [_shaped(w, t) for w, t in zip(whole, ours, strict=True)]
+        shaped = [_shaped(w, t, here) for w, t in zip(whole, ours, strict=True)]
 
         def backward(*upstream: Any) -> list[tf.Tensor]:
             grads = list(upstream)
@@ -148,7 +161,7 @@ def _gathered(tensors: list[tf.Tensor], block: Block, here: Step, shared: bool) 
     rest = [i for i in range(len(rows)) if i not in numbers]
     if rest:
         for i, whole in zip(rest, _summed([send(rows[i]) for i in rest]), strict=True):
-            result[i] = _shaped(whole, rows[i])
+            result[i] = _shaped(whole, rows[i], here)
     return result
 
 
@@ -162,5 +175,10 @@ def _summed(tensors: list[tf.Tensor]) -> list[tf.Tensor]:
     return result
 
 
-def _shaped(whole: tf.Tensor, ours: tf.Tensor) -> tf.Tensor:
-    return tf.cast(tf.ensure_shape(whole, [None, *ours.shape[1:]]), ours.dtype)
+def _shaped(whole: tf.Tensor, ours: tf.Tensor, here: Step) -> tf.Tensor:
+    rows = None
+    if here.rows is not None and ours.shape[0] == here.rows and not tf.executing_eagerly():
+        # Parts of a static number of rows are equal parts, unless copies fill them up.
+        replicas = tf.distribute.get_strategy().placement.replicas
+        rows = None if here.real is not None or here.starved else here.rows * replicas
+    return tf.cast(tf.ensure_shape(whole, [rows, *ours.shape[1:]]), ours.dtype)

@@ -105,12 +105,16 @@ class RealRows:
 
 
 class RealBatch:
-    """Mixin for the metric that tracks a model's loss: it counts the rows that are real."""
+    """Mixin for the metric that tracks a model's loss: it counts the rows that are real.
+
+    It does so where it is told a number of rows: by Keras, of static batches. A step that tells it
+    a loss alone counts the batch once (`scalars.py`).
+    """
 
     def update_state(self, values: Any, sample_weight: Any = None) -> Any:
         """Adds our part of a batch's loss."""
         here = step.current()
-        if here is not None and here.real is not None:
+        if here is not None and here.real is not None and sample_weight is not None:
             sample_weight = tf.reduce_sum(tf.cast(here.real, tf.float32))
         return super().update_state(values, sample_weight)  # type: ignore[misc]
 

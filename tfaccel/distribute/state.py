@@ -66,6 +66,25 @@ class Averaged:
             variable.assign(old + change)
 
 
+class CountedOnce:
+    """Counts of metrics in a step that every replica runs over all rows: the first one's.
+
+    Args:
+        model: whose metrics are told of the same rows by every replica.
+    """
+
+    def __init__(self, model: keras.Model) -> None:
+        states = [v.value for metric in model.metrics for v in metric.variables]
+        self._sums = [v for v in states if v.aggregation == tf.VariableAggregation.SUM]
+        self._before = [tf.identity(tf.convert_to_tensor(v)) for v in self._sums]
+
+    def assign(self, step: Step) -> None:
+        """Takes back what a replica without a share has counted."""
+        for variable, old in zip(self._sums, self._before, strict=True):
+            if id(variable) not in step.kept:
+                variable.assign(tf.where(step.share > 0, tf.convert_to_tensor(variable), old))
+
+
 @contextlib.contextmanager
 def own_randomness(seeds: Sequence[Any]) -> Iterator[None]:
     """Gives this replica random numbers of its own for the length of a step.

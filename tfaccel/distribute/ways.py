@@ -23,11 +23,14 @@ class Ways:
         gradients: of each call of `GradientTape.gradient`, in order.
         metrics: of metrics that are told one number for the batch, by name.
         logs: by key.
+        all_rows: whether every replica runs the step over all rows of the batch, since no other
+            way makes one device's numbers (`all_rows.py`).
     """
 
     gradients: tuple[str, ...] = ()
     metrics: Mapping[str, str] = field(default_factory=dict)
     logs: Mapping[str, str] = field(default_factory=dict)
+    all_rows: bool = False
 
     def gradient(self, call: int) -> str:
         """The way of the gradient that is taken at this call."""
