@@ -78,6 +78,7 @@ NAMES: dict[str, tuple[str, ...]] = {
         "_options",
     ),
     f"{_DISTRIBUTE}.distribute_lib.ReplicaContextBase": ("_replica_id",),
+    f"{_DISTRIBUTE}.values.DistributedVariable": ("_get_on_device_or_primary",),
     f"{_DISTRIBUTE}.values.PerReplica": ("_type_spec",),
     f"{_DISTRIBUTE}.values.PerReplicaSpec": ("_from_components", "most_specific_common_supertype"),
     # Graphs, functions, variables and datasets.
