@@ -174,6 +174,10 @@ class OneProgram(tf.distribute.ReplicaContext):  # type: ignore[misc]
         """Returns `value`, which is the sum and the mean of one."""
         return value
 
+    def all_gather(self, value: Any, axis: int, options: Any = None) -> Any:
+        """Returns `value`, which has all rows."""
+        return value
+
 
 class ModelParallelExtended(tf.distribute.StrategyExtended):  # type: ignore[misc]
     """How variables are made and steps are run."""
