@@ -41,6 +41,23 @@ def test_an_eager_step_that_makes_tensors_of_its_own_is_refused() -> None:
     np.testing.assert_allclose(got, model(x), rtol=1e-5, atol=1e-6)
 
 
+def test_rows_gathered_by_hand_are_all_rows_and_have_a_gradient() -> None:
+    def step(x: Any) -> Any:
+        context = tf.distribute.get_replica_context()
+        with tf.GradientTape() as tape:
+            features = model(x)
+            alike = tf.matmul(features, context.all_gather(features, axis=0), transpose_b=True)
+            loss = tf.reduce_mean(tf.square(alike))
+        return loss, tape.gradient(loss, model.trainable_variables)[0]
+
+    with strategy().scope():
+        model = dense()
+    want = step(tf.constant(X[:8]))  # on the host
+    got = tf.function(lambda x: strategy().run(step, args=(x,)))(X[:8])
+    for one, other in zip(want, got, strict=True):
+        np.testing.assert_allclose(other, one, rtol=1e-4, atol=1e-6)
+
+
 def test_a_jacobian_and_a_function_of_another_host_tensor() -> None:
     with strategy().scope():
         model = dense()

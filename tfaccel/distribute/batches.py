@@ -76,16 +76,38 @@ def shard(
     return _static(tuple(whole), each, starved, math.ceil(static / placement.replicas))
 
 
-def ratios(part: Any) -> tuple[int, ...]:
-    """How many rows each leaf of a replica's part has for one of the leaf with the fewest.
+def numbers_of_rows(part: Any) -> list[int]:
+    """The number of rows of each leaf of a replica's part of a batch."""
+    return [_known_rows(leaf) for leaf in tf.nest.flatten(part) if not is_nothing(leaf)]
 
-    >>> ratios({"row": tf.zeros([2, 3]), "others": tf.zeros([6, 3])})
-    (3, 1)
+
+def proportion(rows: list[int]) -> tuple[int, ...]:
+    """How many rows each leaf has for one of the others; 0 for one row that goes to all.
+
+    >>> proportion([6, 2, 2]), proportion([4, 1])
+    ((3, 1, 1), (1, 0))
     """
-    leaves = [leaf for leaf in tf.nest.flatten(part) if not is_nothing(leaf)]
+    most = max(rows, default=1)
+    least = min((number for number in rows if number > 1), default=1)
+    return tuple(0 if number == 1 < most else number // least for number in rows)
+
+
+def keeps(rows: list[int], of: tuple[int, ...]) -> bool:
+    """Whether leaves with these numbers of rows are in a proportion.
+
+    >>> keeps([3, 1, 1], (3, 1, 1)), keeps([2, 1], (3, 1)), keeps([2, 1], (1, 0))
+    (True, False, True)
+    """
+    bases = {n / each for n, each in zip(rows, of, strict=True) if each}
+    shared = all(n == 1 for n, each in zip(rows, of, strict=True) if not each)
+    return shared and len(bases) <= 1
+
+
+def _known_rows(leaf: Any) -> int:
+    if isinstance(leaf, tf.Tensor) and leaf.shape[0] is not None:
+        return int(leaf.shape[0])
     with tf.init_scope():  # a step that uses the batch may be being traced
-        rows = [int(row_count(leaf)) for leaf in leaves]
-    return tuple(number // max(1, min(rows)) for number in rows)
+        return int(row_count(leaf))
 
 
 class Batches(Feed):
@@ -121,8 +143,8 @@ class Batches(Feed):
         self._length = length
         self._compared = share is None
         first = same_data.fingerprints if share is not None else None
-        self._alike = alike
-        self._ratios: tuple[int, ...] | None = None
+        self._alike = alike and multiples
+        self._proportion: tuple[int, ...] | None = None
         cut = _cut(ragged, multiples)
         self._ragged = ragged
         self._rows = 0  # of the largest batch so far
@@ -153,10 +175,11 @@ class Batches(Feed):
         starved = number < replicas
         each = tuple(tf.unstack(shares))
         if self._alike:
-            found = ratios(parts[0])
-            self._ratios = self._ratios or found
-            if found != self._ratios and number:
-                raise uneven([f"{n} for one" for n in found])
+            found = numbers_of_rows(parts[0])
+            if self._proportion is None:
+                self._proportion = proportion(found)
+            if number and not keeps(found, self._proportion):
+                raise uneven(found)
         if self._ragged == "exact":
             return _regroup(self._on_devices(parts), each, rows if starved else None, self._kind)
         if self._ragged == "drop":

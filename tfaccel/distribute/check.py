@@ -24,7 +24,7 @@ import tensorflow as tf
 from absl import logging
 
 from tfaccel.distribute import _private
-from tfaccel.distribute.batches import Sharded, Starved, ratios
+from tfaccel.distribute.batches import Sharded, Starved, numbers_of_rows, proportion
 from tfaccel.distribute.both import Both, CannotRunError
 from tfaccel.distribute.compared import Difference, differences
 from tfaccel.distribute.gradients import is_own
@@ -155,9 +155,9 @@ def _in_proportion(batch: Any) -> bool:
             batch = tf.nest.map_structure(
                 lambda leaf: None if is_nothing(leaf) else tf.convert_to_tensor(leaf), batch
             )
-        return len(set(ratios(batch))) > 1
+        return max(proportion(numbers_of_rows(batch)), default=1) > 1
     first = [v.values[0] for v in tf.nest.flatten(batch.data) if v is not None and v.values]
-    return len(set(ratios(first))) > 1
+    return max(proportion(numbers_of_rows(first)), default=1) > 1
 
 
 def found(both: Both, may_choose: bool) -> Ways:

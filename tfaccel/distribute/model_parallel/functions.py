@@ -22,6 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 from absl import logging
 from tensorflow.experimental import dtensor
@@ -46,7 +47,7 @@ class _Call:
 
     Attributes:
         feeds: whether it was given a dataset or an iterator.
-        host: whether it was given tensors of the host.
+        host: whether it was given tensors of the host, or arrays.
     """
 
     feeds: bool
@@ -207,4 +208,6 @@ def _is_feed(leaf: Any) -> bool:
 
 
 def _is_of_host(leaf: Any) -> bool:
+    if isinstance(leaf, (np.ndarray, np.generic)):
+        return True
     return isinstance(leaf, tf.Tensor) and not dtensor.is_dtensor(leaf)

@@ -108,7 +108,7 @@ class ModelParallelStrategy(tf.distribute.Strategy):  # type: ignore[misc]
         """Runs `fn` once, over the whole mesh; what it returns is whole on every device."""
         fork.check()
         self.used = True
-        if _private.is_keras_function(fn):
+        if _private.is_keras_function(fn) and not isinstance(fn, keras.layers.Layer):
             model = getattr(fn, "__self__", None) or _private.predicting_model()
             if model is not None:
                 _refuse_late(model)
@@ -172,6 +172,10 @@ class OneProgram(tf.distribute.ReplicaContext):  # type: ignore[misc]
 
     def all_reduce(self, reduce_op: Any, value: Any, options: Any = None) -> Any:
         """Returns `value`, which is the sum and the mean of one."""
+        return value
+
+    def all_gather(self, value: Any, axis: int, options: Any = None) -> Any:
+        """Returns `value`, which has all rows."""
         return value
 
 
