@@ -314,7 +314,6 @@ def late_metrics_of_a_step(strategy: Any) -> Numbers:
     refused={
         "mirrored": "the first-step check found that the gradient",
         "workers": "the first-step check found that the gradient",
-        "mesh": "model 'views' uses the operation ArgMax",
     },
 )
 def contrastive_views(strategy: Any) -> Numbers:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -28,15 +28,23 @@ class MeshBatches(Feed):
         mesh: a DTensor mesh.
         axis: the axis that divides rows, or None.
         threads: Keras's threads that read them ahead, or None.
+        divides: whether the next batch goes to the mesh, and does not stay on the host.
     """
 
     def __init__(
-        self, dataset: tf.data.Dataset, mesh: Any, axis: str | None, threads: Any = None
+        self,
+        dataset: tf.data.Dataset,
+        mesh: Any,
+        axis: str | None,
+        threads: Any = None,
+        divides: Callable[[], bool] = lambda: True,
     ) -> None:
         super().__init__(threads)
         self.element_spec = dataset.element_spec
         check_batched(dataset.element_spec)
-        _check(dataset.element_spec)
+        if divides():
+            _check(dataset.element_spec)
+        self._divides = divides
         self._dataset = unwatched(dataset)
         self._mesh = mesh
         self._axis = axis
@@ -44,7 +52,9 @@ class MeshBatches(Feed):
     def _open(self) -> Iterator[Any]:
         with tf.device("/CPU:0"):
             source = iter(self._dataset)
-        placed = (place(batch, self._mesh, self._axis) for batch in source)
+        placed = (
+            place(batch, self._mesh, self._axis) if self._divides() else batch for batch in source
+        )
         return ahead(placed) if self._threads is None else placed
 
 

@@ -14,7 +14,7 @@ import keras
 import tensorflow as tf
 
 from tfaccel.distribute import _private
-from tfaccel.errors import InputError, LayoutError
+from tfaccel.errors import LayoutError
 
 _PREFIX = "tfaccel_input_"
 
@@ -102,8 +102,6 @@ def before(model: Any, dataset: tf.data.Dataset, read_ahead: bool) -> tf.data.Da
         dataset: of batches.
         read_ahead: as in `HostPart.mapped`.
 
-    Raises:
-        InputError: when a model that cannot be cut is given strings.
     """
     x = dataset.element_spec[0] if isinstance(dataset.element_spec, tuple) else dataset.element_spec
     looking = [layer for layer in _private.layers_of(model) if looks_up(layer)]
@@ -111,16 +109,17 @@ def before(model: Any, dataset: tf.data.Dataset, read_ahead: bool) -> tf.data.Da
         model.build(tuple(x.shape))
     if (part := of(model)) is not None:
         return part.mapped(dataset, read_ahead)
-    strings = any(getattr(leaf, "dtype", None) == tf.string for leaf in tf.nest.flatten(x))
-    if strings and looking:
-        layer = looking[0]
-        raise InputError(
-            f"tfaccel: layer {layer.name!r} ({type(layer).__name__}) looks up strings inside the "
-            f"call of {model.name!r}, which runs on a mesh, where no device takes strings; "
-            "expected a functional or Sequential model, whose lookups run on the host, or numbers: "
-            "call it in dataset.map."
-        )
     return dataset
+
+
+def stays_on_host(spec: Any) -> str | None:
+    """Why batches of this spec cannot be put on a mesh; None where they can."""
+    for leaf in tf.nest.flatten(spec):
+        if getattr(leaf, "dtype", None) == tf.string:
+            return "it is given strings, which no device of a mesh takes"
+        if isinstance(leaf, (tf.RaggedTensorSpec, tf.SparseTensorSpec)):
+            return f"it is given a {leaf.value_type.__name__}, which a mesh does not divide"
+    return None
 
 
 def of(model: Any) -> HostPart | None:

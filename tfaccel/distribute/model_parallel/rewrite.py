@@ -296,7 +296,8 @@ def _is_whole(value: Any) -> bool:
     return False
 
 
-def _whole(op: Operation) -> Any:
+def whole(op: Operation) -> Any:
+    """The operation of whole operands: every device computes all of it."""
     for which in range(len(op.inputs)):
         op.whole(which)
     return op.made()
@@ -414,7 +415,7 @@ RULES: dict[str, Callable[[Operation], Any]] = {
     "RandomUniform": _random(_uniform),
     "RandomUniformInt": _random(_integers),
     "Reshape": _reshape,
-    "ScatterNd": _whole,
+    "ScatterNd": whole,
     "Split": _split(axis=0, value=1),
     "SplitV": _split(axis=2, value=0),
     "StridedSlice": _strided_slice,
