@@ -227,7 +227,7 @@ def image_critic_with_penalty(strategy: Any) -> Numbers:
     return {"history": run.history, "weights": weights(model.critic, model.make)}
 
 
-@program(17)
+@program(17, undivided=True)
 def error_of_what_is_known(strategy: Any) -> Numbers:
     """tf.boolean_mask in a loss: the mean over the entries that are no NaN"""
 
@@ -277,7 +277,7 @@ def places_gathered_and_scattered(strategy: Any) -> Numbers:
     return {"history": run.history, "weights": weights(model)}
 
 
-@program(17)
+@program(17, undivided=True)
 def loops_in_a_layer(strategy: Any) -> Numbers:
     """tf.scan, tf.map_fn and a while loop with a TensorArray in a layer"""
 

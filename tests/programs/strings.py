@@ -76,7 +76,7 @@ def table_of_strings_and_numbers(strategy: Any) -> Numbers:
     }
 
 
-@program(13)
+@program(13, undivided=True)
 def subclassed_reader(strategy: Any) -> Numbers:
     """A subclassed model that looks its strings up in call"""
 

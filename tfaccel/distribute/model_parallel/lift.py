@@ -14,7 +14,7 @@ from tensorflow.experimental import dtensor
 
 from tfaccel.distribute import _private
 from tfaccel.distribute.adapt import adapt
-from tfaccel.distribute.model_parallel import host, rewrite
+from tfaccel.distribute.model_parallel import host, rewrites
 
 
 class Lifts:
@@ -37,7 +37,7 @@ class Lifts:
         if op_type == "ScatterNd":
             inputs, kwargs = _with_int32_indices(inputs, kwargs)
         create = functools.partial(super()._create_op_internal, op_type)  # type: ignore[misc]
-        rule = rewrite.RULES.get(op_type)
+        rule = rewrites.RULES.get(op_type)
         if op_type in self._strategy.whole_operations and not self._laying_out:
             rule = self._of_whole
         if rule is None:
@@ -48,12 +48,12 @@ class Lifts:
             kwargs["name"] = None  # it is taken: a second one finds its own
             return operation
 
-        return rule(rewrite.Operation(made, inputs, kwargs["attrs"], self._strategy))
+        return rule(rewrites.Operation(made, inputs, kwargs["attrs"], self._strategy))
 
     def _of_whole(self, operation: Any) -> Any:
         self._laying_out = True  # what lays operands out is made of operations too
         try:
-            return rewrite.whole(operation)
+            return rewrites.whole(operation)
         finally:
             self._laying_out = False
 

@@ -22,6 +22,7 @@ from tfaccel.distribute.model_parallel import (
     stage,
     undivided,
 )
+from tfaccel.distribute.model_parallel.batches import unwrap
 from tfaccel.distribute.model_parallel.metrics import read_on_host
 from tfaccel.distribute.model_parallel.recurrent import unrolled
 from tfaccel.distribute.model_parallel.refusals import check, explains, remember
@@ -183,8 +184,11 @@ def _takes_host_batches(model: Any, kind: str, plain: Any) -> Callable[[Any], An
         return lambda batches: explained([strategy.on_mesh(batch) for batch in batches])
 
     def placed(batch: Any) -> Any:
-        part = preprocessing.of(model)
-        return batch if part is None else part.on_host(batch)
+        if (part := preprocessing.of(model)) is not None:
+            batch = part.on_host(batch)
+        if (reason := preprocessing.stays_on_host(unwrap(batch))) is not None:
+            model._tfaccel_undivided.because(kind, reason)
+        return batch
 
     step = undivided.falls_back(divided, made, model._tfaccel_undivided, kind)
 

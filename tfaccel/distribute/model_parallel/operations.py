@@ -32,6 +32,16 @@ def is_pure(operation: str) -> bool:
     return _private.is_pure(operation)
 
 
+# Where DTensor fails at one of these, it is not for what they are given: a shape depends on values.
+_TAKE_ALL = ("Cast", "Identity", "IdentityN", "Reshape", "StridedSlice")
+
+
+def may_be_whole(operation: str) -> bool:
+    """Whether whole operands may help where DTensor has failed at an operation of this type."""
+    own = operation.startswith("DTensor") or operation in _TAKE_ALL
+    return not own and is_pure(operation)
+
+
 # Of the operations without a rule of DTensor's, those that rows of tests/model_parallel/coverage
 # hold, or test_quantize.py (the product of int8 features) or test_operations.py beside it, each of
 # which equals one device.

@@ -26,7 +26,7 @@ class CannotDivideError(LayoutError):
 
     Attributes:
         reason: why, as the end of a sentence.
-        operation: the operation that DTensor cannot lay out, if it is one.
+        operation: the operation that DTensor cannot lay out of what it is given, if it is one.
     """
 
     def __init__(self, message: str, reason: str, operation: str | None = None) -> None:
@@ -161,7 +161,7 @@ def _explained(
         "of docs/model_parallel_coverage.md: do this in dataset.map, write it otherwise, change "
         "its layout, or choose a strategy other than 'model_parallel'.",
         f"{reason} ({said})",
-        kind,
+        None if re.search("static|dynamic", said) else kind,
     )
 
 

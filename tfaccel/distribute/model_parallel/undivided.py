@@ -70,7 +70,7 @@ class Undivided:
             Whether that is new.
         """
         whole = self._strategy.whole_operations
-        if operation is None or operation in whole or not operations.is_pure(operation):
+        if operation is None or operation in whole or not operations.may_be_whole(operation):
             return False
         whole.add(operation)
         return True
