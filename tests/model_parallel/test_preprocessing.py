@@ -138,7 +138,7 @@ def test_what_cannot_be_cut_is_computed_whole() -> None:
                 model, x = make()
                 model.compile(keras.optimizers.SGD(0.1), "mse")
             data = tf.data.Dataset.from_tensor_slices((x, Y)).batch(8)
-            found += [model.fit(data, verbose=0).history["loss"], model.predict(x, verbose=0)]
+            found += [model.fit(data, verbose=0).history["loss"], model.predict(data, verbose=0)]
             found.append(model.train_on_batch(tf.constant(x[:4]), Y[:4]))
         return found
 

@@ -52,7 +52,8 @@ def test_is_said_once_and_says_why(caplog: pytest.LogCaptureFixture) -> None:
 class Best(keras.layers.Layer):
     def call(self, x: Any) -> Any:
         best = tf.argmax(x, axis=0)
-        return x + tf.cast(tf.argmin(x, axis=1), x.dtype)[:, None] + tf.cast(best, x.dtype)
+        chosen = tf.cast(tf.argmin(x, axis=1), x.dtype)[:, None] + tf.cast(best, x.dtype)
+        return x + 0.01 * chosen
 
 
 def test_an_operation_without_a_layout_leaves_the_rest_divided() -> None:
@@ -67,14 +68,14 @@ def test_an_operation_without_a_layout_leaves_the_rest_divided() -> None:
         fitted = model.fit(X, np.eye(4)[Y], batch_size=8, verbose=0, shuffle=False)
         return [fitted.history["loss"], model.get_weights()]
 
-    assert_as_one_device(train)
+    assert_as_one_device(train, rtol=1e-4)
     assert reasons(made[1]) == {}
 
 
 def test_an_error_of_the_program_is_its_own() -> None:
     class Wrong(keras.layers.Layer):
-        def call(self, x: Any) -> Any:
-            if not isinstance(x, keras.KerasTensor):
+        def call(self, x: Any, training: bool = False) -> Any:
+            if training:
                 raise TypeError("a mistake of the program")
             return x
 

@@ -31,7 +31,7 @@ class Undivided:
 
     Attributes:
         reasons: for the kinds of step, ``"train"``, ``"test"`` and ``"predict"``, why; kinds that
-            are not there are divided.
+            are not there are divided, unless the model runs eagerly.
     """
 
     def __init__(self, model: Any, strategy: Any) -> None:
@@ -40,16 +40,23 @@ class Undivided:
         broadcast = strategy.broadcast if strategy.cluster is not None else None
         self._copies = copies.Copies(broadcast=broadcast)
         self.reasons: dict[str, str] = {}
+        self._told: set[str] = set()
 
     def is_so(self, kind: str) -> bool:
         """Whether a step of this kind is computed whole."""
-        if self._model.run_eagerly and kind not in self.reasons:
-            self.because(kind, "it runs eagerly (run_eagerly=True)")
+        if self._model.run_eagerly:  # which may change
+            self._say(kind, "it runs eagerly (run_eagerly=True)")
+            return True
         return kind in self.reasons
 
     def because(self, kind: str, reason: str) -> None:
         """From now on, steps of this kind are computed whole."""
-        if reason not in self.reasons.values():
+        self._say(kind, reason)
+        self.reasons[kind] = reason
+
+    def _say(self, kind: str, reason: str) -> None:
+        if reason not in self._told:
+            self._told.add(reason)
             logging.warning(
                 "tfaccel: the %s step of model %r is not divided over the mesh, since %s; each "
                 "process computes the whole of it on its host: one device's numbers, and no gain "
@@ -58,7 +65,6 @@ class Undivided:
                 self._model.name,
                 reason,
             )
-        self.reasons[kind] = reason
 
     def lay_out_whole(self, operation: str | None) -> bool:
         """Gives operations of this type whole operands in the steps that are traced from now on.
