@@ -74,7 +74,7 @@ def vector_quantized_autoencoder(strategy: Any) -> Numbers:
     return {"history": run.history, "weights": weights(model.net)}
 
 
-@program(17, always=True)
+@program(17)
 def captcha_reader(strategy: Any) -> Numbers:
     """Captchas: convolutions, a bidirectional LSTM, a layer that adds the CTC loss; decoded"""
 
@@ -111,7 +111,7 @@ def captcha_reader(strategy: Any) -> Numbers:
     }
 
 
-@program(17, always=True)
+@program(17)
 def masked_autoencoder(strategy: Any) -> Numbers:
     """MAE: a part of the patches, chosen by argsort, is seen, the others are told again"""
 
@@ -163,7 +163,7 @@ def masked_autoencoder(strategy: Any) -> Numbers:
     return {"history": run.history, "weights": weights(model)}
 
 
-@program(17)
+@program(17, undivided=True)
 def image_critic_with_penalty(strategy: Any) -> Numbers:
     """WGAN-GP of images: the norm of the critic's gradient with respect to mixed images"""
 
