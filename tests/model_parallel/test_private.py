@@ -107,3 +107,10 @@ class Subclassed(keras.Model):
 
     def call(self, inputs: Any) -> Any:
         return inputs
+
+
+def test_what_an_operation_depends_on() -> None:
+    pure = ("ArgMin", "Slice", "Unique", "StatelessRandomGammaV3", "AsString")
+    not_pure = ("RandomUniform", "TensorListStack", "ReadVariableOp", "StatelessWhile", "NoSuchOp")
+    assert all(map(_private.is_pure, pure))
+    assert not any(map(_private.is_pure, not_pure))

@@ -55,14 +55,14 @@ def test_leaves_other_errors_alone() -> None:
     assert explanation("OOM when allocating tensor", {}, [], "net") is None
 
 
-def test_random_crop_is_refused_in_training_alone() -> None:
+def test_random_crop_is_not_divided_in_training_alone() -> None:
     model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.RandomCrop(6, 6, name="crop")])
     check(model, training=False, device_type="CPU")
     with pytest.raises(LayoutError, match=r"layer 'crop' \(RandomCrop\) .* dataset\.map"):
         check(model, training=True, device_type="CPU")
 
 
-def test_grouped_conv3d_is_refused_on_cpus_alone() -> None:
+def test_grouped_conv3d_is_not_divided_on_cpus_alone() -> None:
     layer = keras.layers.Conv3D(4, 2, groups=2, name="volume")
     model = keras.Sequential([keras.Input((4, 4, 4, 4)), layer])
     check(model, training=True, device_type="GPU")
@@ -70,7 +70,7 @@ def test_grouped_conv3d_is_refused_on_cpus_alone() -> None:
         check(model, training=False, device_type="CPU")
 
 
-def test_counting_categories_is_refused() -> None:
+def test_counting_categories_is_not_divided() -> None:
     class Counts(keras.Model):  # a functional or Sequential model does so on the host
         def __init__(self) -> None:
             super().__init__()

@@ -53,7 +53,7 @@ KINDS: dict[int, Kind] = {
         "State that layers and metrics keep",
         "Counters, maxima, moving sums, queues, a teacher's moving average, metrics that are no "
         "sum, and the state of several optimizers in a backup.",
-        "Replicas run a step that itself assigns from its rows (a queue of the newest features) over all rows, unless it gathers them first: `tf.distribute.get_replica_context().all_gather(keys, axis=0)`. A nearest code on a mesh: another strategy.",
+        "Replicas run a step that itself assigns from its rows (a queue of the newest features) over all rows, unless it gathers them first: `tf.distribute.get_replica_context().all_gather(keys, axis=0)`.",
     ),
     7: Kind(
         "Seeds of single operations",
@@ -70,7 +70,6 @@ KINDS: dict[int, Kind] = {
         "Eager steps, graph networks, new axes, integer types",
         "`run_eagerly` with tensors kept on `self`, nodes moved to the first axis, `t[:, None]`, "
         "int64 beside int32.",
-        "On a mesh leave `run_eagerly` out.",
     ),
     10: Kind(
         "A `train_step` and no `call`",
@@ -95,7 +94,6 @@ KINDS: dict[int, Kind] = {
     13: Kind(
         "Strings",
         "Models that hold TextVectorization, StringLookup, IntegerLookup or Hashing.",
-        "On a mesh: a functional or Sequential model, or the lookup in `dataset.map`.",
     ),
     14: Kind(
         "A last batch of fewer rows than replicas",
@@ -108,11 +106,16 @@ KINDS: dict[int, Kind] = {
         "RMSprop, Adagrad and Adadelta with an Embedding, CTC, random layers, sparse input, "
         "lengths that differ, fused projections, rows compared with rows, grouped convolutions, "
         "shared losses.",
-        "Sparse batches: `tf.sparse.to_dense` in the dataset. Recurrent layers: pad to one length (`padded_batch(…, padded_shapes=…)`).",
     ),
     16: Kind(
         "Around training",
         "Callbacks that read counters, rates and weights as numbers, caches and checkpoints in a "
         "folder of all workers.",
+    ),
+    17: Kind(
+        "Operations that few models use",
+        "Nearest codes, `argsort`, `gather_nd` and scatters, `boolean_mask`, gradients with respect "
+        "to inputs, `tf.scan` and `TensorArray`, as public autoencoders, readers and critics have "
+        "them.",
     ),
 }

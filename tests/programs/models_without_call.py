@@ -274,7 +274,7 @@ def metrics_built_late(strategy: Any) -> Numbers:
     }
 
 
-@program(10)
+@program(10, undivided=True)
 def late_metrics_of_a_step(strategy: Any) -> Numbers:
     """A step of one's own that calls compute_metrics and lazily built layers, run eagerly too"""
 
@@ -309,7 +309,7 @@ def late_metrics_of_a_step(strategy: Any) -> Numbers:
     return found
 
 
-@program(10, always=True, refused={"mesh": "model 'views' uses the operation ArgMax"})
+@program(10, always=True)
 def contrastive_views(strategy: Any) -> Numbers:
     """Two views a row without call: a projection head, a similarity of all rows with all rows"""
 

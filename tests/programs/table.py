@@ -25,6 +25,7 @@ MODULES = (
     "empty_replicas",
     "things_of_meshes",
     "around_training",
+    "rare_operations",
 )
 for module in MODULES:
     importlib.import_module(f"tests.programs.{module}")

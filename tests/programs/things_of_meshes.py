@@ -134,7 +134,7 @@ def augmentation_in_scope(strategy: Any) -> Numbers:
     }
 
 
-@program(15, refused={"mesh": "the batch holds a SparseTensor"})
+@program(15, undivided=True)
 def sparse_rows(strategy: Any) -> Numbers:
     """A bag of words as tf.SparseTensor, in the dataset and as x"""
     dense = (labels(5, 22, 12) == 0).astype("float32")
@@ -149,7 +149,7 @@ def sparse_rows(strategy: Any) -> Numbers:
     return {"history": run.history, "predict": predicted, "weights": weights(model)}
 
 
-@program(15, known={"mesh": "an error of Keras's for a recurrent layer whose length is unknown"})
+@program(15, undivided=True)
 def padded_batches_of_each_length(strategy: Any) -> Numbers:
     """A GRU over padded_batch: every batch has a length of its own"""
     lengths = [3, 5, 2, 4, 6, 3, 2, 5, 4, 3, 6, 2, 5, 4]

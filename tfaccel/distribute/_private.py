@@ -64,7 +64,7 @@ from tensorflow.python.eager.record import could_possibly_record
 # Every random operation and every dataset asks `random_seed.get_seed` for its seeds. One that has
 # none, in a program that has none, is told so and draws from the clock; there is no public way to
 # give such operations a seed that leaves the order of those with a seed of their own alone.
-from tensorflow.python.framework import random_seed
+from tensorflow.python.framework import op_def_registry, random_seed
 
 # Whether oneDNN computes is decided when TensorFlow is imported, and told nowhere.
 from tensorflow.python.util._pywrap_util_port import IsMklEnabled
@@ -295,6 +295,21 @@ def seed_unseeded(pair: Callable[[], tuple[int, int] | None] | None) -> None:
         return plain(op_seed) if found is None else found
 
     random_seed.get_seed = plain if pair is None else get_seed
+
+
+def is_pure(operation: str) -> bool:
+    """Whether an operation of this type has no state, calls nothing and takes plain tensors alone.
+
+    TensorFlow tells what its operations are nowhere else: seen in 2.21, watched by
+    tests/model_parallel/test_private.py.
+    """
+    known = op_def_registry.get(operation)
+    if known is None or known.is_stateful:
+        return False
+    handles = (tf.resource.as_datatype_enum, tf.variant.as_datatype_enum)
+    if any(each.type in handles for each in (*known.input_arg, *known.output_arg)):
+        return False
+    return not any(each.type in ("func", "list(func)") for each in known.attr)
 
 
 def onednn_is_on() -> bool:

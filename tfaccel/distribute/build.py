@@ -22,11 +22,12 @@ from tfaccel.distribute.apart import Apart
 from tfaccel.distribute.graphs import outside_graphs
 from tfaccel.distribute.split import is_nothing
 
-_STEPS = {
+STEPS = {
     **dict.fromkeys(("fit", "train_on_batch"), "train"),
     **dict.fromkeys(("evaluate", "test_on_batch"), "test"),
     **dict.fromkeys(("predict", "predict_on_batch"), "predict"),
 }
+_TRACE = "tfaccel_trace"
 _MADE_BY = ("trainable", "name", "dtype", "aggregation", "synchronization", "shape", "constraint")
 
 
@@ -38,7 +39,7 @@ class BySteps(_private.BuildsBySteps):
 
     def build_for(self, method: str, batch: Any, failed: bool) -> bool:
         """As `_private.BuildsBySteps`."""
-        kind = _STEPS.get(method, "")
+        kind = STEPS.get(method, "")
         if not failed and not _is_own(self, kind):
             return False
         if method in ("train_on_batch", "test_on_batch"):
@@ -82,7 +83,7 @@ def for_method(model: Any, method: str, spec: Any, strategy: Any) -> None:
         spec: of a batch.
         strategy: of ours.
     """
-    kind = _STEPS[method]
+    kind = STEPS[method]
     if _is_own(model, kind) or (kind == "predict" and not _is_built(model)):
         before(model, kind, spec, strategy)
 
@@ -114,6 +115,14 @@ def before(model: Any, kind: str, spec: Any, strategy: Any) -> bool:
     return True
 
 
+def is_tracing() -> bool:
+    """Whether what is called now is traced to make variables, and never run."""
+    graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
+    while graph is not None and getattr(graph, "name", "") != _TRACE:
+        graph = getattr(graph, "outer_graph", None)
+    return graph is not None
+
+
 def trace(run: Callable[[Any], Any], spec: Any, strategy: Any) -> None:
     """Calls `run` as a replica of `strategy` does, in a graph that nobody runs.
 
@@ -122,7 +131,7 @@ def trace(run: Callable[[Any], Any], spec: Any, strategy: Any) -> None:
         spec: of the batch.
         strategy: of ours.
     """
-    graph = tf.__internal__.FuncGraph("tfaccel_trace")
+    graph = tf.__internal__.FuncGraph(_TRACE)
     with strategy.scope(), graph.as_default(), _made_outside(strategy):
         batch = tf.nest.map_structure(_placeholder, spec)
         if hasattr(strategy, "mesh"):

@@ -27,7 +27,8 @@ class Row:
         data: inputs and targets of `ROWS` rows.
         loss: of `compile`; called when it is a class.
         metrics: makes those of `compile`.
-        expected: "works", "replicated: <what>" or "refused: <regular expression>".
+        expected: "works", "replicated: <what>", or "undivided: " or "refused: " and a regular
+            expression.
         rtol: how near to one device.
         compared: the results that are compared with one device; "repeated" is compared with a
             second run of the same.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -31,6 +31,7 @@ class MeshBatches(Feed):
         axis: the axis that divides rows, or None.
         threads: Keras's threads that read them ahead, or None.
         strategy: whose mesh it is.
+        divides: whether the next batch goes to the mesh, and does not stay on the host.
     """
 
     def __init__(
@@ -40,12 +41,15 @@ class MeshBatches(Feed):
         axis: str | None,
         threads: Any = None,
         strategy: Any = None,
+        divides: Callable[[], bool] = lambda: True,
     ) -> None:
         super().__init__(threads)
         self._strategy = weakref.ref(strategy) if strategy is not None else None
         self.element_spec = dataset.element_spec
         check_batched(dataset.element_spec)
-        _check(dataset.element_spec)
+        if divides():
+            _check(dataset.element_spec)
+        self._divides = divides
         self._dataset = unwatched(dataset)
         self._mesh = mesh
         self._axis = axis
@@ -53,7 +57,9 @@ class MeshBatches(Feed):
     def _open(self) -> Iterator[Any]:
         with tf.device("/CPU:0"):
             source = iter(self._dataset)
-        placed = (place(batch, self._mesh, self._axis) for batch in source)
+        placed = (
+            place(batch, self._mesh, self._axis) if self._divides() else batch for batch in source
+        )
         return ahead(placed) if self._threads is None else placed
 
     def _reading(self, source: Source) -> BatchIterator:

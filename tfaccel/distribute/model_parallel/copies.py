@@ -19,40 +19,65 @@ from tfaccel.distribute.model_parallel import functions, stage
 class Copies:
     """The copies that one function uses, in all its calls.
 
+    A variable that the function uses and that is not among `variables` is copied when it is first
+    asked for.
+
     Args:
-        variables: gives the mesh variables that the function may use.
+        variables: gives the mesh variables that the function is known to use.
+        broadcast: of several processes, gives all of them the chief's values; None leaves each
+            process its own.
     """
 
-    def __init__(self, variables: Callable[[], list[Any]]) -> None:
+    def __init__(
+        self,
+        variables: Callable[[], list[Any]] = list,
+        broadcast: Callable[[list[Any]], list[Any]] | None = None,
+    ) -> None:
         self._variables = variables
-        self._copies: dict[int, tf.Variable] = {}
+        self._broadcast = broadcast
+        self._copies: dict[int, tuple[Any, tf.Variable]] = {}
         self._assigned: set[int] = set()
 
     @contextmanager
     def used(self) -> Iterator[None]:
         """Reads and assignments inside go to the copies; every process must come here."""
-        variables = {id(variable): variable for variable in self._variables()}
-        values = {key: variable.numpy() for key, variable in variables.items()}
+        for variable, copy in self._copies.values():
+            copy.assign(variable.numpy())
+        for variable in self._variables():
+            self.of(variable)
         before, _here.copies = _here.copies, self
         try:
             with stage.entered(stage.COPY):
-                for key, value in values.items():
-                    if key in self._copies:
-                        self._copies[key].assign(value)
-                    else:
-                        with tf.device("/CPU:0"):
-                            self._copies[key] = tf.Variable(value, trainable=False)
                 yield
         finally:
             _here.copies = before
-        for key in self._assigned & variables.keys():
-            variables[key].assign(self._copies[key].numpy())
+        assigned = [pair for key, pair in self._copies.items() if key in self._assigned]
+        values = [copy.numpy() for _, copy in assigned]
+        if self._broadcast is not None and values:
+            values = self._broadcast(values)
+        for (variable, _), value in zip(assigned, values, strict=True):
+            variable.assign(value)
 
     def of(self, variable: Any, assigned: bool = False) -> tf.Variable:
         """The copy of `variable`, which shall be put on the mesh if it is `assigned`."""
         if assigned:
             self._assigned.add(id(variable))
-        return self._copies[id(variable)]
+        if id(variable) not in self._copies:
+            # The variable is kept with its copy, so that its id stays its own.
+            self._copies[id(variable)] = variable, _copied(variable)
+        return self._copies[id(variable)][1]
+
+
+def _copied(variable: Any) -> tf.Variable:
+    before, _here.copies = _here.copies, None
+    try:
+        with tf.init_scope(), tf.device("/CPU:0"):
+            with stage.entered(stage.HOST):
+                value = variable.numpy()
+            with stage.entered(stage.COPY):
+                return tf.Variable(value, trainable=variable.trainable)
+    finally:
+        _here.copies = before
 
 
 class _Here(threading.local):
@@ -72,13 +97,17 @@ class InDatasets:
     def of(self, variable: Any, assigned: bool = False) -> tf.Variable:
         """The copy of `variable`, made when it is first asked for."""
         if variable.in_datasets is None:
-            with tf.init_scope(), stage.entered(stage.COPY), tf.device("/CPU:0"):
-                variable.in_datasets = tf.Variable(variable.numpy(), trainable=False)
+            variable.in_datasets = _copied(variable)
         variable.drawn = variable.drawn or assigned
         return variable.in_datasets
 
 
 _in_datasets = InDatasets()
+
+
+def in_use() -> bool:
+    """Whether a function runs, or is traced, in this thread that uses copies of its own."""
+    return _here.copies is not None
 
 
 def current() -> Copies | InDatasets | None:

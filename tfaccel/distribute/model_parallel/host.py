@@ -69,6 +69,11 @@ def scatter_from(
     return dtensor.pack(packed, layout(axes, mesh))
 
 
+def is_on_mesh(value: Any) -> bool:
+    """Whether `value` is an eager tensor of a mesh."""
+    return tf.is_tensor(value) and hasattr(value, "numpy") and bool(dtensor.is_dtensor(value))
+
+
 def gather(tensor: tf.Tensor) -> np.ndarray:
     """The whole value of a DTensor on the host.
 

@@ -14,7 +14,7 @@ from tensorflow.experimental import dtensor
 
 from tfaccel.distribute import _private
 from tfaccel.distribute.adapt import adapt
-from tfaccel.distribute.model_parallel import host, rewrite
+from tfaccel.distribute.model_parallel import host, rewrites
 
 
 class Lifts:
@@ -22,6 +22,7 @@ class Lifts:
 
     _strategy: Any
     _lifted: dict[int, tuple[Any, tf.Tensor]]
+    _laying_out = False
 
     def capture(self, tensor: Any, name: Any = None, shape: Any = None) -> Any:
         """Captures `tensor`, or its copy on the mesh."""
@@ -36,7 +37,10 @@ class Lifts:
         if op_type == "ScatterNd":
             inputs, kwargs = _with_int32_indices(inputs, kwargs)
         create = functools.partial(super()._create_op_internal, op_type)  # type: ignore[misc]
-        if (rule := rewrite.RULES.get(op_type)) is None:
+        rule = rewrites.RULES.get(op_type)
+        if op_type in self._strategy.whole_operations and not self._laying_out:
+            rule = self._of_whole
+        if rule is None:
             return create(inputs, *args, **kwargs)
 
         def made(inputs: Any) -> Any:
@@ -44,7 +48,14 @@ class Lifts:
             kwargs["name"] = None  # it is taken: a second one finds its own
             return operation
 
-        return rule(rewrite.Operation(made, inputs, kwargs["attrs"], self._strategy))
+        return rule(rewrites.Operation(made, inputs, kwargs["attrs"], self._strategy))
+
+    def _of_whole(self, operation: Any) -> Any:
+        self._laying_out = True  # what lays operands out is made of operations too
+        try:
+            return rewrites.whole(operation)
+        finally:
+            self._laying_out = False
 
     def _lift(self, tensor: tf.Tensor) -> tf.Tensor:
         with tf.init_scope():

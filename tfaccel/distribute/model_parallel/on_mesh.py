@@ -11,12 +11,19 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfaccel.distribute import build
 from tfaccel.distribute._private import layers_of
 from tfaccel.distribute.adapt import adapt
-from tfaccel.distribute.feed import BatchIterator
 from tfaccel.distribute.loops import Parts
-from tfaccel.distribute.model_parallel import generate, preprocessing, saving, stage
-from tfaccel.distribute.model_parallel.copies import Copies, mesh_variables
+from tfaccel.distribute.model_parallel import (
+    copies,
+    generate,
+    preprocessing,
+    saving,
+    stage,
+    undivided,
+)
+from tfaccel.distribute.model_parallel.batches import unwrap
 from tfaccel.distribute.model_parallel.metrics import read_on_host
 from tfaccel.distribute.model_parallel.recurrent import unrolled
 from tfaccel.distribute.model_parallel.refusals import check, explains, remember
@@ -40,23 +47,23 @@ class OnMesh:
         on_host = stage.current() == stage.HOST and tf.executing_eagerly()
         if not on_host or not any(getattr(each, "groups", 1) != 1 for each in layers_of(self)):
             return preprocessing.called(super().__call__, self, *args, **kwargs)  # type: ignore[misc]
-        with Copies(lambda: mesh_variables(self.variables)).used():  # type: ignore[attr-defined]
+        with copies.Copies().used():
             return super().__call__(*args, **kwargs)  # type: ignore[misc]
 
     def make_train_function(self, force: bool = False) -> None:
         """As Keras's; its function takes host batches too (`train_on_batch`)."""
         super().make_train_function(force)  # type: ignore[misc]
-        self.train_function = _takes_host_batches(self.train_function, self)
+        self.train_function = _takes_host_batches(self, "train", super())
 
     def make_test_function(self, force: bool = False) -> None:
         """As Keras's; its function takes host batches too (`test_on_batch`)."""
         super().make_test_function(force)  # type: ignore[misc]
-        self.test_function = _takes_host_batches(self.test_function, self)
+        self.test_function = _takes_host_batches(self, "test", super())
 
     def make_predict_function(self, force: bool = False) -> None:
         """As Keras's; its function takes host batches too (`predict_on_batch`)."""
         super().make_predict_function(force)  # type: ignore[misc]
-        self.predict_function = _takes_host_batches(self.predict_function, self)
+        self.predict_function = _takes_host_batches(self, "predict", super())
 
     def get_metrics_result(self) -> Any:
         """As Keras's, with the variables of metrics read on the host, when the steps are done."""
@@ -110,25 +117,30 @@ class OnMesh:
 
     def train_step(self, data: Any) -> Any:
         """The model's own, with recurrent layers unrolled and features whole where they must be."""
-        with unrolled(self), _whole(self, training=True):
+        with _on_mesh(self, "train"):
             return super().train_step(data)  # type: ignore[misc]
 
     def test_step(self, data: Any) -> Any:
         """The model's own, with recurrent layers unrolled and features whole where they must be."""
-        with unrolled(self), _whole(self):
+        with _on_mesh(self, "test"):
             return super().test_step(data)  # type: ignore[misc]
 
     def predict_step(self, data: Any) -> Any:
         """The model's own, with recurrent layers unrolled and features whole where they must be."""
-        with unrolled(self), _whole(self):
+        with _on_mesh(self, "predict"):
             return super().predict_step(data)  # type: ignore[misc]
 
 
 @contextmanager
-def _whole(model: Any, training: bool = False) -> Iterator[None]:
-    mesh, planner = model._tfaccel_strategy.mesh, model._tfaccel_strategy.planner
-    check(model, training, mesh.device_type())
-    with whole_features(model, mesh, planner.mesh.model_axis):
+def _on_mesh(model: Any, kind: str) -> Iterator[None]:
+    strategy = model._tfaccel_strategy
+    if copies.in_use() or build.is_tracing() or model._tfaccel_undivided.is_so(kind):
+        yield
+        strategy.planner.check_all_used()
+        return
+    mesh, planner = strategy.mesh, strategy.planner
+    check(model, kind == "train", mesh.device_type())
+    with unrolled(model), whole_features(model, mesh, planner.mesh.model_axis):
         yield
     planner.check_all_used()  # after a step that makes variables
     remember(model, tf.compat.v1.get_default_graph())
@@ -162,24 +174,56 @@ def put(model: keras.Model, strategy: Any) -> None:
     adapt(model, OnMesh)
     generate.put(model)
     object.__setattr__(model, "_tfaccel_strategy", strategy)
+    if not hasattr(model, "_tfaccel_undivided"):
+        object.__setattr__(model, "_tfaccel_undivided", undivided.Undivided(model, strategy))
 
 
-def _takes_host_batches(function: Callable[[Any], Any], model: Any) -> Callable[[Any], Any]:
+def _takes_host_batches(model: Any, kind: str, plain: Any) -> Callable[[Any], Any]:
+    """The function of a step that Keras has made, which takes host batches too.
+
+    Args:
+        model: whose step it is.
+        kind: ``"train"``, ``"test"`` or ``"predict"``.
+        plain: has Keras's own methods that make such functions.
+    """
+    name = f"{kind}_function"
+    function = getattr(model, name)
     if hasattr(function, "_tfaccel_takes_host_batches"):
-        return function
-    strategy, function = model._tfaccel_strategy, explains(function, model)
+        return function  # type: ignore[no-any-return]
+    strategy = model._tfaccel_strategy
 
-    def on_mesh(batch: Any) -> Any:
-        part = preprocessing.of(model)
-        return strategy.on_mesh(batch if part is None else part.on_host(batch))
+    def made() -> Any:
+        """Keras's function once more, to be traced anew."""
+        held = getattr(model, name)
+        try:
+            getattr(plain, f"make_{name}")(force=True)
+            return getattr(model, name)
+        finally:
+            setattr(model, name, held)
+
+    first: list[Any] = [function]
+
+    def divided() -> Any:
+        explained = explains(first.pop() if first else made(), model)
+        return lambda batches: explained([strategy.on_mesh(batch) for batch in batches])
+
+    def placed(batch: Any) -> Any:
+        if (part := preprocessing.of(model)) is not None:
+            batch = part.on_host(batch)
+        if (reason := preprocessing.stays_on_host(unwrap(batch))) is not None:
+            model._tfaccel_undivided.because(kind, reason)
+        return batch
+
+    step = undivided.falls_back(divided, made, model._tfaccel_undivided, kind)
 
     @functools.wraps(function)
-    def placed(batches: Any) -> Any:
+    def takes(batches: Any) -> Any:
         if isinstance(batches, list):  # of predict, whose results are read
-            return function([on_mesh(batch) for batch in batches])
-        if not isinstance(batches, BatchIterator):
-            batches = map(on_mesh, batches)
-        return strategy.outcome.follow(function(batches))
+            return step([placed(batch) for batch in batches])
+        result = None
+        for _, batch in zip(range(model.steps_per_execution), iter(batches), strict=False):
+            result = step([placed(batch)])
+        return strategy.outcome.follow(result)
 
-    placed._tfaccel_takes_host_batches = True  # type: ignore[attr-defined]
-    return placed
+    takes._tfaccel_takes_host_batches = True  # type: ignore[attr-defined]
+    return takes

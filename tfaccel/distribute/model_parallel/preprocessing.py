@@ -14,7 +14,6 @@ import keras
 import tensorflow as tf
 
 from tfaccel.distribute import _private
-from tfaccel.errors import InputError, LayoutError
 
 _PREFIX = "tfaccel_input_"
 
@@ -43,13 +42,6 @@ class HostPart:
 
     def __init__(self, model: Any, nodes: list[Any]) -> None:
         inside = {id(node) for node in nodes}
-        for node in nodes:
-            if getattr(node.operation, "trainable_weights", ()):
-                raise LayoutError(
-                    f"tfaccel: layer {node.operation.name!r} of model {model.name!r} is trained "
-                    "and goes into a layer that looks up values, which runs on the host of a mesh "
-                    "as part of the input; expected nothing that is trained before it."
-                )
         made = {id(t): t for node in nodes for t in node.outputs}
         used = [
             t
@@ -102,8 +94,6 @@ def before(model: Any, dataset: tf.data.Dataset, read_ahead: bool) -> tf.data.Da
         dataset: of batches.
         read_ahead: as in `HostPart.mapped`.
 
-    Raises:
-        InputError: when a model that cannot be cut is given strings.
     """
     x = dataset.element_spec[0] if isinstance(dataset.element_spec, tuple) else dataset.element_spec
     looking = [layer for layer in _private.layers_of(model) if looks_up(layer)]
@@ -111,16 +101,22 @@ def before(model: Any, dataset: tf.data.Dataset, read_ahead: bool) -> tf.data.Da
         model.build(tuple(x.shape))
     if (part := of(model)) is not None:
         return part.mapped(dataset, read_ahead)
-    strings = any(getattr(leaf, "dtype", None) == tf.string for leaf in tf.nest.flatten(x))
-    if strings and looking:
-        layer = looking[0]
-        raise InputError(
-            f"tfaccel: layer {layer.name!r} ({type(layer).__name__}) looks up strings inside the "
-            f"call of {model.name!r}, which runs on a mesh, where no device takes strings; "
-            "expected a functional or Sequential model, whose lookups run on the host, or numbers: "
-            "call it in dataset.map."
-        )
     return dataset
+
+
+def stays_on_host(batch: Any) -> str | None:
+    """Why a batch cannot be put on a mesh; None where it can.
+
+    Args:
+        batch: a nest of arrays and tensors, or of their specs.
+    """
+    for leaf in tf.nest.flatten(batch):
+        kind = getattr(leaf, "value_type", type(leaf))
+        if issubclass(kind, (tf.RaggedTensor, tf.SparseTensor)):
+            return f"it is given a {kind.__name__}, which a mesh does not divide"
+        if tf.as_dtype(getattr(leaf, "dtype", tf.float32)) == tf.string:
+            return "it is given strings, which no device of a mesh takes"
+    return None
 
 
 def of(model: Any) -> HostPart | None:
@@ -164,6 +160,8 @@ def _found(model: Any) -> HostPart | None:
             take(node)
     if not found:
         return None
+    if any(getattr(node.operation, "trainable_weights", ()) for node in found.values()):
+        return None  # what is trained is no part of the input: the step is not divided
     for node in nodes:
         if not node.arguments.keras_tensors:
             take(node)  # an input

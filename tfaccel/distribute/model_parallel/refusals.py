@@ -21,6 +21,21 @@ from tfaccel.errors import InputError, LayoutError
 
 MOST_NAMED = 6
 
+
+class CannotDivideError(LayoutError):
+    """A step that cannot be one program over a mesh; one device can compute it.
+
+    Attributes:
+        reason: why, as the end of a sentence.
+        operation: the operation that DTensor cannot lay out of what it is given, if it is one.
+    """
+
+    def __init__(self, message: str, reason: str, operation: str | None = None) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.operation = operation
+
+
 # Of these some fail, and some wait for ever.
 _DRAWS_PLACES = (
     keras.layers.AugMix,
@@ -31,7 +46,7 @@ _DRAWS_PLACES = (
 
 
 def check(model: keras.Model, training: bool, device_type: str) -> None:
-    """Raises for a layer whose operations fail on a mesh while they run.
+    """Raises for a layer whose operations fail on a mesh while they run, or wait for ever.
 
     Args:
         model: whose step is being traced.
@@ -39,7 +54,7 @@ def check(model: keras.Model, training: bool, device_type: str) -> None:
         device_type: of the mesh, such as ``"CPU"``.
 
     Raises:
-        LayoutError: names the layer.
+        CannotDivideError: names the layer.
     """
     part = preprocessing.of(model)
     on_host = part.layers if part is not None else set()
@@ -48,20 +63,21 @@ def check(model: keras.Model, training: bool, device_type: str) -> None:
             continue
         what = f"layer {layer.name!r} ({type(layer).__name__})"
         if training and isinstance(layer, _DRAWS_PLACES):
-            raise LayoutError(
-                f"tfaccel: {what} is trained through on a mesh, where DTensor moves no pixels to "
-                "places that are drawn; expected it before the model: call it in dataset.map."
-            )
+            raise _cannot(f"{what} moves pixels to places that are drawn")
         if preprocessing.looks_up(layer):
-            raise LayoutError(
-                f"tfaccel: {what} is inside a model on a mesh, where DTensor has no tables and "
-                "counts no values; expected it before the model: call it in dataset.map."
-            )
+            raise _cannot(f"{what} looks up or counts values, for which DTensor has no tables")
         if isinstance(layer, keras.layers.Conv3D) and layer.groups > 1 and device_type == "CPU":
-            raise LayoutError(
-                f"tfaccel: {what} has groups={layer.groups} on a mesh of CPUs, where TensorFlow's "
-                "convolution takes one group alone; expected groups=1, or another strategy."
+            raise _cannot(
+                f"{what} has groups={layer.groups}, and TensorFlow's convolution on CPUs takes one "
+                "group alone"
             )
+
+
+def _cannot(reason: str) -> CannotDivideError:
+    return CannotDivideError(
+        f"tfaccel: {reason} on a mesh; expected it before the model: call it in dataset.map.",
+        reason,
+    )
 
 
 def remember(model: keras.Model, graph: Any) -> None:
@@ -75,7 +91,7 @@ def remember(model: keras.Model, graph: Any) -> None:
 
 
 def explains(function: Callable[..., Any], model: keras.Model) -> Callable[..., Any]:
-    """`function`, with the errors of DTensor's layouts as a LayoutError that names the layer."""
+    """`function`, with the errors of DTensor as a LayoutError that names the layer."""
     if hasattr(function, "_tfaccel_explains"):
         return function
 
@@ -86,10 +102,9 @@ def explains(function: Callable[..., Any], model: keras.Model) -> Callable[..., 
         except tf.errors.OpError as error:
             layers = [layer.name for layer in _private.layers_of(model)]
             made = getattr(model, "_tfaccel_operations", {})
-            line = explanation(str(error), made, layers, model.name)
-            if line is None:
+            if (wrong := _explained(str(error), made, layers, model.name)) is None:
                 raise
-            raise LayoutError(line) from error
+            raise wrong from error
 
     explained._tfaccel_explains = True  # type: ignore[attr-defined]
     return explained
@@ -133,11 +148,18 @@ on a mesh ('tf.Roll' op does not implement layout propagation); expected operati
 docs/model_parallel_coverage.md: do this in dataset.map, write it otherwise, change its layout, or \
 choose a strategy other than 'model_parallel'.
     """
+    wrong = _explained(text, operations, layers, model)
+    return None if wrong is None else str(wrong)
+
+
+def _explained(
+    text: str, operations: Mapping[str, Iterable[str]], layers: Iterable[str], model: str
+) -> LayoutError | None:
     if "tensorflow/dtensor/" not in text:
         return None
     if wrong_shape := re.match(r"(.*(?:must be equal|must have|must be rank|but is rank).*)", text):
         what = re.sub(r"'?\{\{node (\S+?)\}\}[^(]*\(.*?\)'?", r"\1", wrong_shape[1]).strip()
-        return (
+        return LayoutError(
             f"tfaccel: model {model!r} was given a batch that does not go through it ({what}); "
             "expected the shapes that it was built for: compare model.input_shape with the data."
         )
@@ -154,10 +176,13 @@ choose a strategy other than 'model_parallel'.
     elif users and len(users) <= MOST_NAMED:
         where = f"one of the layers {', '.join(sorted(map(repr, users)))} of {where}"
     uses = f"uses the operation {kind}, which" if kind else "has an operation that"
-    return (
-        f"tfaccel: {where} {uses} DTensor cannot lay out on a mesh ({said}); expected operations "
+    reason = f"{where} {uses} DTensor cannot lay out"
+    return CannotDivideError(
+        f"tfaccel: {reason} on a mesh ({said}); expected operations "
         "of docs/model_parallel_coverage.md: do this in dataset.map, write it otherwise, change "
-        "its layout, or choose a strategy other than 'model_parallel'."
+        "its layout, or choose a strategy other than 'model_parallel'.",
+        f"{reason} ({said})",
+        None if re.search("static|dynamic", said) else kind,
     )
 
 

@@ -12,8 +12,8 @@ import tensorflow as tf
 from tensorflow.experimental import dtensor
 
 from tfaccel.cluster.cluster import Cluster
+from tfaccel.distribute.model_parallel import operations
 from tfaccel.distribute.model_parallel.mesh import MeshShape
-from tfaccel.distribute.model_parallel.operations import REPLICATED_OPS
 from tfaccel.errors import LayoutError, StrategyError
 
 # In TensorFlow 2.21 the pass that combines all-reduces gives silently wrong weights in graph mode
@@ -42,7 +42,7 @@ def start(mesh: MeshShape, devices: Sequence[str], cluster: Cluster | None) -> o
             f"same; change the mesh or devices=."
         )
     os.environ[_COMBINE] = "0"
-    for name in REPLICATED_OPS:
+    for name in operations.replicated():
         os.environ[f"DTENSOR_ENABLE_REPLICATED_SPMD_AS_DEFAULT_TF.{name.upper()}"] = "1"
     kind = devices[0].partition(":")[0]
     if cluster is not None and workers > 1:

@@ -14,6 +14,7 @@ from tfaccel.distribute import _private, build, loops, outside, scope
 from tfaccel.distribute.gradients import install
 from tfaccel.distribute.model_parallel import (
     callbacks,
+    copies,
     fork,
     functions,
     lift,
@@ -56,6 +57,8 @@ class ModelParallelStrategy(tf.distribute.Strategy):  # type: ignore[misc]
         cluster: the processes of this job, or None.
         outcome: of the last step.
         seeds: the states of the random operations of steps.
+        whole_operations: types of operations that are given whole operands, since DTensor could not
+            lay them out otherwise.
         used: whether anything has run under this strategy.
         held: whole values of variables that have been gathered for a file, by id.
     """
@@ -81,6 +84,7 @@ class ModelParallelStrategy(tf.distribute.Strategy):  # type: ignore[misc]
         self.cluster = cluster
         self.outcome = Outcome()
         self.seeds = Seeds(self)
+        self.whole_operations: set[str] = set()
         self._devices = tuple(devices)
         super().__init__(ModelParallelExtended(self))
 
@@ -100,9 +104,17 @@ class ModelParallelStrategy(tf.distribute.Strategy):  # type: ignore[misc]
             if self.cluster is not None:
                 callbacks.one_writer(caller.callbacks, self)
         threads = caller.threads if caller is not None else None
-        if caller is not None:
-            dataset = preprocessing.before(caller.model, dataset, read_ahead=threads is None)
-        return MeshBatches(dataset, self.mesh, self.planner.mesh.batch_axis, threads, self)
+        axis = self.planner.mesh.batch_axis
+        if caller is None:
+            return MeshBatches(dataset, self.mesh, axis, strategy=self)
+        model, kind = caller.model, build.STEPS[caller.method]
+        whole = model._tfaccel_undivided
+        dataset = preprocessing.before(model, dataset, read_ahead=threads is None)
+        if (reason := preprocessing.stays_on_host(dataset.element_spec)) is not None:
+            whole.because(kind, reason)
+        return MeshBatches(
+            dataset, self.mesh, axis, threads, strategy=self, divides=lambda: not whole.is_so(kind)
+        )
 
     def run(self, fn: Any, args: Any = (), kwargs: Any = None, options: Any = None) -> Any:
         """Runs `fn` once, over the whole mesh; what it returns is whole on every device."""
@@ -125,7 +137,7 @@ class ModelParallelStrategy(tf.distribute.Strategy):  # type: ignore[misc]
                 args, kwargs = self.on_mesh_where_tensors((args, kwargs or {}))
             with on_mesh.in_a_loop(parts, self), refusals.eager_step(fn):
                 return super().run(fn, unwrap(args), unwrap(kwargs or {}), options)
-        if tf.executing_eagerly():
+        if tf.executing_eagerly() and not copies.in_use():
             args = self.on_mesh(args)
         return super().run(fn, unwrap(args), kwargs, options)
 
@@ -216,6 +228,9 @@ class ModelParallelExtended(tf.distribute.StrategyExtended):  # type: ignore[mis
     def call_for_each_replica(self, fn: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Runs `fn` once."""
         owner = self._container_strategy()
+        if copies.in_use():
+            with OneProgram(owner, replica_id_in_sync_group=0):
+                return fn(*args, **(kwargs or {}))
         lift.lift_captures(owner)
         with OneProgram(owner, replica_id_in_sync_group=0), stage.entered(stage.STEP):
             return tf.nest.map_structure(self._whole, fn(*args, **(kwargs or {})))
@@ -230,8 +245,8 @@ class ModelParallelExtended(tf.distribute.StrategyExtended):  # type: ignore[mis
     def update(
         self, var: Any, fn: Any, args: Any = (), kwargs: Any = None, group: bool = True
     ) -> Any:
-        """Calls `fn` on the variable, seen as it is stored; in a loop on the host, whole."""
-        if stage.current() == stage.HOST and tf.executing_eagerly():
+        """Calls `fn` on the variable, seen as it is stored; on the host, whole."""
+        if copies.in_use() or (stage.current() == stage.HOST and tf.executing_eagerly()):
             return fn(var, *args, **(kwargs or {}))
         with stage.entered(stage.UPDATE), _private.dividing(slices.divide):
             return fn(var, *args, **(kwargs or {}))

@@ -51,7 +51,13 @@ class MeshVariable(_private.ReadByValue, dtensor.DVariable):  # type: ignore[mis
 
     def hidden(self) -> bool:
         """On the host, all read the whole value."""
-        return stage.current() in (stage.HOST, stage.COPY)
+        return copies.in_use() or stage.current() in (stage.HOST, stage.COPY)
+
+    @property
+    def handle(self) -> Any:
+        """Of the resource that is read and assigned here: a gradient is with respect to it."""
+        copied = copies.current()
+        return super().handle if copied is None else copied.of(self).handle
 
     def stored(self) -> tf.Tensor:
         """The value as it is stored: a DTensor."""
@@ -60,6 +66,8 @@ class MeshVariable(_private.ReadByValue, dtensor.DVariable):  # type: ignore[mis
 
     def numpy(self) -> np.ndarray:
         """The whole value; with several processes, every one of them must call."""
+        if copies.in_use():
+            return copies.current().of(self).numpy()  # type: ignore[union-attr, no-any-return]
         held = self._owner().held  # type: ignore[union-attr]
         if held is not None:
             return held[id(self)]  # type: ignore[no-any-return]
