@@ -176,7 +176,7 @@ def _kind(spec: Any, placement: Placement) -> type:
     leaves = [s for s in tf.nest.flatten(spec) if not is_nothing(s)]
     rows = [s.shape[0] if isinstance(s, tf.TensorSpec) and s.shape.rank else None for s in leaves]
     divide = all(n is not None and n > 0 and n % placement.replicas == 0 for n in rows)
-    return _private.FixedRows if divide and rows else _private.AnyRows  # type: ignore[no-any-return]
+    return _private.FixedRows if divide and rows else _private.AnyRows
 
 
 def _regroup(

@@ -264,7 +264,7 @@ def _some_rows(strategy: Any, batch: Any, few: bool) -> Sharded:
     if placement.workers > 1 and any(t.dtype == tf.string for v in held for t in v.values):
         raise CannotRunError("the batch holds strings")
     if not few:
-        return batch
+        return Sharded(*batch)
     have = min(int(tf.shape(t)[0]) for v in held for t in v.values)
     have = int(strategy.least(have))
     first = min(ROWS_OF_FIRST, have)
