@@ -151,10 +151,10 @@ def _check_executions(name: str, wanted: Options) -> None:
 
 
 def _check_check(name: str, wanted: Options) -> None:
-    if name in ("model_parallel", "tpu") and wanted.check == "always":
+    if name == "tpu" and wanted.check == "always":
         raise StrategyError(
-            f"tfaccel: check='always' was asked for with strategy {name!r}, whose first step is "
-            "not compared yet; use 'mirrored' or 'multi_worker_mirrored', or leave it out."
+            "tfaccel: check='always' was asked for with strategy 'tpu', whose first step is not "
+            "compared; use 'mirrored' or 'multi_worker_mirrored', or leave it out."
         )
 
 

@@ -13,7 +13,12 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfaccel.distribute import _private
 from tfaccel.distribute.model_parallel import stage
+
+
+class UnknownVariableError(KeyError):
+    """A variable of the mesh of which there is no copy."""
 
 
 class Copies:
@@ -29,8 +34,12 @@ class Copies:
         self._assigned: set[int] = set()
 
     @contextmanager
-    def used(self) -> Iterator[None]:
-        """Reads and assignments inside go to the copies; every process must come here."""
+    def used(self, put_back: bool = True) -> Iterator[None]:
+        """Reads and assignments inside go to the copies; every process must come here.
+
+        Args:
+            put_back: whether the variables get what was assigned to their copies.
+        """
         variables = {id(variable): variable for variable in self._variables()}
         values = {key: variable.numpy() for key, variable in variables.items()}
         before, _here.copies = _here.copies, self
@@ -41,17 +50,20 @@ class Copies:
                         self._copies[key].assign(value)
                     else:
                         with tf.device("/CPU:0"):
-                            self._copies[key] = tf.Variable(value, trainable=False)
+                            trainable = variables[key].trainable
+                            self._copies[key] = tf.Variable(value, trainable=trainable)
                 yield
         finally:
             _here.copies = before
-        for key in self._assigned & variables.keys():
+        for key in (self._assigned & variables.keys()) if put_back else ():
             variables[key].assign(self._copies[key].numpy())
 
     def of(self, variable: Any, assigned: bool = False) -> tf.Variable:
         """The copy of `variable`, which shall be put on the mesh if it is `assigned`."""
         if assigned:
             self._assigned.add(id(variable))
+        if id(variable) not in self._copies:
+            raise UnknownVariableError(f"it uses {variable.name!r}, which is no part of the model")
         return self._copies[id(variable)]
 
 
@@ -101,4 +113,4 @@ def _traces_for_a_dataset() -> bool:
 
 def mesh_variables(held: Any) -> list[Any]:
     """The variables of a mesh behind Keras's variables `held`."""
-    return [v.value for v in held if hasattr(v.value, "plan")]
+    return [each for v in held if hasattr(each := _private.held(v), "plan")]

@@ -37,7 +37,7 @@ class Lifts:
             inputs, kwargs = _with_int32_indices(inputs, kwargs)
         create = functools.partial(super()._create_op_internal, op_type)  # type: ignore[misc]
         if (rule := rewrite.RULES.get(op_type)) is None:
-            return create(inputs, *args, **kwargs)
+            return self._strategy.switch.applied(create(inputs, *args, **kwargs))
 
         def made(inputs: Any) -> Any:
             operation = create(inputs, *args, **kwargs)

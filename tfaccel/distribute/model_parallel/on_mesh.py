@@ -45,7 +45,7 @@ class OnMesh:
     def make_train_function(self, force: bool = False) -> None:
         """As Keras's; its function takes host batches too (`train_on_batch`)."""
         super().make_train_function(force)  # type: ignore[misc]
-        self.train_function = _takes_host_batches(self.train_function, self)
+        self.train_function = _takes_host_batches(self.train_function, self, trains=True)
 
     def make_test_function(self, force: bool = False) -> None:
         """As Keras's; its function takes host batches too (`test_on_batch`)."""
@@ -109,6 +109,8 @@ class OnMesh:
 
     def train_step(self, data: Any) -> Any:
         """The model's own, with recurrent layers unrolled and features whole where they must be."""
+        if stage.current() == stage.COPY:  # as one device takes it
+            return super().train_step(data)  # type: ignore[misc]
         with unrolled(self), _whole(self, training=True):
             return super().train_step(data)  # type: ignore[misc]
 
@@ -140,7 +142,9 @@ def put(model: keras.Model, strategy: Any) -> None:
     object.__setattr__(model, "_tfaccel_strategy", strategy)
 
 
-def _takes_host_batches(function: Callable[[Any], Any], model: Any) -> Callable[[Any], Any]:
+def _takes_host_batches(
+    function: Callable[[Any], Any], model: Any, trains: bool = False
+) -> Callable[[Any], Any]:
     if hasattr(function, "_tfaccel_takes_host_batches"):
         return function
     strategy, function = model._tfaccel_strategy, explains(function, model)
@@ -155,6 +159,8 @@ def _takes_host_batches(function: Callable[[Any], Any], model: Any) -> Callable[
             return function([on_mesh(batch) for batch in batches])
         if not isinstance(batches, BatchIterator):
             batches = map(on_mesh, batches)
+        if trains:
+            batches = strategy.checks.before(model, function, batches)
         return strategy.outcome.follow(function(batches))
 
     placed._tfaccel_takes_host_batches = True  # type: ignore[attr-defined]

@@ -23,10 +23,12 @@ from tfaccel.distribute.model_parallel import (
     stage,
 )
 from tfaccel.distribute.model_parallel.batches import MeshBatches, place, unwrap
+from tfaccel.distribute.model_parallel.check import MeshChecks
 from tfaccel.distribute.model_parallel.mesh import MeshShape
 from tfaccel.distribute.model_parallel.outcome import Outcome
 from tfaccel.distribute.model_parallel.plan import Planner
 from tfaccel.distribute.model_parallel.seeds import Seeds
+from tfaccel.distribute.model_parallel.switch import Switch
 from tfaccel.distribute.model_parallel.variable import MeshVariable
 from tfaccel.distribute.optimizer import optimizers_of
 from tfaccel.errors import ScopeError
@@ -53,12 +55,20 @@ class ModelParallelStrategy(tf.distribute.Strategy):  # type: ignore[misc]
         cluster: the processes of this job, or None.
         outcome: of the last step.
         seeds: the states of the random operations of steps.
+        check: whether the first step of a model is compared with one device's: ``"auto"`` for those
+            that one device can hold, ``"always"`` or ``"off"``.
+        checks: compares them.
+        switch: makes random operations give constants while they are compared.
+        born: the variables that have been made since it was a list, and their first values as
+            they are stored; None to note none.
         used: whether anything has run under this strategy.
         held: whole values of variables that have been gathered for a file, by id.
     """
 
     used = False
+    check = "auto"
     held: dict[int, Any] | None = None
+    born: list[tuple[MeshVariable, tf.Tensor]] | None = None
 
     def __init__(
         self,
@@ -76,6 +86,7 @@ class ModelParallelStrategy(tf.distribute.Strategy):  # type: ignore[misc]
         self.cluster = cluster
         self.outcome = Outcome()
         self.seeds = Seeds(self)
+        self.checks, self.switch = MeshChecks(self), Switch(self)
         self._devices = tuple(devices)
         super().__init__(ModelParallelExtended(self))
 
@@ -111,6 +122,11 @@ class ModelParallelStrategy(tf.distribute.Strategy):  # type: ignore[misc]
         if tf.executing_eagerly():
             args = self.on_mesh(args)
         return super().run(fn, unwrap(args), kwargs, options)
+
+    def as_one_device(self, fn: Any, data: Any) -> Any:
+        """Runs `fn` once, on the host, in the context of a step."""
+        with OneProgram(self, replica_id_in_sync_group=0):
+            return fn(data)
 
     def reduce(self, reduce_op: Any, value: Any, axis: Any = None) -> Any:
         """Returns `value`, which is the sum and the mean of one."""
@@ -204,6 +220,8 @@ class ModelParallelExtended(tf.distribute.StrategyExtended):  # type: ignore[mis
         self, var: Any, fn: Any, args: Any = (), kwargs: Any = None, group: bool = True
     ) -> Any:
         """Calls `fn` on the variable, which is seen as it is stored."""
+        if stage.current() == stage.COPY:
+            return fn(var, *args, **(kwargs or {}))
         with stage.entered(stage.UPDATE), _private.dividing(slices.divide):
             return fn(var, *args, **(kwargs or {}))
 

@@ -42,11 +42,19 @@ class MeshVariable(_private.ReadByValue, dtensor.DVariable):  # type: ignore[mis
         self._mesh = mesh
         self._gathered = plan.storage != plan.compute
         super().__init__(host.scatter(initial_value, plan.storage, mesh), **kwargs)
+        if strategy.born is not None:
+            strategy.born.append((self, self.stored()))
 
     @property
     def distribute_strategy(self) -> Any:
         """The strategy under whose scope it was made."""
         return self._owner()
+
+    @property
+    def handle(self) -> Any:
+        """The handle of the resource, or that of the copy that is used in its place."""
+        copied = copies.current()
+        return copied.of(self).handle if isinstance(copied, copies.Copies) else super().handle
 
     def hidden(self) -> bool:
         """On the host, all read the whole value."""
@@ -56,6 +64,10 @@ class MeshVariable(_private.ReadByValue, dtensor.DVariable):  # type: ignore[mis
         """The value as it is stored: a DTensor."""
         fork.check()
         return super().read_value()
+
+    def store(self, value: tf.Tensor) -> None:
+        """Sets the value to one that `stored` has returned."""
+        super().assign(value)
 
     def numpy(self) -> np.ndarray:
         """The whole value; with several processes, every one of them must call."""
@@ -101,6 +113,8 @@ class MeshVariable(_private.ReadByValue, dtensor.DVariable):  # type: ignore[mis
 
     def sparse_read(self, indices: Any, name: Any = None) -> tf.Tensor:
         """The rows at `indices`."""
+        if (copied := copies.current()) is not None:
+            return copied.of(self).sparse_read(indices, name)
         if self.hidden() or self._gathered:
             return tf.gather(self.value(), indices)
         return super().sparse_read(indices, name)
