@@ -13,6 +13,7 @@ import tensorflow as tf
 from tfaccel.distribute import _private, one_device, step
 from tfaccel.distribute.adapt import adapt
 from tfaccel.distribute.batches import NOTHING, Sharded, Starved, per_replica, without_nothing
+from tfaccel.distribute.frequency import Frequency
 from tfaccel.distribute.seen import (
     CannotRunError,
     HostState,
@@ -77,7 +78,7 @@ class Both:
             CannotRunError: when one of them fails.
         """
         try:
-            with _quiet(self.model), step.checking():
+            with _quiet(self.model), _in_every_step(self.strategy), step.checking():
                 replicated = self._traced(lambda batch: self._replicated(batch, ways), self._parts)
                 single = None
                 if self._theirs is None:
@@ -136,6 +137,17 @@ class Both:
     def _set_back(self) -> None:
         for variable, value in self._saved.values():
             variable.assign(value)
+
+
+@contextlib.contextmanager
+def _in_every_step(strategy: Any) -> Iterator[None]:
+    """Lets gradients travel as they are and in every step, where they would not be one device's."""
+    wire, frequency = strategy.wire, strategy.frequency
+    strategy.wire, strategy.frequency = None, Frequency()
+    try:
+        yield
+    finally:
+        strategy.wire, strategy.frequency = wire, frequency
 
 
 class MovingStatistics:

@@ -260,12 +260,7 @@ class KerasFit:
 
     def _check(self, model: keras.Model, fn: Any) -> None:
         """Compares the first step with one device's, where that can be told."""
-        if (
-            self.placement.replicas > 1
-            and self.wire is None
-            and not self.frequency.apart
-            and not isinstance(self, tf.distribute.TPUStrategy)
-        ):
+        if self.placement.replicas > 1 and not isinstance(self, tf.distribute.TPUStrategy):
             self.checks.first_step(self, model, fn)
 
     @property

@@ -17,10 +17,9 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.experimental import dtensor
 
-from tfaccel.distribute import _private, gradients, logs
+from tfaccel.distribute import gradients, logs
 from tfaccel.distribute.batches import without_nothing
 from tfaccel.distribute.model_parallel import host
-from tfaccel.distribute.model_parallel.batches import unwrap
 from tfaccel.distribute.model_parallel.copies import Copies, mesh_variables
 from tfaccel.distribute.model_parallel.which_layer import outputs
 from tfaccel.distribute.reachable import reached
@@ -53,7 +52,7 @@ class Beside:
         variables = [*variables_of(model), *reached(model).variables]
         self._variables = list({id(v): v for v in variables if mesh_variables([v])}.values())
         self._held = mesh_variables(self._variables)
-        self._refuse_large(sum(_bytes(v.dtype, v.shape, 1) for v in self._held))
+        self._refuse_large(sum(_bytes(v.dtype, v.shape) for v in self._held))
         self._data = tf.nest.map_structure(
             _on_host, without_nothing(batch), expand_composites=False
         )
@@ -83,9 +82,10 @@ class Beside:
         with self._copied() as copies:
             traced = Traced(self._single, self._data)
             self._refuse_other_draws(traced)
-            self._refuse_large(_made_by(traced.graph, self._data))
+            self._refuse_large(_made_by(traced.graph))
             before = [_number(copies.of(v).value()) for v in self._held]
-            seen = traced.run(self._data)
+            with _unoptimized():
+                seen = traced.run(self._data)
             after = [_number(copies.of(v).value()) for v in self._held]
         changes = zip(self._variables, before, after, strict=True)
         seen.add_changes(self._model, changes, slots=True)
@@ -115,7 +115,7 @@ class Beside:
         def given(data: Any) -> Any:
             with tf.device("/CPU:0"):
                 run = functools.partial(outputs, self._model)
-                return self._strategy.as_one_device(run, unwrap(data)), []
+                return self._strategy.as_one_device(run, data), []
 
         with self._copied():
             return Traced(given, self._data).run(self._data).logs
@@ -148,7 +148,6 @@ class Beside:
             left.set_back()
 
     def _single(self, data: Any) -> Any:
-        data = unwrap(data)
         with tf.device("/CPU:0"), gradients.recorded() as taken:
             said = self._strategy.as_one_device(self._model.train_step, data)
             return flat(said), taken
@@ -169,12 +168,20 @@ class Beside:
             )
 
 
-def _on_host(leaf: Any) -> Any:
-    """A part of a batch on the mesh as one device is given it; None stays None.
+@contextlib.contextmanager
+def _unoptimized() -> Iterator[None]:
+    """Leaves a graph that runs once as it is: to optimize it would take longer than to run it."""
+    before = tf.config.optimizer.get_experimental_options().get("disable_meta_optimizer", False)
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+    try:
+        yield
+    finally:
+        tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": before})
 
-    As of a dataset, its number of rows is not known when the step is traced.
-    """
-    return None if leaf is None else _private.AnyRows((tf.constant(host.gather(leaf.values[0])),))
+
+def _on_host(leaf: Any) -> Any:
+    """A part of a batch on the mesh, as one device is given it; None stays None."""
+    return None if leaf is None else tf.constant(host.gather(leaf.values[0]))
 
 
 def _number(value: Any) -> np.ndarray:
@@ -185,16 +192,13 @@ def _number(value: Any) -> np.ndarray:
     return array.astype("float64") if floating else array
 
 
-def _made_by(graph: Any, data: Any) -> int:
-    """The bytes of all tensors of a graph over the batch `data`."""
-    leaves = [leaf.values[0] for leaf in tf.nest.flatten(data) if leaf is not None]
-    rows = max((leaf.shape[0] for leaf in leaves if leaf.shape.rank), default=1)
-    made = (t for op in graph.get_operations() for t in op.outputs)
-    return sum(_bytes(t.dtype, t.shape, rows) for t in made)
+def _made_by(graph: Any) -> int:
+    """The bytes of all tensors of a graph, as far as their shapes are known."""
+    return sum(_bytes(t.dtype, t.shape) for op in graph.get_operations() for t in op.outputs)
 
 
-def _bytes(dtype: Any, shape: Any, rows: int) -> int:
+def _bytes(dtype: Any, shape: Any) -> int:
     dtype, shape = tf.as_dtype(dtype), tf.TensorShape(shape)
     if shape.rank is None or dtype in (tf.resource, tf.variant, tf.string):
         return 0
-    return int(math.prod(rows if size is None else size for size in shape) * dtype.size)
+    return int(math.prod(1 if size is None else size for size in shape) * dtype.size)
