@@ -50,7 +50,8 @@ class AccumulatesLocally(_private.BeforeClipping):
     def reduced(self, grads: list[Any]) -> list[Any]:
         """Our gradients as they are accumulated."""
         if step.is_checking():
-            return super().reduced(grads)  # type: ignore[misc]
+            summed: list[Any] = super().reduced(grads)  # type: ignore[misc]
+            return summed
         return grads if _weighted(self) else [_times_replicas(g) for g in grads]
 
     def before_clipping(self, grads: list[Any]) -> list[Any]:

@@ -52,6 +52,7 @@ class Beside:
         variables = [*variables_of(model), *reached(model).variables]
         self._variables = list({id(v): v for v in variables if mesh_variables([v])}.values())
         self._held = mesh_variables(self._variables)
+        self._values: dict[int, np.ndarray] = {}
         self._refuse_large(sum(_bytes(v.dtype, v.shape) for v in self._held))
         self._data = tf.nest.map_structure(
             _on_host, without_nothing(batch), expand_composites=False
@@ -63,7 +64,8 @@ class Beside:
         Raises:
             tf.errors.OpError: what goes wrong in it.
         """
-        before = [_number(v.stored()) for v in self._held]
+        self._values = {id(v): host.gather(v.stored()) for v in self._held}
+        before = [_number(self._values[id(v)]) for v in self._held]
         with self._set_back(), self._strategy.switch.on():
             said = self._strategy.outcome.follow(self._function(iter([self._batch])))
             self._strategy.outcome.check()
@@ -137,6 +139,8 @@ class Beside:
         """Runs what is inside on copies of the variables, of which nothing stays."""
         copies, left = Copies(lambda: self._held), HostState(self._model)
         gradients.install()
+        # Read by all processes before: here there may be one alone.
+        self._strategy.held = self._values
         try:
             with self._strategy.scope(), copies.used(put_back=False):
                 yield copies
@@ -145,6 +149,7 @@ class Beside:
         except Exception as error:
             raise CannotRunError(f"{type(error).__name__}: {error}") from error
         finally:
+            self._strategy.held = None
             left.set_back()
 
     def _single(self, data: Any) -> Any:
