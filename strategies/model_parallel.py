@@ -17,7 +17,6 @@ ACCEPTS = {
     "layouts": ANY,
     "accumulate": ("reduced",),
     "ragged": ("exact",),
-    "check": ("auto", "off"),
 }
 
 
@@ -45,4 +44,5 @@ def make(request: Request) -> tf.distribute.Strategy:
         "auto" if options.layouts is None else options.layouts,
         devices=devices,
         cluster=cluster if workers > 1 else None,
+        check=options.check,
     )

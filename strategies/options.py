@@ -49,10 +49,11 @@ class Options:
             is; ``"pad"``, filled up with copies of rows that count for nothing, so that a step has
             one static shape, which a TPU needs and XLA likes; ``"drop"``, left out of training
             (evaluate and predict count every row). None is ``"pad"`` on TPUs, else ``"exact"``.
-        check: compare a model's first step on a few rows with that of one device, and stop where
-            they differ (see `tfaccel.distribute.check`): ``"auto"``, models that have a step, loss,
-            metric or layer of their own; ``"always"``, every model; ``"off"``. Replicas alone: not
-            on TPUs, nor on a mesh.
+        check: compare a model's first step with that of one device, and stop where they differ:
+            on replicas over a few rows (`tfaccel.distribute.check`), on a mesh over the first batch
+            (`tfaccel.distribute.model_parallel.check`). ``"auto"``: on replicas models that have a
+            step, loss, metric or layer of their own, on a mesh all whose step one device can take
+            in 8 GiB; ``"always"``: every model; ``"off"``. Not on TPUs.
         steps_per_execution: how many steps a TPU runs in one call of a model that was compiled
             without a number; None chooses up to 32 (see `tfaccel.distribute.executions`), 1 shows
             each step.

@@ -172,7 +172,7 @@ _FLAGS: dict[str, tuple[Callable[[str], Any] | None, str]] = {
     ),
     "check": (
         _one_of("auto", "always", "off"),
-        "Compare the first step with one device's: auto (of models with own parts), always, off.",
+        "Compare the first step with one device's: auto (own parts, and meshes), always, off.",
     ),
     "steps_per_execution": (int, "Steps that a TPU runs in one call; chosen if unset."),
     "seed": (int, "Seed of Python, NumPy and Keras; agreed among workers when not given."),

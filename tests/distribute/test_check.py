@@ -13,7 +13,8 @@ import tensorflow as tf
 from absl import logging
 
 from tests.distribute.watched import mirrored
-from tfaccel.distribute import check, step
+from tfaccel.distribute import check, compression, step
+from tfaccel.distribute.frequency import Frequency
 from tfaccel.errors import CheckError
 
 pytestmark = pytest.mark.child(devices=2, group="check")
@@ -342,6 +343,34 @@ def test_random_layers_agree(eager: bool) -> None:
         return model
 
     fitted(made)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("wire", compression.parse("bfloat16")),
+        ("frequency", Frequency("local")),
+        ("frequency", Frequency(local_steps=2)),
+    ],
+    ids=["wire", "accumulate", "local_steps"],
+)
+def test_it_runs_where_gradients_travel_otherwise(
+    option: str, value: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With that switched off: it would be another number by itself."""
+    monkeypatch.setattr(mirrored(), option, value)
+
+    def accumulates(of_loss: Any) -> Any:
+        def made() -> keras.Model:
+            model = Own(of_loss)
+            model.compile(SGD(0.1, gradient_accumulation_steps=2))
+            return model
+
+        return made
+
+    model = fitted(accumulates(mean_square))
+    assert int(model.optimizer.iterations.numpy()) == 1
+    refuses(accumulates(contrastive), "gradient of")
 
 
 def test_train_on_batch_is_checked_too() -> None:

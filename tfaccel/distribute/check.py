@@ -1,4 +1,4 @@
-"""The first-step check: a model's step under a strategy beside that of one device.
+"""The first-step check: a model's step on replicas beside that of one device.
 
 Before a model takes its first step, the step is run twice over a few rows, from the same state: in
 replicas of unequal numbers of rows, through the same path as any step, and as one device runs it
@@ -25,12 +25,13 @@ from absl import logging
 
 from tfaccel.distribute import _private
 from tfaccel.distribute.batches import Sharded, Starved, numbers_of_rows, proportion
-from tfaccel.distribute.both import Both, CannotRunError
+from tfaccel.distribute.both import Both
 from tfaccel.distribute.compared import Difference, differences
 from tfaccel.distribute.gradients import is_own
+from tfaccel.distribute.seen import CannotRunError
 from tfaccel.distribute.split import is_nothing, uneven
 from tfaccel.distribute.ways import ROWS, SCALED, SUM, Ways
-from tfaccel.errors import CheckError, StrategyError, TfaccelError
+from tfaccel.errors import CheckError, StrategyError
 
 _MOST_TRIES = 12
 _WHERE = ("File ", "Detected at node", "Stack trace", "Original stack trace")
@@ -47,7 +48,7 @@ class Checks:
     def __init__(self, mode: str = "auto") -> None:
         self.mode = mode
         self._ways: weakref.WeakKeyDictionary[Any, Ways] = weakref.WeakKeyDictionary()
-        self._done: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+        self._marks = Marks()
         self._in_proportion: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def in_proportion(self, model: keras.Model) -> bool:
@@ -64,10 +65,8 @@ class Checks:
         Raises:
             CheckError: when replicas would make other numbers than one device.
         """
-        mark, done = _mark(model), self._done.get(model)
-        if done is not None and done() is mark:
+        if not self._marks.is_new(model):
             return
-        self._done[model] = weakref.ref(mark)
         if self.mode == "off":
             return
         batch = _private.batch_of_step()
@@ -185,7 +184,8 @@ def found(both: Both, may_choose: bool) -> Ways:
         hint = following
         ways = ways.having(one.kind, one.name, following)
     assert first is not None
-    raise CheckError(_says(both, first))
+    line = f"{says(first, both.where)}; {first.do}, or leave the check out with check='off'."
+    raise CheckError(line)
 
 
 def _in_a_thread(function: Callable[[], None]) -> None:
@@ -207,20 +207,30 @@ def _next_way(way: str, wrong: Difference, hint: str | None) -> str | None:
     return order[place + 1] if place + 1 < len(order) else None
 
 
-def _says(both: Both, wrong: Difference) -> str:
+def says(wrong: Difference, where: str) -> str:
+    """The beginning of the line for a difference.
+
+    Args:
+        wrong: what was found.
+        where: what was compared with one device, such as ``"on 2 replicas"``.
+    """
     return (
-        f"tfaccel: the first-step check found that {wrong.what} would be {wrong.ours} on "
-        f"{both.replicas} replicas, expected {wrong.theirs} as on one device; {wrong.do}, or leave "
-        "the check out with check='off'."
+        f"tfaccel: the first-step check found that {wrong.what} would be {wrong.ours} {where}, "
+        f"expected {wrong.theirs} as on one device"
     )
 
 
-def _skipped(model: keras.Model, reason: BaseException, batch: Any, fn: Any) -> None:
+def skipped(model: keras.Model, reason: object) -> None:
+    """Logs that the step of `model` was not compared, and why."""
+    said = _in_short(reason)
+    logging.info("tfaccel: the first step of %r was not checked: %s", model.name, said)
+
+
+def _skipped(model: keras.Model, reason: object, batch: Any, fn: Any) -> None:
     if not is_own(fn) and _in_proportion(batch):
         # Nobody has said that rows of the longer part belong to those of the others.
         raise uneven(["parts in proportion, of which the first-step check could not run"])
-    said = _in_short(reason)
-    logging.info("tfaccel: the first step of %r was not checked: %s", model.name, said)
+    skipped(model, reason)
 
 
 def _say_all_rows(model: keras.Model, reason: str) -> None:
@@ -232,14 +242,26 @@ def _say_all_rows(model: keras.Model, reason: str) -> None:
     )
 
 
-def _in_short(reason: BaseException) -> str:
+def _in_short(reason: object) -> str:
     lines = [line.strip() for line in str(reason).splitlines()]
     return " ".join(line for line in lines if line and not line.startswith(_WHERE))[:400]
 
 
-def _mark(model: keras.Model) -> Any:
-    """What is another object after each `compile`."""
-    return model.train_function if model.train_function is not None else model
+class Marks:
+    """Which models have come to their first step since they were compiled."""
+
+    def __init__(self) -> None:
+        self._done: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+
+    def is_new(self, model: keras.Model) -> bool:
+        """Whether this is the first time since the last `compile` that it is asked for `model`."""
+        # Another object after each `compile`.
+        mark = model.train_function if model.train_function is not None else model
+        done = self._done.get(model)
+        if done is not None and done() is mark:
+            return False
+        self._done[model] = weakref.ref(mark)
+        return True
 
 
 def has_own_parts(model: keras.Model, fn: Any) -> bool:
@@ -265,6 +287,3 @@ def _is_known(part: Any) -> bool:
 
 def _of_library(thing: Any) -> bool:
     return str(getattr(thing, "__module__", "")).startswith(_LIBRARIES)
-
-
-__all__ = ["CheckError", "Checks", "TfaccelError", "found", "has_own_parts"]

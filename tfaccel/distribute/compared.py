@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from tfaccel.distribute.both import Seen
+    from tfaccel.distribute.seen import Seen
 
 _NOISE = 2e-5  # of a gradient beside the largest one: what is zero but for rounding
 
@@ -18,7 +18,7 @@ class Difference:
     """One thing that replicas make otherwise.
 
     Attributes:
-        kind: ``"gradients"``, ``"metrics"``, ``"logs"``, ``"state"`` or ``"weights"``.
+        kind: ``"gradients"``, ``"slots"``, ``"metrics"``, ``"logs"``, ``"state"`` or ``"weights"``.
         name: which of them: the number of the call, the metric, the key, the variable.
         what: the same in words.
         ours: the number of replicas.
@@ -44,10 +44,11 @@ def differences(ours: Seen, theirs: Seen, tolerance: float) -> list[Difference]:
     """
     found: list[Difference] = []
     found += _of_gradients(ours, theirs, tolerance)
+    found += _of_slots(ours, theirs, tolerance)
     found += _of_state(ours, theirs, tolerance)
     found += _of_metrics(ours, theirs, tolerance)
     found += _of_logs(ours, theirs, tolerance)
-    if not any(one.kind == "gradients" for one in found):
+    if not any(one.kind in ("gradients", "slots") for one in found):
         found += _of_weights(ours, theirs, tolerance)
     return found
 
@@ -62,7 +63,7 @@ def _of_gradients(ours: Seen, theirs: Seen, tolerance: float) -> list[Difference
         for name, a, b in zip(names, mine, right, strict=False):
             if a is None or b is None or a.shape != b.shape or not np.isfinite(b).all():
                 continue
-            if _norm(a - b) <= max(tolerance * _norm(b), _NOISE * largest, least):
+            if _near(a, b, max(tolerance * _norm(b), _NOISE * largest, least)):
                 continue
             what = f"the gradient of {name!r}"
             if len(ours.gradients) > 1:
@@ -81,6 +82,26 @@ def _of_gradients(ours: Seen, theirs: Seen, tolerance: float) -> list[Difference
     return found
 
 
+def _of_slots(ours: Seen, theirs: Seen, tolerance: float) -> list[Difference]:
+    """What optimizers keep of gradients: their means, squares and sums."""
+    largest: dict[str, float] = {}
+    for path, (was, b) in theirs.slots.items():
+        if np.isfinite(b).all():
+            kind = path.rpartition("_")[2]
+            largest[kind] = max(_norm(b - was), largest.get(kind, 0.0))
+    found = []
+    for path, (was, b) in theirs.slots.items():
+        a = ours.slots[path][1] if path in ours.slots else b
+        if a.shape != b.shape or not np.isfinite(b).all():
+            continue
+        noise = _NOISE * largest[path.rpartition("_")[2]]
+        if not _near(a, b, max(5 * tolerance * _norm(b - was), noise, 1e-6 * _norm(b), 1e-12)):
+            what = f"{path!r}, which the optimizer keeps of a gradient,"
+            do = "give the variable's layer operations that are the same on all devices"
+            found.append(Difference("slots", path, what, *_largest(a, b), do))
+    return found
+
+
 def _of_state(ours: Seen, theirs: Seen, tolerance: float) -> list[Difference]:
     found = []
     for path, (was, b) in theirs.state.items():
@@ -90,7 +111,7 @@ def _of_state(ours: Seen, theirs: Seen, tolerance: float) -> list[Difference]:
         if a.shape != b.shape or not np.isfinite(np.asarray(b, "float64")).all():
             continue
         moved = _norm(b - was)
-        if _norm(a - b) > max(5 * tolerance * moved, 2e-6 * _norm(b), 1e-9):
+        if not _near(a, b, max(5 * tolerance * moved, 2e-6 * _norm(b), 1e-9)):
             do = "keep a mean over rows in it, or what all replicas compute alike"
             found.append(Difference("state", path, f"variable {path!r}", *_largest(a, b), do))
     return found
@@ -102,7 +123,7 @@ def _of_metrics(ours: Seen, theirs: Seen, tolerance: float) -> list[Difference]:
         a = ours.metrics.get(path)
         if a is None or a.shape != b.shape or not np.isfinite(np.asarray(b, "float64")).all():
             continue
-        if _norm(a - b) > max(tolerance * _norm(b), 1e-6):
+        if not _near(a, b, max(tolerance * _norm(b), 1e-6)):
             name = path.split("/")[0]
             what = f"metric variable {path!r}"
             do = "update the metric with one value for each row, or with a mean over rows"
@@ -116,7 +137,7 @@ def _of_logs(ours: Seen, theirs: Seen, tolerance: float) -> list[Difference]:
         a = ours.logs.get(key)
         if a is None or a.shape != b.shape or not np.isfinite(np.asarray(b, "float64")).all():
             continue
-        if _norm(a - b) > max(tolerance * _norm(b), 1e-5):
+        if not _near(a, b, max(tolerance * _norm(b), 1e-5)):
             do = "return the result of a metric, or a mean over rows"
             found.append(Difference("logs", key, f"log {key!r}", *_largest(a, b), do))
     return found
@@ -146,7 +167,8 @@ def _of_weights(ours: Seen, theirs: Seen, tolerance: float) -> list[Difference]:
                 continue
             counts = size >= 1e-2 * size.max()
         moved = _norm((b - was)[counts])
-        if _norm((a - b)[counts]) > max(5 * tolerance * moved, 1e-6 * _norm(b), 1e-9):
+        limit = max(5 * tolerance * moved, 1e-6 * _norm(b), 1e-9)
+        if not _near(a[counts], b[counts], limit):
             do = "compute updates from gradients that GradientTape.gradient returns"
             what = f"variable {path!r} after a step"
             found.append(Difference("weights", path, what, *_largest(a, b), do))
@@ -159,6 +181,18 @@ def _least_gradient(theirs: Seen) -> float:
         float(np.max(np.abs(v))) for v in theirs.logs.values() if v.size and np.isfinite(v).all()
     ]
     return max(1e-9, 1e-6 * min(1.0, max(sizes, default=0.0)))
+
+
+def is_near(ours: np.ndarray, theirs: np.ndarray, tolerance: float) -> bool:
+    """Whether two arrays are the same, relative to the norm of `theirs`, if that is finite."""
+    if ours.shape != theirs.shape or not np.isfinite(theirs).all():
+        return True
+    return _near(ours, theirs, max(tolerance * _norm(theirs), 1e-6))
+
+
+def _near(ours: np.ndarray, theirs: np.ndarray, limit: float) -> bool:
+    """Whether two arrays are not farther apart; NaN is far from all numbers."""
+    return _norm(np.asarray(ours, "float64") - theirs) <= limit
 
 
 def _norm(array: Any) -> float:

@@ -22,19 +22,49 @@ class UnknownDrawError(Exception):
 
 
 @contextlib.contextmanager
-def constant() -> Iterator[None]:
-    """Makes random operations of the graphs that are traced now give constants."""
-    with _private.operations_replaced(_constant):
-        yield
+def constant() -> Iterator[list[str]]:
+    """Makes random operations of the graphs that are traced now give constants.
+
+    Returns:
+        The types of those operations, one after the other, as they are traced.
+    """
+    replaced: list[str] = []
+
+    def replace(op: Any) -> list[tf.Tensor] | None:
+        outputs = constants(op)
+        if outputs is not None:
+            replaced.append(op.type)
+        return outputs
+
+    with _private.operations_replaced(replace):
+        yield replaced
 
 
-def _constant(op: Any) -> list[tf.Tensor] | None:
-    """What to use in place of the outputs of `op`; None for those."""
-    draw = _DRAWS.get(op.type)
-    if draw is not None:
-        return [draw(op)]
+def constants(op: Any) -> list[tf.Tensor] | None:
+    """What to use in place of the outputs of an operation; None for those.
+
+    Raises:
+        UnknownDrawError: for a random operation of which we cannot say what it gives.
+    """
+    if op.type == "RandomShuffle":
+        return [tf.identity(op.inputs[0])]
+    if (number := constant_number(op)) is None:
+        return None
+    if "Multinomial" in op.type:
+        return [tf.fill([tf.shape(op.inputs[0])[0], op.inputs[1]], number)]
+    return [tf.fill(op.inputs[_SHAPES.get(op.type, 0)], number)]
+
+
+def constant_number(op: Any) -> tf.Tensor | None:
+    """The number that a random operation gives everywhere; None for an operation of another kind.
+
+    Raises:
+        UnknownDrawError: as `constants`.
+    """
+    if (draw := _DRAWS.get(op.type)) is not None:
+        return draw(op)
     if any(word in op.type for word in ("Random", "Multinomial", "TruncatedNormal", "SampleDist")):
-        if op.type in ("StatelessRandomGetKeyCounter", "StatelessRandomGetAlg", "RandomDataset"):
+        if op.type in ("RandomShuffle", "StatelessRandomGetAlg", "RandomDataset"):
             return None
         if op.type.startswith("StatelessRandomGetKeyCounter"):
             return None
@@ -42,55 +72,42 @@ def _constant(op: Any) -> list[tf.Tensor] | None:
     return None
 
 
-def _fill(value: float, shape: int = 0) -> Callable[[Any], tf.Tensor]:
-    def draw(op: Any) -> tf.Tensor:
-        return tf.fill(op.inputs[shape], tf.cast(value, op.outputs[0].dtype))
-
-    return draw
+def _number(value: float) -> Callable[[Any], tf.Tensor]:
+    return lambda op: tf.cast(value, op.outputs[0].dtype)
 
 
-def _middle(shape: int, low: int) -> Callable[[Any], tf.Tensor]:
+def _middle(low: int) -> Callable[[Any], tf.Tensor]:
     def draw(op: Any) -> tf.Tensor:
         least, most = op.inputs[low], op.inputs[low + 1]
-        return tf.fill(op.inputs[shape], least + (most - least) // 2)
+        return least + (most - least) // 2
 
     return draw
 
 
-def _seven(shape: int) -> Callable[[Any], tf.Tensor]:
-    return _fill(7, shape)
-
-
-def _first(op: Any) -> tf.Tensor:
-    return tf.identity(op.inputs[0])
-
-
-def _class_zero(op: Any) -> tf.Tensor:
-    rows = tf.shape(op.inputs[0])[0]
-    return tf.zeros([rows, op.inputs[1]], op.outputs[0].dtype)
-
+_uniform, _normal, _seven, _class = map(_number, (_UNIFORM, _NORMAL, 7, 0))
 
 _DRAWS: dict[str, Callable[[Any], tf.Tensor]] = {
-    "RandomUniform": _fill(_UNIFORM),
-    "RandomUniformInt": _middle(0, 1),
-    "RandomStandardNormal": _fill(_NORMAL),
-    "TruncatedNormal": _fill(_NORMAL),
-    "RandomShuffle": _first,
-    "Multinomial": _class_zero,
-    "StatelessMultinomial": _class_zero,
-    "StatelessRandomUniform": _fill(_UNIFORM),
-    "StatelessRandomUniformV2": _fill(_UNIFORM),
-    "StatelessRandomUniformInt": _middle(0, 2),
-    "StatelessRandomUniformIntV2": _middle(0, 4),
-    "StatelessRandomUniformFullInt": _seven(0),
-    "StatelessRandomUniformFullIntV2": _seven(0),
-    "StatelessRandomNormal": _fill(_NORMAL),
-    "StatelessRandomNormalV2": _fill(_NORMAL),
-    "StatelessTruncatedNormal": _fill(_NORMAL),
-    "StatelessTruncatedNormalV2": _fill(_NORMAL),
-    "StatefulUniform": _fill(_UNIFORM, 2),
-    "StatefulUniformInt": _middle(2, 3),
-    "StatefulUniformFullInt": _seven(2),
-    "StatefulStandardNormalV2": _fill(_NORMAL, 2),
-    "StatefulTruncatedNormal": _fill(_NORMAL, 2),
+    "RandomUniform": _uniform,
+    "RandomUniformInt": _middle(1),
+    "RandomStandardNormal": _normal,
+    "TruncatedNormal": _normal,
+    "Multinomial": _class,
+    "StatelessMultinomial": _class,
+    "StatelessRandomUniform": _uniform,
+    "StatelessRandomUniformV2": _uniform,
+    "StatelessRandomUniformInt": _middle(2),
+    "StatelessRandomUniformIntV2": _middle(4),
+    "StatelessRandomUniformFullInt": _seven,
+    "StatelessRandomUniformFullIntV2": _seven,
+    "StatelessRandomNormal": _normal,
+    "StatelessRandomNormalV2": _normal,
+    "StatelessTruncatedNormal": _normal,
+    "StatelessTruncatedNormalV2": _normal,
+    "StatefulUniform": _uniform,
+    "StatefulUniformInt": _middle(3),
+    "StatefulUniformFullInt": _seven,
+    "StatefulStandardNormalV2": _normal,
+    "StatefulTruncatedNormal": _normal,
 }
+# Which input is the shape, where it is not the first.
+_SHAPES = {name: 2 for name in _DRAWS if name.startswith("Stateful")}

@@ -297,12 +297,7 @@ class KerasFit:
 
     @property
     def _compares(self) -> bool:
-        return (
-            self.placement.replicas > 1
-            and self.wire is None
-            and not self.frequency.apart
-            and not isinstance(self, tf.distribute.TPUStrategy)
-        )
+        return self.placement.replicas > 1 and not isinstance(self, tf.distribute.TPUStrategy)
 
     def _in_proportion(self, model: keras.Model, trains: bool) -> bool:
         """Whether parts of a batch in proportion may be cut so for steps of Keras's own.

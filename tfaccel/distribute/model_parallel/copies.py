@@ -13,6 +13,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfaccel.distribute import _private
 from tfaccel.distribute.model_parallel import functions, stage
 
 
@@ -39,8 +40,12 @@ class Copies:
         self._assigned: set[int] = set()
 
     @contextmanager
-    def used(self) -> Iterator[None]:
-        """Reads and assignments inside go to the copies; every process must come here."""
+    def used(self, put_back: bool = True) -> Iterator[None]:
+        """Reads and assignments inside go to the copies; every process must come here.
+
+        Args:
+            put_back: whether the variables get what was assigned to their copies.
+        """
         for variable, copy in self._copies.values():
             copy.assign(variable.numpy())
         for variable in self._variables():
@@ -51,6 +56,8 @@ class Copies:
                 yield
         finally:
             _here.copies = before
+        if not put_back:
+            return
         assigned = [pair for key, pair in self._copies.items() if key in self._assigned]
         values = [copy.numpy() for _, copy in assigned]
         if self._broadcast is not None and values:
@@ -123,4 +130,4 @@ def _traces_for_a_dataset() -> bool:
 
 def mesh_variables(held: Any) -> list[Any]:
     """The variables of a mesh behind Keras's variables `held`."""
-    return [v.value for v in held if hasattr(v.value, "plan")]
+    return [each for v in held if hasattr(each := _private.held(v), "plan")]

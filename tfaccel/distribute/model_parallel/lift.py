@@ -41,7 +41,7 @@ class Lifts:
         if op_type in self._strategy.whole_operations and not self._laying_out:
             rule = self._of_whole
         if rule is None:
-            return create(inputs, *args, **kwargs)
+            return self._strategy.switch.applied(create(inputs, *args, **kwargs))
 
         def made(inputs: Any) -> Any:
             operation = create(inputs, *args, **kwargs)

@@ -222,7 +222,10 @@ def _takes_host_batches(model: Any, kind: str, plain: Any) -> Callable[[Any], An
             return step([placed(batch) for batch in batches])
         result = None
         for _, batch in zip(range(model.steps_per_execution), iter(batches), strict=False):
-            result = step([placed(batch)])
+            given = [placed(batch)]
+            if kind == "train" and not model._tfaccel_undivided.is_so(kind):
+                strategy.checks.before(model, step, *given)
+            result = step(given)
         return strategy.outcome.follow(result)
 
     takes._tfaccel_takes_host_batches = True  # type: ignore[attr-defined]

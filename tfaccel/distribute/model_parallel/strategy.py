@@ -27,10 +27,12 @@ from tfaccel.distribute.model_parallel import (
     stage,
 )
 from tfaccel.distribute.model_parallel.batches import MeshBatches, place, place_tensors, unwrap
+from tfaccel.distribute.model_parallel.check import MeshChecks
 from tfaccel.distribute.model_parallel.mesh import MeshShape
 from tfaccel.distribute.model_parallel.outcome import Outcome
 from tfaccel.distribute.model_parallel.plan import Planner
 from tfaccel.distribute.model_parallel.seeds import Seeds
+from tfaccel.distribute.model_parallel.switch import Switch
 from tfaccel.distribute.model_parallel.variable import MeshVariable
 from tfaccel.distribute.optimizer import optimizers_of
 from tfaccel.errors import ScopeError
@@ -47,6 +49,8 @@ class ModelParallelStrategy(tf.distribute.Strategy):  # type: ignore[misc]
         layouts: ``"auto"``, ``"fully_sharded"`` or rules as in `LayoutMap`.
         devices: the devices of this process.
         cluster: the processes of this job, or None.
+        check: whether the first step of a model is compared with one device's: ``"auto"`` for those
+            that one device can hold, ``"always"`` or ``"off"``.
 
     Raises:
         LayoutError: when the mesh does not fit the devices, or the rules not the mesh.
@@ -59,12 +63,17 @@ class ModelParallelStrategy(tf.distribute.Strategy):  # type: ignore[misc]
         seeds: the states of the random operations of steps.
         whole_operations: types of operations that are given whole operands, since DTensor could not
             lay them out otherwise.
+        checks: compares the first step of a model with one device's.
+        switch: makes random operations give constants while they are compared.
+        born: the variables that have been made since it was a list, and their first values as
+            they are stored; None to note none.
         used: whether anything has run under this strategy.
         held: whole values of variables that have been gathered for a file, by id.
     """
 
     used = False
     held: dict[int, Any] | None = None
+    born: list[tuple[MeshVariable, tf.Tensor]] | None = None
 
     def __init__(
         self,
@@ -72,6 +81,7 @@ class ModelParallelStrategy(tf.distribute.Strategy):  # type: ignore[misc]
         layouts: str | Mapping[str, Any] = "auto",
         devices: Sequence[str] = ("CPU:0",),
         cluster: Cluster | None = None,
+        check: str = "auto",
     ) -> None:
         workers = cluster.size if cluster is not None else 1
         if not isinstance(mesh, MeshShape):
@@ -85,6 +95,8 @@ class ModelParallelStrategy(tf.distribute.Strategy):  # type: ignore[misc]
         self.outcome = Outcome()
         self.seeds = Seeds(self)
         self.whole_operations: set[str] = set()
+        self.check = check
+        self.checks, self.switch = MeshChecks(self), Switch(self)
         self._devices = tuple(devices)
         super().__init__(ModelParallelExtended(self))
 
@@ -140,6 +152,11 @@ class ModelParallelStrategy(tf.distribute.Strategy):  # type: ignore[misc]
         if tf.executing_eagerly() and not copies.in_use():
             args = self.on_mesh(args)
         return super().run(fn, unwrap(args), kwargs, options)
+
+    def as_one_device(self, fn: Any, data: Any) -> Any:
+        """Runs `fn` once, on the host, in the context of a step."""
+        with OneProgram(self, replica_id_in_sync_group=0):
+            return fn(data)
 
     def reduce(self, reduce_op: Any, value: Any, axis: Any = None) -> Any:
         """Returns `value`, which is the sum and the mean of one."""

@@ -43,6 +43,8 @@ class MeshVariable(_private.ReadByValue, dtensor.DVariable):  # type: ignore[mis
         self._mesh = mesh
         self._gathered = plan.storage != plan.compute
         super().__init__(host.scatter(initial_value, plan.storage, mesh), **kwargs)
+        if strategy.born is not None:
+            strategy.born.append((self, self.stored()))
 
     @property
     def distribute_strategy(self) -> Any:
@@ -64,12 +66,18 @@ class MeshVariable(_private.ReadByValue, dtensor.DVariable):  # type: ignore[mis
         fork.check()
         return super().read_value()
 
+    def store(self, value: tf.Tensor) -> None:
+        """Sets the value to one that `stored` has returned."""
+        super().assign(value)
+
     def numpy(self) -> np.ndarray:
         """The whole value; with several processes, every one of them must call."""
         if copies.in_use():
             return copies.current().of(self).numpy()  # type: ignore[union-attr, no-any-return]
         held = self._owner().held  # type: ignore[union-attr]
         if held is not None:
+            if id(self) not in held:
+                raise KeyError(f"{self.name!r} is no variable of the model")
             return held[id(self)]  # type: ignore[no-any-return]
         with tf.init_scope():
             if self.drawn:
@@ -131,6 +139,8 @@ class MeshVariable(_private.ReadByValue, dtensor.DVariable):  # type: ignore[mis
 
     def sparse_read(self, indices: Any, name: Any = None) -> tf.Tensor:
         """The rows at `indices`."""
+        if (copied := copies.current()) is not None:
+            return copied.of(self).sparse_read(indices, name)
         if self.hidden() or self._gathered:
             return tf.gather(self.value(), indices)
         return super().sparse_read(indices, name)
