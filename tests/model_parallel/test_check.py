@@ -218,15 +218,9 @@ def in_a_function() -> keras.Model:
     return dense(lambda: keras.layers.Lambda(draw))()
 
 
-def eager() -> keras.Model:
-    model = dense()()
-    model.run_eagerly = True
-    return model
-
-
 @pytest.mark.parametrize(
     ("made", "says"),
-    [(in_a_function, "random numbers"), (eager, "eagerly"), (dense(), "check='always'")],
+    [(in_a_function, "random numbers"), (dense(), "check='always'")],
 )
 def test_what_is_not_compared_trains(
     made: Made, says: str, monkeypatch: pytest.MonkeyPatch
