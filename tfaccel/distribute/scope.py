@@ -152,7 +152,8 @@ def _agreed(variables: Sequence[Any], strategy: Any) -> Iterator[Any]:
     """The values of variables, read when asked for; the chief's, where there are several."""
     workers = getattr(getattr(strategy, "cluster", None), "size", 1)
     for variable in variables:
-        value = variable.numpy()
+        # A variable of another strategy cannot be read in the scope of this one, its parts can.
+        value = getattr(variable, "values", (variable,))[0].numpy()
         # Strategies with replicas send the chief's by themselves when a variable is made.
         if workers > 1 and hasattr(strategy, "mesh") and value.dtype.kind in "iuf":
             (value,) = (v.numpy() for v in strategy.broadcast([value]))
