@@ -14,7 +14,7 @@ import tensorflow as tf
 from absl import logging
 
 from tests.model_parallel.test_training import strategy
-from tfaccel.distribute.model_parallel import beside, check, rewrite
+from tfaccel.distribute.model_parallel import beside, check, rewrites
 from tfaccel.distribute.model_parallel.variable import MeshVariable
 from tfaccel.errors import CheckError
 
@@ -98,7 +98,7 @@ def without(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     def out(*types: str) -> None:
         for kind in types:
-            monkeypatch.delitem(rewrite.RULES, kind)
+            monkeypatch.delitem(rewrites.RULES, kind)
 
     return out
 
@@ -218,15 +218,9 @@ def in_a_function() -> keras.Model:
     return dense(lambda: keras.layers.Lambda(draw))()
 
 
-def eager() -> keras.Model:
-    model = dense()()
-    model.run_eagerly = True
-    return model
-
-
 @pytest.mark.parametrize(
     ("made", "says"),
-    [(in_a_function, "random numbers"), (eager, "eagerly"), (dense(), "check='always'")],
+    [(in_a_function, "random numbers"), (dense(), "check='always'")],
 )
 def test_what_is_not_compared_trains(
     made: Made, says: str, monkeypatch: pytest.MonkeyPatch

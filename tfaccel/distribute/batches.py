@@ -238,7 +238,9 @@ def _kind(spec: Any, placement: Placement) -> type:
     """
     leaves = [s for s in tf.nest.flatten(spec) if not is_nothing(s)]
     rows = [s.shape[0] if isinstance(s, tf.TensorSpec) and s.shape.rank else None for s in leaves]
-    divide = all(n is not None and n > 0 and n % placement.replicas == 0 for n in rows)
+    # With one row in each part, what is made for each row looks like what is made once.
+    least = 2 * placement.replicas
+    divide = all(n is not None and n >= least and n % placement.replicas == 0 for n in rows)
     return _private.FixedRows if divide and rows else _private.AnyRows
 
 

@@ -98,11 +98,19 @@ def _outside(variable: Any, strategy: Any, name: str) -> bool:
     owner = _owner(variable)
     if owner is None or owner is strategy:
         return owner is None
+    if _is_of_the_process(variable):
+        return True
     raise ScopeError(
         f"tfaccel: variable {name!r} was made under another strategy ({type(owner).__name__}), "
         "expected the one that the model runs under; make the model again inside "
         "`with strategy.scope():`."
     )
+
+
+def _is_of_the_process(variable: Any) -> bool:
+    """Whether it is the state of Keras's global seed generator, which all strategies share."""
+    generator = _private.global_seed_generator()
+    return generator is not None and variable is _private.held(generator.state)
 
 
 def _take_over(
@@ -144,7 +152,8 @@ def _agreed(variables: Sequence[Any], strategy: Any) -> Iterator[Any]:
     """The values of variables, read when asked for; the chief's, where there are several."""
     workers = getattr(getattr(strategy, "cluster", None), "size", 1)
     for variable in variables:
-        value = variable.numpy()
+        # A variable of another strategy cannot be read in the scope of this one, its parts can.
+        value = getattr(variable, "values", (variable,))[0].numpy()
         # Strategies with replicas send the chief's by themselves when a variable is made.
         if workers > 1 and hasattr(strategy, "mesh") and value.dtype.kind in "iuf":
             (value,) = (v.numpy() for v in strategy.broadcast([value]))

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from tfaccel.distribute import step
@@ -82,7 +83,40 @@ def _lookups(indices: tf.Tensor) -> list[tf.Tensor]:
 
 def _same_on_all(indices: tf.Tensor) -> bool:
     """Whether all replicas have looked up the same rows, whatever the rows of the batch."""
-    return _alike(indices) if hasattr(indices, "numpy") else _independent(indices)
+    if hasattr(indices, "numpy"):
+        return _alike(indices)
+    return _independent(indices) and not _repeats_by_rows(indices)
+
+
+def _repeats_by_rows(indices: tf.Tensor) -> bool:
+    """Whether constant indices are those of one row, once for each row of a batch of static size.
+
+    There the number of rows is a constant of the graph too (`tile(range(5)[None], [rows, 1])`).
+    """
+    here, entries = step.current(), indices.shape.num_elements()
+    rows = None if here is None else here.rows
+    if not rows or not entries or entries % rows:
+        return False
+    values = _constant(indices)
+    if values is None:
+        return False
+    blocks = values.reshape(rows, -1)
+    return bool((blocks == blocks[0]).all())
+
+
+def _constant(tensor: tf.Tensor) -> np.ndarray | None:
+    """The value of a tensor of a graph that follows from its constants alone; else None."""
+    if (value := tf.get_static_value(tensor)) is not None:
+        return value  # type: ignore[no-any-return]
+    nodes = tf.compat.v1.graph_util.extract_sub_graph(tensor.graph.as_graph_def(), [tensor.op.name])
+    for node in nodes.node:
+        node.device = ""
+    with tf.Graph().as_default() as alone, tf.compat.v1.Session(graph=alone) as session:
+        try:
+            (found,) = tf.graph_util.import_graph_def(nodes, return_elements=[tensor.name], name="")
+            return session.run(found)  # type: ignore[no-any-return]
+        except (tf.errors.OpError, ValueError):
+            return None
 
 
 def _alike(indices: tf.Tensor) -> bool:

@@ -47,8 +47,6 @@ class Beside:
     def __init__(
         self, strategy: Any, model: Any, function: Callable[[Any], Any], batch: Any, limited: bool
     ) -> None:
-        if model.run_eagerly:
-            raise CannotRunError("it runs eagerly")
         self._strategy, self._model = strategy, model
         self._function, self._batch, self._limited = function, batch, limited
         variables = [*variables_of(model), *reached(model).variables]
