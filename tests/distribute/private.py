@@ -334,6 +334,25 @@ def main():
     twice_traced(), twice_traced(), _private.forget_traces(twice_traced)
     _private.set_tf_variable(held, tf.Variable(6.0))
     seen["forgotten"] = [len(traces), float(twice_traced()), len(traces)]
+    with tf.Graph().as_default() as bare:
+        seen["side effects"] = [_private.leave_unordered(bare, [])]
+
+    @tf.function
+    def effects():
+        begun = [tf.print("a", output_stream=spoken), tf.raw_ops.Assert(condition=True, data=[""])]
+        free = tf.raw_ops.Assert(condition=True, data=["free"])
+        ordered = [*begun, free, held.assign_add(0.0).op, tf.constant(1.0).op]
+        seen["side effects"] += [_private.is_ordered_by_trace(op) for op in ordered]
+        seen["side effects"] += [_private.leave_unordered(free.graph, [free])]
+        _private.run_after(free, begun[0])
+        return tf.constant(0)
+
+    spoken = f"file://{os.devnull}"
+    operations = {op.name: op for op in effects.get_concrete_function().graph.get_operations()}
+    waits = [operations[name].control_inputs for name in ("Assert", "Assert_1")]
+    seen["waits"] = [[op.type for op in each] for each in waits]
+    seen["functions"] = [_private.is_function(f) for f in (effects, model)]
+    seen["functions"] += [int(_private.function_like(effects, lambda: tf.constant(5))())]
     seen["first replica"] = _private.first_replica(ours)
 
     class Builds(_private.BuildsBySteps):

@@ -195,6 +195,16 @@ def test_a_function_forgets_its_traces(seen: dict[str, Any]) -> None:
     assert seen["forgotten"] == [1, 7.0, 2]
 
 
+def test_side_effects_are_ordered_by_trace(seen: dict[str, Any]) -> None:
+    assert seen["side effects"] == [False, True, True, True, False, False, True], (
+        "is_ordered_by_trace or leave_unordered no longer sees what TensorFlow orders"
+    )
+    assert seen["waits"] == [["PrintV2"], ["PrintV2"]], (
+        "TensorFlow no longer lets side effects wait for those before them, or run_after does not"
+    )
+    assert seen["functions"] == [True, False, 5]
+
+
 def test_a_process_knows_its_first_replica(seen: dict[str, Any]) -> None:
     assert seen["first replica"] == 0
 

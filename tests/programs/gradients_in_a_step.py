@@ -285,3 +285,43 @@ def adversarial_rows(strategy: Any) -> Numbers:
         model.compile(keras.optimizers.SGD(0.3), loss)
     run = model.fit(x, y, batch_size=8, epochs=2, verbose=0)
     return {"history": run.history, "weights": weights(model)}
+
+
+@program(4, always=True)
+def assertions_between_two_updates(strategy: Any) -> Numbers:
+    """Two optimizers one after the other, with tf.debugging.assert_* of each one's results"""
+
+    class Careful(keras.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = layers.Dense(6, "tanh"), layers.Dense(2)
+
+        def call(self, x: Any) -> Any:
+            return self.head(self.body(x))
+
+        def train_step(self, data: Any) -> dict[str, Any]:
+            x, y = data
+            said = {}
+            for name, part, optimizer in (
+                ("body", self.body, self.optimizer),
+                ("head", self.head, self.head_optimizer),
+            ):
+                with tf.GradientTape() as tape:
+                    outputs = self(x, training=True)
+                    checks = [tf.debugging.assert_less(tf.abs(outputs), 1e6)]
+                    with tf.control_dependencies(checks):
+                        loss = tf.reduce_mean(tf.square(y - outputs))
+                gradients = tape.gradient(loss, part.trainable_variables)
+                optimizer.apply(gradients, part.trainable_variables)
+                tf.debugging.assert_less(tf.linalg.global_norm(gradients), 1e6)
+                said[name] = loss
+            return said
+
+    x, y = reals(21, 5), reals(21, 2, seed=3)
+    with strategy.scope():
+        model = Careful()
+        model.build((None, 5))
+        model.compile(keras.optimizers.SGD(0.05), "mse")
+        model.head_optimizer = keras.optimizers.Adam(0.05)
+    run = model.fit(x, y, batch_size=8, epochs=2, verbose=0)
+    return {"history": run.history, "weights": weights(model)}

@@ -354,7 +354,7 @@ def contrastive_views(strategy: Any) -> Numbers:
     return {"history": run.history, "weights": weights(model.encoder, model.head)}
 
 
-@program(10, known={"mesh": "a step sees None for `x.shape[0]`, whatever the dataset's shapes"})
+@program(10)
 def noise_for_the_global_batch(strategy: Any) -> Numbers:
     """A denoiser that makes noise for a constant number of rows and reads x.shape[0]"""
     batch = 8

@@ -66,6 +66,14 @@ from tensorflow.python.eager.record import could_possibly_record
 # give such operations a seed that leaves the order of those with a seed of their own alone.
 from tensorflow.python.framework import op_def_registry, random_seed
 
+# Which operations of a function TensorFlow runs in the order of their making.
+from tensorflow.python.framework.auto_control_deps import (
+    _get_resource_inputs as _resources_of,
+)
+from tensorflow.python.framework.auto_control_deps import (
+    op_is_stateful,
+)
+
 # Whether oneDNN computes is decided when TensorFlow is imported, and told nowhere.
 from tensorflow.python.util._pywrap_util_port import IsMklEnabled
 
@@ -105,18 +113,22 @@ __all__ = [
     "exchanges",
     "first_replica",
     "forget_traces",
+    "function_like",
     "functional_of",
     "global_seed",
     "global_seed_generator",
     "graph_nodes",
     "handle",
     "held",
+    "is_function",
     "is_keras_function",
+    "is_ordered_by_trace",
     "is_recording",
     "is_trainer",
     "keras_mask",
     "layers_being_built",
     "layers_of",
+    "leave_unordered",
     "library_that_asks",
     "loss_asks",
     "loss_tracker",
@@ -134,6 +146,7 @@ __all__ = [
     "read_here",
     "reduce_in_rings",
     "replica_number",
+    "run_after",
     "run_function",
     "seed_unseeded",
     "set_initial_epoch",
@@ -635,6 +648,53 @@ def forget_traces(function: Any) -> None:
     """
     if hasattr(function, "_clone"):
         vars(function).update(vars(function._clone(None)))
+
+
+def is_function(fn: Any) -> bool:
+    """Whether `fn` is a `tf.function` in which TensorFlow would run the replicas.
+
+    Under XLA on GPUs each replica runs its own, with nothing to order.
+    """
+    return isinstance(fn, tf.types.experimental.PolymorphicFunction) and not fn._jit_compile
+
+
+def function_like(function: Any, plain: Callable[..., Any]) -> Any:
+    """A `tf.function` of `plain` with the options of another."""
+    return function._clone(python_function=plain)
+
+
+def is_ordered_by_trace(op: tf.Operation) -> bool:
+    """Whether an operation has side effects, and on no variable or other resource.
+
+    When a function is traced to its end TensorFlow lets each such operation wait for the one that
+    was made before it (`AutomaticControlDependencies`).
+    """
+    if not op_is_stateful(op) or op._control_flow_context is not None:
+        return False
+    return next(iter(_resources_of(op)), None) is None
+
+
+def leave_unordered(graph: tf.Graph, operations: list[tf.Operation]) -> bool:
+    """Lets operations of a function run, and wait for none by themselves.
+
+    Args:
+        graph: of the function, which is being traced.
+        operations: of it, with side effects.
+
+    Returns:
+        False where TensorFlow orders nothing by itself, as in a graph that is no function's.
+    """
+    manager = getattr(graph, "experimental_acd_manager", None)
+    if manager is None:
+        return False
+    for op in operations:
+        manager.run_independently(op)
+    return True
+
+
+def run_after(op: tf.Operation, earlier: tf.Operation) -> None:
+    """Lets an operation that is made already wait for an earlier one."""
+    op._add_control_input(earlier)
 
 
 def first_replica(strategy: tf.distribute.Strategy) -> int:

@@ -2,11 +2,13 @@
 
 With `run_eagerly=True` the replicas of one process take turns whenever they meet in a reduction or
 an update. What a step keeps on `self` meanwhile (``self.features = features``) must be its own.
-That is said of data; variables, layers and what Keras knows of them are made once for all.
+That is said of data; variables, layers and what Keras knows of them are made once for all, and so
+is what a layer's `build` keeps.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -37,6 +39,10 @@ class Apart:
     def __init__(self, objects: Sequence[Any]) -> None:
         self._before = [(vars(o), dict(vars(o))) for o in objects]
         self._first: Kept | None = None
+        self._builds = [(now, now["build"]) for now, _ in self._before if "build" in now]
+        for now, before in self._before:
+            if "build" in now and not now.get("built", True):
+                now["build"] = _kept(now, before)
 
     def turns(self, step: Callable[..., Any]) -> Callable[..., Any]:
         """A replica's `step`, which sees what was there before and what it has set itself."""
@@ -66,10 +72,16 @@ class Apart:
         """Leaves what the first replica has set, as one device would."""
         if self._first is not None:
             _put(self._first)
+        self._leave()
 
     def undo(self) -> None:
         """Takes back what has been set since."""
         self._take()
+        self._leave()
+
+    def _leave(self) -> None:
+        for now, build in self._builds:
+            now["build"] = build
 
     def _take(self) -> Kept:
         """The data that have been set, which are taken back."""
@@ -84,6 +96,20 @@ class Apart:
                 else:
                     del now[name]
         return found
+
+
+def _kept(now: dict[str, Any], before: dict[str, Any]) -> Callable[..., Any]:
+    """A layer's `build`, which Keras keeps on the instance; what it sets counts as set before."""
+    build = now["build"]
+
+    @functools.wraps(build)
+    def builds(*args: Any, **kwargs: Any) -> Any:
+        earlier = dict(now)
+        built = build(*args, **kwargs)
+        before.update({n: v for n, v in now.items() if earlier.get(n, now) is not v})
+        return built
+
+    return builds
 
 
 def _is_data(value: Any) -> bool:

@@ -45,6 +45,7 @@ NAMES: dict[str, tuple[str, ...]] = {
         "_reduce_to",
     ),
     f"{_DISTRIBUTE}.mirrored_strategy.MirroredExtended": (
+        "_call_for_each_replica",
         "_collective_key_base",
         "_collective_keys",
         "_collective_ops",
@@ -84,8 +85,16 @@ NAMES: dict[str, tuple[str, ...]] = {
     # Graphs, functions, variables and datasets.
     f"{_TF}.framework.ops.Graph": ("_create_op_internal",),
     f"{_TF}.framework.random_seed": ("get_seed",),
+    f"{_TF}.framework.op_def_registry": ("get",),
     f"{_TF}.eager.context": ("global_seed",),
-    f"{_TF}.eager.polymorphic_function.polymorphic_function.Function": ("_clone",),
+    f"{_TF}.eager.record": ("could_possibly_record",),
+    f"{_TF}.eager.polymorphic_function.polymorphic_function.Function": ("_clone", "_jit_compile"),
+    f"{_TF}.framework.auto_control_deps": ("_get_resource_inputs", "op_is_stateful"),
+    f"{_TF}.framework.auto_control_deps.AutomaticControlDependencies": (
+        "experimental_acd_manager",
+        "run_independently",
+    ),
+    f"{_TF}.framework.ops.Operation": ("_add_control_input", "_control_flow_context"),
     f"{_TF}.ops.resource_variable_ops.BaseResourceVariable": ("_handle",),
     f"{_TF}.trackable.base.Trackable": (
         "_copy_trackable_to_cpu",

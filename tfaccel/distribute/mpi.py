@@ -13,12 +13,13 @@ from tfaccel.distribute.collectives import tuning
 from tfaccel.distribute.collectives.communicator import Communicator
 from tfaccel.distribute.collectives.launcher import AcrossWorkers
 from tfaccel.distribute.collectives.ops import WorkerCollectives
+from tfaccel.distribute.effects import InOrderOfReplicas
 from tfaccel.distribute.fit import KerasFitExtended
 from tfaccel.distribute.multi_worker import MultiWorkerMirroredStrategy
 from tfaccel.distribute.replica_options import ReplicaOptions
 
 
-class MpiExtended(KerasFitExtended, _private.CollectiveAllReduceExtended):  # type: ignore[misc]
+class MpiExtended(InOrderOfReplicas, KerasFitExtended, _private.CollectiveAllReduceExtended):  # type: ignore[misc]
     """TensorFlow's strategy for the devices of one worker, with MPI between the workers."""
 
     def __init__(

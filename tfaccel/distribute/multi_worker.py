@@ -12,13 +12,18 @@ import tensorflow as tf
 
 from tfaccel.cluster.cluster import Cluster
 from tfaccel.distribute import _private, caches, callbacks
+from tfaccel.distribute.effects import InOrderOfReplicas
 from tfaccel.distribute.fit import KerasFit, KerasFitExtended
 from tfaccel.distribute.replica_options import ReplicaOptions
 from tfaccel.distribute.split import Placement
 from tfaccel.distribute.step import wire_dtype
 
 
-class MultiWorkerMirroredExtended(KerasFitExtended, _private.CollectiveAllReduceExtended):  # type: ignore[misc]
+class MultiWorkerMirroredExtended(
+    InOrderOfReplicas,
+    KerasFitExtended,
+    _private.CollectiveAllReduceExtended,  # type: ignore[misc]
+):
     """How the variables and steps of `MultiWorkerMirroredStrategy` are made."""
 
     def __init__(

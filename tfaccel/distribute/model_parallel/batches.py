@@ -50,6 +50,7 @@ class MeshBatches(Feed):
         if divides():
             _check(dataset.element_spec)
         self._divides = divides
+        self._kind = _kind(dataset.element_spec)
         self._dataset = unwatched(dataset)
         self._mesh = mesh
         self._axis = axis
@@ -58,7 +59,8 @@ class MeshBatches(Feed):
         with tf.device("/CPU:0"):
             source = iter(self._dataset)
         placed = (
-            place(batch, self._mesh, self._axis) if self._divides() else batch for batch in source
+            place(batch, self._mesh, self._axis, self._kind) if self._divides() else batch
+            for batch in source
         )
         return ahead(placed) if self._threads is None else placed
 
@@ -106,11 +108,25 @@ def unwrap(batch: Any) -> Any:
     )
 
 
-def place(batch: Any, mesh: Any, axis: str | None) -> Any:
-    """Puts a nest of host tensors on the mesh, rows divided over `axis`."""
+def place(batch: Any, mesh: Any, axis: str | None, kind: type = _private.AnyRows) -> Any:
+    """Puts a nest of host tensors on the mesh, rows divided over `axis`.
+
+    Args:
+        batch: the nest.
+        mesh: a DTensor mesh.
+        axis: the axis that divides rows, or None.
+        kind: what holds each leaf: `AnyRows`, or `FixedRows` where all batches have as many.
+    """
     return tf.nest.map_structure(
-        lambda leaf: _place(leaf, mesh, axis), batch, expand_composites=False
+        lambda leaf: _place(leaf, mesh, axis, kind), batch, expand_composites=False
     )
+
+
+def _kind(spec: Any) -> type:
+    """What holds the leaves of batches of `spec`; a step may ask a static one for `x.shape[0]`."""
+    leaves = [s for s in tf.nest.flatten(spec) if not is_nothing(s)]
+    rows = [s.shape[0] if isinstance(s, tf.TensorSpec) and s.shape.rank else None for s in leaves]
+    return _private.FixedRows if rows and None not in rows else _private.AnyRows
 
 
 def place_tensors(values: Any, mesh: Any, axis: str | None) -> Any:
@@ -124,7 +140,7 @@ def place_tensors(values: Any, mesh: Any, axis: str | None) -> Any:
     return tf.nest.map_structure(of, values, expand_composites=False)
 
 
-def _place(leaf: Any, mesh: Any, axis: str | None) -> Any:
+def _place(leaf: Any, mesh: Any, axis: str | None, kind: type = _private.AnyRows) -> Any:
     if is_nothing(leaf):
         return NOTHING
     if isinstance(leaf, _private.PerReplica):
@@ -140,7 +156,7 @@ def _place(leaf: Any, mesh: Any, axis: str | None) -> Any:
     )
     first = (axis,) if divides else (None,)
     placed = host.scatter(leaf, (*first, *[None] * (rank - 1)) if rank else (), mesh)
-    return _private.AnyRows((placed,))
+    return kind((placed,))
 
 
 def _check(spec: Any) -> None:
