@@ -99,7 +99,7 @@ def _overridden() -> set[str]:
 
 def test_the_table_of_changes_is_complete() -> None:
     page = (DOCS / "changed_in_keras.md").read_text("utf-8")
-    changed = _calls("adapt", 1) | _overridden()
+    changed = {name for name in _calls("adapt", 1) if name[0].isupper()} | _overridden()
     assert len(changed) > 25
     assert [name for name in sorted(changed) if f"`{name}`" not in page] == []
 

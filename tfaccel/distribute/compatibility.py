@@ -84,8 +84,8 @@ NAMES: dict[str, tuple[str, ...]] = {
     f"{_DISTRIBUTE}.values.PerReplicaSpec": ("_from_components", "most_specific_common_supertype"),
     # Graphs, functions, variables and datasets.
     f"{_TF}.framework.ops.Graph": ("_create_op_internal",),
-    f"{_TF}.framework.random_seed": ("get_seed",),
     f"{_TF}.framework.op_def_registry": ("get",),
+    f"{_TF}.framework.random_seed": ("get_seed",),
     f"{_TF}.eager.context": ("global_seed",),
     f"{_TF}.eager.record": ("could_possibly_record",),
     f"{_TF}.eager.polymorphic_function.polymorphic_function.Function": ("_clone", "_jit_compile"),
