@@ -32,7 +32,7 @@ lint-types: $(ready)
 clean:
 	rm -rf $(VENV) build dist *.egg-info
 
-# Backbones for the tests. What keras-hub asks for would bring TensorFlow's GPU build.
+# Backbones for the tests. What keras-hub requests would bring TensorFlow's GPU build.
 hub       = 'keras-hub>=0.32; python_version >= "3.11"'
 hub_needs = kagglehub packaging regex sentencepiece tokenizers
 

@@ -1,4 +1,4 @@
-"""Packages tfaccel, with the top-level `strategies/` room installed as `tfaccel.strategies`.
+"""Packages tfaccel, with the top-level `strategies/` package installed as `tfaccel.strategies`.
 
 `tfaccel/strategies` is a relative symbolic link to `../strategies`; setuptools follows it, so the
 same files reach an editable install, a wheel and an sdist.

@@ -1,6 +1,6 @@
 """What MkDocs puts into pages while it builds the site: tables that are read from the sources.
 
-A page asks for one with a comment on a line of its own:
+A page requests one with a comment on a line of its own:
 
     <!-- table: modules tfaccel/cluster -->    the modules of a package, and what each is for
     <!-- table: messages -->                   every error message, by the class of the error
@@ -44,7 +44,7 @@ def filled(markdown: str) -> str:
     """The text of a page with its tables.
 
     Raises:
-        ValueError: for a comment that asks for something else.
+        ValueError: for a comment that requests something else.
     """
     return _MARKER.sub(lambda found: _made(found[1], found[2]), markdown)
 
@@ -59,7 +59,7 @@ def _made(kind: str, what: str) -> str:
         return _messages()
     if what == "private names":
         return _table(("name", "why it is needed"), private_names())
-    raise ValueError(f"<!-- {kind}: {what} --> asks for a table that docs/hooks.py does not know")
+    raise ValueError(f"<!-- {kind}: {what} --> requests a table that docs/hooks.py does not know")
 
 
 def _file(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""The front desk: one thin factory a file, and the function that calls the right one."""
+"""Strategy factories, one a file, and the function that calls the right one."""
 
 from __future__ import annotations
 
@@ -48,16 +48,19 @@ def strategy(name: str | None = None, **options: Any) -> tf.distribute.Strategy:
         onednn.prefer(os.environ)
     from tfaccel.cluster import resolve as find_cluster
     from tfaccel.distribute import compatibility
-    from tfaccel.strategies import describe, request, settings
+    from tfaccel.strategies import describe, process_settings, request
 
     compatibility.check()
     detected, cluster = hardware.detect(), find_cluster(os.environ)
     resolved = resolve(name, options, os.environ, detected, cluster)
-    policy = settings.apply(resolved.options, detected, resolved.devices)
+    policy = process_settings.apply(resolved.options, detected, resolved.devices)
     factory = importlib.import_module(FACTORIES[resolved.choice.name])
-    wanted = request.Request(resolved.options, resolved.devices, cluster)
-    made: tf.distribute.Strategy = factory.make(wanted)
-    used = {o: getattr(made, o, getattr(wanted.options, o)) for o in ("communication", "ragged")}
-    resolved = dataclasses.replace(resolved, options=dataclasses.replace(wanted.options, **used))
+    requested = request.Request(resolved.options, resolved.devices, cluster)
+    made: tf.distribute.Strategy = factory.make(requested)
+    used = {
+        o: getattr(made, o, getattr(requested.options, o))
+        for o in ("communication", "partial_batch")
+    }
+    resolved = dataclasses.replace(resolved, options=dataclasses.replace(requested.options, **used))
     describe.remember(made, resolved, policy)
     return made

@@ -39,19 +39,19 @@ class Description:
         if cluster is not None and cluster.size > 1:
             workers = ", ".join(cluster.workers)
             lines[1] += f" on each of {cluster.size} workers"
-            lines.insert(2, f"workers    {workers} (we are {cluster.rank})")
+            lines.insert(2, f"workers    {workers} (this is worker {cluster.rank})")
         if self.replicas > 1:
             on_tpu = choice.name == "tpu"
-            way = "over the TPU's own links" if on_tpu else options.communication
-            lines.append(f"all-reduce {way}")
-            if options.wire is not None:
-                lines[-1] += f", gradients as {options.wire}"
-            if options.accumulate == "local":
+            transport = "over the TPU's own links" if on_tpu else options.communication
+            lines.append(f"all-reduce {transport}")
+            if options.gradient_compression is not None:
+                lines[-1] += f", gradients as {options.gradient_compression}"
+            if options.gradient_accumulation == "local":
                 lines[-1] += ", once for each update of an optimizer that accumulates"
             if options.local_steps > 1:
                 lines[-1] += f", parameters only, every {options.local_steps} steps"
-        if options.ragged in _BATCHES:
-            lines.append(f"batches    {_BATCHES[options.ragged]}")
+        if options.partial_batch in _BATCHES:
+            lines.append(f"batches    {_BATCHES[options.partial_batch]}")
         if choice.name == "tpu":
             lines.append(f"steps      {options.steps_per_execution or 'up to 32'} in one call")
         if mesh is not None:
@@ -69,7 +69,11 @@ class Description:
 
 
 def _slower_kernels() -> bool:
-    return onednn.gains() and onednn.VARIABLE not in os.environ and not _private.onednn_is_on()
+    return (
+        onednn.is_faster()
+        and onednn.VARIABLE not in os.environ
+        and not _private.is_onednn_enabled()
+    )
 
 
 _BATCHES = {
@@ -89,10 +93,10 @@ def remember(
     _made[strategy] = Description(resolved, replicas, policy)
     logging.info("tfaccel\n%s", _made[strategy])
     if hasattr(strategy, "used"):
-        atexit.register(_say_if_unused, weakref.ref(strategy))
+        atexit.register(_warn_if_unused, weakref.ref(strategy))
 
 
-def _say_if_unused(made: weakref.ref[tf.distribute.Strategy]) -> None:
+def _warn_if_unused(made: weakref.ref[tf.distribute.Strategy]) -> None:
     """Tells a script that made a strategy and then trained without it; nothing else would.
 
     One that ended in an error has said enough.

@@ -17,7 +17,7 @@ class Request:
     """Everything a factory needs.
 
     Attributes:
-        options: what the user asked for.
+        options: what the user requested.
         devices: the names of the devices of this process to use.
         cluster: the workers of this job, or None.
     """
@@ -29,11 +29,11 @@ class Request:
     @property
     def replica_options(self) -> ReplicaOptions:
         """How replicas shall train together."""
-        wire = self.options.wire
+        spec = self.options.gradient_compression
         return ReplicaOptions(
-            frequency=Frequency(self.options.accumulate, self.options.local_steps),
-            wire=None if wire is None else compression.parse(wire),
-            ragged=self.options.ragged,
+            frequency=Frequency(self.options.gradient_accumulation, self.options.local_steps),
+            gradient_compression=None if spec is None else compression.parse(spec),
+            partial_batch=self.options.partial_batch,
             check=self.options.check,
         )
 

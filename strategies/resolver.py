@@ -9,7 +9,7 @@ from typing import Any
 from tfaccel.cluster.cluster import Cluster
 from tfaccel.errors import StrategyError
 from tfaccel.hardware import Device
-from tfaccel.strategies import accepted, devices, options
+from tfaccel.strategies import accepted_options, devices, options
 from tfaccel.strategies.auto import Choice, choose
 from tfaccel.strategies.options import Options
 
@@ -72,18 +72,20 @@ def resolve(
         LayoutError: when a mesh cannot be read.
     """
     name = requested_name(name, environ)
-    wanted = options.resolve(given, environ)
-    named = isinstance(wanted.devices, tuple)
-    if name == "auto" and wanted.mesh is not None:
+    requested = options.resolve(given, environ)
+    named = isinstance(requested.devices, tuple)
+    if name == "auto" and requested.mesh is not None:
         choice = Choice("model_parallel", "a mesh was requested")
     else:
-        number = len(wanted.devices) if isinstance(wanted.devices, tuple) else wanted.devices
-        kind = wanted.device_type
+        number = (
+            len(requested.devices) if isinstance(requested.devices, tuple) else requested.devices
+        )
+        kind = requested.device_type
         if named:
-            kind = devices.kind_of(detected, kind, wanted.devices).lower()
+            kind = devices.kind_of(detected, kind, requested.devices).lower()
         choice = choose(name, detected, cluster, number, kind)
-    accepted.check(choice.name, FACTORIES, wanted)
-    return Resolved(choice, wanted, _devices(choice.name, wanted, detected, cluster), cluster)
+    accepted_options.check(choice.name, FACTORIES, requested)
+    return Resolved(choice, requested, _devices(choice.name, requested, detected, cluster), cluster)
 
 
 def requested_name(name: str | None, environ: Mapping[str, str]) -> str:
@@ -108,14 +110,14 @@ def requested_name(name: str | None, environ: Mapping[str, str]) -> str:
 
 
 def _devices(
-    name: str, wanted: Options, detected: Sequence[Device], cluster: Cluster | None
+    name: str, requested: Options, detected: Sequence[Device], cluster: Cluster | None
 ) -> tuple[str, ...]:
     from tfaccel.distribute.model_parallel.mesh import MeshShape
 
     if name == "tpu":
         return ("TPU",)
-    limit = wanted.devices or (1 if name == "one_device" else None)
+    limit = requested.devices or (1 if name == "one_device" else None)
     if name == "model_parallel" and limit is None:
         workers = cluster.size if cluster is not None else 1
-        limit = MeshShape.devices_for(wanted.mesh, workers)
-    return devices.pick(detected, wanted.device_type, limit)
+        limit = MeshShape.devices_for(requested.mesh, workers)
+    return devices.pick(detected, requested.device_type, limit)

@@ -38,7 +38,7 @@ CPU_BUILD = dataclasses.replace(REPORT, cuda="", cudnn="")
 
 
 def run(*argv: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """`tfaccel env` in a process of its own, as TensorFlow and Keras read variables once."""
+    """`tfaccel env` in a separate process, as TensorFlow and Keras read variables once."""
     unset = {*env._VARIABLES, *(name for name in os.environ if name.startswith("TFACCEL_"))}
     kept = {name: value for name, value in os.environ.items() if name not in unset}
     return subprocess.run(

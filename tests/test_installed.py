@@ -68,7 +68,7 @@ def test_these_would_end_the_process(found: dict[str, str], says: str) -> None:
     [({}, "no TensorFlow"), ({"tensorflow-cpu": "2.21.0"}, "tensorflow-cpu 2.21.0")],
 )
 def test_a_tpu_needs_its_own_build(found: dict[str, str], have: str) -> None:
-    with pytest.raises(StrategyError, match=f"a TPU was asked for and {have} is installed"):
+    with pytest.raises(StrategyError, match=f"a TPU was requested and {have} is installed"):
         installed.check_tpu(found)
 
 

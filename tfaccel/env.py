@@ -157,7 +157,7 @@ def _backend(environ: Mapping[str, str], problems: list[str]) -> str:
     """Keras's backend; what tfaccel cannot work with is a problem."""
     if environ.get("TF_USE_LEGACY_KERAS", "").lower() in ("1", "true"):
         problems.append(
-            "TF_USE_LEGACY_KERAS asks for Keras 2 and tfaccel needs Keras 3: unset the variable"
+            "TF_USE_LEGACY_KERAS requests Keras 2 and tfaccel needs Keras 3: unset the variable"
         )
     try:
         import keras

@@ -41,6 +41,8 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
+from tfaccel import deprecated
+
 if TYPE_CHECKING:
     import tensorflow as tf
 
@@ -154,11 +156,11 @@ _FLAGS: dict[str, tuple[Callable[[str], Any] | None, str]] = {
         _one_of("auto", "ring", "nccl", "mpi"),
         "How workers reduce gradients: auto, ring, nccl, mpi.",
     ),
-    "wire": (
+    "gradient_compression": (
         str,
-        "How gradients travel: bfloat16, float16, powersgd, powersgd:RANK; as they are if unset.",
+        "How gradients are sent: bfloat16, float16, powersgd, powersgd:RANK; as they are if unset.",
     ),
-    "accumulate": (
+    "gradient_accumulation": (
         _one_of("reduced", "local"),
         "Reduce accumulated gradients in every step (reduced) or once for each update (local).",
     ),
@@ -166,7 +168,7 @@ _FLAGS: dict[str, tuple[Callable[[str], Any] | None, str]] = {
         int,
         "Steps that each replica takes alone before all are averaged (local SGD).",
     ),
-    "ragged": (
+    "partial_batch": (
         _one_of("exact", "pad", "drop"),
         "A batch with fewer rows: exact (as it is), pad (static shapes), drop (not trained on).",
     ),
@@ -201,6 +203,7 @@ def define(*, flag_values: flags.FlagValues = flags.FLAGS, **defaults: object) -
         ValueError: a default is not a value its flag can have.
         absl.flags.DuplicateFlagError: the script has defined a flag of the same name.
     """
+    defaults = deprecated.renamed(defaults, deprecated.OPTIONS)
     if unknown := sorted(set(defaults) - set(_FLAGS)):
         raise TypeError(f"no such flag: {', '.join(unknown)}; the flags are {', '.join(_FLAGS)}")
     flags.disclaim_key_flags()  # so that `script.py --help` shows them with the script's own
@@ -211,6 +214,10 @@ def define(*, flag_values: flags.FlagValues = flags.FLAGS, **defaults: object) -
             flags.DEFINE_bool(name, None, text, flag_values=flag_values)
         else:
             flags.DEFINE(_Parser(parse), name, None, text, flag_values=flag_values)
+    for old, new in deprecated.OPTIONS.items():
+        parse, text = _FLAGS[new][0] or str, f"Deprecated: use --{new}."
+        if old not in flag_values or flag_values[old].help != text:
+            flags.DEFINE(_Parser(parse), old, None, text, flag_values=flag_values)
     for name, value in defaults.items():
         flag_values.set_default(name, value)
 
@@ -234,18 +241,25 @@ def options(
         under ``"name"``.
     """
     given: dict[str, Any] = {}
+    names = {new: old for old, new in deprecated.OPTIONS.items()}
     for name in _FLAGS:
         flag = flag_values[name]
         if flag.value is None:
             continue
-        if flag.using_default_value and environ.get(f"TFACCEL_{name.upper()}"):
+        variables = (f"TFACCEL_{n.upper()}" for n in (name, names.get(name, name)))
+        if flag.using_default_value and any(map(environ.get, variables)):
             continue
         given["name" if name == "strategy" else name] = flag.value
-    return given
+    old = {f"--{name}": flag_values[name].value for name in deprecated.OPTIONS}
+    today = {f"--{name}": value for name, value in given.items()}
+    return {
+        name.removeprefix("--"): value
+        for name, value in deprecated.renamed({**today, **old}, deprecated.FLAGS).items()
+    }
 
 
 def strategy(*, flag_values: flags.FlagValues = flags.FLAGS) -> tf.distribute.Strategy:
-    """The strategy that the flags ask for; call it once, at the start of `main`.
+    """The strategy that the flags request; call it once, at the start of `main`.
 
     Args:
         flag_values: the parsed flags.
@@ -254,7 +268,7 @@ def strategy(*, flag_values: flags.FlagValues = flags.FLAGS) -> tf.distribute.St
         What `tfaccel.strategy` returns for them.
 
     Raises:
-        SystemExit: this machine or cluster cannot give what was asked for; a line says why, since
+        SystemExit: this machine or cluster cannot give what was requested; a line says why, since
             a traceback would not help who typed a flag.
     """
     import tfaccel

@@ -88,7 +88,7 @@ def check_tpu(found: Mapping[str, str]) -> None:
     if "tensorflow-tpu" not in found:
         have = ", ".join(f"{n} {v}" for n, v in found.items() if n != "libtpu") or "no TensorFlow"
         raise StrategyError(
-            f"tfaccel: a TPU was asked for and {have} is installed, expected tensorflow-tpu; in a "
+            f"tfaccel: a TPU was requested and {have} is installed, expected tensorflow-tpu; in a "
             f"fresh environment: {INSTALL_TPU} (its newest release is 2.20.0)."
         )
 

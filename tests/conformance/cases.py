@@ -1,7 +1,7 @@
 """The table: what "a standard Keras model" means. A new feature is a new row here.
 
 Each case trains a small model on 42 rows in batches of 16, 16 and 10, so that every one of them
-meets a ragged last batch, and gives back all that can be compared with one device.
+meets a partial last batch, and gives back all that can be compared with one device.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ def rings():
     extended._collective_ops = _private.CollectiveAllReduce(
         extended.worker_devices, 2, options, extended._collective_keys
     )
-    _private.reduce_in_rings(extended)
+    _private.use_ring_reduce(extended)
 
     @tf.function
     def step():
@@ -248,7 +248,7 @@ def main():
     seen["traces"] = {}
     for kind, make in kinds.items():
         traces.clear()
-        counted = [int(rows(_private.AnyRows((make(n), make(n + 1))))) for n in (3, 5, 4)]
+        counted = [int(rows(_private.DynamicRows((make(n), make(n + 1))))) for n in (3, 5, 4)]
         seen["traces"][kind] = [len(traces), counted]
 
     @tf.function(reduce_retracing=True)
@@ -258,15 +258,15 @@ def main():
 
     shapes = []
     for n in (3, 5, 3, 4):
-        fixed(_private.FixedRows((tf.zeros((n, 2)), tf.zeros((n, 2)))))
+        fixed(_private.StaticRows((tf.zeros((n, 2)), tf.zeros((n, 2)))))
     seen["fixed"] = shapes
 
     class Bases:
         pass
 
     a, b = Bases(), Bases()
-    _private.own_collectives(a)
-    _private.own_collectives(b)
+    _private.reserve_collective_keys(a)
+    _private.reserve_collective_keys(b)
     from tensorflow.python.distribute.collective_all_reduce_strategy import (
         CollectiveAllReduceStrategy,
     )
@@ -310,12 +310,12 @@ def main():
     seen["nodes"] = [n.operation is same for n in nodes].count(True)
 
     held, other = keras.Variable(1.0), tf.Variable(2.0)
-    first = _private.held(held)
+    first = _private.tf_variable(held)
     _private.set_tf_variable(held, other)
-    seen["held"] = [float(first), float(held), _private.held(held) is other]
+    seen["held"] = [float(first), float(held), _private.tf_variable(held) is other]
     trainers = (counts, same, _private.TensorFlowTrainer())
     seen["trainers"] = [_private.is_trainer(each) for each in trainers]
-    trainers, optimizers = _private.alive()
+    trainers, optimizers = _private.live_trainers_and_optimizers()
     seen["trainers"].append(any(each is counts for each in trainers))
     seen["trainers"].append(any(each is adam for each in optimizers))
     seen["set strategy"] = [_private.strategy_at_compile(counts) is None]
@@ -355,7 +355,7 @@ def main():
     seen["functions"] += [int(_private.function_like(effects, lambda: tf.constant(5))())]
     seen["first replica"] = _private.first_replica(ours)
 
-    class Builds(_private.BuildsBySteps):
+    class Builds(_private.BuildsFromSteps):
         def build_for(self, method, batch, failed):
             methods.append(method)
             return len(methods) % 2 == 0
@@ -392,9 +392,9 @@ def main():
     wrapped.compile("sgd", squares)
     wrapped.train_on_batch(x, y)
     seen["wrapped"] = [
-        _private.wrapped(dice)[0].__name__,
-        _private.wrapped(dice)[1]["axis"] == (1,),
-        [_private.wrapped(loss)[0].__name__ for loss in _private.compiled_losses(wrapped)],
+        _private.wrapped_function(dice)[0].__name__,
+        _private.wrapped_function(dice)[1]["axis"] == (1,),
+        [_private.wrapped_function(loss)[0].__name__ for loss in _private.compiled_losses(wrapped)],
     ]
 
     class Adds(keras.layers.Layer):
@@ -424,8 +424,8 @@ def main():
     inside = [inner for held in counts.metrics for inner in _private.metrics_in(held)]
     seen["metrics in"] = [m.name for held in inside for m in _private.metrics_in(held)]
     seen["held variables"] = [
-        isinstance(_private.held(kept.own), tf.Variable),
-        _private.held(_private.held(kept.own)) is _private.held(kept.own),
+        isinstance(_private.tf_variable(kept.own), tf.Variable),
+        _private.tf_variable(_private.tf_variable(kept.own)) is _private.tf_variable(kept.own),
     ]
 
     from tensorflow.python.distribute import tpu_strategy
@@ -450,7 +450,7 @@ def main():
 
         def train_step(self, data):
             numbers = noticed.setdefault("replicas", [])
-            numbers.append(_private.replica_number())
+            numbers.append(_private.local_replica_index())
             noticed["batch"] = type(_private.batch_of_step()).__name__
             strategy = tf.distribute.get_strategy()
             context = tf.distribute.get_replica_context()

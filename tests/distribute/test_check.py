@@ -100,7 +100,7 @@ def runs_over_all_rows(made: Any, says: str, x: Any = X) -> None:
         re.search(f"{says}.*every replica runs the steps of .* over all rows", line)
         for line in said
     ), said
-    assert mirrored().checks.ways(model).all_rows
+    assert mirrored().checks.reductions(model).all_rows
     keras.utils.set_random_seed(5)
     plain = made()
     run = plain.fit(x, y, batch_size=8, shuffle=False, verbose=0, epochs=2)
@@ -133,7 +133,7 @@ def test_without_the_state_of_layers(monkeypatch: pytest.MonkeyPatch) -> None:
             self.kept.assign(keras.ops.maximum(self.kept, keras.ops.max(x)))
             return x
 
-    monkeypatch.setattr("tfaccel.distribute.fit.keep_states", lambda model: None)
+    monkeypatch.setattr("tfaccel.distribute.fit.aggregate_states", lambda model: None)
     refuses(dense(Largest), "variable '.*kept'")
 
 
@@ -149,7 +149,7 @@ def test_without_the_state_of_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
         def result(self) -> Any:
             return self.seen
 
-    monkeypatch.setattr("tfaccel.distribute.fit.keep_states", lambda model: None)
+    monkeypatch.setattr("tfaccel.distribute.fit.aggregate_states", lambda model: None)
     refuses(dense(metrics=lambda: [Largest()]), "metric variable '.*seen'")
 
 
@@ -169,7 +169,7 @@ def test_updates_that_do_not_come_from_the_tape() -> None:
     refuses(own(of_loss), "gradient of|variable '.*kernel' after a step")
 
 
-# What only the whole batch makes right.
+# What only the global batch makes right.
 
 
 def test_a_loss_that_compares_rows_is_computed_of_all_rows() -> None:
@@ -206,7 +206,7 @@ def test_a_queue_of_the_newest_rows_is_that_of_all_rows() -> None:
     runs_over_all_rows(made, "variable '.*' would be")
 
 
-# The same with a fix taken out: the check would have found what it mends.
+# The same with a fix taken out: the check would have found what it fixes.
 
 
 def test_without_losses_of_the_whole_batch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,12 +214,12 @@ def test_without_losses_of_the_whole_batch(monkeypatch: pytest.MonkeyPatch) -> N
     fitted(made)
     summed = keras.losses.MeanSquaredError(reduction="sum")
     fitted(dense(loss=summed))
-    monkeypatch.setattr("tfaccel.distribute.fit.whole_batch", lambda model: None)
+    monkeypatch.setattr("tfaccel.distribute.fit.use_global_batch_losses", lambda model: None)
     refuses(dense(loss=keras.losses.MeanSquaredError(reduction="sum")), "gradient of")
 
 
 def test_without_weights_by_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(step.Step, "weight", lambda self, value: value)
+    monkeypatch.setattr(step.StepContext, "weight", lambda self, value: value)
     refuses(dense(), "gradient of")
 
 
@@ -235,7 +235,7 @@ def test_without_means_that_count_a_batch_once(monkeypatch: pytest.MonkeyPatch) 
         return model
 
     fitted(made)
-    monkeypatch.setattr("tfaccel.distribute.fit.count_by_share", lambda model: None)
+    monkeypatch.setattr("tfaccel.distribute.fit.weight_scalar_metrics", lambda model: None)
     refuses(made, "metric variable '.*told/total'")
 
 
@@ -263,7 +263,7 @@ def test_without_the_gradients_of_the_tape(monkeypatch: pytest.MonkeyPatch) -> N
 # What is written for the global batch.
 
 
-@pytest.mark.parametrize("way", ["sum", "scaled"])
+@pytest.mark.parametrize("way", ["sum", "scaled_mean"])
 def test_the_way_of_a_loss_is_found(way: str) -> None:
     def of_loss(model: Any, x: Any, y: Any) -> Any:
         rows = tf.reduce_sum(tf.square(y - model(x)), axis=1)
@@ -272,7 +272,7 @@ def test_the_way_of_a_loss_is_found(way: str) -> None:
         return tf.reduce_mean(rows) / tf.distribute.get_strategy().num_replicas_in_sync
 
     model = fitted(own(of_loss), epochs=2)
-    ways = mirrored().checks.ways(model)
+    ways = mirrored().checks.reductions(model)
     assert (ways.gradients, dict(ways.logs)) == ((way,), {"loss": way})
     keras.utils.set_random_seed(5)
     plain = own(of_loss)()
@@ -348,11 +348,11 @@ def test_random_layers_agree(eager: bool) -> None:
 @pytest.mark.parametrize(
     ("option", "value"),
     [
-        ("wire", compression.parse("bfloat16")),
+        ("gradient_compression", compression.parse("bfloat16")),
         ("frequency", Frequency("local")),
         ("frequency", Frequency(local_steps=2)),
     ],
-    ids=["wire", "accumulate", "local_steps"],
+    ids=["gradient_compression", "gradient_accumulation", "local_steps"],
 )
 def test_it_runs_where_gradients_travel_otherwise(
     option: str, value: Any, monkeypatch: pytest.MonkeyPatch
@@ -427,7 +427,7 @@ def test_auto_checks_models_with_parts_of_their_own() -> None:
     def checked(made: Any) -> bool:
         model = made()
         model.evaluate(X[:2], Y[:2], verbose=0)
-        return check.has_own_parts(model, model.train_step)
+        return check.has_custom_parts(model, model.train_step)
 
     assert not checked(dense())
     assert not checked(dense(loss=keras.losses.Huber(), metrics=lambda: ["mae"]))
@@ -435,4 +435,4 @@ def test_auto_checks_models_with_parts_of_their_own() -> None:
     assert checked(dense(lambda: keras.layers.Lambda(lambda x: x)))
     assert checked(dense(loss=mine))
     assert checked(dense(metrics=lambda: [mine]))
-    assert check.is_own(own(mean_square)().train_step)
+    assert check.is_custom_step(own(mean_square)().train_step)

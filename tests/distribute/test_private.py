@@ -212,7 +212,7 @@ def test_a_process_knows_its_first_replica(seen: dict[str, Any]) -> None:
 def test_keras_builds_a_model_by_symbolic_build(seen: dict[str, Any]) -> None:
     methods = ["fit", "evaluate", "train_on_batch", "test_on_batch", "evaluate"]
     assert seen["build methods"] == methods
-    assert seen["building"] == [True] * 3, "Keras no longer asks for the scope to build a model"
+    assert seen["building"] == [True] * 3, "Keras no longer requests the scope to build a model"
 
 
 def test_the_model_that_predicts_is_seen(seen: dict[str, Any]) -> None:

@@ -14,8 +14,8 @@ import tensorflow as tf
 
 import tfaccel
 from tests.distribute.watched import data, linear
-from tfaccel.distribute import same_data
-from tfaccel.distribute.callbacks import ChiefBacksUp, broadcast
+from tfaccel.distribute import dataset_consistency
+from tfaccel.distribute.chief_callbacks import ChiefBacksUp, broadcast
 from tfaccel.errors import InputError
 
 pytestmark = pytest.mark.child(workers=2, group="pairs")
@@ -216,7 +216,7 @@ def test_workers_that_read_rows_of_their_own_are_told(
     kind: str, told: bool, monkeypatch: Any
 ) -> None:
     rank = strategy().placement.rank
-    monkeypatch.setattr(same_data, "_said", False)
+    monkeypatch.setattr(dataset_consistency, "_warned", False)
     x, y = data(16)
     y = y + np.arange(16)[:, None]
     rows = tf.data.Dataset.from_tensor_slices((x, y))
@@ -230,4 +230,4 @@ def test_workers_that_read_rows_of_their_own_are_told(
     with strategy().scope():
         model = linear()
     model.fit(*given[kind], verbose=0, shuffle=False)
-    assert same_data._said is told
+    assert dataset_consistency._warned is told

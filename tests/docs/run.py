@@ -1,4 +1,4 @@
-"""Runs the Python blocks of all pages, each session in a process of its own.
+"""Runs the Python blocks of all pages, each session in a separate process.
 
 Usage: python -m tests.docs.run OUT
 

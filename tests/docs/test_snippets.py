@@ -1,7 +1,7 @@
 """Every code block of README.md, CONTRIBUTING.md and docs/ is run, or checked as far as it can be.
 
-Python blocks run in order, each page in a process of its own (`fences.py` tells what else an info
-string may ask for); commands go through the parsers of the command line, and nothing is started.
+Python blocks run in order, each page in a separate process (`fences.py` tells what else an info
+string may request); commands go through the parsers of the command line, and nothing is started.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 import tfaccel
-from tests.model_parallel.test_check import Reverses
+from tests.model_parallel.test_mesh_check import Reverses
 from tfaccel.distribute.model_parallel import rewrites
 from tfaccel.errors import CheckError
 
@@ -85,7 +85,7 @@ def write(folder: str, scope: Any) -> dict[str, Any]:
 def refused(scope: Any) -> str:
     """What each of several processes is told of an operation that is laid out wrongly."""
     for kind in ("StridedSlice", "StridedSliceGrad"):
-        del rewrites.RULES[kind]
+        del rewrites.REWRITES[kind]
     with scope():
         model = keras.Sequential([keras.Input((8,)), Reverses(), keras.layers.Dense(4)])
         model.compile("adam", "mse")

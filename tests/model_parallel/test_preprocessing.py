@@ -119,7 +119,7 @@ class Reads(keras.Model):
 
 
 def test_what_cannot_be_cut_is_computed_whole() -> None:
-    """A lookup in a call of one's own, and a layer that is trained before one that counts."""
+    """A lookup in a custom call, and a layer that is trained before one that counts."""
 
     def of_words() -> tuple[Any, Any]:
         return Reads(), TEXT

@@ -148,7 +148,7 @@ def test_a_mesh_that_does_not_fit_gets_one_line() -> None:
 
     with pytest.raises(LayoutError, match=r"mesh batch=3,model=2 has 6 devices and there are 4 "):
         tfaccel.strategy("model_parallel", mesh="batch=3,model=2", devices=4, device_type="cpu")
-    with pytest.raises(StrategyError, match="needs a mesh; ask for one, such as mesh='batch=1"):
+    with pytest.raises(StrategyError, match="needs a mesh; pass one, such as mesh='batch=1"):
         tfaccel.strategy("model_parallel", devices=4, device_type="cpu")
     with pytest.raises(StrategyError, match="'batch=2' was requested with strategy 'mirrored'"):
         tfaccel.strategy("mirrored", devices=4, device_type="cpu", mesh="batch=2")

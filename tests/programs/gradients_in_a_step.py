@@ -17,7 +17,7 @@ def classifier(units: int = 8) -> keras.Model:
 
 
 class Clipped(keras.Model):
-    """Clips by the global norm of the whole batch's gradient, and logs that norm."""
+    """Clips by the global norm of the global batch's gradient, and logs that norm."""
 
     def train_step(self, data: Any) -> dict[str, Any]:
         x, y = data
@@ -180,7 +180,7 @@ def multi_optimizer(strategy: Any) -> Numbers:
 
 @program(4)
 def multi_optimizer_with_loss_scale(strategy: Any) -> Numbers:
-    """A MultiOptimizer inside a LossScaleOptimizer, in a step of one's own"""
+    """A MultiOptimizer inside a LossScaleOptimizer, in a custom step"""
 
     class Scaled(keras.Model):
         def train_step(self, data: Any) -> dict[str, Any]:

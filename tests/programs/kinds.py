@@ -24,7 +24,7 @@ class Kind:
 
 KINDS: dict[int, Kind] = {
     1: Kind(
-        "Losses that are about the whole batch",
+        "Losses that are about the global batch",
         "Dice and Tversky, a function that returns one number for the batch, a mean over what a "
         'mask leaves, triplets and contrastive losses between rows, `reduction="none"`.',
     ),
@@ -61,8 +61,8 @@ KINDS: dict[int, Kind] = {
     ),
     8: Kind(
         "Parts of a batch with different numbers of rows",
-        "Each part is cut by its own rows.",
-        "A part with several rows for each row of the others is cut in proportion in every batch, "
+        "Each part is split by its own rows.",
+        "A part with several rows for each row of the others is split in proportion in every batch, "
         "if the first-step check finds one device's numbers; `evaluate` and `predict` alone, or "
         "with the check off, take it with another dimension (`[rows, 3, features]`).",
     ),
@@ -78,12 +78,12 @@ KINDS: dict[int, Kind] = {
         "A `train_step` that compares the rows of a batch, or is written for the number of rows in it, is run by every replica over all rows, and a warning says so: one device's numbers, and its speed. So that replicas share the work, gather the features of all of them in the step (`tf.distribute.get_replica_context().all_gather`), or give the loss to `compile`, where it is gathered by itself.",
     ),
     11: Kind(
-        "Parts made outside the scope",
+        "Parts created outside the scope",
         "Preprocessing layers, optimizers, metrics, loaded and whole models that were made before "
         "the scope are taken over by its strategy.",
     ),
     12: Kind(
-        "Loops of one's own",
+        "Custom training loops",
         "As Keras's and TensorFlow's guides write them: eager, in a `tf.function`, with and "
         "without `strategy.run`, an epoch in one function, `train_on_batch`.",
         "On a mesh a loop without `strategy.run` computes on the host where it is eager, and on the "

@@ -1,4 +1,4 @@
-"""Kind 1: losses that are about the whole batch."""
+"""Kind 1: losses that are about the global batch."""
 
 from __future__ import annotations
 

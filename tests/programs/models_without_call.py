@@ -276,7 +276,7 @@ def metrics_built_late(strategy: Any) -> Numbers:
 
 @program(10, undivided=True)
 def late_metrics_of_a_step(strategy: Any) -> Numbers:
-    """A step of one's own that calls compute_metrics and lazily built layers, run eagerly too"""
+    """A custom step that calls compute_metrics and lazily built layers, run eagerly too"""
 
     class Lazy(keras.Model):
         def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Kind 6: state that layers and metrics of one's own keep."""
+"""Kind 6: state that custom layers and metrics keep."""
 
 from __future__ import annotations
 

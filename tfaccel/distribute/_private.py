@@ -1,7 +1,7 @@
 """Every private TensorFlow and Keras name that tfaccel uses, each with its reason.
 
 Seen with TensorFlow 2.21 and Keras 3.15. `tests/distribute/test_private.py` watches each one:
-when a release moves a name, that test says which and this file is the one place to mend.
+when a release moves a name, that test says which and this file is the one place to fix.
 """
 
 from __future__ import annotations
@@ -79,38 +79,37 @@ from tensorflow.python.util._pywrap_util_port import IsMklEnabled
 
 __all__ = [
     "LARGEST_CONSTANT",
-    "AnyRows",
     "BeforeClipping",
     "BeforeSaving",
-    "BuildsBySteps",
+    "BuildsFromSteps",
     "Caller",
     "CollectiveAllReduce",
     "CollectiveAllReduceExtended",
     "DatasetIterator",
-    "FixedRows",
+    "DynamicRows",
     "MirroredExtended",
     "PerReplica",
     "ReadByValue",
+    "StaticRows",
     "TPUExtended",
     "accumulation",
     "adam_slots",
     "additional_losses",
     "adopt_optimizer",
-    "alive",
     "all_gather",
     "all_to_all",
     "array_pipeline",
     "asked_without_replica",
     "batch_of_step",
-    "begin_again",
     "build_all",
     "building_model",
+    "calling_library",
     "calling_model",
     "compiled_losses",
     "compiled_metrics",
     "compiling_model",
-    "dividing",
-    "exchanges",
+    "division_replaced",
+    "exchange_group_size",
     "first_replica",
     "forget_traces",
     "function_like",
@@ -119,9 +118,9 @@ __all__ = [
     "global_seed_generator",
     "graph_nodes",
     "handle",
-    "held",
     "is_function",
     "is_keras_function",
+    "is_onednn_enabled",
     "is_ordered_by_trace",
     "is_recording",
     "is_trainer",
@@ -129,23 +128,22 @@ __all__ = [
     "layers_being_built",
     "layers_of",
     "leave_unordered",
-    "library_that_asks",
+    "live_trainers_and_optimizers",
+    "local_replica_index",
     "loss_asks",
     "loss_tracker",
     "loss_trackers",
     "metric_function",
     "metrics_in",
-    "onednn_is_on",
     "operations_replaced",
     "optimizer_being_made",
     "optimizer_key",
-    "own_collectives",
     "own_states",
     "pack_variables",
     "predicting_model",
     "read_here",
-    "reduce_in_rings",
-    "replica_number",
+    "reserve_collective_keys",
+    "restart_threads",
     "run_after",
     "run_function",
     "seed_unseeded",
@@ -155,13 +153,15 @@ __all__ = [
     "set_tf_variable",
     "strategy_at_compile",
     "sum_additional_losses",
+    "tf_variable",
     "trained_by",
+    "use_ring_reduce",
     "variable_path",
-    "wrapped",
+    "wrapped_function",
 ]
 
 
-class AnyRows(PerReplica):  # type: ignore[misc]
+class DynamicRows(PerReplica):  # type: ignore[misc]
     """A PerReplica batch whose number of rows `tf.function` does not look at.
 
     A step is then traced once for all batch sizes and sees `None` rows, as with the iterator of
@@ -170,10 +170,10 @@ class AnyRows(PerReplica):  # type: ignore[misc]
 
     @property
     def _type_spec(self) -> PerReplicaSpec:
-        return PerReplicaSpec(*(_any_rows(tf.type_spec_from_value(v)) for v in self.values))
+        return PerReplicaSpec(*(_dynamic_rows(tf.type_spec_from_value(v)) for v in self.values))
 
 
-class FixedRows(PerReplica):  # type: ignore[misc]
+class StaticRows(PerReplica):  # type: ignore[misc]
     """A PerReplica batch with a static shape, which a batch of another size does not change.
 
     Keras makes its functions, one within the other, with `reduce_retracing`: where a second shape
@@ -183,18 +183,18 @@ class FixedRows(PerReplica):  # type: ignore[misc]
 
     @property
     def _type_spec(self) -> PerReplicaSpec:
-        return _FixedSpec(*(tf.type_spec_from_value(v) for v in self.values))
+        return _StaticSpec(*(tf.type_spec_from_value(v) for v in self.values))
 
 
-class _FixedSpec(PerReplicaSpec):  # type: ignore[misc]
+class _StaticSpec(PerReplicaSpec):  # type: ignore[misc]
     @property
     def value_type(self) -> type:
-        return FixedRows
+        return StaticRows
 
-    def _from_components(self, components: Any) -> FixedRows:
-        return FixedRows(components)
+    def _from_components(self, components: Any) -> StaticRows:
+        return StaticRows(components)
 
-    def most_specific_common_supertype(self, others: Any) -> _FixedSpec | None:
+    def most_specific_common_supertype(self, others: Any) -> _StaticSpec | None:
         return self if all(self == other for other in others) else None
 
 
@@ -202,18 +202,19 @@ class ReadByValue:
     """Mixin for a resource variable whose readers shall call `value()`.
 
     An eager operation reads a resource variable by the handle it finds as `_handle`, and asks
-    nobody. Where `hidden()` holds it finds none, and converts the variable as any other object.
+    nobody. Where `reads_by_value()` holds it finds none, and converts the variable as any other
+    object.
     """
 
     _held: Any
 
-    def hidden(self) -> bool:
+    def reads_by_value(self) -> bool:
         """Whether operations shall not read by themselves now."""
         raise NotImplementedError
 
     @property
     def _handle(self) -> Any:
-        return None if self.hidden() else self._held
+        return None if self.reads_by_value() else self._held
 
     @_handle.setter
     def _handle(self, handle: Any) -> None:
@@ -258,7 +259,7 @@ class BeforeSaving:
         return self.save_freq != "epoch" and self.due(batch)
 
 
-class BuildsBySteps:
+class BuildsFromSteps:
     """Mixin for a model whose variables are made before its steps run, and not as Keras does it.
 
     Under any strategy Keras calls the model on symbolic inputs in `_symbolic_build`, which a model
@@ -325,7 +326,7 @@ def is_pure(operation: str) -> bool:
     return not any(each.type in ("func", "list(func)") for each in known.attr)
 
 
-def onednn_is_on() -> bool:
+def is_onednn_enabled() -> bool:
     """Whether oneDNN's kernels compute in this process."""
     return bool(IsMklEnabled())
 
@@ -351,7 +352,7 @@ def handle(variable: Any) -> tf.Tensor:
     return held.handle
 
 
-def held(variable: Any) -> Any:
+def tf_variable(variable: Any) -> Any:
     """The TensorFlow variable of a `keras.Variable`, or a TensorFlow variable itself.
 
     None before it is made. The public `value` is a tensor of another dtype inside a layer of mixed
@@ -375,7 +376,7 @@ def metrics_in(metric: Any) -> list[keras.metrics.Metric]:
     return list(getattr(metric, "_metrics", ()))
 
 
-def _any_rows(spec: Any) -> Any:
+def _dynamic_rows(spec: Any) -> Any:
     shape = spec.shape
     if shape.rank in (None, 0):
         return spec
@@ -385,7 +386,7 @@ def _any_rows(spec: Any) -> Any:
     return type(spec)(shape, spec.dtype)
 
 
-def own_collectives(strategy: tf.distribute.Strategy) -> None:
+def reserve_collective_keys(strategy: tf.distribute.Strategy) -> None:
     """Gives `strategy` collective keys of its own; call it before its Extended is made.
 
     All strategies of a process start from the same keys, so that the second one's first message
@@ -398,7 +399,7 @@ def own_collectives(strategy: tf.distribute.Strategy) -> None:
 _key_bases = itertools.count(1 << 20, 1 << 10)
 
 
-def reduce_in_rings(extended: MirroredExtended) -> None:
+def use_ring_reduce(extended: MirroredExtended) -> None:
     """Makes a `MirroredStrategy` reduce in TensorFlow's rings; call it before anything is reduced.
 
     Inside a function it reduces with collectives of its own, whatever `cross_device_ops` it was
@@ -422,7 +423,7 @@ def pack_variables(strategy: tf.distribute.TPUStrategy) -> None:
     strategy._enable_packed_variable_in_eager_mode = True
 
 
-def exchanges() -> int:
+def exchange_group_size() -> int:
     """With how many replicas `all_to_all` and `all_gather` would exchange; 0 where they cannot.
 
     They stand in a graph, on CPU devices: eager replicas run one after the other, and what GPUs do
@@ -470,13 +471,13 @@ def _launcher() -> Any:
     """What starts the collectives of the replica that we are in, or None without any."""
     context = tf.distribute.get_replica_context()
     extended = context.strategy.extended
-    ours = getattr(extended, "_collective_ops", getattr(extended, "_cross_device_ops", None))
-    launchers = getattr(ours, "_launchers", None)
+    collectives = getattr(extended, "_collective_ops", getattr(extended, "_cross_device_ops", None))
+    launchers = getattr(collectives, "_launchers", None)
     return launchers[context._replica_id] if launchers else None
 
 
 @contextlib.contextmanager
-def dividing(divide: Callable[[Any, Any, Any], Any]) -> Iterator[None]:
+def division_replaced(divide: Callable[[Any, Any, Any], Any]) -> Iterator[None]:
     """Keras's operations divide by `divide`, which is given their own division first.
 
     That of Keras 3.15 asks in a `tf.cond` whether the divisor of `tf.IndexedSlices` has a zero, and
@@ -522,7 +523,7 @@ def asked_without_replica() -> bool:
     return bool(asks and tf.distribute.in_cross_replica_context())
 
 
-def replica_number() -> int:
+def local_replica_index() -> int:
     """Which of this worker's replicas we are in; public is only its id among all, a tensor."""
     return int(tf.distribute.get_replica_context()._replica_id)
 
@@ -547,7 +548,7 @@ def compiled_losses(model: keras.Model) -> list[keras.losses.Loss]:
     return [entry[1] for entry in flat if isinstance(entry[1], keras.losses.Loss)]
 
 
-def wrapped(loss: keras.losses.Loss) -> tuple[Any, dict[str, Any]]:
+def wrapped_function(loss: keras.losses.Loss) -> tuple[Any, dict[str, Any]]:
     """The function that a loss is made of, and its options; None for a class with its own `call`.
 
     Keras wraps its own functions and those of a script in the same class.
@@ -603,15 +604,15 @@ def set_strategy(model: Any, strategy: Any) -> None:
     model._distribute_strategy = strategy
 
 
-def alive() -> tuple[list[Any], list[Any]]:
+def live_trainers_and_optimizers() -> tuple[list[Any], list[Any]]:
     """All that has `fit`, and all optimizers, of this process; Keras keeps no list of them."""
     optimizer, layer = keras.optimizers.Optimizer, keras.layers.Layer
     found: list[Any] = []
-    wanted: dict[type, bool] = {}
+    relevant: dict[type, bool] = {}
     for each in gc.get_objects():
         cls = type(each)
-        if (is_wanted := wanted.get(cls)) is None:
-            is_wanted = wanted[cls] = issubclass(cls, (TensorFlowTrainer, optimizer))
+        if (is_wanted := relevant.get(cls)) is None:
+            is_wanted = relevant[cls] = issubclass(cls, (TensorFlowTrainer, optimizer))
         if is_wanted and hasattr(each, "_tracker"):  # one that is being made has none
             found.append(each)
     trainers = [each for each in found if isinstance(each, layer)]
@@ -630,7 +631,7 @@ def global_seed_generator() -> keras.random.SeedGenerator | None:
 
 def optimizer_key(optimizer: Any, variable: keras.Variable) -> Any:
     """By what `optimizer` knows a variable, in its dicts and sets; None where it cannot."""
-    if held(variable) is None or not hasattr(optimizer, "_var_key"):
+    if tf_variable(variable) is None or not hasattr(optimizer, "_var_key"):
         return None
     return optimizer._var_key(variable)
 
@@ -785,7 +786,7 @@ def is_keras_function(fn: Any) -> bool:
     return str(getattr(fn, "__module__", "")).startswith("keras.")
 
 
-def library_that_asks() -> str:
+def calling_library() -> str:
     """``"keras"`` or ``"tensorflow"``, which read the property that calls us for their own use.
 
     A replica context's `num_replicas_in_sync` reads the strategy's, for whoever asked it: then it
@@ -882,7 +883,7 @@ def set_initial_epoch(model: keras.Model, epoch: int) -> None:
 
 
 class Caller(NamedTuple):
-    """A `Model` method that asks for its data: ``"fit"``, ``"evaluate"`` or ``"predict"``.
+    """A `Model` method that requests its data: ``"fit"``, ``"evaluate"`` or ``"predict"``.
 
     Attributes:
         model: whose method it is.
@@ -1000,7 +1001,7 @@ def _module(frame: Any) -> str:
     return str(frame.f_globals.get("__name__", ""))
 
 
-def begin_again(threads: Any) -> bool:
+def restart_threads(threads: Any) -> bool:
     """Lets the threads of a `PyDataset`, stopped after a look at its first batch, begin anew.
 
     Keras 3.15 keeps what they have read by then for the next pass, which begins with the first
@@ -1023,7 +1024,7 @@ def array_pipeline(dataset: tf.data.Dataset) -> tuple[tf.data.Dataset, list[Any]
     """Takes the dataset that Keras makes of in-memory arrays apart.
 
     Keras gathers every row of a global batch and would leave the choosing of rows for later. To
-    gather only our own, the indices must be cut before they are used, and `tf.data` has no public
+    gather only our own, the indices must be split before they are used, and `tf.data` has no public
     way to insert a step into a dataset that exists.
 
     Returns:

@@ -47,10 +47,10 @@ class InOrderOfReplicas:
         """
         made = vars(self).setdefault("_tfaccel_functions_around", weakref.WeakKeyDictionary())
         if function not in made:
-            plain, here = function.python_function, weakref.ref(self)
+            plain, ctx = function.python_function, weakref.ref(self)
 
             def around(*args: Any, **kwargs: Any) -> Any:
-                return here().call_for_each_replica(plain, args, kwargs)  # type: ignore[union-attr]
+                return ctx().call_for_each_replica(plain, args, kwargs)  # type: ignore[union-attr]
 
             made[function] = _private.function_like(function, around)
         return made[function]

@@ -35,8 +35,8 @@ class MirroredStrategy(KerasFit, tf.distribute.MirroredStrategy):  # type: ignor
         ring: bool = False,
     ) -> None:
         self._set_options(options)
-        _private.own_collectives(self)
+        _private.reserve_collective_keys(self)
         extended = MirroredExtended(self, devices=devices, cross_device_ops=cross_device_ops)
         if ring:
-            _private.reduce_in_rings(extended)
+            _private.use_ring_reduce(extended)
         tf.distribute.Strategy.__init__(self, extended)

@@ -11,12 +11,12 @@ from typing import Any
 import tensorflow as tf
 
 from tfaccel.cluster.cluster import Cluster
-from tfaccel.distribute import _private, caches, callbacks
+from tfaccel.distribute import _private, chief_callbacks, dataset_cache
+from tfaccel.distribute.batch_sharding import Placement
 from tfaccel.distribute.effects import InOrderOfReplicas
 from tfaccel.distribute.fit import KerasFit, KerasFitExtended
 from tfaccel.distribute.replica_options import ReplicaOptions
-from tfaccel.distribute.split import Placement
-from tfaccel.distribute.step import wire_dtype
+from tfaccel.distribute.step import transport_dtype
 
 
 class MultiWorkerMirroredExtended(
@@ -80,8 +80,8 @@ class MultiWorkerMirroredStrategy(KerasFit, tf.distribute.MultiWorkerMirroredStr
         self.cluster = cluster
         self.communication = communication
         self._set_options(options)
-        caches.of_worker(cluster.rank)
-        _private.own_collectives(self)
+        dataset_cache.use_worker_files(cluster.rank)
+        _private.reserve_collective_keys(self)
         devices = range(devices) if isinstance(devices, int) else devices
         with _sigterm_kept():
             extended = MultiWorkerMirroredExtended(
@@ -99,13 +99,13 @@ class MultiWorkerMirroredStrategy(KerasFit, tf.distribute.MultiWorkerMirroredStr
         """Concatenates `value` of all replicas along `axis`, in any numeric dtype."""
         local = self.experimental_local_results(value)
         dtype = local[0].dtype
-        wide = wire_dtype(dtype)
+        wide = transport_dtype(dtype)
         if wide != dtype:
             cast = tuple(tf.cast(v, wide) for v in local)
             value = _private.PerReplica(cast) if len(cast) > 1 else cast[0]
         return tf.cast(super().gather(value, axis), dtype)
 
-    def share(self, numbers: list[int]) -> list[list[int]]:
+    def gather_numbers(self, numbers: list[int]) -> list[list[int]]:
         """The numbers of every worker, in the order of their ranks; every worker must call.
 
         Args:
@@ -114,8 +114,8 @@ class MultiWorkerMirroredStrategy(KerasFit, tf.distribute.MultiWorkerMirroredStr
         local = self.placement.local
         if not numbers:
             return [[] for _ in range(self.placement.workers)]
-        ours = tf.constant([numbers], tf.int64)
-        found = self.gather(_private.PerReplica((ours,) * local), axis=0).numpy().tolist()
+        own_numbers = tf.constant([numbers], tf.int64)
+        found = self.gather(_private.PerReplica((own_numbers,) * local), axis=0).numpy().tolist()
         return list(found[::local])
 
     def broadcast(self, values: list[Any]) -> list[tf.Tensor]:
@@ -124,14 +124,14 @@ class MultiWorkerMirroredStrategy(KerasFit, tf.distribute.MultiWorkerMirroredStr
         Args:
             values: tensors or arrays, the same dtypes and shapes on every worker.
         """
-        return callbacks.broadcast(self, values)
+        return chief_callbacks.broadcast(self, values)
 
     def _prepare_callbacks(self, held: Any) -> None:
-        callbacks.one_writer(held, self)
+        chief_callbacks.write_on_chief(held, self)
 
     def _prepare(self, model: Any) -> None:
         super()._prepare(model)
-        callbacks.save_whole(model, self.cluster.rank)
+        chief_callbacks.save_atomically(model, self.cluster.rank)
 
 
 @contextmanager

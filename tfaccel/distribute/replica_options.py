@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from tfaccel.distribute.compression import Wire
+from tfaccel.distribute.compression import Compression
 from tfaccel.distribute.frequency import Frequency
 from tfaccel.errors import StrategyError
 
@@ -15,9 +15,9 @@ class ReplicaOptions:
 
     Attributes:
         frequency: how often the replicas communicate.
-        wire: how gradients travel; None as they are.
-        ragged: what becomes of a batch with fewer rows than the first; None for the strategy's
-            own way.
+        gradient_compression: how gradients are sent; None as they are.
+        partial_batch: what becomes of a batch with fewer rows than the first; None for the
+            strategy's own way.
         check: which models' first step is compared with one device's.
 
     Raises:
@@ -25,13 +25,14 @@ class ReplicaOptions:
     """
 
     frequency: Frequency = field(default_factory=Frequency)
-    wire: Wire | None = None
-    ragged: str | None = None
+    gradient_compression: Compression | None = None
+    partial_batch: str | None = None
     check: str = "auto"
 
     def __post_init__(self) -> None:
-        if self.wire is not None and self.frequency.local_steps > 1:
+        if self.gradient_compression is not None and self.frequency.local_steps > 1:
             raise StrategyError(
-                f"tfaccel: wire and local_steps={self.frequency.local_steps} were requested "
-                "together, expected one of them: under local steps no gradient is reduced."
+                f"tfaccel: gradient_compression and local_steps={self.frequency.local_steps} were "
+                "requested together, expected one of them: under local steps no gradient is "
+                "reduced."
             )

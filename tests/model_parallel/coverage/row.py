@@ -24,7 +24,7 @@ class Row:
         name: the first word is the class that it covers.
         group: a heading of the table.
         model: makes the model.
-        data: inputs and targets of `ROWS` rows.
+        data: inputs and targets of `WEIGHTED_MEAN` rows.
         loss: of `compile`; called when it is a class.
         metrics: makes those of `compile`.
         expected: "works", "replicated: <what>", or "undivided: " or "refused: " and a regular

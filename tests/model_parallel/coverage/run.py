@@ -137,7 +137,7 @@ def _train(row: Any, scope: Any, result: dict[str, Any]) -> None:
         if predicts:
             result["after"] = model.predict(whole, verbose=0)
     result["weights"] = [v.numpy() for v in model.variables if "seed_generator" not in v.path]
-    undivided = getattr(model, "_tfaccel_undivided", None)
+    undivided = getattr(model, "_tfaccel_host_fallback", None)
     result["undivided"] = sorted(set(undivided.reasons.values())) if undivided else []
     result["stage"] = "done"
 

@@ -18,7 +18,7 @@ from tests.model_parallel.coverage import columns
 from tests.model_parallel.coverage.compare import outcome
 from tests.model_parallel.coverage.row import Row
 from tests.model_parallel.coverage.zoo import ZOO
-from tfaccel.distribute.model_parallel.operations import REPLICATED_OPS
+from tfaccel.distribute.model_parallel.replicated_ops import REPLICATED_OPS
 
 PAGE = columns.ROOT / "docs" / "model_parallel_coverage.md"
 

@@ -15,7 +15,7 @@ from tests.model_parallel.coverage import columns
 from tests.model_parallel.coverage.compare import Outcome, outcome
 from tests.model_parallel.coverage.zoo import ZOO
 from tests.support import at_once
-from tfaccel.distribute.model_parallel.operations import REPLICATED_OPS
+from tfaccel.distribute.model_parallel.replicated_ops import REPLICATED_OPS
 
 pytestmark = pytest.mark.slow
 

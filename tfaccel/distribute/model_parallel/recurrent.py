@@ -14,7 +14,7 @@ import keras
 import tensorflow as tf
 
 from tfaccel.distribute import _private
-from tfaccel.distribute.model_parallel.refusals import CannotDivideError
+from tfaccel.distribute.model_parallel.unsupported import CannotDivideError
 
 
 @contextmanager
@@ -40,7 +40,7 @@ def unrolled(model: keras.Model) -> Iterator[None]:
         object.__setattr__(layer, "call", _of_known_length(layer.call, layer.name))
     for layer in masked_backwards:
         layer.zero_output_for_mask = False
-        object.__setattr__(layer, "call", _zeroed(layer.call))
+        object.__setattr__(layer, "call", _with_zeroed_steps(layer.call))
     try:
         yield
     finally:
@@ -67,7 +67,7 @@ def _of_known_length(call: Callable[..., Any], name: str) -> Callable[..., Any]:
     return known
 
 
-def _zeroed(call: Callable[..., Any]) -> Callable[..., Any]:
+def _with_zeroed_steps(call: Callable[..., Any]) -> Callable[..., Any]:
     """Zeros the masked steps of a layer that goes backwards, and so gives its last step first.
 
     Keras 3.15 zeros those of an unrolled layer in the order of the mask, which is the input's: a

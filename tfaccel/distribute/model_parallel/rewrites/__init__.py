@@ -13,34 +13,34 @@ from typing import Any
 from tfaccel.distribute.model_parallel.rewrites import products, random_numbers, shapes, slices
 from tfaccel.distribute.model_parallel.rewrites.operation import Operation
 
-__all__ = ["RULES", "Operation", "whole"]
+__all__ = ["REWRITES", "Operation", "replicate_operands"]
 
 
-def whole(op: Operation) -> Any:
+def replicate_operands(op: Operation) -> Any:
     """The operation of whole operands: every device computes all of it."""
     for which in range(len(op.inputs)):
-        op.whole(which)
-    return op.made()
+        op.replicate(which)
+    return op.emit()
 
 
-RULES: dict[str, Callable[[Operation], Any]] = {
+REWRITES: dict[str, Callable[[Operation], Any]] = {
     "BatchMatMulV2": products.batch_matmul,
     "ConcatV2": shapes.concat,
     "Einsum": products.einsum,
     "MatMul": products.matmul,
     "Pad": shapes.pad,
     "PadV2": shapes.pad,
-    "RandomShuffle": random_numbers.stateless(random_numbers.shuffled),
+    "RandomShuffle": random_numbers.stateless(random_numbers.shuffle),
     "RandomStandardNormal": random_numbers.stateless(random_numbers.normal),
     "RandomUniform": random_numbers.stateless(random_numbers.uniform),
     "RandomUniformInt": random_numbers.stateless(random_numbers.integers),
     "Reshape": shapes.reshape,
-    "ScatterNd": whole,
+    "ScatterNd": replicate_operands,
     "Split": shapes.split(axis=0, value=1),
     "SplitV": shapes.split(axis=2, value=0),
     "StridedSlice": slices.strided_slice,
     "StridedSliceGrad": slices.strided_slice_grad,
     "Transpose": shapes.transpose,
-    "TruncatedNormal": random_numbers.stateless(random_numbers.truncated),
+    "TruncatedNormal": random_numbers.stateless(random_numbers.truncated_normal),
     "Unpack": shapes.unpack,
 }

@@ -8,21 +8,21 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.experimental import dtensor
 
-from tfaccel.distribute.model_parallel.pinned import relayout
+from tfaccel.distribute.model_parallel.layout_constraint import relayout
 
-MOST_DIMS = 8  # of a tensor
+MAX_DIMS = 8  # of a tensor
 
 
-class StandIn:
+class OperationProxy:
     """What the maker of an operation gets, where others were made in its place.
 
-    Its inputs and attributes are those that were asked for, so that the gradient is the one of the
-    operation that was asked for.
+    Its inputs and attributes are those that were requested, so that the gradient is the one of the
+    operation that was requested.
 
     Args:
         operation: one of those that were made.
         outputs: the tensors that take the place of its outputs.
-        inputs: those of the operation that was asked for, or None where they are the same.
+        inputs: those of the operation that was requested, or None where they are the same.
         attrs: the same of its attributes.
     """
 
@@ -62,7 +62,7 @@ class Operation:
 
     Args:
         create: makes it, of inputs and changed attributes.
-        inputs: it was asked for with.
+        inputs: as requested.
         attrs: the same.
         strategy: of the step.
     """
@@ -81,28 +81,28 @@ class Operation:
         rank: int | None = self.inputs[which].shape.rank
         return rank
 
-    def whole(self, which: int, dims: Any = None) -> None:
-        """Lays an input out with these dimensions whole, or all for None; see `laid_out`."""
+    def replicate(self, which: int, dims: Any = None) -> None:
+        """Lays an input out with these dimensions whole, or all for None; see `relayout_dims`."""
         value = self.inputs[which]
         if isinstance(value, tf.Tensor) and value.shape.rank and not is_shape(value):
-            self.inputs[which] = laid_out(value, self.mesh, dims)
+            self.inputs[which] = relayout_dims(value, self.mesh, dims)
 
-    def made(self, dims: Any = None) -> Any:
+    def emit(self, dims: Any = None) -> Any:
         """The operation, with the dimensions `dims` of its outputs whole, or all for None.
 
         Without that it would be laid out by what uses it.
         """
         operation = self.create(self.inputs)
-        return StandIn(
+        return OperationProxy(
             operation,
             [
-                laid_out(t, self.mesh, dims) if t.shape.rank and not is_shape(t) else t
+                relayout_dims(t, self.mesh, dims) if t.shape.rank and not is_shape(t) else t
                 for t in operation.outputs
             ],
         )
 
 
-def laid_out(value: Any, mesh: Any, dims: Any = None) -> Any:
+def relayout_dims(value: Any, mesh: Any, dims: Any = None) -> Any:
     """`value` with the dimensions `dims` whole, or all for None, and its gradient too.
 
     The rows stay divided as they are, unless they are of `dims`; no other dimension does.
@@ -130,4 +130,4 @@ def is_shape(value: tf.Tensor) -> bool:
     if value.dtype not in (tf.int32, tf.int64) or not value.shape.is_fully_defined():
         return False
     sizes = value.shape.as_list()
-    return len(sizes) == 1 or (len(sizes) == 2 and sizes[0] <= MOST_DIMS and sizes[1] <= 2)
+    return len(sizes) == 1 or (len(sizes) == 2 and sizes[0] <= MAX_DIMS and sizes[1] <= 2)

@@ -6,7 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfaccel.distribute.model_parallel.rewrites.operation import Operation, StandIn
+from tfaccel.distribute.model_parallel.rewrites.operation import Operation, OperationProxy
 
 
 def matmul(op: Operation) -> Any:
@@ -15,10 +15,10 @@ def matmul(op: Operation) -> Any:
     if not (_starts_with_rows(left) and _starts_with_rows(right)):
         return op.create(op.inputs)
     if op.attrs["transpose_a"].b:  # a sum over rows
-        return op.made() if left.shape[1] is None else op.create(op.inputs)
+        return op.emit() if left.shape[1] is None else op.create(op.inputs)
     # Rows with rows: one axis cannot divide both dimensions of what comes out.
-    op.whole(1)
-    return op.made(())
+    op.replicate(1)
+    return op.emit(())
 
 
 def einsum(op: Operation) -> Any:
@@ -28,8 +28,8 @@ def einsum(op: Operation) -> Any:
         return op.create(op.inputs)
     if letters[0][:1] == letters[1][:1]:
         return op.create(op.inputs)
-    op.whole(1)
-    return op.made(())
+    op.replicate(1)
+    return op.emit(())
 
 
 def _starts_with_rows(value: Any) -> bool:
@@ -50,4 +50,4 @@ def batch_matmul(op: Operation) -> Any:
     others = "abcdefgh"[: left.shape.rank - 1]
     kernel = "zy" if op.attrs["adj_y"].b else "yz"
     made = tf.einsum(f"{others}y,{kernel}->{others}z", left, right)
-    return StandIn(made.op, [made], op.inputs, op.attrs)
+    return OperationProxy(made.op, [made], op.inputs, op.attrs)

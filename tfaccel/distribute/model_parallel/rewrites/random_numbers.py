@@ -7,7 +7,11 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfaccel.distribute.model_parallel.rewrites.operation import Operation, StandIn, laid_out
+from tfaccel.distribute.model_parallel.rewrites.operation import (
+    Operation,
+    OperationProxy,
+    relayout_dims,
+)
 
 
 def stateless(draw: Callable[..., tf.Tensor]) -> Callable[[Operation], Any]:
@@ -16,7 +20,7 @@ def stateless(draw: Callable[..., tf.Tensor]) -> Callable[[Operation], Any]:
     def drawn(op: Operation) -> Any:
         seed = op.strategy.seeds.following(op.attrs["seed"].i, op.attrs["seed2"].i)
         made = draw(op, seed)
-        return StandIn(made.op, [made], op.inputs, op.attrs)
+        return OperationProxy(made.op, [made], op.inputs, op.attrs)
 
     return drawn
 
@@ -26,7 +30,7 @@ def normal(op: Operation, seed: Any) -> tf.Tensor:
     return tf.random.stateless_normal(op.inputs[0], seed, dtype=op.attrs["dtype"].type)
 
 
-def truncated(op: Operation, seed: Any) -> tf.Tensor:
+def truncated_normal(op: Operation, seed: Any) -> tf.Tensor:
     """Normal numbers within two standard deviations."""
     return tf.random.stateless_truncated_normal(op.inputs[0], seed, dtype=op.attrs["dtype"].type)
 
@@ -42,9 +46,9 @@ def integers(op: Operation, seed: Any) -> tf.Tensor:
     return tf.random.stateless_uniform(shape, seed, least, limit, dtype=op.attrs["Tout"].type)
 
 
-def shuffled(op: Operation, seed: Any) -> tf.Tensor:
+def shuffle(op: Operation, seed: Any) -> tf.Tensor:
     """Rows in another order."""
-    op.whole(0)
+    op.replicate(0)
     (value,) = op.inputs
     keys = tf.random.stateless_uniform(tf.shape(value)[:1], seed)
-    return tf.gather(value, tf.argsort(laid_out(keys, op.mesh)))
+    return tf.gather(value, tf.argsort(relayout_dims(keys, op.mesh)))

@@ -11,7 +11,7 @@ from tensorflow.experimental import dtensor
 
 from tfaccel.distribute.model_parallel.rewrites.operation import Operation, is_shape, rows_of
 
-MOST_STEPS = 8
+MAX_STEPS = 8
 
 
 def _axis(value: Any, rank: int | None) -> int | None:
@@ -22,18 +22,18 @@ def _axis(value: Any, rank: int | None) -> int | None:
 def split(axis: int, value: int) -> Callable[[Operation], Any]:
     """Splits a dimension that is whole; the arguments are the places of the inputs."""
 
-    def split_whole(op: Operation) -> Any:
+    def split_replicated(op: Operation) -> Any:
         dim = _axis(op.inputs[axis], op.rank(value))
-        op.whole(value, None if dim is None else [dim])
+        op.replicate(value, None if dim is None else [dim])
         return op.create(op.inputs)
 
-    return split_whole
+    return split_replicated
 
 
 def unpack(op: Operation) -> Any:
     """Unstacks a dimension that is whole."""
     if (rank := op.rank(0)) is not None:
-        op.whole(0, [op.attrs["axis"].i % rank])
+        op.replicate(0, [op.attrs["axis"].i % rank])
     return op.create(op.inputs)
 
 
@@ -43,7 +43,7 @@ def concat(op: Operation) -> Any:
     dim = _axis(axis, values[0].shape.rank)
     if dim is not None:
         for which in range(len(values)):
-            op.whole(which, [dim])
+            op.replicate(which, [dim])
     return op.create(op.inputs)
 
 
@@ -51,19 +51,19 @@ def pad(op: Operation) -> Any:
     """Pads dimensions that are whole."""
     static = tf.get_static_value(op.inputs[1])
     padded = None if static is None else [d for d, around in enumerate(static) if around.any()]
-    op.whole(0, padded)
-    return op.made(padded)
+    op.replicate(0, padded)
+    return op.emit(padded)
 
 
 def transpose(op: Operation) -> Any:
     """Leaves the result of what was laid out whole so."""
     # DTensor transposes no tensor whose result its users would like to be divided otherwise.
-    return op.made() if _is_whole(op.inputs[0]) else op.create(op.inputs)
+    return op.emit() if _is_replicated(op.inputs[0]) else op.create(op.inputs)
 
 
-def _is_whole(value: Any) -> bool:
+def _is_replicated(value: Any) -> bool:
     """Whether `value` was laid out whole by us, and then changed element by element at most."""
-    for _ in range(MOST_STEPS):
+    for _ in range(MAX_STEPS):
         made_by = value.op
         if made_by.type == "Relayout":
             layout = dtensor.Layout.from_string(made_by.get_attr("layout").decode())
@@ -84,8 +84,8 @@ def reshape(op: Operation) -> Any:
     if made.shape.rank is None or _before_rows(value) == _before_rows(made):
         return operation
     # The rows of the batch come to lie between others: no slice of them is one of the result.
-    op.whole(0)
-    return op.made()
+    op.replicate(0)
+    return op.emit()
 
 
 def _before_rows(value: Any) -> int:
