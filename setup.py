@@ -1,4 +1,4 @@
-"""Packages tfaccel, with the top-level `strategies/` room installed as `tfaccel.strategies`.
+"""Packages tfaccel, with the top-level `strategies/` package installed as `tfaccel.strategies`.
 
 `tfaccel/strategies` is a relative symbolic link to `../strategies`; setuptools follows it, so the
 same files reach an editable install, a wheel and an sdist.
@@ -64,6 +64,10 @@ setup(
             for one in ("hls4ml==1.3.0", "hgq2==0.2.0", "da4ml==0.6.0", "numpy<2.5", "matplotlib")
         ],
         "examples": ["scikit-learn"],
+        "docs": [
+            f"{one}; python_version >= '3.11'"
+            for one in ("mkdocs-material==9.8.*", "mkdocstrings-python==2.*")
+        ],
         "dev": [
             "pytest>=8",
             "pytest-xdist>=3.6",

@@ -21,8 +21,8 @@ The columns:
 - "TensorFlow alone" is its MultiWorkerMirroredStrategy with its ring over gRPC, without tfaccel.
   Keras 3's `fit` fails under it, so it has a hand-written loop.
 - "tfaccel auto", "tfaccel mpi" and "tfaccel ring" are `communication="auto"`, `"mpi"` and `"ring"`
-  (the same ring of TensorFlow). `--wire` adds a column to "auto" for each of its values. An option
-  that this installation refuses is "not here".
+  (the same ring of TensorFlow). `--gradient_compression` adds a column to "auto" for each of its
+  values. An option that this installation refuses is "not here".
 - "PyTorch DDP" is gloo with PyTorch's defaults, and "tuned" has what one finds when looking for
   speed: fused Adam, channels last, gradients that are views of the buckets. On shaped links DDP's
   bf16 hook comes too. `--torch-python` names an interpreter that has torch, else this one is asked.

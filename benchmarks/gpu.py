@@ -5,7 +5,7 @@
     python benchmarks/gpu.py --device cpu --tiny        # tries everything without a GPU
 
 Trains ResNet-50 (224x224, batch 256) and a decoder of the size of GPT-2 small (sequence 1,024,
-batch 16) in bfloat16 with AdamW, each way in a process of its own with a time limit: through
+batch 16) in bfloat16 with AdamW, each way in a separate process with a time limit: through
 `model.fit` with Keras alone and under tfaccel's strategies, with XLA and without, with Keras on
 JAX, and in PyTorch with `torch.compile`. Every way gets the same one batch again and again, from
 the host's memory (PyTorch: on the GPU), so that reading data is not what is measured. The first

@@ -112,7 +112,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _run(index: int) -> dict[str, Any]:
-    """Measures one column in a process of its own."""
+    """Measures one column in a separate process."""
     column = COLUMNS[index]
     env = {**os.environ, "KERAS_BACKEND": column.backend}
     onednn.prefer(env)

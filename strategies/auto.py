@@ -19,7 +19,7 @@ class Choice:
 
 def choose(
     name: str,
-    here: Sequence[Device],
+    available: Sequence[Device],
     cluster: Cluster | None,
     devices: int | None = None,
     device_type: str = "auto",
@@ -28,28 +28,28 @@ def choose(
 
     Args:
         name: a strategy's name, or ``"auto"``.
-        here: the devices of this process.
+        available: the devices of this process.
         cluster: the workers of this job, or None.
-        devices: how many devices were asked for, or None.
-        device_type: the kind that was asked for, or ``"auto"``.
+        devices: how many devices were requested, or None.
+        device_type: the kind that was requested, or ``"auto"``.
 
     >>> choose("auto", [Device("CPU", 0), Device("GPU", 0), Device("GPU", 1)], None)
     Choice(name='mirrored', reason='2 GPUs in this machine')
     """
     if name != "auto":
-        return Choice(name, "you asked for it")
-    if device_type in ("auto", "tpu") and count(here, "TPU"):
-        return Choice("tpu", f"{count(here, 'TPU')} TPU cores")
+        return Choice(name, "requested")
+    if device_type in ("auto", "tpu") and count(available, "TPU"):
+        return Choice("tpu", f"{count(available, 'TPU')} TPU cores")
     if cluster is not None and cluster.size > 1:
         return Choice("multi_worker_mirrored", f"{cluster.size} workers in {cluster.source}")
-    gpus = count(here, "GPU") if device_type in ("auto", "gpu") else 0
+    gpus = count(available, "GPU") if device_type in ("auto", "gpu") else 0
     gpus = gpus if devices is None else min(gpus, devices)
     if gpus > 1:
         return Choice("mirrored", f"{gpus} GPUs in this machine")
     if gpus == 1:
         return Choice("one_device", "one GPU in this machine")
     if devices is not None and devices > 1:
-        return Choice("mirrored", f"{devices} logical CPUs were asked for")
+        return Choice("mirrored", f"{devices} logical CPUs were requested")
     return Choice(
         "one_device", "no accelerator and no cluster; TensorFlow's threads use all CPU cores"
     )

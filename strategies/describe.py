@@ -6,65 +6,61 @@ import atexit
 import os
 import sys
 import weakref
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import tensorflow as tf
 from absl import logging
 
 from tfaccel import onednn
-from tfaccel.cluster.cluster import Cluster
 from tfaccel.distribute import _private
-from tfaccel.strategies.auto import Choice
-from tfaccel.strategies.options import Options
+from tfaccel.strategies.resolver import Resolved
 
 
 @dataclass(frozen=True)
 class Description:
     """What is known about a strategy that tfaccel made."""
 
-    choice: Choice
+    resolved: Resolved
     replicas: int
-    devices: tuple[str, ...]
-    cluster: Cluster | None
     policy: str
-    options: Options
 
     def __str__(self) -> str:
         """Renders it for people."""
-        each = "all cores" if self.devices == ("TPU",) else ", ".join(self.devices)
-        mesh = self.options.mesh
+        choice, options = self.resolved.choice, self.resolved.options
+        devices, cluster = self.resolved.devices, self.resolved.cluster
+        each = "all cores" if devices == ("TPU",) else ", ".join(devices)
+        mesh = options.mesh
         over = f"replicas   {self.replicas}" if mesh is None else f"mesh       {mesh}"
         lines = [
-            f"strategy   {self.choice.name} ({self.choice.reason})",
+            f"strategy   {choice.name} ({choice.reason})",
             f"{over}: {each}",
             f"precision  {self.policy}",
         ]
-        if self.cluster is not None and self.cluster.size > 1:
-            workers = ", ".join(self.cluster.workers)
-            lines[1] += f" on each of {self.cluster.size} workers"
-            lines.insert(2, f"workers    {workers} (we are {self.cluster.rank})")
+        if cluster is not None and cluster.size > 1:
+            workers = ", ".join(cluster.workers)
+            lines[1] += f" on each of {cluster.size} workers"
+            lines.insert(2, f"workers    {workers} (this is worker {cluster.rank})")
         if self.replicas > 1:
-            on_tpu = self.choice.name == "tpu"
-            way = "over the TPU's own links" if on_tpu else self.options.communication
-            lines.append(f"all-reduce {way}")
-            if self.options.wire is not None:
-                lines[-1] += f", gradients as {self.options.wire}"
-            if self.options.accumulate == "local":
+            on_tpu = choice.name == "tpu"
+            transport = "over the TPU's own links" if on_tpu else options.communication
+            lines.append(f"all-reduce {transport}")
+            if options.gradient_compression is not None:
+                lines[-1] += f", gradients as {options.gradient_compression}"
+            if options.gradient_accumulation == "local":
                 lines[-1] += ", once for each update of an optimizer that accumulates"
-            if self.options.local_steps > 1:
-                lines[-1] += f", parameters only, every {self.options.local_steps} steps"
-        if self.options.ragged in _BATCHES:
-            lines.append(f"batches    {_BATCHES[self.options.ragged]}")
-        if self.choice.name == "tpu":
-            lines.append(f"steps      {self.options.steps_per_execution or 'up to 32'} in one call")
+            if options.local_steps > 1:
+                lines[-1] += f", parameters only, every {options.local_steps} steps"
+        if options.partial_batch in _BATCHES:
+            lines.append(f"batches    {_BATCHES[options.partial_batch]}")
+        if choice.name == "tpu":
+            lines.append(f"steps      {options.steps_per_execution or 'up to 32'} in one call")
         if mesh is not None:
-            layouts = self.options.layouts
+            layouts = options.layouts
             layouts = layouts if isinstance(layouts, (str, type(None))) else f"{len(layouts)} rules"
             lines.append(f"layouts    {layouts or 'auto'}")
-        if self.options.seed is not None:
-            lines.append(f"seed       {self.options.seed}")
-        if self.devices[0].startswith("CPU") and _slower_kernels():
+        if options.seed is not None:
+            lines.append(f"seed       {options.seed}")
+        if devices[0].startswith("CPU") and _slower_kernels():
             lines.append(
                 "kernels    not oneDNN's, which are faster on this processor: set "
                 f"{onednn.VARIABLE}=1, or make the strategy before TensorFlow is imported"
@@ -73,7 +69,11 @@ class Description:
 
 
 def _slower_kernels() -> bool:
-    return onednn.gains() and onednn.VARIABLE not in os.environ and not _private.onednn_is_on()
+    return (
+        onednn.is_faster()
+        and onednn.VARIABLE not in os.environ
+        and not _private.is_onednn_enabled()
+    )
 
 
 _BATCHES = {
@@ -85,21 +85,18 @@ _made: weakref.WeakKeyDictionary[tf.distribute.Strategy, Description] = weakref.
 
 def remember(
     strategy: tf.distribute.Strategy,
-    choice: Choice,
-    devices: Sequence[str],
-    cluster: Cluster | None,
+    resolved: Resolved,
     policy: str,
-    options: Options,
 ) -> None:
     """Keeps the description of a strategy, and logs it."""
     replicas = int(strategy.num_replicas_in_sync)
-    _made[strategy] = Description(choice, replicas, tuple(devices), cluster, policy, options)
+    _made[strategy] = Description(resolved, replicas, policy)
     logging.info("tfaccel\n%s", _made[strategy])
     if hasattr(strategy, "used"):
-        atexit.register(_say_if_unused, weakref.ref(strategy))
+        atexit.register(_warn_if_unused, weakref.ref(strategy))
 
 
-def _say_if_unused(made: weakref.ref[tf.distribute.Strategy]) -> None:
+def _warn_if_unused(made: weakref.ref[tf.distribute.Strategy]) -> None:
     """Tells a script that made a strategy and then trained without it; nothing else would.
 
     One that ended in an error has said enough.
@@ -109,7 +106,7 @@ def _say_if_unused(made: weakref.ref[tf.distribute.Strategy]) -> None:
         logging.warning(
             "tfaccel: nothing was trained under strategy %r; build and compile the model inside "
             "`with strategy.scope():`.",
-            _made[strategy].choice.name,
+            _made[strategy].resolved.choice.name,
         )
 
 

@@ -8,11 +8,13 @@ from tfaccel.errors import StrategyError
 from tfaccel.hardware import Device, count
 
 
-def kind_of(here: Sequence[Device], device_type: str, devices: int | tuple[str, ...] | None) -> str:
+def kind_of(
+    available: Sequence[Device], device_type: str, devices: int | tuple[str, ...] | None
+) -> str:
     """The kind of device to use.
 
     Args:
-        here: the devices of this process.
+        available: the devices of this process.
         device_type: as in `Options`.
         devices: as in `Options`; names decide the kind.
 
@@ -32,44 +34,46 @@ def kind_of(here: Sequence[Device], device_type: str, devices: int | tuple[str, 
         return kind
     if device_type != "auto":
         return device_type.upper()
-    return next((kind for kind in ("TPU", "GPU") if count(here, kind)), "CPU")
+    return next((kind for kind in ("TPU", "GPU") if count(available, kind)), "CPU")
 
 
 def pick(
-    here: Sequence[Device], device_type: str = "auto", devices: int | tuple[str, ...] | None = None
+    available: Sequence[Device],
+    device_type: str = "auto",
+    devices: int | tuple[str, ...] | None = None,
 ) -> tuple[str, ...]:
     """The names of the devices to use.
 
     CPUs may be more than there are: the caller makes logical ones.
 
     Raises:
-        StrategyError: when a device that was asked for is not here.
+        StrategyError: when a device that was requested is not here.
 
     >>> pick([Device("CPU", 0)], "cpu", 2)
     ('CPU:0', 'CPU:1')
     """
-    kind = kind_of(here, device_type, devices)
-    found = count(here, kind)
+    kind = kind_of(available, device_type, devices)
+    found = count(available, kind)
     if isinstance(devices, tuple):
         names = devices
     elif kind == "CPU":
         names = tuple(f"CPU:{i}" for i in range(devices or max(found, 1)))
     else:
         if not found:
-            raise StrategyError(_missing(kind, here))
+            raise StrategyError(_missing(kind, available))
         names = tuple(f"{kind}:{i}" for i in range(devices or found))
     absent = [n for n in names if int(n.partition(":")[2]) >= found] if kind != "CPU" else []
     if absent:
         raise StrategyError(
-            f"tfaccel: {', '.join(absent)} was asked for and this machine has {found} {kind}"
-            f"{'' if found == 1 else 's'}; ask for devices={max(found, 1)} or fewer."
+            f"tfaccel: {', '.join(absent)} was requested and this machine has {found} {kind}"
+            f"{'' if found == 1 else 's'}; request devices={max(found, 1)} or fewer."
         )
     return names
 
 
-def _missing(kind: str, here: Sequence[Device]) -> str:
-    found = ", ".join(device.name for device in here) or "nothing"
+def _missing(kind: str, available: Sequence[Device]) -> str:
+    found = ", ".join(device.name for device in available) or "nothing"
     return (
-        f"tfaccel: a {kind} was asked for and TensorFlow sees {found}; see `tfaccel env` for how "
-        "TensorFlow was built, or ask for device_type='cpu'."
+        f"tfaccel: a {kind} was requested and TensorFlow sees {found}; see `tfaccel env` for how "
+        "TensorFlow was built, or request device_type='cpu'."
     )

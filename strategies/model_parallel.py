@@ -1,21 +1,30 @@
-"""Model parallel: a mesh of devices, each with a share of the model, of the batch, or of both."""
+"""Model parallel: a mesh of devices, each with a part of the model, of the batch, or of both."""
 
 from __future__ import annotations
 
 import tensorflow as tf
 
-from tfaccel.distribute import agreement
+from tfaccel.distribute import random_state
 from tfaccel.distribute.model_parallel.strategy import ModelParallelStrategy
 from tfaccel.errors import StrategyError
-from tfaccel.strategies import meeting, settings
+from tfaccel.strategies import process_settings, worker_rendezvous
+from tfaccel.strategies.accepted_options import ANY, COMMON
 from tfaccel.strategies.request import Request
+
+ACCEPTS = {
+    **COMMON,
+    "mesh": ANY,
+    "layouts": ANY,
+    "gradient_accumulation": ("reduced",),
+    "partial_batch": ("exact",),
+}
 
 
 def make(request: Request) -> tf.distribute.Strategy:
     """Meets the other workers, if there are any, and returns the strategy over all devices.
 
     Raises:
-        StrategyError: when no mesh was asked for.
+        StrategyError: when no mesh was requested.
         LayoutError: when the mesh does not fit the devices, or a rule not the mesh.
         ClusterError: when a worker does not come in time, or belongs to another job.
     """
@@ -23,16 +32,19 @@ def make(request: Request) -> tf.distribute.Strategy:
     workers = cluster.size if cluster is not None else 1
     if options.mesh is None:
         raise StrategyError(
-            "tfaccel: strategy 'model_parallel' needs a mesh; ask for one, such as "
+            "tfaccel: strategy 'model_parallel' needs a mesh; pass one, such as "
             f"mesh='batch=1,model={len(request.devices) * workers}' for the "
             f"{len(request.devices) * workers} devices here."
         )
-    devices = settings.show_only(request.devices)
+    devices = process_settings.restrict_visible_gpus(request.devices)
     if cluster is not None and workers > 1:
-        agreement.adopt(meeting.of(cluster, options, agreement.offer()).payload)
+        random_state.restore(
+            worker_rendezvous.join_workers(cluster, options, random_state.serialize()).payload
+        )
     return ModelParallelStrategy(
         options.mesh,
         "auto" if options.layouts is None else options.layouts,
         devices=devices,
         cluster=cluster if workers > 1 else None,
+        check=options.check,
     )

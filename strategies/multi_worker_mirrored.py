@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from tfaccel.distribute import agreement
+from tfaccel.distribute import random_state
 from tfaccel.distribute.multi_worker import MultiWorkerMirroredStrategy
 from tfaccel.errors import StrategyError
-from tfaccel.strategies import meeting, settings, transport
+from tfaccel.strategies import process_settings, transport, worker_rendezvous
+from tfaccel.strategies.accepted_options import ANY, COMMON
 from tfaccel.strategies.request import Request
+
+ACCEPTS = {
+    **COMMON,
+    "communication": ANY,
+    "gradient_compression": ANY,
+    "gradient_accumulation": ANY,
+    "local_steps": ANY,
+    "partial_batch": ANY,
+    "collective_timeout": ANY,
+}
 
 
 def make(request: Request) -> tf.distribute.Strategy:
     """Meets the other workers, agrees on a seed, and returns the strategy over all of them.
 
     Raises:
-        StrategyError: when there is no cluster, or the transport asked for cannot be had.
+        StrategyError: when there is no cluster, or the requested transport is unsupported.
         ClusterError: when a worker does not come in time, or belongs to another job.
     """
     cluster, options = request.cluster, request.options
@@ -25,20 +36,22 @@ def make(request: Request) -> tf.distribute.Strategy:
             "worker, or start the script with `tfaccel launch --nproc 2 script.py`."
         )
     kind = request.devices[0].partition(":")[0]
-    way = transport.chosen(options, kind, cluster)
-    devices = settings.show_only(request.devices)
-    if way == "mpi":
-        from tfaccel.distribute.mpi import MpiStrategy
+    chosen = transport.choose_transport(options, kind, cluster)
+    devices = process_settings.restrict_visible_gpus(request.devices)
+    if chosen == "mpi":
+        from tfaccel.distribute.mpi_strategy import MpiStrategy
 
-        settings.spare_thread()
-        communicator = transport.over_mpi(cluster, options)
-        return MpiStrategy(cluster, communicator, devices, request.frequency)
-    agreement.adopt(meeting.of(cluster, options, agreement.offer(), way).payload)
+        process_settings.spare_thread()
+        communicator = transport.connect_mpi(cluster, options)
+        return MpiStrategy(cluster, communicator, devices, request.replica_options)
+    random_state.restore(
+        worker_rendezvous.join_workers(cluster, options, random_state.serialize(), chosen).payload
+    )
     return MultiWorkerMirroredStrategy(
         cluster,
         device_type=kind,
         devices=[int(name.partition(":")[2]) for name in devices],
-        communication=way,
+        communication=chosen,
         timeout_s=options.collective_timeout,
-        frequency=request.frequency,
+        options=request.replica_options,
     )

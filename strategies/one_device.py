@@ -1,19 +1,22 @@
-"""One device: TensorFlow as it is. The yardstick that every other strategy is compared with."""
+"""One device: TensorFlow as it is. The reference for every other strategy."""
 
 from __future__ import annotations
 
 import tensorflow as tf
 
 from tfaccel.errors import StrategyError
-from tfaccel.strategies import settings
+from tfaccel.strategies import process_settings
+from tfaccel.strategies.accepted_options import COMMON
 from tfaccel.strategies.request import Request
+
+ACCEPTS = {**COMMON, "gradient_accumulation": ("reduced",), "partial_batch": ("exact",)}
 
 
 def make(request: Request) -> tf.distribute.Strategy:
-    """Returns TensorFlow's default strategy, on the device that was asked for.
+    """Returns TensorFlow's default strategy, on the device that was requested.
 
     Raises:
-        StrategyError: when more than one device or worker was asked for.
+        StrategyError: when more than one device or worker was requested.
     """
     request.refuse_cluster("one_device")
     if len(request.devices) > 1:
@@ -26,5 +29,5 @@ def make(request: Request) -> tf.distribute.Strategy:
             f"tfaccel: strategy 'one_device' got {request.devices[0]}, expected CPU:0: logical "
             "CPUs are all of one processor, which TensorFlow uses whole; leave devices out."
         )
-    settings.show_only(request.devices)
+    process_settings.restrict_visible_gpus(request.devices)
     return tf.distribute.get_strategy()

@@ -7,14 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from tfaccel import deprecated
 from tfaccel.errors import StrategyError
 
 _CHOICES = {
     "device_type": ("auto", "cpu", "gpu", "tpu"),
     "precision": ("float32", "mixed_bfloat16", "mixed_float16", "auto"),
     "communication": ("auto", "ring", "nccl", "mpi"),
-    "accumulate": ("reduced", "local"),
-    "ragged": ("exact", "pad", "drop"),
+    "gradient_accumulation": ("reduced", "local"),
+    "partial_batch": ("exact", "pad", "drop"),
     "check": ("auto", "always", "off"),
 }
 _BOOLEANS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
@@ -38,21 +39,24 @@ class Options:
         deterministic: only operations that give the same bits in every run (slower on GPUs).
         communication: between devices and workers, ``"auto"``, ``"ring"``, ``"nccl"`` or, between
             workers alone, ``"mpi"``.
-        wire: how gradients travel, see `tfaccel.distribute.compression`: ``"bfloat16"``,
-            ``"float16"``, ``"powersgd"`` or ``"powersgd:RANK"``; None as they are.
-        accumulate: what an optimizer's `gradient_accumulation_steps` accumulates: ``"reduced"``,
-            the sums over replicas of every step, as Keras does; ``"local"``, each replica's own,
-            summed in the steps that update: the same up to float order. None is ``"reduced"``.
+        gradient_compression: how gradients are sent, see `tfaccel.distribute.compression`:
+            ``"bfloat16"``, ``"float16"``, ``"powersgd"`` or ``"powersgd:RANK"``; None as they are.
+        gradient_accumulation: what an optimizer's `gradient_accumulation_steps` accumulates:
+            ``"reduced"``, the sums over replicas of every step, as Keras does; ``"local"``, each
+            replica's own, summed in the steps that update: the same up to float order. None is
+            ``"reduced"``.
         local_steps: steps that each replica takes alone before all are averaged (local SGD: other
             mathematics, see `tfaccel.distribute.local_steps`); 1 for none.
-        ragged: what becomes of a batch with fewer rows than the first: ``"exact"``, trained as it
-            is; ``"pad"``, filled up with copies of rows that count for nothing, so that a step has
-            one static shape, which a TPU needs and XLA likes; ``"drop"``, left out of training
-            (evaluate and predict count every row). None is ``"pad"`` on TPUs, else ``"exact"``.
-        check: compare a model's first step on a few rows with that of one device, and stop where
-            they differ (see `tfaccel.distribute.check`): ``"auto"``, models that have a step, loss,
-            metric or layer of their own; ``"always"``, every model; ``"off"``. Replicas alone: not
-            on TPUs, nor on a mesh.
+        partial_batch: what becomes of a batch with fewer rows than the first: ``"exact"``, trained
+            as it is; ``"pad"``, filled up with copies of rows that count for nothing, so that a
+            step has one static shape, which a TPU needs and XLA likes; ``"drop"``, left out of
+            training (evaluate and predict count every row). None is ``"pad"`` on TPUs, else
+            ``"exact"``.
+        check: compare a model's first step with that of one device, and stop where they differ:
+            on replicas over a few rows (`tfaccel.distribute.check`), on a mesh over the first batch
+            (`tfaccel.distribute.model_parallel.mesh_check`). ``"auto"``: on replicas models that
+            have a custom step, loss, metric or layer, on a mesh all whose step one device can take
+            in 8 GiB; ``"always"``: every model; ``"off"``. Not on TPUs.
         steps_per_execution: how many steps a TPU runs in one call of a model that was compiled
             without a number; None chooses up to 32 (see `tfaccel.distribute.executions`), 1 shows
             each step.
@@ -77,10 +81,10 @@ class Options:
     seed: int | None = None
     deterministic: bool = False
     communication: str = "auto"
-    wire: str | None = None
-    accumulate: str | None = None
+    gradient_compression: str | None = None
+    gradient_accumulation: str | None = None
     local_steps: int = 1
-    ragged: str | None = None
+    partial_batch: str | None = None
     check: str = "auto"
     steps_per_execution: int | None = None
     start_timeout: float = 300.0
@@ -100,13 +104,16 @@ def resolve(given: Mapping[str, Any], environ: Mapping[str, str]) -> Options:
         environ: the environment.
 
     Raises:
-        StrategyError: for an option that does not exist or a value it cannot have.
+        StrategyError: for an option that does not exist, a value it cannot have, or one that
+            is given under its deprecated name too.
 
     >>> resolve({"devices": None}, {"TFACCEL_DEVICES": "2"}).devices
     2
     >>> resolve({"devices": "GPU:0,GPU:1"}, {}).devices
     ('GPU:0', 'GPU:1')
     """
+    given = deprecated.renamed(given, deprecated.OPTIONS)
+    environ = deprecated.renamed(environ, deprecated.VARIABLES)
     known = {f.name for f in fields(Options)}
     for name in given:
         if name not in known:
@@ -137,7 +144,7 @@ def _parse(name: str, value: Any, source: str) -> Any:
         if str(value).lower() not in _BOOLEANS:
             raise _wrong(source, value, "true or false")
         return _BOOLEANS[str(value).lower()]
-    if name == "wire":
+    if name == "gradient_compression":
         if not re.fullmatch(r"bfloat16|float16|powersgd(:[1-9]\d*)?", str(value)):
             raise _wrong(source, value, "bfloat16, float16, powersgd or powersgd:RANK")
         return value

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tfaccel.cluster.cluster import Cluster
+from tfaccel.distribute import compression
 from tfaccel.distribute.frequency import Frequency
+from tfaccel.distribute.replica_options import ReplicaOptions
 from tfaccel.errors import StrategyError
 from tfaccel.strategies.options import Options
 
@@ -15,7 +17,7 @@ class Request:
     """Everything a factory needs.
 
     Attributes:
-        options: what the user asked for.
+        options: what the user requested.
         devices: the names of the devices of this process to use.
         cluster: the workers of this job, or None.
     """
@@ -25,9 +27,15 @@ class Request:
     cluster: Cluster | None
 
     @property
-    def frequency(self) -> Frequency:
-        """How often replicas shall communicate."""
-        return Frequency(self.options.accumulate, self.options.local_steps)
+    def replica_options(self) -> ReplicaOptions:
+        """How replicas shall train together."""
+        spec = self.options.gradient_compression
+        return ReplicaOptions(
+            frequency=Frequency(self.options.gradient_accumulation, self.options.local_steps),
+            gradient_compression=None if spec is None else compression.parse(spec),
+            partial_batch=self.options.partial_batch,
+            check=self.options.check,
+        )
 
     def refuse_cluster(self, name: str) -> None:
         """Raises when this process is one of several workers, which `name` would ignore."""

@@ -9,11 +9,25 @@ import tensorflow as tf
 from absl import logging
 
 from tfaccel import installed
-from tfaccel.cluster import tpu
-from tfaccel.distribute.tpu import TPUStrategy
+from tfaccel.cluster import tpu_address
+from tfaccel.distribute.tpu_strategy import TPUStrategy
 from tfaccel.errors import StrategyError
+from tfaccel.strategies.accepted_options import ANY, COMMON
 from tfaccel.strategies.request import Request
-from tfaccel.strategies.tpu_failures import explain
+from tfaccel.strategies.tpu_errors import explain
+
+ACCEPTS = {
+    **COMMON,
+    "devices": (),  # a TPU is used whole
+    "device_type": ("auto", "tpu"),
+    "gradient_accumulation": ("reduced",),
+    "partial_batch": ("pad", "drop"),
+    "check": ("auto", "off"),
+    "steps_per_execution": ANY,
+    "tpu": ANY,
+    "tpu_zone": ANY,
+    "tpu_project": ANY,
+}
 
 
 def make(request: Request) -> tf.distribute.Strategy:
@@ -23,16 +37,18 @@ def make(request: Request) -> tf.distribute.Strategy:
         StrategyError: when there is no TPU, or it cannot be reached or driven.
     """
     options = request.options
-    address = tpu.find(options.tpu, options.tpu_zone, options.tpu_project, os.environ)
+    address = tpu_address.find(options.tpu, options.tpu_zone, options.tpu_project, os.environ)
     if address.is_local:
         installed.check_tpu(installed.packages())
     if keras.config.dtype_policy().name == "mixed_float16":
         raise StrategyError(
-            "tfaccel: precision='mixed_float16' was asked for on a TPU, expected 'mixed_bfloat16', "
+            "tfaccel: precision='mixed_float16' was requested on a TPU, expected 'mixed_bfloat16', "
             "which needs no loss scaling, or 'float32'."
         )
     try:
-        strategy = TPUStrategy(started(address), options.steps_per_execution)
+        strategy = TPUStrategy(
+            initialize(address), options.steps_per_execution, request.replica_options
+        )
     except (ValueError, IndexError, tf.errors.OpError, RuntimeError, OSError) as reason:
         raise StrategyError(explain(address, reason)) from reason
     if keras.config.dtype_policy().name == "float32":
@@ -44,7 +60,9 @@ def make(request: Request) -> tf.distribute.Strategy:
     return strategy
 
 
-def started(address: tpu.TpuAddress) -> tf.distribute.cluster_resolver.TPUClusterResolver:
+def initialize(
+    address: tpu_address.TpuAddress,
+) -> tf.distribute.cluster_resolver.TPUClusterResolver:
     """Connects to a TPU and initialises it, which forgets whatever was on it.
 
     Returns:

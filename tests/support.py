@@ -1,7 +1,7 @@
 """Tests that need devices or workers of their own run in child processes, through this module.
 
 TensorFlow's devices are set once in a process. A test marked `child` is therefore run by a pytest
-of its own, together with all other tests of its file that asked for the same child:
+of its own, together with all other tests of its file that requested the same child:
 
     @pytest.mark.child(devices=3)             one process with three logical CPUs
     @pytest.mark.child(workers=2)             two workers of `tfaccel launch`, both run the test

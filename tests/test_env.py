@@ -38,7 +38,7 @@ CPU_BUILD = dataclasses.replace(REPORT, cuda="", cudnn="")
 
 
 def run(*argv: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """`tfaccel env` in a process of its own, as TensorFlow and Keras read variables once."""
+    """`tfaccel env` in a separate process, as TensorFlow and Keras read variables once."""
     unset = {*env._VARIABLES, *(name for name in os.environ if name.startswith("TFACCEL_"))}
     kept = {name: value for name, value in os.environ.items() if name not in unset}
     return subprocess.run(
@@ -145,6 +145,11 @@ def test_what_auto_chooses_follows_the_environment():
     shown = found(CUDA_VISIBLE_DEVICES="-1", TFACCEL_DEVICES="2")
     assert shown["auto"] == "mirrored"
     assert shown["variables"]["TFACCEL_DEVICES"] == "2"
+
+
+def test_a_mesh_in_the_environment_is_what_auto_chooses():
+    shown = found(CUDA_VISIBLE_DEVICES="-1", TFACCEL_MESH="batch=1,model=2")
+    assert (shown["auto"], shown["reason"]) == ("model_parallel", "a mesh was requested")
 
 
 def test_a_backend_that_is_not_there_and_legacy_keras_are_problems():

@@ -10,6 +10,7 @@ from absl import flags as absl_flags
 
 import tfaccel
 from tfaccel import flags
+from tfaccel.strategies import NAMES
 
 
 def parsed(*argv: str, **defaults: object) -> absl_flags.FlagValues:
@@ -75,7 +76,7 @@ def test_strategy_names_are_case_insensitive_as_in_the_model_garden():
     assert options("--strategy=Multi_Worker_Mirrored") == {"name": "multi_worker_mirrored"}
 
 
-@pytest.mark.parametrize("name", ["auto", "one_device", "mirrored", "multi_worker_mirrored", "tpu"])
+@pytest.mark.parametrize("name", NAMES)
 def test_every_strategy_is_accepted(name: str):
     assert options(f"--strategy={name}") == {"name": name}
 
@@ -124,6 +125,7 @@ def test_the_command_line_wins_over_the_script_s_default():
 
 def test_the_environment_wins_over_the_script_s_default():
     assert options(seed=1, environ={"TFACCEL_SEED": "5"}) == {}
+    assert options(seed=1, environ={"TFACCEL_SEED": ""}) == {"seed": 1}
 
 
 def test_the_command_line_wins_over_the_environment():

@@ -9,10 +9,18 @@ from pathlib import Path
 
 import pytest
 
+import tfaccel
 from tfaccel import installed
 from tfaccel.errors import StrategyError
 
 TPU = {"tensorflow-tpu": "2.20.0"}
+
+
+def test_without_tensorflow_a_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "tensorflow", raising=False)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(StrategyError, match=r"not installed; pip install 'tfaccel\[gpu\]'"):
+        tfaccel.strategy("one_device")
 
 
 @pytest.mark.parametrize(
@@ -60,7 +68,7 @@ def test_these_would_end_the_process(found: dict[str, str], says: str) -> None:
     [({}, "no TensorFlow"), ({"tensorflow-cpu": "2.21.0"}, "tensorflow-cpu 2.21.0")],
 )
 def test_a_tpu_needs_its_own_build(found: dict[str, str], have: str) -> None:
-    with pytest.raises(StrategyError, match=f"a TPU was asked for and {have} is installed"):
+    with pytest.raises(StrategyError, match=f"a TPU was requested and {have} is installed"):
         installed.check_tpu(found)
 
 

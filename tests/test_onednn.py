@@ -15,14 +15,14 @@ from tfaccel.launch import local
 SCRIPT = """
 import json, os, sys
 from tfaccel import onednn
-onednn.gains = lambda: True
+onednn.is_faster = lambda: True
 if sys.argv[1] == "late":
     import tensorflow
 import tfaccel
 strategy = tfaccel.strategy("one_device")
 said = tfaccel.describe(strategy)
 from tfaccel.distribute import _private
-on = bool(_private.onednn_is_on())
+on = bool(_private.is_onednn_enabled())
 print(json.dumps([on, os.environ.get(onednn.VARIABLE), "kernels" in said]))
 """
 
@@ -59,7 +59,7 @@ def test_workers_have_them_where_the_processor_gains(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(onednn, "gains", lambda: gains)
+    monkeypatch.setattr(onednn, "is_faster", lambda: gains)
     monkeypatch.delenv(onednn.VARIABLE, raising=False)
     asks = f"import os; print(os.environ.get({onednn.VARIABLE!r}, 'unset'))"
     assert local.run([sys.executable, "-c", asks], nproc=1) == 0

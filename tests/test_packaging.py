@@ -61,7 +61,7 @@ def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built from the unpacked sdist, as a user without a wheel does."""
     source = tmp_path_factory.mktemp("unpacked")
     with tarfile.open(sdist) as archive:
-        # The filter came with patch releases: some 3.10 and 3.11 lack it, 3.12 and 3.13 ask for it.
+        # The filter came with patch releases: some 3.10 and 3.11 lack it, 3.12 and 3.13 request it.
         archive.extractall(
             source, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {})
         )
@@ -126,7 +126,7 @@ def test_the_command_is_installed(wheel: Path):
         "import runpy; sys.argv = ['tfaccel', '--help']; "
         "runpy.run_module('tfaccel.cli', run_name='__main__')",
     ],
-    ids=["import tfaccel", "import the rooms", "tfaccel --help"],
+    ids=["import tfaccel", "import the packages", "tfaccel --help"],
 )
 def test_tensorflow_is_not_imported(code: str):
     # At exit, since --help ends in SystemExit.

@@ -65,13 +65,13 @@ def test_the_command_tells_of_every_case_as_json() -> None:
     assert told["one_device"]["status"] == "pass"
     assert told["multi_worker_mirrored-2-workers"]["status"] == "pass"
     assert told["one_device"]["detail"] == told["multi_worker_mirrored-2-workers"]["detail"]
-    assert told["mirrored-gpus"]["status"] == "not here"
+    assert told["mirrored-gpus"]["status"] == "unavailable"
 
 
 def test_a_case_that_cannot_be_fails_with_the_workers_words() -> None:
-    (outcome,) = selftest.outcomes([Case("no-gpu", "mirrored", "gpu", reference="no-gpu")])
+    (outcome,) = selftest.case_results([Case("no-gpu", "mirrored", "gpu", reference="no-gpu")])
     assert outcome.status == "fail"
-    assert "a GPU was asked for and TensorFlow sees CPU:0" in outcome.detail
+    assert "a GPU was requested and TensorFlow sees CPU:0" in outcome.detail
 
 
 def test_a_case_that_takes_too_long_is_ended(

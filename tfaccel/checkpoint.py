@@ -38,12 +38,14 @@ def save(model: keras.Model, path: str | os.PathLike[str]) -> None:
             them.
 
     Example:
+        ```python
         tfaccel.checkpoint.save(model, "run/step-1000")
         ...
         tfaccel.checkpoint.restore(model, "run/step-1000")  # on another mesh
+        ```
     """
     strategy, folder = model.distribute_strategy, _folder(path)
-    writing = _beside(folder, "writing")
+    writing = _sibling(folder, "writing")
     cluster = getattr(strategy, "cluster", None)
     rank, chief = (cluster.rank, cluster.is_chief) if cluster else (0, True)
     names, specs, tensors = [], [], []
@@ -52,14 +54,14 @@ def save(model: keras.Model, path: str | os.PathLike[str]) -> None:
             names.append(name)
             specs.append(_spec(tuple(variable.shape), cut))
             tensors.append(piece)
-    failed = _tried(lambda: _begin(writing)) if chief else None
+    failed = _error_of(lambda: _begin(writing)) if chief else None
     _agree(strategy, folder, failed)
-    failed = _tried(lambda: _write(writing, rank, names, specs, tensors))
+    failed = _error_of(lambda: _write(writing, rank, names, specs, tensors))
     # A process that could not write waits with the others, and is found out by what is missing.
     _agree(strategy, folder, failed if chief else None)
     if chief:
         workers = cluster.size if cluster else 1
-        failed = _tried(lambda: _complete(writing, folder, workers))
+        failed = _error_of(lambda: _complete(writing, folder, workers))
     _agree(strategy, folder, failed)
 
 
@@ -73,7 +75,7 @@ def restore(model: keras.Model, path: str | os.PathLike[str]) -> None:
     Raises:
         CheckpointError: when there is none, or it is another model's.
     """
-    prefix = _in(_folder(path), _NAME)
+    prefix = _inside(_folder(path), _NAME)
     try:
         reader = tf.compat.v1.train.NewCheckpointReader(prefix)
         held = reader.get_variable_to_shape_map()
@@ -158,14 +160,14 @@ def _folder(path: str | os.PathLike[str]) -> str:
     return os.fspath(path).rstrip("/")
 
 
-def _in(folder: str, name: str) -> str:
+def _inside(folder: str, name: str) -> str:
     return f"{folder}/{name}"
 
 
-def _beside(folder: str, kind: str) -> str:
+def _sibling(folder: str, kind: str) -> str:
     """A hidden name next to `folder`.
 
-    >>> _beside("gs://bucket/run/step-1", "old"), _beside("step-1", "old")
+    >>> _sibling("gs://bucket/run/step-1", "old"), _sibling("step-1", "old")
     ('gs://bucket/run/.old.step-1', '.old.step-1')
     """
     above, slash, name = folder.rpartition("/")
@@ -184,7 +186,7 @@ def _move(folder: str, to: str) -> None:
     # Not every remote filesystem has folders that could be renamed.
     tf.io.gfile.makedirs(to)
     for name in tf.io.gfile.listdir(folder):
-        tf.io.gfile.rename(_in(folder, name), _in(to, name))
+        tf.io.gfile.rename(_inside(folder, name), _inside(to, name))
     _remove(folder)
 
 
@@ -199,30 +201,32 @@ def _write(writing: str, rank: int, names: list[str], specs: list[str], tensors:
     if names:
         with tf.device("/CPU:0"):
             tf.raw_ops.SaveV2(
-                prefix=_in(writing, f"part-{rank:05d}"),
+                prefix=_inside(writing, f"part-{rank:05d}"),
                 tensor_names=names,
                 shape_and_slices=specs,
                 tensors=tensors,
             )
-    with tf.io.gfile.GFile(_in(writing, f"done-{rank:05d}"), "w") as file:
+    with tf.io.gfile.GFile(_inside(writing, f"done-{rank:05d}"), "w") as file:
         file.write("")
 
 
 def _complete(writing: str, folder: str, workers: int) -> None:
     """Merges the parts, and puts the folder where it belongs."""
-    done = [_in(writing, f"done-{rank:05d}") for rank in range(workers)]
+    done = [_inside(writing, f"done-{rank:05d}") for rank in range(workers)]
     missing = [str(rank) for rank, file in enumerate(done) if not tf.io.gfile.exists(file)]
     if missing:
         raise OSError(f"nothing came of worker {', '.join(missing)}")
     for file in done:
         tf.io.gfile.remove(file)
-    parts = sorted(p.removesuffix(".index") for p in tf.io.gfile.glob(_in(writing, "part-*.index")))
+    parts = sorted(
+        p.removesuffix(".index") for p in tf.io.gfile.glob(_inside(writing, "part-*.index"))
+    )
     tf.raw_ops.MergeV2Checkpoints(
         checkpoint_prefixes=parts,
-        destination_prefix=_in(writing, _NAME),
+        destination_prefix=_inside(writing, _NAME),
         delete_old_dirs=False,
     )
-    old = _beside(folder, "old")
+    old = _sibling(folder, "old")
     _remove(old)
     if tf.io.gfile.exists(folder):
         _move(folder, old)
@@ -230,7 +234,7 @@ def _complete(writing: str, folder: str, workers: int) -> None:
     _remove(old)
 
 
-def _tried(work: Callable[[], None]) -> Exception | None:
+def _error_of(work: Callable[[], None]) -> Exception | None:
     """What `work` failed of."""
     try:
         work()
@@ -239,15 +243,15 @@ def _tried(work: Callable[[], None]) -> Exception | None:
     return None
 
 
-_WORDS = 200  # of an error, which all processes hear
+_MESSAGE_BYTES = 200  # of an error, which all processes hear
 
 
 def _agree(strategy: Any, folder: str, failed: Exception | None) -> None:
     """Waits for the other processes; all raise what the chief has failed of, and each its own."""
-    says = _says(failed) if failed is not None else ""
+    says = _error_text(failed) if failed is not None else ""
     if getattr(strategy, "cluster", None) is not None:
-        sent = np.zeros(_WORDS, np.int32)
-        codes = [ord(c) for c in says[:_WORDS]]
+        sent = np.zeros(_MESSAGE_BYTES, np.int32)
+        codes = [ord(c) for c in says[:_MESSAGE_BYTES]]
         sent[: len(codes)] = codes
         (heard,) = strategy.broadcast([sent])
         says = says or "".join(chr(c) for c in np.asarray(heard) if c)
@@ -258,5 +262,5 @@ def _agree(strategy: Any, folder: str, failed: Exception | None) -> None:
         ) from failed
 
 
-def _says(error: Exception) -> str:
+def _error_text(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {getattr(error, 'message', error)}".split())

@@ -1,4 +1,4 @@
-"""The command `tfaccel`: a table of subcommands, each imported when it is asked for."""
+"""The command `tfaccel`: a table of subcommands, each imported when it is requested."""
 
 from __future__ import annotations
 

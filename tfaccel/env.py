@@ -105,7 +105,8 @@ def report(environ: Mapping[str, str] = os.environ) -> Report:
         cuda, cudnn, devices = _tensorflow(problems)
         backend = _backend(environ, problems)
         workers = cluster.resolve(environ)
-        auto, reason = _choose(environ, devices, workers)
+        if devices and backend == "tensorflow":  # else the line that says why is there already
+            auto, reason = _choose(environ, devices, workers)
     except TfaccelError as error:
         problems.append(str(error))
     return Report(
@@ -133,15 +134,9 @@ def _choose(
     environ: Mapping[str, str], devices: tuple[Device, ...], workers: Cluster | None
 ) -> tuple[str, str]:
     """What `tfaccel.strategy()` would take with the environment as it is, and why."""
-    from tfaccel import strategies
-    from tfaccel.strategies.options import resolve
+    from tfaccel.strategies import resolve
 
-    if not devices:  # TensorFlow did not start, and the line that says so is there already
-        return "", ""
-    options = resolve({}, environ)
-    number = len(options.devices) if isinstance(options.devices, tuple) else options.devices
-    name = environ.get("TFACCEL_STRATEGY", "auto")
-    choice = strategies.choose(name, devices, workers, number, options.device_type)
+    choice = resolve(None, {}, environ, devices, workers).choice
     return choice.name, choice.reason
 
 
@@ -162,7 +157,7 @@ def _backend(environ: Mapping[str, str], problems: list[str]) -> str:
     """Keras's backend; what tfaccel cannot work with is a problem."""
     if environ.get("TF_USE_LEGACY_KERAS", "").lower() in ("1", "true"):
         problems.append(
-            "TF_USE_LEGACY_KERAS asks for Keras 2 and tfaccel needs Keras 3: unset the variable"
+            "TF_USE_LEGACY_KERAS requests Keras 2 and tfaccel needs Keras 3: unset the variable"
         )
     try:
         import keras

@@ -14,7 +14,7 @@ class TfaccelError(Exception):
 
 
 class StrategyError(TfaccelError, ValueError):
-    """A strategy was asked for that this hardware, cluster or option set cannot give."""
+    """A strategy was requested that this hardware, cluster or option set cannot give."""
 
 
 class ClusterError(TfaccelError, ValueError):
@@ -26,7 +26,7 @@ class LaunchError(TfaccelError, RuntimeError):
 
 
 class ScopeError(TfaccelError, RuntimeError):
-    """A model, optimizer or metric was made outside the scope of the strategy it runs under."""
+    """A model, optimizer or metric was created outside the scope of the strategy it runs under."""
 
 
 class InputError(TfaccelError, ValueError):

@@ -14,22 +14,19 @@
 Names and values follow the TensorFlow Model Garden (`official/common/distribute_utils.py`), whose
 spellings of a value are understood wherever they can mean one thing only. Where we differ:
 
-=========================================  =====================================================
-Model Garden                               tfaccel
-=========================================  =====================================================
-``--distribution_strategy=mirrored``       ``--strategy=mirrored``; the default is ``auto``
-``--distribution_strategy=off``            refused: ``one_device`` runs the same script
-``--distribution_strategy=parameter_...``  refused: Keras 3 does not support it
-``--num_gpus=4``                           ``--devices=4``, of any kind; leave it out for all
-``--num_gpus=0``                           ``--device_type=cpu``
-``--dtype=fp16``, ``bf16``, ``fp32``       ``--precision=mixed_float16``, ``mixed_bfloat16``,
-                                           ``float32``
-``--all_reduce_alg=ring``, ``nccl``        ``--communication=ring``, ``nccl``
-``--all_reduce_alg=hierarchical_copy``     refused: ``auto`` chooses it where it fits
-``--enable_xla``                           ``--xla``
-``--tpu=NAME``                             the same
-``--worker_hosts``, ``--task_index``       none: the cluster is read from the environment
-=========================================  =====================================================
+| Model Garden | tfaccel |
+| --- | --- |
+| `--distribution_strategy=mirrored` | `--strategy=mirrored`; the default is `auto` |
+| `--distribution_strategy=off` | refused: `one_device` runs the same script |
+| `--distribution_strategy=parameter_...` | refused: Keras 3 does not support it |
+| `--num_gpus=4` | `--devices=4`, of any kind; leave it out for all |
+| `--num_gpus=0` | `--device_type=cpu` |
+| `--dtype=fp16`, `bf16`, `fp32` | `--precision=mixed_float16`, `mixed_bfloat16`, `float32` |
+| `--all_reduce_alg=ring`, `nccl` | `--communication=ring`, `nccl` |
+| `--all_reduce_alg=hierarchical_copy` | refused: `auto` chooses it where it fits |
+| `--enable_xla` | `--xla` |
+| `--tpu=NAME` | the same |
+| `--worker_hosts`, `--task_index` | none: the cluster is read from the environment |
 
 What is given on the command line wins, then ``TFACCEL_<OPTION>`` in the environment, then the
 default that the script gave to `define`, then tfaccel's own.
@@ -43,6 +40,8 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
+
+from tfaccel import deprecated
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -157,11 +156,11 @@ _FLAGS: dict[str, tuple[Callable[[str], Any] | None, str]] = {
         _one_of("auto", "ring", "nccl", "mpi"),
         "How workers reduce gradients: auto, ring, nccl, mpi.",
     ),
-    "wire": (
+    "gradient_compression": (
         str,
-        "How gradients travel: bfloat16, float16, powersgd, powersgd:RANK; as they are if unset.",
+        "How gradients are sent: bfloat16, float16, powersgd, powersgd:RANK; as they are if unset.",
     ),
-    "accumulate": (
+    "gradient_accumulation": (
         _one_of("reduced", "local"),
         "Reduce accumulated gradients in every step (reduced) or once for each update (local).",
     ),
@@ -169,13 +168,13 @@ _FLAGS: dict[str, tuple[Callable[[str], Any] | None, str]] = {
         int,
         "Steps that each replica takes alone before all are averaged (local SGD).",
     ),
-    "ragged": (
+    "partial_batch": (
         _one_of("exact", "pad", "drop"),
         "A batch with fewer rows: exact (as it is), pad (static shapes), drop (not trained on).",
     ),
     "check": (
         _one_of("auto", "always", "off"),
-        "Compare the first step with one device's: auto (of models with own parts), always, off.",
+        "Compare the first step with one device's: auto (own parts, and meshes), always, off.",
     ),
     "steps_per_execution": (int, "Steps that a TPU runs in one call; chosen if unset."),
     "seed": (int, "Seed of Python, NumPy and Keras; agreed among workers when not given."),
@@ -204,6 +203,7 @@ def define(*, flag_values: flags.FlagValues = flags.FLAGS, **defaults: object) -
         ValueError: a default is not a value its flag can have.
         absl.flags.DuplicateFlagError: the script has defined a flag of the same name.
     """
+    defaults = deprecated.renamed(defaults, deprecated.OPTIONS)
     if unknown := sorted(set(defaults) - set(_FLAGS)):
         raise TypeError(f"no such flag: {', '.join(unknown)}; the flags are {', '.join(_FLAGS)}")
     flags.disclaim_key_flags()  # so that `script.py --help` shows them with the script's own
@@ -214,6 +214,10 @@ def define(*, flag_values: flags.FlagValues = flags.FLAGS, **defaults: object) -
             flags.DEFINE_bool(name, None, text, flag_values=flag_values)
         else:
             flags.DEFINE(_Parser(parse), name, None, text, flag_values=flag_values)
+    for old, new in deprecated.OPTIONS.items():
+        parse, text = _FLAGS[new][0] or str, f"Deprecated: use --{new}."
+        if old not in flag_values or flag_values[old].help != text:
+            flags.DEFINE(_Parser(parse), old, None, text, flag_values=flag_values)
     for name, value in defaults.items():
         flag_values.set_default(name, value)
 
@@ -237,18 +241,25 @@ def options(
         under ``"name"``.
     """
     given: dict[str, Any] = {}
+    names = {new: old for old, new in deprecated.OPTIONS.items()}
     for name in _FLAGS:
         flag = flag_values[name]
         if flag.value is None:
             continue
-        if flag.using_default_value and f"TFACCEL_{name.upper()}" in environ:
+        variables = (f"TFACCEL_{n.upper()}" for n in (name, names.get(name, name)))
+        if flag.using_default_value and any(map(environ.get, variables)):
             continue
         given["name" if name == "strategy" else name] = flag.value
-    return given
+    old = {f"--{name}": flag_values[name].value for name in deprecated.OPTIONS}
+    today = {f"--{name}": value for name, value in given.items()}
+    return {
+        name.removeprefix("--"): value
+        for name, value in deprecated.renamed({**today, **old}, deprecated.FLAGS).items()
+    }
 
 
 def strategy(*, flag_values: flags.FlagValues = flags.FLAGS) -> tf.distribute.Strategy:
-    """The strategy that the flags ask for; call it once, at the start of `main`.
+    """The strategy that the flags request; call it once, at the start of `main`.
 
     Args:
         flag_values: the parsed flags.
@@ -257,7 +268,7 @@ def strategy(*, flag_values: flags.FlagValues = flags.FLAGS) -> tf.distribute.St
         What `tfaccel.strategy` returns for them.
 
     Raises:
-        SystemExit: this machine or cluster cannot give what was asked for; a line says why, since
+        SystemExit: this machine or cluster cannot give what was requested; a line says why, since
             a traceback would not help who typed a flag.
     """
     import tfaccel

@@ -6,6 +6,7 @@ TensorFlow itself would come too late.
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from collections.abc import Mapping
 from importlib import metadata
@@ -65,10 +66,16 @@ def check_before_import() -> None:
     """Checks what is installed here, unless TensorFlow has been imported already.
 
     Raises:
-        StrategyError: as `check`.
+        StrategyError: as `check`, and when there is no TensorFlow.
     """
-    if "tensorflow" not in sys.modules:
-        check(packages())
+    if "tensorflow" in sys.modules:
+        return
+    if importlib.util.find_spec("tensorflow") is None:
+        raise StrategyError(
+            "tfaccel: TensorFlow is not installed; pip install 'tfaccel[gpu]' on a machine with "
+            f"NVIDIA GPUs, 'tfaccel[cpu]' on one without, and for a TPU {INSTALL_TPU}."
+        )
+    check(packages())
 
 
 def check_tpu(found: Mapping[str, str]) -> None:
@@ -81,7 +88,7 @@ def check_tpu(found: Mapping[str, str]) -> None:
     if "tensorflow-tpu" not in found:
         have = ", ".join(f"{n} {v}" for n, v in found.items() if n != "libtpu") or "no TensorFlow"
         raise StrategyError(
-            f"tfaccel: a TPU was asked for and {have} is installed, expected tensorflow-tpu; in a "
+            f"tfaccel: a TPU was requested and {have} is installed, expected tensorflow-tpu; in a "
             f"fresh environment: {INSTALL_TPU} (its newest release is 2.20.0)."
         )
 

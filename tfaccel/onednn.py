@@ -1,7 +1,7 @@
 """oneDNN's kernels on processors where TensorFlow leaves them off by itself.
 
 TensorFlow takes them where a processor has instructions made for neural networks (AVX-512 VNNI and
-its kin, `IsMKLEnabled` in tensorflow/core/util/util.cc). On others it computes with Eigen, for
+similar, `IsMKLEnabled` in tensorflow/core/util/util.cc). On others it computes with Eigen, for
 which its wheels are built without AVX2 and FMA; oneDNN takes what the processor has. On a core of
 an AMD EPYC with AVX2 a training step took 0.54 (MLP), 0.68 (CNN) and 0.95 (transformer) of the time
 with it. Numbers differ in the last bits, as they do between two processors.
@@ -20,13 +20,13 @@ _NEEDED = {"avx2", "fma"}
 
 
 def prefer(environ: MutableMapping[str, str]) -> None:
-    """Asks for oneDNN in an environment that says nothing of it, if this processor gains."""
-    if gains():
+    """Requests oneDNN in an environment that says nothing of it, if this processor gains."""
+    if is_faster():
         environ.setdefault(VARIABLE, "1")
 
 
 @cache
-def gains() -> bool:
+def is_faster() -> bool:
     """Whether this is an x86 processor with AVX2 and FMA; False where that cannot be read."""
     try:
         return has_avx2(Path("/proc/cpuinfo").read_text())

@@ -1,4 +1,4 @@
-"""Runs one task in a process of its own, and keeps what it says as it says it."""
+"""Runs one task in a separate process, and keeps what it says as it says it."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def places(link: str, workers: int) -> Iterator[list[Place]]:
     """A place for each worker; what was made for them goes when the context is left.
 
     Raises:
-        LinkError: a shaped link was asked for and cannot be made.
+        LinkError: a shaped link was requested and cannot be made.
     """
     rate = RATES[link]
     if rate is None:
@@ -97,7 +97,7 @@ def _address(worker: int) -> str:
 
 def _check(link: str) -> None:
     if os.geteuid():
-        raise LinkError(f"--link {link} was asked for by uid {os.geteuid()}; it takes root")
+        raise LinkError(f"--link {link} was requested by uid {os.geteuid()}; it takes root")
     missing = [tool for tool in ("ip", "tc", "nsenter") if shutil.which(tool) is None]
     if missing:
         raise LinkError(

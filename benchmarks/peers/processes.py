@@ -78,7 +78,7 @@ def _environment(task: Task, place: Place, workers: list[str], job_id: str) -> d
 
 
 def _wait(started: list[subprocess.Popen[str]], errors: list[IO[str]], limit_s: float) -> None:
-    """Returns when all have ended well; the first that fails speaks for all."""
+    """Returns when all have ended well; the first that fails represents all."""
     end = time.monotonic() + limit_s
     while True:
         codes = [process.poll() for process in started]

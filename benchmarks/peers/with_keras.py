@@ -41,7 +41,7 @@ def train(task: work.Task) -> dict[str, Any]:
 def _scope(task: work.Task) -> Any:
     if task.library == "keras":
         return contextlib.nullcontext()
-    options = {"wire": task.wire} if task.wire else {}
+    options = {"gradient_compression": task.wire} if task.wire else {}
     return tfaccel.strategy(
         "multi_worker_mirrored", communication=task.communication, device_type="cpu", **options
     ).scope()

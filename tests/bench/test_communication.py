@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tfaccel.bench import communication, step
-from tfaccel.bench.measured import Message, Transport
+from tfaccel.bench.measurements import Message, Transport
 from tfaccel.errors import ClusterError, StrategyError
 
 TWO = Transport("ring", 2, (Message(1000, 1.0), Message(3000, 2.0), Message(5000, 6.0)))
@@ -33,7 +33,7 @@ def test_each_of_more_workers_sends_more() -> None:
 
 
 def test_share_of_a_step() -> None:
-    assert TWO.share(3000, step_s=6.0) == pytest.approx(0.25)
+    assert TWO.wait_fraction(3000, step_s=6.0) == pytest.approx(0.25)
 
 
 @pytest.mark.parametrize("text", ["", "1KB", "1KB,1KB", "x,1KB", "1TB,1KB", "2,1KB"])

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tfaccel.cluster import Cluster, Meeting, meet, wire
+from tfaccel.cluster import Cluster, RendezvousResult, framing, rendezvous
 from tfaccel.cluster.rendezvous import MAX_PAYLOAD_BYTES, installed_versions
 from tfaccel.errors import ClusterError
 
@@ -27,15 +27,15 @@ def free_addresses(count: int) -> tuple[str, ...]:
 
 def meet_all(
     workers: tuple[str, ...], calls: dict[int, dict[str, Any]], **common: Any
-) -> dict[int, Meeting | ClusterError]:
+) -> dict[int, RendezvousResult | ClusterError]:
     """Each rank of `calls` meets in a thread of its own; what came of it, by rank."""
-    came: dict[int, Meeting | ClusterError] = {}
+    came: dict[int, RendezvousResult | ClusterError] = {}
 
     def one(rank: int, options: dict[str, Any]) -> None:
         cluster = Cluster(options.pop("workers", workers), rank, "TF_CONFIG")
         options = {"timeout_s": 20.0, "job_id": "job", "versions": VERSIONS, **common, **options}
         try:
-            came[rank] = meet(cluster, **options)
+            came[rank] = rendezvous(cluster, **options)
         except ClusterError as error:
             came[rank] = error
 
@@ -72,7 +72,9 @@ def test_all_get_rank_0s_payload_and_free_ports(size: int) -> None:
 
 
 def test_one_worker_meets_nobody_and_needs_no_port(silent_listener: str) -> None:
-    assert meet(Cluster((silent_listener,), 0, "TF_CONFIG"), payload=b"x") == Meeting(b"x", 0.0)
+    assert rendezvous(
+        Cluster((silent_listener,), 0, "TF_CONFIG"), payload=b"x"
+    ) == RendezvousResult(b"x", 0.0)
 
 
 def test_a_large_payload_arrives_whole_and_a_larger_one_is_refused() -> None:
@@ -81,7 +83,7 @@ def test_a_large_payload_arrives_whole_and_a_larger_one_is_refused() -> None:
     came = meet_all(workers, {0: {"payload": largest}, 1: {}})
     assert came[1].payload == largest  # type: ignore[union-attr]
     with pytest.raises(ClusterError, match=f"{MAX_PAYLOAD_BYTES + 1} bytes"):
-        meet(Cluster(workers, 0, "TF_CONFIG"), payload=largest + b"x")
+        rendezvous(Cluster(workers, 0, "TF_CONFIG"), payload=largest + b"x")
 
 
 @pytest.mark.parametrize(
@@ -119,7 +121,7 @@ def test_a_rank_that_comes_twice_is_refused_on_all_sides() -> None:
 
     def second() -> None:
         with pytest.raises(ClusterError) as caught:
-            meet(Cluster(twin, 1, "TF_CONFIG"), timeout_s=20, job_id="job", versions=VERSIONS)
+            rendezvous(Cluster(twin, 1, "TF_CONFIG"), timeout_s=20, job_id="job", versions=VERSIONS)
         said.append(str(caught.value))
 
     thread = threading.Thread(target=second)
@@ -155,13 +157,13 @@ def test_a_taken_port_is_named_before_anybody_waits(rank: int, silent_listener: 
     workers = (silent_listener, other) if rank == 0 else (other, silent_listener)
     port = silent_listener.rpartition(":")[2]
     with pytest.raises(ClusterError, match=f"worker {rank} cannot listen on port {port} .*in use"):
-        meet(Cluster(workers, rank, "TF_CONFIG"), timeout_s=60)
+        rendezvous(Cluster(workers, rank, "TF_CONFIG"), timeout_s=60)
 
 
 def test_a_worker_that_left_may_come_again() -> None:
     workers = free_addresses(2)
     host, _, port = workers[0].rpartition(":")
-    came: dict[int, Meeting | ClusterError] = {}
+    came: dict[int, RendezvousResult | ClusterError] = {}
     leader = threading.Thread(
         target=lambda: came.update(meet_all((*workers, "127.0.0.1:1"), {0: {"timeout_s": 0.7}}))
     )
@@ -179,7 +181,7 @@ def test_a_worker_that_left_may_come_again() -> None:
 def test_port_scans_are_ignored() -> None:
     workers = free_addresses(2)
     host, _, port = workers[0].rpartition(":")
-    came: dict[int, Meeting | ClusterError] = {}
+    came: dict[int, RendezvousResult | ClusterError] = {}
     leader = threading.Thread(target=lambda: came.update(meet_all(workers, {0: {}})))
     leader.start()
     for noise in (b"", b"GET / HTTP/1.1\r\n\r\n", b"tfaccel1\xff\xff\xff\xff"):
@@ -187,12 +189,12 @@ def test_port_scans_are_ignored() -> None:
             scan.sendall(noise)
     came.update(meet_all(workers, {1: {}}))
     leader.join(30)
-    assert [type(came[rank]) for rank in (0, 1)] == [Meeting, Meeting]
+    assert [type(came[rank]) for rank in (0, 1)] == [RendezvousResult, RendezvousResult]
 
 
 def test_a_worker_that_left_is_not_counted_as_here() -> None:
     workers = free_addresses(2)
-    came: dict[int, Meeting | ClusterError] = {}
+    came: dict[int, RendezvousResult | ClusterError] = {}
     leader = threading.Thread(
         target=lambda: came.update(meet_all((*workers, "127.0.0.1:1"), {0: {"timeout_s": 0.7}}))
     )
@@ -238,4 +240,4 @@ def call(host: str, port: int) -> socket.socket:
 
 def hello(rank: int, size: int) -> bytes:
     body = json.dumps({"rank": rank, "size": size, "job_id": "job", "versions": VERSIONS}).encode()
-    return wire.frame(body)
+    return framing.frame(body)

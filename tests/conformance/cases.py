@@ -1,7 +1,7 @@
 """The table: what "a standard Keras model" means. A new feature is a new row here.
 
 Each case trains a small model on 42 rows in batches of 16, 16 and 10, so that every one of them
-meets a ragged last batch, and gives back all that can be compared with one device.
+meets a partial last batch, and gives back all that can be compared with one device.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Case:
     """One row of the table.
 
     `equal` says what is compared with one device; what is left out is compared between workers
-    alone.
+    alone. `atol` is 1e-6, or in half precision as `rtol`, where it is None.
     """
 
     name: str
@@ -97,6 +97,7 @@ class Case:
     policy: str = "float32"
     equal: tuple[str, ...] = ("history", "evaluate", "predict", "weights", "batches")
     rtol: float = 1e-4
+    atol: float | None = None
 
 
 CASES: dict[str, Case] = {}
@@ -140,7 +141,7 @@ case(
     model=attention,
     data=lonely_tokens,
     compile=optimized(sgd, 0.1),
-    equal=("history", "evaluate", "weights", "batches"),  # a prediction is nearly zero
+    atol=1e-5,  # of sums of hundreds of terms, whose rounding is 1.4e-6, one is nearly zero
 )
 case(
     "parts_of_two_sizes",

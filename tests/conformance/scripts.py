@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from tests.conformance.cases import CASES
+from tests.conformance.custom_steps import OWN_STEPS
 from tests.conformance.data import (
     BATCH,
     CLASSES,
@@ -25,7 +26,6 @@ from tests.conformance.data import (
     images,
     rows,
 )
-from tests.conformance.made_outside import MADE_OUTSIDE
 from tests.conformance.models import (
     DecoratedStep,
     Subclassed,
@@ -38,7 +38,7 @@ from tests.conformance.models import (
     sgd,
     with_option,
 )
-from tests.conformance.own_steps import OWN_STEPS
+from tests.conformance.outside_scope import MADE_OUTSIDE
 
 SCRIPTS: dict[str, Callable[[Any, str], dict[str, Any]]] = {}
 
@@ -115,7 +115,7 @@ def save_and_load(scope: Any, folder: str) -> dict[str, Any]:
 
 @script
 def checkpoints(scope: Any, folder: str) -> dict[str, Any]:
-    """A run that is cut after two epochs and taken up again equals one that is not."""
+    """A run that is split after two epochs and taken up again equals one that is not."""
 
     class Cut(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:

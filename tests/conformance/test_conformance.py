@@ -77,7 +77,7 @@ COLUMNS = {
 # What these would show, a quicker column shows nearly as well.
 _EXHAUSTIVE = ("one_device", "mirrored_4", "ring_2x1", "mpi_2x2")
 # These run a part of the table, as ring_2x2 runs all of it: what depends on the transport, on the
-# number of processes or on whether a batch divides; and what the tests below ask for.
+# number of processes or on whether a batch divides; and what the tests below request.
 _IN_PART = ("mirrored_2", "mpi_2x1")
 PART = (
     *("arrays", "tf_data", "generator", "pydataset", "last_batch_of_one", "validation_split"),
@@ -98,7 +98,7 @@ REPLICATED = [name for name in DISTRIBUTED if name not in MESHES]
 
 
 def shown(columns: list[str]) -> list[Any]:
-    """Columns for a parametrized test, some of them only when all is asked for."""
+    """Columns for a parametrized test, some of them only when all is requested."""
     rare = pytest.mark.exhaustive
     return [pytest.param(c, marks=rare) if c in _EXHAUSTIVE else c for c in columns]
 
@@ -107,7 +107,7 @@ EVERY_CASE = [*CASES, *SCRIPTS]
 
 
 def pairs(columns: list[str]) -> list[Any]:
-    """A column and a case each for a parametrized test; some only when all is asked for."""
+    """A column and a case each for a parametrized test; some only when all is requested."""
     rare = pytest.mark.exhaustive
     return [
         pytest.param(c, case, marks=rare)
@@ -180,7 +180,7 @@ def table(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     for item in request.session.items:
         parameters = getattr(getattr(item, "callspec", None), "params", {})
         if "column" in parameters:
-            # A test without a case asks for one of the scripts, or for one of PART.
+            # A test without a case requests one of the scripts, or for one of PART.
             asked = {parameters["case"]} if "case" in parameters else set(PART)
             needed.setdefault(parameters["column"], set()).update(asked)
     needed["plain"] = set().union(*needed.values())
@@ -201,7 +201,9 @@ def test_equals_one_device(table: Table, column: str, case: str) -> None:
     if row is not None:
         assert got["copies_equal"], "the replicas of one process hold different weights"
         compared = row.equal
-        rtol, atol = row.rtol, 1e-6 if row.rtol <= 1e-4 else row.rtol
+        rtol, atol = row.rtol, row.atol
+        if atol is None:
+            atol = 1e-6 if rtol <= 1e-4 else rtol
     else:
         compared = tuple(k for k in got if k in ("history", "weights", "predict", "iterations"))
         rtol, atol = 1e-4, 1e-6

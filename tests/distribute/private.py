@@ -24,7 +24,7 @@ def rings():
     extended._collective_ops = _private.CollectiveAllReduce(
         extended.worker_devices, 2, options, extended._collective_keys
     )
-    _private.reduce_in_rings(extended)
+    _private.use_ring_reduce(extended)
 
     @tf.function
     def step():
@@ -119,6 +119,23 @@ def main():
     )
     seen["plain function"] = _private.is_keras_function(lambda: None)
 
+    with ours.scope():
+        looped = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+        made_in, mean = keras.optimizers.SGD(0.1), keras.losses.MeanSquaredError()
+        recording = [_private.is_recording()]
+        with tf.GradientTape() as tape:
+            recording.append(_private.is_recording())
+            loss = mean(y[:4, None], looped(x[:4]))
+        before = np.mean(np.square(y[:4, None] - looped.predict(x[:4], verbose=0)))
+        grads = tape.gradient(loss, looped.trainable_variables)
+        made_in.apply(grads, looped.trainable_variables)
+    copies = [v.numpy().tolist() for v in looped.layers[0].kernel.value.values]
+    seen["loop outside of replicas"] = {
+        "recording": recording,
+        "gradients": [g is not None for g in grads],
+        "copies alike": copies[0] == copies[1],
+        "loss undivided": bool(np.isclose(loss, before, rtol=1e-5)),
+    }
     masked = keras.layers.Masking()(tf.zeros((2, 3, 4)))
     seen["mask"] = list(_private.keras_mask(masked).shape)
     seen["no mask"] = _private.keras_mask(tf.zeros(3)) is None
@@ -231,7 +248,7 @@ def main():
     seen["traces"] = {}
     for kind, make in kinds.items():
         traces.clear()
-        counted = [int(rows(_private.AnyRows((make(n), make(n + 1))))) for n in (3, 5, 4)]
+        counted = [int(rows(_private.DynamicRows((make(n), make(n + 1))))) for n in (3, 5, 4)]
         seen["traces"][kind] = [len(traces), counted]
 
     @tf.function(reduce_retracing=True)
@@ -241,15 +258,15 @@ def main():
 
     shapes = []
     for n in (3, 5, 3, 4):
-        fixed(_private.FixedRows((tf.zeros((n, 2)), tf.zeros((n, 2)))))
+        fixed(_private.StaticRows((tf.zeros((n, 2)), tf.zeros((n, 2)))))
     seen["fixed"] = shapes
 
     class Bases:
         pass
 
     a, b = Bases(), Bases()
-    _private.own_collectives(a)
-    _private.own_collectives(b)
+    _private.reserve_collective_keys(a)
+    _private.reserve_collective_keys(b)
     from tensorflow.python.distribute.collective_all_reduce_strategy import (
         CollectiveAllReduceStrategy,
     )
@@ -293,12 +310,12 @@ def main():
     seen["nodes"] = [n.operation is same for n in nodes].count(True)
 
     held, other = keras.Variable(1.0), tf.Variable(2.0)
-    first = _private.held(held)
+    first = _private.tf_variable(held)
     _private.set_tf_variable(held, other)
-    seen["held"] = [float(first), float(held), _private.held(held) is other]
+    seen["held"] = [float(first), float(held), _private.tf_variable(held) is other]
     trainers = (counts, same, _private.TensorFlowTrainer())
     seen["trainers"] = [_private.is_trainer(each) for each in trainers]
-    trainers, optimizers = _private.alive()
+    trainers, optimizers = _private.live_trainers_and_optimizers()
     seen["trainers"].append(any(each is counts for each in trainers))
     seen["trainers"].append(any(each is adam for each in optimizers))
     seen["set strategy"] = [_private.strategy_at_compile(counts) is None]
@@ -317,9 +334,28 @@ def main():
     twice_traced(), twice_traced(), _private.forget_traces(twice_traced)
     _private.set_tf_variable(held, tf.Variable(6.0))
     seen["forgotten"] = [len(traces), float(twice_traced()), len(traces)]
+    with tf.Graph().as_default() as bare:
+        seen["side effects"] = [_private.leave_unordered(bare, [])]
+
+    @tf.function
+    def effects():
+        begun = [tf.print("a", output_stream=spoken), tf.raw_ops.Assert(condition=True, data=[""])]
+        free = tf.raw_ops.Assert(condition=True, data=["free"])
+        ordered = [*begun, free, held.assign_add(0.0).op, tf.constant(1.0).op]
+        seen["side effects"] += [_private.is_ordered_by_trace(op) for op in ordered]
+        seen["side effects"] += [_private.leave_unordered(free.graph, [free])]
+        _private.run_after(free, begun[0])
+        return tf.constant(0)
+
+    spoken = f"file://{os.devnull}"
+    operations = {op.name: op for op in effects.get_concrete_function().graph.get_operations()}
+    waits = [operations[name].control_inputs for name in ("Assert", "Assert_1")]
+    seen["waits"] = [[op.type for op in each] for each in waits]
+    seen["functions"] = [_private.is_function(f) for f in (effects, model)]
+    seen["functions"] += [int(_private.function_like(effects, lambda: tf.constant(5))())]
     seen["first replica"] = _private.first_replica(ours)
 
-    class Builds(_private.BuildsBySteps):
+    class Builds(_private.BuildsFromSteps):
         def build_for(self, method, batch, failed):
             methods.append(method)
             return len(methods) % 2 == 0
@@ -356,9 +392,9 @@ def main():
     wrapped.compile("sgd", squares)
     wrapped.train_on_batch(x, y)
     seen["wrapped"] = [
-        _private.wrapped(dice)[0].__name__,
-        _private.wrapped(dice)[1]["axis"] == (1,),
-        [_private.wrapped(loss)[0].__name__ for loss in _private.compiled_losses(wrapped)],
+        _private.wrapped_function(dice)[0].__name__,
+        _private.wrapped_function(dice)[1]["axis"] == (1,),
+        [_private.wrapped_function(loss)[0].__name__ for loss in _private.compiled_losses(wrapped)],
     ]
 
     class Adds(keras.layers.Layer):
@@ -388,8 +424,8 @@ def main():
     inside = [inner for held in counts.metrics for inner in _private.metrics_in(held)]
     seen["metrics in"] = [m.name for held in inside for m in _private.metrics_in(held)]
     seen["held variables"] = [
-        isinstance(_private.held(kept.own), tf.Variable),
-        _private.held(_private.held(kept.own)) is _private.held(kept.own),
+        isinstance(_private.tf_variable(kept.own), tf.Variable),
+        _private.tf_variable(_private.tf_variable(kept.own)) is _private.tf_variable(kept.own),
     ]
 
     from tensorflow.python.distribute import tpu_strategy
@@ -414,7 +450,7 @@ def main():
 
         def train_step(self, data):
             numbers = noticed.setdefault("replicas", [])
-            numbers.append(_private.replica_number())
+            numbers.append(_private.local_replica_index())
             noticed["batch"] = type(_private.batch_of_step()).__name__
             strategy = tf.distribute.get_strategy()
             context = tf.distribute.get_replica_context()

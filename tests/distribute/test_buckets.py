@@ -1,4 +1,4 @@
-"""Which tensors travel together, and in which memory."""
+"""Which tensors are sent together, and in which memory."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 
 from tfaccel.distribute.collectives.buckets import plan
 from tfaccel.distribute.collectives.buffers import Buffers, spans
-from tfaccel.distribute.collectives.tuning import size_for
+from tfaccel.distribute.collectives.tuning import bucket_size
 
 
 @pytest.mark.parametrize(
@@ -18,7 +18,7 @@ from tfaccel.distribute.collectives.tuning import size_for
         ([4, 4, 2], "fff", [[2, 1, 0]]),
         ([4, 4, 4], "fif", [[2], [1], [0]]),
         ([8, 8, 8], "fff", [[2], [1], [0]]),  # two would be more than 10
-        ([2, 10, 2, 2], "ffff", [[3, 2], [1], [0]]),  # a large one travels alone
+        ([2, 10, 2, 2], "ffff", [[3, 2], [1], [0]]),  # a large one is sent alone
         ([99, 1, 99], "fff", [[2], [1], [0]]),
     ],
 )
@@ -32,7 +32,7 @@ def test_plan(sizes: list[int], kinds: str, messages: list[list[int]]) -> None:
 def test_a_message_is_as_large_as_its_link_makes_worth(
     latency: float, rate: float, size: int
 ) -> None:
-    assert size_for(latency, rate) == size
+    assert bucket_size(latency, rate) == size
 
 
 def test_memory_is_used_again_when_nobody_looks_at_it() -> None:

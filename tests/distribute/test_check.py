@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 from unittest import mock
 
@@ -12,7 +13,8 @@ import tensorflow as tf
 from absl import logging
 
 from tests.distribute.watched import mirrored
-from tfaccel.distribute import check, step
+from tfaccel.distribute import check, compression, step
+from tfaccel.distribute.frequency import Frequency
 from tfaccel.errors import CheckError
 
 pytestmark = pytest.mark.child(devices=2, group="check")
@@ -80,9 +82,32 @@ def contrastive(model: Any, x: Any, y: Any) -> Any:
 
 
 def refuses(made: Any, says: str) -> None:
-    with pytest.raises(CheckError, match=rf"(?s)tfaccel: the first-step check.*{says}") as caught:
+    # Without its last resort, which makes right whatever can be.
+    with (
+        mock.patch.object(check.Checks, "_with_all_rows", return_value=False),
+        pytest.raises(CheckError, match=rf"(?s)tfaccel: the first-step check.*{says}") as caught,
+    ):
         fitted(made)
     assert "\n" not in str(caught.value)
+
+
+def runs_over_all_rows(made: Any, says: str, x: Any = X) -> None:
+    y = Y[: len(x)]
+    with mock.patch.object(logging, "warning") as warning:
+        model = fitted(made, x, y, epochs=2)
+    said = [call.args[0] % call.args[1:] for call in warning.call_args_list]
+    assert any(
+        re.search(f"{says}.*every replica runs the steps of .* over all rows", line)
+        for line in said
+    ), said
+    assert mirrored().checks.reductions(model).all_rows
+    keras.utils.set_random_seed(5)
+    plain = made()
+    run = plain.fit(x, y, batch_size=8, shuffle=False, verbose=0, epochs=2)
+    for key, values in run.history.items():
+        np.testing.assert_allclose(model.history.history[key], values, rtol=1e-5)
+    for ours, theirs in zip(model.get_weights(), plain.get_weights(), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-7)
 
 
 def test_a_loss_that_compares_rows() -> None:
@@ -108,7 +133,7 @@ def test_without_the_state_of_layers(monkeypatch: pytest.MonkeyPatch) -> None:
             self.kept.assign(keras.ops.maximum(self.kept, keras.ops.max(x)))
             return x
 
-    monkeypatch.setattr("tfaccel.distribute.fit.keep_states", lambda model: None)
+    monkeypatch.setattr("tfaccel.distribute.fit.aggregate_states", lambda model: None)
     refuses(dense(Largest), "variable '.*kept'")
 
 
@@ -124,7 +149,7 @@ def test_without_the_state_of_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
         def result(self) -> Any:
             return self.seen
 
-    monkeypatch.setattr("tfaccel.distribute.fit.keep_states", lambda model: None)
+    monkeypatch.setattr("tfaccel.distribute.fit.aggregate_states", lambda model: None)
     refuses(dense(metrics=lambda: [Largest()]), "metric variable '.*seen'")
 
 
@@ -144,7 +169,44 @@ def test_updates_that_do_not_come_from_the_tape() -> None:
     refuses(own(of_loss), "gradient of|variable '.*kernel' after a step")
 
 
-# The same with a fix taken out: the check would have found what it mends.
+# What only the global batch makes right.
+
+
+def test_a_loss_that_compares_rows_is_computed_of_all_rows() -> None:
+    runs_over_all_rows(own(contrastive), "gradient of '.*kernel' would be", X[:13])
+
+
+def test_a_layer_that_looks_at_other_rows_sees_all_rows() -> None:
+    class Centred(keras.layers.Layer):
+        def call(self, x: Any) -> Any:
+            return x - keras.ops.mean(x, axis=0, keepdims=True)
+
+    runs_over_all_rows(dense(Centred), "gradient of", X[:13])
+
+
+def test_a_step_for_one_number_of_rows_gets_them_all() -> None:
+    def of_loss(model: Any, x: Any, y: Any) -> Any:
+        weights = tf.reshape(tf.range(8, dtype=tf.float32), (8, 1))
+        return tf.reduce_mean(weights * tf.square(y - model(x)))
+
+    runs_over_all_rows(own(of_loss), "replicas cannot run it")
+
+
+def test_a_queue_of_the_newest_rows_is_that_of_all_rows() -> None:
+    def made() -> keras.Model:
+        def more(model: Any, x: Any, loss: Any) -> Any:
+            model.queue.assign(tf.concat([x, model.queue[: -tf.shape(x)[0]]], axis=0))
+            return {"loss": loss}
+
+        model = Own(mean_square, more)
+        model.queue = model.add_weight(shape=(10, 4), initializer="zeros", trainable=False)
+        model.compile(SGD(0.1))
+        return model
+
+    runs_over_all_rows(made, "variable '.*' would be")
+
+
+# The same with a fix taken out: the check would have found what it fixes.
 
 
 def test_without_losses_of_the_whole_batch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,12 +214,12 @@ def test_without_losses_of_the_whole_batch(monkeypatch: pytest.MonkeyPatch) -> N
     fitted(made)
     summed = keras.losses.MeanSquaredError(reduction="sum")
     fitted(dense(loss=summed))
-    monkeypatch.setattr("tfaccel.distribute.fit.whole_batch", lambda model: None)
+    monkeypatch.setattr("tfaccel.distribute.fit.use_global_batch_losses", lambda model: None)
     refuses(dense(loss=keras.losses.MeanSquaredError(reduction="sum")), "gradient of")
 
 
 def test_without_weights_by_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(step.Step, "weight", lambda self, value: value)
+    monkeypatch.setattr(step.StepContext, "weight", lambda self, value: value)
     refuses(dense(), "gradient of")
 
 
@@ -173,7 +235,7 @@ def test_without_means_that_count_a_batch_once(monkeypatch: pytest.MonkeyPatch) 
         return model
 
     fitted(made)
-    monkeypatch.setattr("tfaccel.distribute.fit.count_by_share", lambda model: None)
+    monkeypatch.setattr("tfaccel.distribute.fit.weight_scalar_metrics", lambda model: None)
     refuses(made, "metric variable '.*told/total'")
 
 
@@ -201,7 +263,7 @@ def test_without_the_gradients_of_the_tape(monkeypatch: pytest.MonkeyPatch) -> N
 # What is written for the global batch.
 
 
-@pytest.mark.parametrize("way", ["sum", "scaled"])
+@pytest.mark.parametrize("way", ["sum", "scaled_mean"])
 def test_the_way_of_a_loss_is_found(way: str) -> None:
     def of_loss(model: Any, x: Any, y: Any) -> Any:
         rows = tf.reduce_sum(tf.square(y - model(x)), axis=1)
@@ -210,7 +272,7 @@ def test_the_way_of_a_loss_is_found(way: str) -> None:
         return tf.reduce_mean(rows) / tf.distribute.get_strategy().num_replicas_in_sync
 
     model = fitted(own(of_loss), epochs=2)
-    ways = mirrored().checks.ways(model)
+    ways = mirrored().checks.reductions(model)
     assert (ways.gradients, dict(ways.logs)) == ((way,), {"loss": way})
     keras.utils.set_random_seed(5)
     plain = own(of_loss)()
@@ -283,10 +345,39 @@ def test_random_layers_agree(eager: bool) -> None:
     fitted(made)
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("gradient_compression", compression.parse("bfloat16")),
+        ("frequency", Frequency("local")),
+        ("frequency", Frequency(local_steps=2)),
+    ],
+    ids=["gradient_compression", "gradient_accumulation", "local_steps"],
+)
+def test_it_runs_where_gradients_travel_otherwise(
+    option: str, value: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With that switched off: it would be another number by itself."""
+    monkeypatch.setattr(mirrored(), option, value)
+
+    def accumulates(of_loss: Any) -> Any:
+        def made() -> keras.Model:
+            model = Own(of_loss)
+            model.compile(SGD(0.1, gradient_accumulation_steps=2))
+            return model
+
+        return made
+
+    model = fitted(accumulates(mean_square))
+    assert int(model.optimizer.iterations.numpy()) == 1
+    refuses(accumulates(contrastive), "gradient of")
+
+
 def test_train_on_batch_is_checked_too() -> None:
     with mirrored().scope():
         model = own(contrastive)()
-    with pytest.raises(CheckError, match="gradient of"):
+    without = mock.patch.object(check.Checks, "_with_all_rows", return_value=False)
+    with without, pytest.raises(CheckError, match="gradient of"):
         model.train_on_batch(X[:8], Y[:8])
     with mirrored().scope():
         model = own(mean_square)()
@@ -336,7 +427,7 @@ def test_auto_checks_models_with_parts_of_their_own() -> None:
     def checked(made: Any) -> bool:
         model = made()
         model.evaluate(X[:2], Y[:2], verbose=0)
-        return check.has_own_parts(model, model.train_step)
+        return check.has_custom_parts(model, model.train_step)
 
     assert not checked(dense())
     assert not checked(dense(loss=keras.losses.Huber(), metrics=lambda: ["mae"]))
@@ -344,4 +435,4 @@ def test_auto_checks_models_with_parts_of_their_own() -> None:
     assert checked(dense(lambda: keras.layers.Lambda(lambda x: x)))
     assert checked(dense(loss=mine))
     assert checked(dense(metrics=lambda: [mine]))
-    assert check.is_own(own(mean_square)().train_step)
+    assert check.is_custom_step(own(mean_square)().train_step)

@@ -33,8 +33,7 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
 
 def trained(wire: str | None) -> tuple[float, Any]:
     """The loss after training on two replicas, and the model."""
-    strategy = tfaccel.strategy("mirrored", devices=2, device_type="cpu")
-    strategy.wire = None if wire is None else compression.parse(wire)
+    strategy = tfaccel.strategy("mirrored", devices=2, device_type="cpu", gradient_compression=wire)
     keras.utils.set_random_seed(1)
     with strategy.scope():
         layers = [keras.layers.Dense(128, "relu"), keras.layers.Dense(128, "relu")]
@@ -66,7 +65,7 @@ def test_the_loss_after_training_is_near_float32_s(wire: str, rtol: float) -> No
 
 
 def sent(wire: str, monkeypatch: pytest.MonkeyPatch) -> int:
-    """Bytes of a gradient of 512 x 256 as it travels in a step."""
+    """Bytes of a gradient of 512 x 256 as it is sent in a step."""
     strategy = tfaccel.strategy("mirrored", devices=2, device_type="cpu")
     counted: list[int] = []
     reduce, exchange, gather = step.all_reduce_sum, _private.all_to_all, _private.all_gather
@@ -171,25 +170,33 @@ def test_gradients_that_powersgd_does_not_know_are_refused() -> None:
     strategy = tfaccel.strategy("mirrored", devices=2, device_type="cpu")
     way, owner = compression.parse("powersgd"), keras.optimizers.SGD(name="some")
     way.prepare(owner, [tf.zeros([3]), tf.zeros([4])], strategy)
-    with pytest.raises(StrategyError, match="'some' was given 1 gradients under wire='powersgd'"):
+    with pytest.raises(
+        StrategyError, match="'some' was given 1 gradients under gradient_compression='powersgd'"
+    ):
         way.sum(owner, [tf.ones([4])])
 
 
 def test_local_steps_send_no_gradient_to_compress() -> None:
-    with pytest.raises(StrategyError, match="wire='float16' and local_steps=2 were asked for"):
-        tfaccel.strategy("mirrored", device_type="cpu", wire="float16", local_steps=2)
+    with pytest.raises(
+        StrategyError, match="gradient_compression='float16' and local_steps=2 were requested"
+    ):
+        tfaccel.strategy(
+            "mirrored", device_type="cpu", gradient_compression="float16", local_steps=2
+        )
 
 
 def test_a_strategy_without_replicas_refuses_it() -> None:
-    with pytest.raises(StrategyError, match="wire='float16' was asked for with strategy 'one_dev"):
-        tfaccel.strategy("one_device", device_type="cpu", wire="float16")
+    with pytest.raises(
+        StrategyError, match="gradient_compression='float16' was requested with strategy 'one_dev"
+    ):
+        tfaccel.strategy("one_device", device_type="cpu", gradient_compression="float16")
 
 
 SCRIPT = """
 import hashlib
 import keras, numpy as np, tfaccel
 strategy = tfaccel.strategy("multi_worker_mirrored", communication="WAY", device_type="cpu",
-                            devices=DEVICES, wire="bfloat16")
+                            devices=DEVICES, gradient_compression="bfloat16")
 keras.utils.set_random_seed(1)
 with strategy.scope():
     model = keras.Sequential([keras.Input((9,)), keras.layers.Dense(7), keras.layers.Dense(1)])

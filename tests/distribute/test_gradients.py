@@ -1,4 +1,4 @@
-"""What a train step of the user's own makes of its gradients, beside plain Keras."""
+"""What a custom train step makes of its gradients, beside plain Keras."""
 
 from __future__ import annotations
 
@@ -267,7 +267,7 @@ def test_the_users_code_sees_all_replicas_and_keras_one() -> None:
         strategy = tf.distribute.get_strategy()
         context = tf.distribute.get_replica_context()
         seen.append((strategy.num_replicas_in_sync, context.num_replicas_in_sync))
-        # TensorFlow asks for the number of replicas, and divides by it.
+        # TensorFlow requests the number of replicas, and divides by it.
         return {"loss": tf.nn.compute_average_loss(tf.reduce_mean(tf.square(y - model(x)), axis=1))}
 
     equal(step, rows=8)

@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfaccel.distribute import _private, agreement, callbacks
+from tfaccel.distribute import _private, chief_callbacks, dataset_cache, random_state
 from tfaccel.distribute.adapt import adapt
-from tfaccel.distribute.loss import WholeBatch
+from tfaccel.distribute.loss import GlobalBatchLoss
 from tfaccel.distribute.optimizer import ReduceFirst, optimizers_of, reduce_first
 
 
@@ -41,7 +41,7 @@ def test_an_adapted_loss_is_the_same_outside_a_step() -> None:
     loss = keras.losses.MeanSquaredError(reduction="sum")
     y, p = tf.ones((4, 2)), tf.zeros((4, 2))
     before, config = float(loss(y, p)), keras.losses.serialize(loss)
-    adapt(loss, WholeBatch)
+    adapt(loss, GlobalBatchLoss)
     assert float(loss(y, p)) == before
     assert keras.losses.serialize(loss) == config
     assert isinstance(copy.deepcopy(loss), keras.losses.MeanSquaredError)
@@ -51,7 +51,7 @@ def test_an_adapted_loss_is_the_same_outside_a_step() -> None:
 def test_an_adapted_instance_is_pickled_as_a_plain_one(make: Any) -> None:
     instance = make()
     plain = type(instance)
-    adapt(instance, WholeBatch)
+    adapt(instance, GlobalBatchLoss)
     again = pickle.loads(pickle.dumps(instance))
     assert type(again) is plain
     assert vars(again) == vars(instance)
@@ -80,7 +80,7 @@ def strategy(rank: int) -> Any:
 @pytest.mark.parametrize("rank", [0, 1])
 def test_only_the_chief_writes_a_log(rank: int, tmp_path: Path) -> None:
     log = keras.callbacks.CSVLogger(str(tmp_path / "log.csv"))
-    callbacks.one_writer([log], strategy(rank))
+    chief_callbacks.write_on_chief([log], strategy(rank))
     log.set_model(keras.Sequential([keras.Input((1,))]))
     log.on_train_begin()
     log.on_epoch_end(0, {"loss": 1.0})
@@ -96,19 +96,21 @@ def test_writers_are_found_however_they_are_given(tmp_path: Path) -> None:
     alone, listed, nested, contained = fresh(), fresh(), fresh(), fresh()
     backup = keras.callbacks.BackupAndRestore(str(tmp_path))
     other = keras.callbacks.EarlyStopping()
-    callbacks.one_writer(None, strategy(0))
-    callbacks.one_writer(alone, strategy(0))
-    callbacks.one_writer([listed, other, (nested, backup)], strategy(0))
-    callbacks.one_writer(keras.callbacks.CallbackList([contained]), strategy(0))
-    assert all(isinstance(c, callbacks.ChiefWrites) for c in (alone, listed, nested, contained))
-    assert isinstance(backup, callbacks.ChiefBacksUp)
+    chief_callbacks.write_on_chief(None, strategy(0))
+    chief_callbacks.write_on_chief(alone, strategy(0))
+    chief_callbacks.write_on_chief([listed, other, (nested, backup)], strategy(0))
+    chief_callbacks.write_on_chief(keras.callbacks.CallbackList([contained]), strategy(0))
+    assert all(
+        isinstance(c, chief_callbacks.ChiefWrites) for c in (alone, listed, nested, contained)
+    )
+    assert isinstance(backup, chief_callbacks.ChiefBacksUp)
     assert type(other) is keras.callbacks.EarlyStopping
 
 
 def test_a_file_is_replaced_in_one_step(tmp_path: Path) -> None:
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
-    callbacks.save_whole(model, rank=1)
-    callbacks.save_whole(model, rank=1)
+    chief_callbacks.save_atomically(model, rank=1)
+    chief_callbacks.save_atomically(model, rank=1)
     path, seen = tmp_path / "m.weights.h5", []
     path.write_text("the old file")
     write = model.save_weights.__wrapped__
@@ -117,13 +119,41 @@ def test_a_file_is_replaced_in_one_step(tmp_path: Path) -> None:
         write(filepath, overwrite=overwrite)
         seen.append((Path(filepath).name, path.read_text()))
 
-    replaced = callbacks._whole(slow, rank=1)
+    replaced = chief_callbacks._atomic_writer(slow, rank=1)
     replaced(path)
     assert seen == [(".rank1.m.weights.h5", "the old file")]
     assert [p.name for p in tmp_path.iterdir()] == ["m.weights.h5"]
     model.load_weights(path)
     model.save(tmp_path / "m.keras")
     assert keras.models.load_model(tmp_path / "m.keras").count_params() == 3
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_only_the_chief_writes_to_a_remote_path(rank: int) -> None:
+    written = []
+
+    def write(filepath: str, overwrite: bool) -> None:
+        written.append(filepath)
+
+    chief_callbacks._atomic_writer(write, rank)("gs://bucket/m.keras")
+    assert written == (["gs://bucket/m.keras"] if rank == 0 else [])
+
+
+def test_each_worker_has_a_cache_of_its_own(tmp_path: Path) -> None:
+    plain = tf.data.Dataset.cache
+    try:
+        for rank in (1, 2):
+            dataset_cache.use_worker_files(rank)
+            data = tf.data.Dataset.range(3).cache(str(tmp_path / "rows"))
+            assert [int(i) for i in data] == [0, 1, 2]
+        dataset_cache.use_worker_files(0)
+        assert [int(i) for i in tf.data.Dataset.range(2).cache()] == [0, 1]
+    finally:
+        tf.data.Dataset.cache = plain
+    names = [path.name for path in tmp_path.iterdir()]
+    for rank in (1, 2):
+        assert any(name.startswith(f"rows.rank{rank}") for name in names), names
+    assert not any(name.startswith("rows.rank0") for name in names), names
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -135,7 +165,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path)
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        callbacks._whole(full, rank=0)(path)
+        chief_callbacks._atomic_writer(full, rank=0)(path)
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [(path.name, "the old file")]
 
 
@@ -156,12 +186,12 @@ def test_workers_that_adopt_a_state_draw_alike() -> None:
     random.seed(1)
     np.random.seed(2)
     tf.random.set_seed(3)
-    offered = agreement.offer()
+    offered = random_state.serialize()
     first = draws()
     random.seed(8)
     np.random.seed(9)
     tf.random.set_seed(10)
-    agreement.adopt(offered)
+    random_state.restore(offered)
     assert draws() == first
 
 
@@ -170,11 +200,11 @@ def test_what_has_no_seed_draws_alike_and_what_has_one_as_on_one_device() -> Non
     tf.random.set_seed(None)
     rows = tf.data.Dataset.range(50)
     want = list(map(int, rows.shuffle(50, seed=3)))
-    offered = agreement.offer()
+    offered = random_state.serialize()
     found = []
     for _ in range(2):
         tf.random.set_seed(8)  # as another worker may have
-        agreement.adopt(offered)
+        random_state.restore(offered)
         assert list(map(int, rows.shuffle(50, seed=3))) == want
         found.append([*draws(), *map(int, rows.shuffle(50)), *map(int, rows.shuffle(50))])
     assert found[0] == found[1]
@@ -186,7 +216,7 @@ def test_a_worker_that_was_seeded_alike_is_left_alone() -> None:
     keras.utils.set_random_seed(5)
     want = draws()
     keras.utils.set_random_seed(5)
-    agreement.adopt(agreement.offer())
+    random_state.restore(random_state.serialize())
     assert draws() == want
 
 

@@ -13,7 +13,7 @@ import tensorflow as tf
 from tests.distribute.watched import mirrored
 from tfaccel.distribute import step
 from tfaccel.distribute.adapt import adapt
-from tfaccel.distribute.loss import ByShare, WholeBatch
+from tfaccel.distribute.loss import GlobalBatchLoss, WeightedByBatchFraction
 
 pytestmark = pytest.mark.child(devices=2, group="pair")
 
@@ -95,14 +95,14 @@ def test_a_replica_whose_rows_are_all_masked_or_weightless_counts_nothing() -> N
 
 def test_outside_a_step_an_adapted_loss_is_a_plain_one() -> None:
     loss = keras.losses.MeanSquaredError(reduction="sum")
-    adapt(loss, WholeBatch)
+    adapt(loss, GlobalBatchLoss)
     assert float(loss(tf.ones((4, 1)), tf.zeros((4, 1)))) == 4.0
 
 
 def test_a_sum_is_divided_by_the_share_so_that_weighing_gives_it_back() -> None:
     loss = keras.losses.MeanSquaredError(reduction="sum")
-    adapt(loss, WholeBatch)
-    with step.entered(step.Step(tf.constant(0.25))) as here:
+    adapt(loss, GlobalBatchLoss)
+    with step.entered(step.StepContext(tf.constant(0.25))) as here:
         value = loss(tf.ones((4, 1)), tf.zeros((4, 1)))
         assert float(value) == 16.0
         assert float(here.weight(value)) == 4.0
@@ -110,9 +110,9 @@ def test_a_sum_is_divided_by_the_share_so_that_weighing_gives_it_back() -> None:
 
 def test_a_tracker_counts_a_batch_once() -> None:
     mean = keras.metrics.Mean()
-    adapt(mean, ByShare)
+    adapt(mean, WeightedByBatchFraction)
     for share, value in ((0.75, 4.0), (0.25, 8.0)):
-        with step.entered(step.Step(tf.constant(share))):
+        with step.entered(step.StepContext(tf.constant(share))):
             mean.update_state(value)
     assert float(mean.result()) == 5.0
     assert float(mean.count) == 1.0
@@ -125,7 +125,7 @@ def test_a_tracker_counts_a_batch_once() -> None:
 
 
 def test_a_step_weighs_what_it_is_given() -> None:
-    here = step.Step(tf.constant(0.25))
+    here = step.StepContext(tf.constant(0.25))
     assert here.weight(None) is None
     assert float(here.weight(tf.constant(8.0))) == 2.0
     slices = here.weight(
@@ -138,12 +138,12 @@ def test_a_step_weighs_what_it_is_given() -> None:
 
 def test_a_starved_replica_makes_nothing_of_nan() -> None:
     nan = tf.constant(float("nan"))
-    assert float(step.Step(tf.constant(0.0), starved=True).weight(nan)) == 0.0
-    assert np.isnan(float(step.Step(tf.constant(0.5), starved=True).weight(nan)))
+    assert float(step.StepContext(tf.constant(0.0), has_empty_replicas=True).weight(nan)) == 0.0
+    assert np.isnan(float(step.StepContext(tf.constant(0.5), has_empty_replicas=True).weight(nan)))
 
 
 def test_the_current_step_is_left_also_by_an_error() -> None:
-    outer, inner = step.Step(tf.constant(1.0)), step.Step(tf.constant(0.5))
+    outer, inner = step.StepContext(tf.constant(1.0)), step.StepContext(tf.constant(0.5))
     assert step.current() is None
     with step.entered(outer):
         with contextlib.suppress(KeyError), step.entered(inner):

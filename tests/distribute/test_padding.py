@@ -12,9 +12,9 @@ import tensorflow as tf
 from keras import layers
 
 import tfaccel
+from tfaccel.distribute.batch_sharding import Placement
 from tfaccel.distribute.batches import Batches
-from tfaccel.distribute.padding import padded
-from tfaccel.distribute.split import Placement
+from tfaccel.distribute.padding import pad
 from tfaccel.errors import InputError
 
 pytestmark = pytest.mark.child(devices=3)
@@ -196,12 +196,12 @@ def alone(case: str) -> dict[str, Any]:
 
 
 @functools.cache
-def strategy(ragged: str = "pad") -> tf.distribute.Strategy:
-    return tfaccel.strategy("mirrored", device_type="cpu", devices=3, ragged=ragged)
+def strategy(partial_batch: str = "pad") -> tf.distribute.Strategy:
+    return tfaccel.strategy("mirrored", device_type="cpu", devices=3, partial_batch=partial_batch)
 
 
 @pytest.mark.parametrize(
-    ("case", "ragged"),
+    ("case", "partial_batch"),
     [
         *((case, "pad") for case in CASES),
         *(
@@ -210,8 +210,8 @@ def strategy(ragged: str = "pad") -> tf.distribute.Strategy:
         ),
     ],
 )
-def test_numbers_are_those_of_one_device(case: str, ragged: str) -> None:
-    ours = trained(case, strategy(ragged))
+def test_numbers_are_those_of_one_device(case: str, partial_batch: str) -> None:
+    ours = trained(case, strategy(partial_batch))
     for what, expected in alone(case).items():
         tf.nest.map_structure(
             lambda a, b, what=what: np.testing.assert_allclose(a, b, 2e-5, 1e-6, err_msg=what),
@@ -220,9 +220,9 @@ def test_numbers_are_those_of_one_device(case: str, ragged: str) -> None:
         )
 
 
-def shapes(ragged: str, method: str = "fit") -> list[tuple[int, ...]]:
+def shapes(partial_batch: str, method: str = "fit") -> list[tuple[int, ...]]:
     """The shape of each batch that a replica's step is traced or called with."""
-    with strategy(ragged).scope():
+    with strategy(partial_batch).scope():
         model = keras.Sequential([keras.Input((5,)), layers.Dense(1)])
         model.compile("sgd", "mse", run_eagerly=True)
     seen: list[tuple[int, ...]] = []
@@ -291,7 +291,9 @@ def test_another_batch_size_is_another_static_shape() -> None:
 def test_dropping_needs_batches_that_divide() -> None:
     dataset = tf.data.Dataset.from_tensor_slices(X).batch(7)
     batches = Batches(dataset, Placement(1, 0, 3), ("CPU:0", "CPU:1", "CPU:2"), "drop")
-    with pytest.raises(InputError, match="ragged='drop' was asked for with batches of 7 rows on 3"):
+    with pytest.raises(
+        InputError, match="partial_batch='drop' was requested with batches of 7 rows on 3"
+    ):
         next(iter(batches))
 
 
@@ -313,4 +315,4 @@ def test_a_larger_batch_is_not_refused() -> None:
 )
 def test_what_has_no_static_shape_is_refused(tensor: Any, kind: str) -> None:
     with pytest.raises(InputError, match=f"the batch holds {kind}, expected dense numbers"):
-        padded((tensor(),), tf.constant(1.0), 4)
+        pad((tensor(),), tf.constant(1.0), 4)

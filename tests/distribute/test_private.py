@@ -47,6 +47,15 @@ def test_fit_can_be_seen_from_its_dataset(seen: dict[str, Any]) -> None:
     )
 
 
+def test_a_loop_outside_of_replicas(seen: dict[str, Any]) -> None:
+    assert seen["loop outside of replicas"] == {
+        "recording": [False, True],
+        "gradients": [True, True],
+        "copies alike": True,
+        "loss undivided": True,
+    }, "read_here, is_recording, asked_without_replica or loss_asks no longer see what Keras does"
+
+
 def test_callers_and_their_steps(seen: dict[str, Any]) -> None:
     assert seen["methods"] == [
         ["fit", [None, None, None], False, [1, 1]],
@@ -186,6 +195,16 @@ def test_a_function_forgets_its_traces(seen: dict[str, Any]) -> None:
     assert seen["forgotten"] == [1, 7.0, 2]
 
 
+def test_side_effects_are_ordered_by_trace(seen: dict[str, Any]) -> None:
+    assert seen["side effects"] == [False, True, True, True, False, False, True], (
+        "is_ordered_by_trace or leave_unordered no longer sees what TensorFlow orders"
+    )
+    assert seen["waits"] == [["PrintV2"], ["PrintV2"]], (
+        "TensorFlow no longer lets side effects wait for those before them, or run_after does not"
+    )
+    assert seen["functions"] == [True, False, 5]
+
+
 def test_a_process_knows_its_first_replica(seen: dict[str, Any]) -> None:
     assert seen["first replica"] == 0
 
@@ -193,7 +212,7 @@ def test_a_process_knows_its_first_replica(seen: dict[str, Any]) -> None:
 def test_keras_builds_a_model_by_symbolic_build(seen: dict[str, Any]) -> None:
     methods = ["fit", "evaluate", "train_on_batch", "test_on_batch", "evaluate"]
     assert seen["build methods"] == methods
-    assert seen["building"] == [True] * 3, "Keras no longer asks for the scope to build a model"
+    assert seen["building"] == [True] * 3, "Keras no longer requests the scope to build a model"
 
 
 def test_the_model_that_predicts_is_seen(seen: dict[str, Any]) -> None:

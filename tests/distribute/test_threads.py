@@ -104,7 +104,7 @@ def test_the_threads_can_be_seen() -> None:
         assert threads.py_dataset is made
         assert isinstance(threads.ready_queue, queue.Queue)
         assert not threads.ready_queue.empty(), "Keras no longer keeps what its threads have read"
-        assert _private.begin_again(threads) is can_begin_again
+        assert _private.restart_threads(threads) is can_begin_again
         assert threads.ready_queue.empty() is can_begin_again
     model.evaluate(X, Y, verbose=0)
     assert mirrored().callers[-1].threads is None

@@ -14,7 +14,9 @@ import tensorflow as tf
 
 import tfaccel
 from tests.distribute.watched import data, linear
-from tfaccel.distribute.callbacks import ChiefBacksUp, broadcast
+from tfaccel.distribute import dataset_consistency
+from tfaccel.distribute.chief_callbacks import ChiefBacksUp, broadcast
+from tfaccel.errors import InputError
 
 pytestmark = pytest.mark.child(workers=2, group="pairs")
 
@@ -172,3 +174,60 @@ def test_every_worker_saves_a_whole_file(tmp_path: Any) -> None:
     again = keras.models.load_model(tmp_path / "model.keras")
     for mine, loaded in zip(model.get_weights(), again.get_weights(), strict=True):
         np.testing.assert_array_equal(mine, loaded)
+
+
+def shards(number: int, rows: int = 4) -> tf.data.Dataset:
+    """Batches whose number nobody knows."""
+    x, y = data(rows * number)
+    made = tf.data.Dataset.from_tensor_slices((x, y)).batch(rows)
+    return made.filter(lambda x, y: tf.shape(x)[0] > 0)
+
+
+def test_workers_whose_data_have_other_lengths_are_all_told() -> None:
+    rank = strategy().placement.rank
+    x, y = data(24)
+
+    def model() -> Any:
+        with strategy().scope():
+            return linear()
+
+    def cast(x: Any, y: Any) -> Any:
+        return x, tf.cast(y, tf.int32 if rank else tf.int64)
+
+    given: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
+        ("have 6, 3 batches", (x[: 24 // (1 + rank)], y[: 24 // (1 + rank)]), {"batch_size": 4}),
+        ("has 8, 7 rows", (x[: 24 - rank], y[: 24 - rank]), {"batch_size": 8}),
+        ("worker 1 has no more than 2 batches", (shards(3 - rank),), {}),
+        ("different shapes or types", (shards(2).map(cast),), {}),
+    ]
+    for says, args, more in given:
+        with pytest.raises(InputError, match=says):
+            model().fit(*args, epochs=2, verbose=0, shuffle=False, **more)
+    # The job goes on: no message of the passes that were refused is left.
+    history = model().fit(x, y, batch_size=8, verbose=0, validation_data=shards(2)).history
+    first, *others = everywhere([*history["loss"], *history["val_loss"]])
+    assert others == [first] * 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"), [("same", False), ("noise", False), ("arrays", True), ("shard", True)]
+)
+def test_workers_that_read_rows_of_their_own_are_told(
+    kind: str, told: bool, monkeypatch: Any
+) -> None:
+    rank = strategy().placement.rank
+    monkeypatch.setattr(dataset_consistency, "_warned", False)
+    x, y = data(16)
+    y = y + np.arange(16)[:, None]
+    rows = tf.data.Dataset.from_tensor_slices((x, y))
+    noise = rows.map(lambda x, y: (x + 0.01 * (rank + tf.random.uniform([3])), y))
+    given = {
+        "same": (rows.batch(4),),
+        "noise": (noise.batch(4),),  # of which each worker trains its own rows
+        "arrays": (x[rank::2], y[rank::2]),
+        "shard": (rows.shard(2, rank).batch(4),),
+    }
+    with strategy().scope():
+        model = linear()
+    model.fit(*given[kind], verbose=0, shuffle=False)
+    assert dataset_consistency._warned is told

@@ -12,7 +12,7 @@ import pytest
 
 from tfaccel.errors import FpgaError
 from tfaccel.fpga import convert, estimate
-from tfaccel.fpga.settings import Settings
+from tfaccel.fpga.export_settings import Settings
 
 pytestmark = pytest.mark.usefixtures("needs_hls4ml")
 
@@ -59,7 +59,7 @@ def test_its_figures_are_those_of_its_report(
     capfd: pytest.CaptureFixture,
 ) -> None:
     tool(WRITES, tmp_path, monkeypatch)
-    estimate.need_tool("Vitis")
+    estimate.require_tool("Vitis")
     log = tmp_path / "log"
     figures = estimate.build(project, "Vitis", log, 120)
     assert {one.kind for one in figures} == {"synthesised"}

@@ -16,9 +16,9 @@ import tfaccel
 from tests.fpga.conftest import Digits
 from tests.support import run_child
 from tfaccel.errors import FpgaCheckError, FpgaError, FpgaTimeoutError
-from tfaccel.fpga import convert, precisions
+from tfaccel.fpga import convert, precision_sweep
+from tfaccel.fpga.export_settings import Settings
 from tfaccel.fpga.report import Report
-from tfaccel.fpga.settings import Settings
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("needs_hls4ml")]
 
@@ -181,7 +181,7 @@ def test_a_sweep_is_a_table_of_accuracy_against_resources(
     assert narrow.check.status == "failed"
     assert (tmp_path / "fixed_12_6" / "report.json").is_file()
     assert (found.plot is None) == found.note.startswith("no plot")
-    costs = [precisions.bit_operations(one) for one in found.reports]
+    costs = [precision_sweep.bit_operations(one) for one in found.reports]
     count = wide.figure("multiplications").value
     assert costs == [36 * count, 144 * count]
 

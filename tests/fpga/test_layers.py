@@ -16,7 +16,7 @@ import pytest
 import tfaccel
 from tests.fpga import table
 from tfaccel.fpga import convert, emulator
-from tfaccel.fpga.settings import Settings
+from tfaccel.fpga.export_settings import Settings
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("needs_hls4ml")]
 
@@ -71,7 +71,7 @@ def test_an_allowed_layer_is_translated_rightly(name: str, tmp_path: Path) -> No
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("name", table.WRONG)
 def test_hls4ml_still_translates_the_refused_layers_wrongly(name: str, tmp_path: Path) -> None:
-    """When this fails, hls4ml was mended, and the layer can be allowed."""
+    """When this fails, hls4ml was fixed, and the layer can be allowed."""
     keras.utils.set_random_seed(3)
     model = table.WRONG[name]()
     model.save(tmp_path / "model.keras")
@@ -86,7 +86,7 @@ def test_hls4ml_still_translates_the_refused_layers_wrongly(name: str, tmp_path:
 
 @pytest.mark.exhaustive
 def test_hls4ml_still_translates_a_relu_layer_among_quantized_ones_wrongly(tmp_path: Path) -> None:
-    """When this fails, hls4ml was mended, and `quantize` can leave ReLU as it is."""
+    """When this fails, hls4ml was fixed, and `quantize` can leave ReLU as it is."""
     from hgq.layers import QConv2D, QDense
 
     keras.utils.set_random_seed(3)

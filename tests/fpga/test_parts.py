@@ -17,12 +17,12 @@ import tfaccel
 from tests.support import run_child
 from tfaccel.cli import main as tfaccel_command
 from tfaccel.errors import FpgaCheckError, FpgaError, FpgaTimeoutError
-from tfaccel.fpga import estimate, export, extra, precisions, process, verify
-from tfaccel.fpga.convert import Node, guilty
+from tfaccel.fpga import estimate, export, optional_imports, precision_sweep, process, verify
+from tfaccel.fpga.convert import Node, failing_layer
 from tfaccel.fpga.data import generated, rows_of
+from tfaccel.fpga.export_settings import Settings
 from tfaccel.fpga.layer import Layer, layers_of
 from tfaccel.fpga.report import Check, Figure, Report
-from tfaccel.fpga.settings import Settings
 from tfaccel.fpga.softmax import cut, logits_of, on_device, softmax
 
 PLAIN = Report(
@@ -332,9 +332,9 @@ def test_a_tool_that_fails_leaves_its_words_in_the_log(tmp_path: Path) -> None:
 
 def test_the_compiler_names_the_layer() -> None:
     nodes = [Node("first", 2, (4,)), Node("second", 4, (4,))]
-    assert guilty("a.h:1: error: no 'gelu', with CONFIG_T = config4", nodes) == "second"
-    assert guilty("x: error: no\n  9 | nnet::gelu(a, b); // first\n", nodes) == "first"
-    assert guilty("ld: error: out of memory", nodes) == ""
+    assert failing_layer("a.h:1: error: no 'gelu', with CONFIG_T = config4", nodes) == "second"
+    assert failing_layer("x: error: no\n  9 | nnet::gelu(a, b); // first\n", nodes) == "first"
+    assert failing_layer("ld: error: out of memory", nodes) == ""
 
 
 def test_figures_come_from_the_tool_s_report() -> None:
@@ -383,7 +383,7 @@ def test_keras_that_fails_on_the_rows_is_one_line() -> None:
 def test_what_is_not_installed_is_named_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "hls4ml", None)
     with pytest.raises(FpgaError, match=r"pip install 'tfaccel\[fpga\]'"):
-        extra.need("hls4ml")
+        optional_imports.require("hls4ml")
 
 
 def test_the_room_opens_without_tensorflow_and_hls4ml() -> None:
@@ -428,9 +428,9 @@ def test_without_matplotlib_a_sweep_says_so(
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    monkeypatch.setattr(precisions, "export_fpga", lambda *_, **__: PLAIN)
+    monkeypatch.setattr(precision_sweep, "export_fpga", lambda *_, **__: PLAIN)
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
-    found = precisions.sweep(model, tmp_path, ["fixed<8,4>", "fixed<16,6>"])
+    found = precision_sweep.sweep(model, tmp_path, ["fixed<8,4>", "fixed<16,6>"])
     assert (len(found.reports), found.plot) == (2, None)
     found.show()
     said = capsys.readouterr().out
@@ -448,14 +448,14 @@ def test_the_plot_sets_accuracy_against_cost(labelled: bool, tmp_path: Path) -> 
         dataclasses.replace(PLAIN, check=check, precision=one)
         for one in ("fixed<8,4>", "fixed<16,6>")
     ]
-    axes = precisions.draw(reports).axes[0]
+    axes = precision_sweep.draw(reports).axes[0]
     costs, scores = axes.lines[0].get_data()
     assert list(costs) == [50 * 8**2, 50 * 16**2]
     assert list(scores) == [0.9 if labelled else 0.995] * 2
     assert [one.get_text() for one in axes.texts] == ["fixed<8,4>", "fixed<16,6>"]
     assert "estimated" in axes.get_xlabel()
     assert axes.get_ylabel().startswith("accuracy" if labelled else "agreement")
-    precisions.draw(reports).savefig(tmp_path / "sweep.png")
+    precision_sweep.draw(reports).savefig(tmp_path / "sweep.png")
     assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -473,7 +473,7 @@ def test_a_sweep_that_would_compare_nothing_is_refused(
 ) -> None:
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
     with pytest.raises(FpgaError, match=said):
-        precisions.sweep(model, tmp_path / "out", precisions_, **options)
+        precision_sweep.sweep(model, tmp_path / "out", precisions_, **options)
     assert not (tmp_path / "out").exists()
 
 
@@ -490,7 +490,7 @@ def test_a_sweep_fails_when_no_precision_will_do(
             raise FpgaCheckError(report.verdict, report)
         return report
 
-    monkeypatch.setattr(precisions, "export_fpga", export)
+    monkeypatch.setattr(precision_sweep, "export_fpga", export)
     model = tmp_path / "model.keras"
     keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)]).save(model)
     words = ["--out", str(tmp_path), "--precision", "fixed<8,4>,fixed<16,6>"]

@@ -18,7 +18,7 @@ from tests.support import run_child
 from tfaccel.cli import main as tfaccel_command
 from tfaccel.errors import FpgaError
 from tfaccel.fpga.export import prepare
-from tfaccel.fpga.settings import Settings
+from tfaccel.fpga.export_settings import Settings
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("needs_hls4ml")]
 

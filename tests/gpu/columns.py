@@ -1,4 +1,4 @@
-"""The strategies that train the rows, each in a process of its own (or in two)."""
+"""The strategies that train the rows, each in a separate process (or in two)."""
 
 from __future__ import annotations
 

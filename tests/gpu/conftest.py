@@ -30,7 +30,7 @@ ALL_GPUS = "0,1,2,3,4,5,6,7"
 
 @pytest.fixture(scope="session")
 def on() -> str:
-    """`gpu`, or `cpu` when that is asked for."""
+    """`gpu`, or `cpu` when that is requested."""
     asked = os.environ.get("TFACCEL_GPU_TESTS_ON", "gpu")
     assert asked in ("gpu", "cpu"), f"TFACCEL_GPU_TESTS_ON is {asked!r}, expected gpu or cpu"
     if asked == "gpu" and not gpus():
@@ -39,7 +39,7 @@ def on() -> str:
 
 
 def gpus() -> int:
-    """How many there are; asked for without starting them."""
+    """How many there are; requested without starting them."""
     import tensorflow as tf
 
     return len(tf.config.list_physical_devices("GPU"))
@@ -147,7 +147,7 @@ def missing(name: str, on: str, row: str = "") -> str:
     if column.real and gpus() < column.devices:
         return f"no GPU for each replica: {column.devices} needed, {gpus()} found"
     if column.options.get("communication") == "mpi":
-        from tfaccel.distribute.collectives import start
+        from tfaccel.distribute.collectives import mpi_startup
 
-        return "" if start.is_installed() else "no MPI"
+        return "" if mpi_startup.is_installed() else "no MPI"
     return ""

@@ -6,8 +6,8 @@ from tfaccel.launch.failure import (
     TAIL_LINES,
     TRACEBACK_LINES,
     Exit,
+    error_tail,
     first_failure,
-    last_words,
     summary,
 )
 
@@ -60,18 +60,18 @@ def test_first_failure(exits: list[Exit], rank: int | None) -> None:
     ],
 )
 def test_status_as_a_shell_and_as_people_say_it(status: int, code: int, how: str) -> None:
-    assert (ended(0, status, 0.0).code, ended(0, status, 0.0).how) == (code, how)
+    assert (ended(0, status, 0.0).code, ended(0, status, 0.0).description) == (code, how)
 
 
 def test_last_words_start_at_the_last_traceback() -> None:
-    assert last_words(("noise", *PEER_LOST, "more", *CAUSE_THEN_NOISE)) == CAUSE_THEN_NOISE
+    assert error_tail(("noise", *PEER_LOST, "more", *CAUSE_THEN_NOISE)) == CAUSE_THEN_NOISE
 
 
 def test_last_words_are_few() -> None:
     many = tuple(map(str, range(1000)))
-    assert last_words(many) == many[-TAIL_LINES:]
-    assert last_words((*CAUSE, *many))[: len(CAUSE)] == CAUSE
-    assert len(last_words((*CAUSE, *many))) == TRACEBACK_LINES
+    assert error_tail(many) == many[-TAIL_LINES:]
+    assert error_tail((*CAUSE, *many))[: len(CAUSE)] == CAUSE
+    assert len(error_tail((*CAUSE, *many))) == TRACEBACK_LINES
 
 
 def test_summary_tells_who_how_what_and_the_others() -> None:

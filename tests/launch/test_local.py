@@ -169,9 +169,9 @@ def test_a_rank_that_ends_well_early_is_no_failure(start: Start) -> None:
 
 def test_a_worker_that_never_comes_is_named(start: Start) -> None:
     script = """
-from tfaccel.cluster import meet, resolve
+from tfaccel.cluster import rendezvous, resolve
 if rank == 1: asleep()
-meet(resolve(), timeout_s=float(os.environ["TFACCEL_START_TIMEOUT"]),
+rendezvous(resolve(), timeout_s=float(os.environ["TFACCEL_START_TIMEOUT"]),
      job_id=os.environ["TFACCEL_JOB_ID"])
 """
     code, _, err = finish(start(script, "--start-timeout", "0.5"))

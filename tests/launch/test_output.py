@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from tfaccel.launch.output import MAX_LINE_BYTES, Line, LineSplitter, Pump, Screen
+from tfaccel.launch.output import MAX_LINE_BYTES, Line, LineSplitter, OutputForwarder, Terminal
 
 
 def split(*chunks: bytes) -> list[Line]:
@@ -36,7 +36,7 @@ def test_lines_of_chunks(chunks: list[bytes], lines: list[Line]) -> None:
 
 def shown(*lines: tuple[int, Line], terminal: bool, colour: bool = False) -> str:
     stream = io.StringIO()
-    screen = Screen(stream, terminal=terminal, colour=colour)
+    screen = Terminal(stream, terminal=terminal, colour=colour)
     for rank, line in lines:
         screen.show(rank, line)
     screen.close()
@@ -70,7 +70,7 @@ def test_ranks_differ_in_colour() -> None:
 def test_text_that_the_stream_cannot_encode_is_replaced() -> None:
     raw = io.BytesIO()
     stream = io.TextIOWrapper(raw, encoding="ascii")
-    Screen(stream, terminal=False, colour=False).show(0, Line("━━ done"))
+    Terminal(stream, terminal=False, colour=False).show(0, Line("━━ done"))
     assert raw.getvalue() == b"[0] ?? done\n"
 
 
@@ -81,7 +81,9 @@ def test_a_broken_screen_does_not_stop_the_worker_or_its_log() -> None:
 
     read, write = os.pipe()
     log = io.BytesIO()
-    pump = Pump(os.fdopen(read, "rb"), 0, Screen(Broken(), terminal=False, colour=False), log)
+    pump = OutputForwarder(
+        os.fdopen(read, "rb"), 0, Terminal(Broken(), terminal=False, colour=False), log
+    )
     pump.start()
     with os.fdopen(write, "wb") as pipe:
         pipe.write(b"1/2\r2/2\nlast\n")

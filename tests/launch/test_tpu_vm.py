@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 import tfaccel
+from tests.docs.fences import fences
 from tfaccel.launch import gcloud
 from tfaccel.launch.gcloud import TpuJob
 
@@ -258,8 +259,7 @@ def test_what_a_dry_run_prints_is_what_bash_runs(cloud: Cloud) -> None:
 
 
 def test_the_page_shows_what_a_dry_run_prints(cloud: Cloud, tmp_path: Path) -> None:
-    page = (ROOT / "docs" / "tpu.md").read_text()
-    blocks = page.split("```\n")
+    blocks = [fence.text for fence in fences(ROOT / "docs" / "tpu.md")]
     (asked,) = [b for b in blocks if b.startswith("tfaccel tpu run ")]
     (shown,) = [b for b in blocks if b.startswith("gcloud ")]
     (tmp_path / "train.py").write_text("")

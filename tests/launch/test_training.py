@@ -104,7 +104,7 @@ def gone(pid: int) -> bool:
 
 @pytest.mark.parametrize("communication", ["ring", "mpi"])
 def test_sigterm_ends_workers_that_train(start: Start, communication: str) -> None:
-    """TensorFlow's ring takes SIGTERM for itself; a strategy of ours gives it back."""
+    """TensorFlow's ring takes SIGTERM for itself; a tfaccel strategy gives it back."""
     job = start("--grace=30", communication=communication)
     workers = pids(job)
     job.send_signal(signal.SIGTERM)
@@ -142,7 +142,7 @@ def test_a_worker_that_never_comes_is_given_up(start: Start) -> None:
 
 
 def test_a_job_that_lost_a_worker_goes_on_where_it_was(start: Start, tmp_path: Path) -> None:
-    """The weights of a run that was cut and restarted are those of one that was not."""
+    """The weights of a run that was split and restarted are those of one that was not."""
     die = (
         "if rank == 1 and epoch == 3 and not os.path.exists('MARK'): "
         "open('MARK', 'w').close(); time.sleep(1); os.kill(os.getpid(), 9)"

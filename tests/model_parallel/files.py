@@ -18,6 +18,9 @@ import numpy as np
 import tensorflow as tf
 
 import tfaccel
+from tests.model_parallel.test_mesh_check import Reverses
+from tfaccel.distribute.model_parallel import rewrites
+from tfaccel.errors import CheckError
 
 X = np.random.default_rng(0).normal(size=(32, 8)).astype("float32")
 Y = np.arange(32) % 4
@@ -59,7 +62,7 @@ class Stop(keras.callbacks.Callback):
             raise KeyboardInterrupt
 
 
-def write(folder: str, scope: Any) -> dict[str, list[float]]:
+def write(folder: str, scope: Any) -> dict[str, Any]:
     with scope():
         model = build()
     fit(model)
@@ -73,7 +76,24 @@ def write(folder: str, scope: Any) -> dict[str, list[float]]:
     backup = keras.callbacks.BackupAndRestore(f"{folder}/backup")
     with contextlib.suppress(KeyboardInterrupt):
         fit(model, epochs=5, initial_epoch=1, callbacks=[backup, Stop()])
-    return {"third epoch": go_on(model)}
+    said: dict[str, Any] = {"third epoch": go_on(model)}
+    if os.environ.get("TF_CONFIG") is not None:
+        said["refused"] = refused(scope)
+    return said
+
+
+def refused(scope: Any) -> str:
+    """What each of several processes is told of an operation that is laid out wrongly."""
+    for kind in ("StridedSlice", "StridedSliceGrad"):
+        del rewrites.REWRITES[kind]
+    with scope():
+        model = keras.Sequential([keras.Input((8,)), Reverses(), keras.layers.Dense(4)])
+        model.compile("adam", "mse")
+    try:
+        model.fit(X, X[:, :4], batch_size=16, verbose=0)
+    except CheckError as error:
+        return str(error)
+    raise AssertionError("the first step went through")
 
 
 def read(folder: str, scope: Any) -> dict[str, list[float]]:

@@ -44,7 +44,9 @@ def test_what_is_written_here_is_read_there(written_by: str, tmp_path: Path) -> 
     (strategy, workers), readers = TABLE[written_by]
     folder = tmp_path / "written"
     folder.mkdir()
-    wanted = run("write", folder, strategy, workers)["third epoch"]
+    written = run("write", folder, strategy, workers)
+    wanted = written["third epoch"]
+    assert workers == 1 or "(Reverses) is the first whose output differs" in written["refused"]
     names = {path.name for path in folder.iterdir()}
     assert {"model.keras", "model.weights.h5", "exported", "sharded", "backup"} <= names
     assert not [name for name in names if name.startswith(".")], "a half-written file is left"

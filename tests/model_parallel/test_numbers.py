@@ -42,7 +42,12 @@ def strategy(mesh: str, layouts: str, devices: int) -> Any:
     import tfaccel
 
     return tfaccel.strategy(
-        "model_parallel", mesh=mesh, layouts=layouts, device_type="cpu", devices=devices
+        "model_parallel",
+        mesh=mesh,
+        layouts=layouts,
+        device_type="cpu",
+        devices=devices,
+        check="off",  # the test compares with one device itself
     )
 
 

@@ -11,8 +11,7 @@ import pytest
 import tensorflow as tf
 from keras import layers as L  # noqa: N812
 
-from tests.model_parallel.test_training import assert_as_one_device, strategy
-from tfaccel.errors import InputError, LayoutError
+from tests.model_parallel.test_training import assert_as_one_device
 
 pytestmark = [pytest.mark.slow, pytest.mark.child(devices=4)]
 
@@ -119,25 +118,31 @@ class Reads(keras.Model):
         return self.out(keras.ops.mean(self.table(self.words(x)), axis=1))
 
 
-def test_what_cannot_be_cut_is_refused_by_name() -> None:
-    with strategy().scope():
-        model = Reads()
-        model.compile("sgd", "mse")
-    data = tf.data.Dataset.from_tensor_slices((TEXT, Y)).batch(8)
-    with pytest.raises(InputError, match=r"layer 'text_vectorization.*' .* in dataset\.map"):
-        model.fit(data, verbose=0)
+def test_what_cannot_be_cut_is_computed_whole() -> None:
+    """A lookup in a custom call, and a layer that is trained before one that counts."""
 
+    def of_words() -> tuple[Any, Any]:
+        return Reads(), TEXT
 
-def test_what_is_trained_before_a_lookup_is_refused() -> None:
-    with strategy().scope():
+    def of_numbers() -> tuple[Any, Any]:
         inputs = keras.Input((3,))
         x = L.Dense(3, name="before")(inputs)
-        x = L.Lambda(lambda t: tf.cast(t, tf.int64))(x)
+        x = L.Lambda(lambda t: tf.cast(tf.abs(t), tf.int64) % 4)(x)
         x = L.CategoryEncoding(4, "multi_hot")(x)
-        model = keras.Model(inputs, L.Dense(1)(x))
-        model.compile("sgd", "mse")
-    with pytest.raises(LayoutError, match=r"layer 'before' .* looks up values"):
-        model.fit(np.ones((4, 3)), np.ones((4, 1)), verbose=0)
+        return keras.Model(inputs, L.Dense(1)(x)), np.linspace(0, 9, 63).reshape(21, 3)
+
+    def train(scope: Any) -> Any:
+        found = []
+        for make in (of_words, of_numbers):
+            with scope():
+                model, x = make()
+                model.compile(keras.optimizers.SGD(0.1), "mse")
+            data = tf.data.Dataset.from_tensor_slices((x, Y)).batch(8)
+            found += [model.fit(data, verbose=0).history["loss"], model.predict(data, verbose=0)]
+            found.append(model.train_on_batch(tf.constant(x[:4]), Y[:4]))
+        return found
+
+    assert_as_one_device(train)
 
 
 LAYERS: dict[str, Callable[[], Any]] = {

@@ -81,7 +81,7 @@ def test_operations_can_be_told_how_to_divide() -> None:
         asked.append((x1, x2))
         return as_keras(x1, x2)
 
-    with _private.dividing(divide):
+    with _private.division_replaced(divide):
         assert float(keras.ops.divide(6.0, 3.0)) == 2.0
     assert asked == [(6.0, 3.0)]
     keras.ops.divide(6.0, 3.0)
@@ -107,3 +107,10 @@ class Subclassed(keras.Model):
 
     def call(self, inputs: Any) -> Any:
         return inputs
+
+
+def test_what_an_operation_depends_on() -> None:
+    pure = ("ArgMin", "Slice", "Unique", "StatelessRandomGammaV3", "AsString")
+    not_pure = ("RandomUniform", "TensorListStack", "ReadVariableOp", "StatelessWhile", "NoSuchOp")
+    assert all(map(_private.is_pure, pure))
+    assert not any(map(_private.is_pure, not_pure))

@@ -12,11 +12,7 @@ from tests.programs.data import labels, reals, weights
 from tests.programs.program import Numbers, program
 
 
-@program(
-    9,
-    always=True,
-    known={"mesh": "TensorFlow's error: eager operations mix tensors of mesh and host"},
-)
+@program(9, always=True, undivided=True)
 def features_kept_on_self(strategy: Any) -> Numbers:
     """run_eagerly, a step that keeps a hidden feature on self and penalizes it afterwards"""
 
@@ -42,10 +38,7 @@ def features_kept_on_self(strategy: Any) -> Numbers:
     return {"history": run.history, "weights": weights(model)}
 
 
-@program(
-    9,
-    known={"mesh": "TensorFlow's error: eager operations mix tensors of mesh and host"},
-)
+@program(9, undivided=True)
 def eager_step_with_two_passes(strategy: Any) -> Numbers:
     """run_eagerly, a train_step that keeps tensors on self between a gradient and a second one"""
 

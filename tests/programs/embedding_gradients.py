@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import keras
+import tensorflow as tf
 from keras import layers, ops
 
 from tests.programs.data import labels, one_hot, reals, weights
@@ -96,4 +97,35 @@ def frequent_words_clipped(strategy: Any) -> Numbers:
         optimizer = keras.optimizers.SGD(0.5, momentum=0.9, nesterov=True, global_clipnorm=0.1)
         model.compile(optimizer, "categorical_crossentropy")
     run = model.fit(x, y, batch_size=8, epochs=2, verbose=0)
+    return {"history": run.history, "weights": weights(model)}
+
+
+@program(5, always=True)
+def a_table_trained_twice_in_a_step(strategy: Any) -> Numbers:
+    """Captions of an image one after the other: an Embedding has a tape and an update for each"""
+
+    class Captions(keras.Model):
+        def __init__(self, decoder: keras.Model) -> None:
+            super().__init__()
+            self.decoder = decoder
+
+        def train_step(self, words: Any) -> dict[str, Any]:
+            of, said = self.decoder.trainable_variables, {}
+            for i in range(2):
+                before, after = words[:, i, :-1], words[:, i, 1:]
+                with tf.GradientTape() as tape:
+                    # Keras asserts in the graph that both have as many rows.
+                    loss = tf.reduce_mean(self.loss(after, self.decoder(before, training=True)))
+                self.optimizer.apply_gradients(zip(tape.gradient(loss, of), of, strict=True))
+                said[f"caption {i}"] = loss
+            return said
+
+    words = labels(12, 22, 2, 6)
+    with strategy.scope():
+        inputs = keras.Input((None,), dtype="int32")
+        h = layers.Dense(12, "softmax")(layers.Embedding(12, 5)(inputs))
+        model = Captions(keras.Model(inputs, h))
+        loss = keras.losses.SparseCategoricalCrossentropy(reduction="none")
+        model.compile(keras.optimizers.Adam(0.05), loss)
+    run = model.fit(tf.data.Dataset.from_tensor_slices(words).batch(8), epochs=2, verbose=0)
     return {"history": run.history, "weights": weights(model)}

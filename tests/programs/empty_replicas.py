@@ -56,7 +56,7 @@ def last_row_through_sequences(strategy: Any) -> Numbers:
 
 @program(14)
 def one_row_in_all(strategy: Any) -> Numbers:
-    """Batches of one row, and a step of one's own that reshapes by the number of rows"""
+    """Batches of one row, and a custom step that reshapes by the number of rows"""
 
     class Patches(keras.Model):
         def __init__(self) -> None:

@@ -17,7 +17,7 @@ def classifier(units: int = 8) -> keras.Model:
 
 
 class Clipped(keras.Model):
-    """Clips by the global norm of the whole batch's gradient, and logs that norm."""
+    """Clips by the global norm of the global batch's gradient, and logs that norm."""
 
     def train_step(self, data: Any) -> dict[str, Any]:
         x, y = data
@@ -180,7 +180,7 @@ def multi_optimizer(strategy: Any) -> Numbers:
 
 @program(4)
 def multi_optimizer_with_loss_scale(strategy: Any) -> Numbers:
-    """A MultiOptimizer inside a LossScaleOptimizer, in a step of one's own"""
+    """A MultiOptimizer inside a LossScaleOptimizer, in a custom step"""
 
     class Scaled(keras.Model):
         def train_step(self, data: Any) -> dict[str, Any]:
@@ -283,5 +283,45 @@ def adversarial_rows(strategy: Any) -> Numbers:
         model = Robust()
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         model.compile(keras.optimizers.SGD(0.3), loss)
+    run = model.fit(x, y, batch_size=8, epochs=2, verbose=0)
+    return {"history": run.history, "weights": weights(model)}
+
+
+@program(4, always=True)
+def assertions_between_two_updates(strategy: Any) -> Numbers:
+    """Two optimizers one after the other, with tf.debugging.assert_* of each one's results"""
+
+    class Careful(keras.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = layers.Dense(6, "tanh"), layers.Dense(2)
+
+        def call(self, x: Any) -> Any:
+            return self.head(self.body(x))
+
+        def train_step(self, data: Any) -> dict[str, Any]:
+            x, y = data
+            said = {}
+            for name, part, optimizer in (
+                ("body", self.body, self.optimizer),
+                ("head", self.head, self.head_optimizer),
+            ):
+                with tf.GradientTape() as tape:
+                    outputs = self(x, training=True)
+                    checks = [tf.debugging.assert_less(tf.abs(outputs), 1e6)]
+                    with tf.control_dependencies(checks):
+                        loss = tf.reduce_mean(tf.square(y - outputs))
+                gradients = tape.gradient(loss, part.trainable_variables)
+                optimizer.apply(gradients, part.trainable_variables)
+                tf.debugging.assert_less(tf.linalg.global_norm(gradients), 1e6)
+                said[name] = loss
+            return said
+
+    x, y = reals(21, 5), reals(21, 2, seed=3)
+    with strategy.scope():
+        model = Careful()
+        model.build((None, 5))
+        model.compile(keras.optimizers.SGD(0.05), "mse")
+        model.head_optimizer = keras.optimizers.Adam(0.05)
     run = model.fit(x, y, batch_size=8, epochs=2, verbose=0)
     return {"history": run.history, "weights": weights(model)}

@@ -24,7 +24,7 @@ class Kind:
 
 KINDS: dict[int, Kind] = {
     1: Kind(
-        "Losses that are about the whole batch",
+        "Losses that are about the global batch",
         "Dice and Tversky, a function that returns one number for the batch, a mean over what a "
         'mask leaves, triplets and contrastive losses between rows, `reduction="none"`.',
     ),
@@ -53,7 +53,7 @@ KINDS: dict[int, Kind] = {
         "State that layers and metrics keep",
         "Counters, maxima, moving sums, queues, a teacher's moving average, metrics that are no "
         "sum, and the state of several optimizers in a backup.",
-        "What a step itself assigns from its rows (a queue of the newest features) is gathered first: `tf.distribute.get_replica_context().all_gather(keys, axis=0)`. A nearest code on a mesh: another strategy.",
+        "Replicas run a step that itself assigns from its rows (a queue of the newest features) over all rows, unless it gathers them first: `tf.distribute.get_replica_context().all_gather(keys, axis=0)`.",
     ),
     7: Kind(
         "Seeds of single operations",
@@ -61,36 +61,39 @@ KINDS: dict[int, Kind] = {
     ),
     8: Kind(
         "Parts of a batch with different numbers of rows",
-        "Each part is cut by its own rows.",
-        "Where the longer part has several rows for each row of the others, give it another dimension (`[rows, 3, features]`) and fold it in the model.",
+        "Each part is split by its own rows.",
+        "A part with several rows for each row of the others is split in proportion in every batch, "
+        "if the first-step check finds one device's numbers; `evaluate` and `predict` alone, or "
+        "with the check off, take it with another dimension (`[rows, 3, features]`).",
     ),
     9: Kind(
         "Eager steps, graph networks, new axes, integer types",
         "`run_eagerly` with tensors kept on `self`, nodes moved to the first axis, `t[:, None]`, "
         "int64 beside int32.",
-        "On a mesh leave `run_eagerly` out.",
     ),
     10: Kind(
         "A `train_step` and no `call`",
         "Autoencoders, GANs, distillation, siamese and contrastive models, and metrics whose "
         "variables are made in the first step.",
-        "A loss that compares the rows of a batch in a `train_step` gathers the features of all replicas first (`tf.distribute.get_replica_context().all_gather`), or is given to `compile`, where it is gathered by itself.",
+        "A `train_step` that compares the rows of a batch, or is written for the number of rows in it, is run by every replica over all rows, and a warning says so: one device's numbers, and its speed. So that replicas share the work, gather the features of all of them in the step (`tf.distribute.get_replica_context().all_gather`), or give the loss to `compile`, where it is gathered by itself.",
     ),
     11: Kind(
-        "Parts made outside the scope",
+        "Parts created outside the scope",
         "Preprocessing layers, optimizers, metrics, loaded and whole models that were made before "
         "the scope are taken over by its strategy.",
     ),
     12: Kind(
-        "Loops of one's own",
+        "Custom training loops",
         "As Keras's and TensorFlow's guides write them: eager, in a `tf.function`, with and "
         "without `strategy.run`, an epoch in one function, `train_on_batch`.",
-        "On a mesh use `fit` with a `train_step`, or a step under `strategy.run` that is called from Python for each batch.",
+        "On a mesh a loop without `strategy.run` computes on the host where it is eager, and on the "
+        "mesh in a `tf.function` that is given its batches; one that reads its dataset itself runs "
+        "as Python. A layer that makes tensors of its own needs a `tf.function` around "
+        "`strategy.run` there.",
     ),
     13: Kind(
         "Strings",
         "Models that hold TextVectorization, StringLookup, IntegerLookup or Hashing.",
-        "On a mesh: a functional or Sequential model, or the lookup in `dataset.map`.",
     ),
     14: Kind(
         "A last batch of fewer rows than replicas",
@@ -103,11 +106,16 @@ KINDS: dict[int, Kind] = {
         "RMSprop, Adagrad and Adadelta with an Embedding, CTC, random layers, sparse input, "
         "lengths that differ, fused projections, rows compared with rows, grouped convolutions, "
         "shared losses.",
-        "Sparse batches: `tf.sparse.to_dense` in the dataset. Recurrent layers: pad to one length (`padded_batch(…, padded_shapes=…)`).",
     ),
     16: Kind(
         "Around training",
         "Callbacks that read counters, rates and weights as numbers, caches and checkpoints in a "
         "folder of all workers.",
+    ),
+    17: Kind(
+        "Operations that few models use",
+        "Nearest codes, `argsort`, `gather_nd` and scatters, `boolean_mask`, gradients with respect "
+        "to inputs, `tf.scan` and `TensorArray`, as public autoencoders, readers and critics have "
+        "them.",
     ),
 }

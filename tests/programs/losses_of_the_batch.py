@@ -1,4 +1,4 @@
-"""Kind 1: losses that are about the whole batch."""
+"""Kind 1: losses that are about the global batch."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def hard_triplets(strategy: Any) -> Numbers:
     return {"history": run.history, "weights": weights(model)}
 
 
-@program(1)
+@program(1, undivided=True)
 def supervised_contrastive(strategy: Any) -> Numbers:
     """A contrastive loss over rows of one class, written with TensorFlow, run eagerly"""
 

@@ -25,6 +25,8 @@ scope. It runs under plain Keras and under
 losses, metrics, predictions and weights are compared in float32.
 
 - **same**: plain Keras's numbers, within a relative 1e-4, on every worker;
+- **same, undivided**: plain Keras's numbers; each process computes the whole step on its host,
+  which gains neither speed nor memory, and is said in a line of the log;
 - **refused**: one line that says what to write instead, before anything is trained;
 - **stops**: an error of Keras or TensorFlow, known and not answered yet.
 
@@ -53,6 +55,8 @@ def _outcome(program: Program) -> str:
             line = f"refused: “{program.refused[strategy].replace('.*', '…')}”"
         elif strategy in program.known:
             line = f"stops: {program.known[strategy]}"
+        elif strategy == "mesh" and program.undivided:
+            line = "same, undivided"
         else:
             line = "same"
         told.setdefault(line, []).append(COLUMNS[strategy].title)

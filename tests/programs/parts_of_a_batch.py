@@ -46,13 +46,7 @@ def labelled_and_unlabelled(strategy: Any) -> Numbers:
     return {"history": run.history, "weights": weights(model)}
 
 
-@program(
-    8,
-    refused={
-        "mirrored": "the parts of a batch have different first dimensions",
-        "workers": "the parts of a batch have different first dimensions",
-    },
-)
+@program(8)
 def several_negatives_a_row(strategy: Any) -> Numbers:
     """A ranker whose batch holds three negatives for each row in one longer part"""
 

@@ -23,6 +23,7 @@ class Program:
         refused: columns under which it is refused, and a regular expression of the line.
         known: columns under which it ends with an error that is no line of ours, and which (told in
             the docs). What would come out with other numbers has no place here.
+        undivided: whether a mesh computes steps of it whole, by each process on its host.
         always: whether every run of the tests takes it; others are `exhaustive`.
         rtol: how near to one device.
     """
@@ -34,6 +35,7 @@ class Program:
     needs_folder: bool = False
     refused: Mapping[str, str] = field(default_factory=dict)
     known: Mapping[str, str] = field(default_factory=dict)
+    undivided: bool = False
     always: bool = False
     rtol: float = 1e-4
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import re
 import threading
@@ -60,7 +61,9 @@ def main() -> None:
         watchdog.daemon = True
         watchdog.start()
         started = time.monotonic()
-        result = measured(PROGRAMS[name], strategy, asked.out / "files" / name)
+        with Undivided() as undivided:
+            result = measured(PROGRAMS[name], strategy, asked.out / "files" / name)
+        result["undivided"] = undivided.said
         watchdog.cancel()
         result["seconds"] = round(time.monotonic() - started, 1)
         _write(path, result)
@@ -68,6 +71,26 @@ def main() -> None:
         print(f"{name}: {result['seconds']} s {said[:300]}", flush=True)
         if said and asked.strategy != "plain" and "Error: tfaccel: " not in said:
             os._exit(AGAIN)  # after one failed collective, every other of the process may fail
+
+
+class Undivided(logging.Handler):
+    """Keeps what is logged of steps that a mesh does not divide."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: list[str] = []
+
+    def __enter__(self) -> Undivided:
+        logging.getLogger("absl").addHandler(self)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        logging.getLogger("absl").removeHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keeps a line."""
+        if "is not divided over the mesh" in (line := record.getMessage()):
+            self.said.append(line)
 
 
 def measured(program: Any, strategy: Any, folder: Path) -> dict[str, Any]:

@@ -76,7 +76,7 @@ def table_of_strings_and_numbers(strategy: Any) -> Numbers:
     }
 
 
-@program(13, refused={"mesh": "looks up strings inside the call of 'reader'"})
+@program(13, undivided=True)
 def subclassed_reader(strategy: Any) -> Numbers:
     """A subclassed model that looks its strings up in call"""
 
@@ -96,3 +96,68 @@ def subclassed_reader(strategy: Any) -> Numbers:
         model.compile(keras.optimizers.SGD(0.2), "mse")
     run = model.fit(tf.data.Dataset.from_tensor_slices((words, y)).batch(8), epochs=2, verbose=0)
     return {"history": run.history, "predict": model.predict(tf.constant(words[:5]), verbose=0)}
+
+
+@program(13, undivided=True)
+def texts_in_a_train_step(strategy: Any) -> Numbers:
+    """A subclassed model with a train_step that vectorizes titles and looks up authors itself"""
+
+    class Recommends(keras.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words = layers.TextVectorization(16, output_sequence_length=5)
+            self.words.adapt(phrases(20))
+            self.authors = layers.StringLookup(vocabulary=["Ada", "Bob"])
+            self.table, self.people = layers.Embedding(16, 4), layers.Embedding(3, 4)
+            self.score = layers.Dense(1)
+
+        def call(self, x: Any) -> Any:
+            title = self.table(self.words(x["title"]))
+            author = self.people(self.authors(tf.strings.strip(x["author"])))
+            return self.score(tf.reduce_mean(title, axis=1) * author)
+
+        def train_step(self, data: Any) -> dict[str, Any]:
+            x, y = data
+            with tf.GradientTape() as tape:
+                loss = self.compute_loss(x=x, y=y, y_pred=self(x, training=True))
+            of = self.trainable_variables
+            self.optimizer.apply(tape.gradient(loss, of), of)
+            return {"loss": loss}
+
+    x = {"title": phrases(20), "author": np.array(["Ada ", "Bob", "Eve", " Ada"] * 5)}
+    with strategy.scope():
+        model = Recommends()
+        model.compile(keras.optimizers.SGD(0.2), "mse")
+    data = tf.data.Dataset.from_tensor_slices((x, reals(20, 1))).batch(8)
+    run = model.fit(data, epochs=2, verbose=0)
+    return {"history": run.history, "predict": model.predict(data, verbose=0)}
+
+
+@program(13)
+def feature_space_in_the_model(strategy: Any) -> Numbers:
+    """A FeatureSpace in the model, from raw columns to the answer, with a crossed feature"""
+    table = {
+        "age": reals(24, seed=3),
+        "town": np.array(["Rome", "Oslo", "Bonn", "Lima"] * 6),
+        "code": labels(5, 24, seed=4),
+    }
+    kinds = keras.utils.FeatureSpace
+    with strategy.scope():
+        space = kinds(
+            features={
+                "age": kinds.float_normalized(),
+                "town": kinds.string_categorical(num_oov_indices=1),
+                "code": kinds.integer_hashed(num_bins=4),
+            },
+            crosses=[kinds.cross(("town", "code"), crossing_dim=6)],
+            output_mode="concat",
+        )
+        space.adapt(tf.data.Dataset.from_tensor_slices(table))
+        inputs, encoded = space.get_inputs(), space.get_encoded_features()
+        h = layers.Dense(6, "tanh")(encoded)
+        model = keras.Model(inputs, layers.Dense(1, "sigmoid")(h))
+        model.compile(keras.optimizers.SGD(0.3), "binary_crossentropy", metrics=["accuracy"])
+    y = labels(2, 24).astype("float32")
+    data = tf.data.Dataset.from_tensor_slices((table, y)).batch(8)
+    run = model.fit(data, epochs=2, verbose=0)
+    return {"history": run.history, "predict": model.predict(data, verbose=0)}

@@ -19,12 +19,13 @@ MODULES = (
     "parts_of_a_batch",
     "eager_and_graphs",
     "models_without_call",
-    "parts_made_outside",
-    "own_loops",
+    "outside_scope",
+    "custom_loops",
     "strings",
     "empty_replicas",
-    "things_of_meshes",
+    "mesh_features",
     "around_training",
+    "rare_operations",
 )
 for module in MODULES:
     importlib.import_module(f"tests.programs.{module}")

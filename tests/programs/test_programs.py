@@ -91,6 +91,8 @@ def test_comes_out_as_on_one_device(table: Table, strategy: str, name: str) -> N
         assert "error" in table.result(strategy, name), f"{name} runs now: it is no longer known"
         return
     want = table.numbers(columns.PLAIN, name)
+    undivided = table.result(strategy, name)["undivided"]
+    assert bool(undivided) == (program.undivided and strategy == "mesh"), undivided
     for rank in range(columns.COLUMNS[strategy].workers):
         found = differences(want, table.numbers(strategy, name, rank), program.rtol)
         assert not found, "\n".join(found)

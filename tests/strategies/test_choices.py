@@ -11,10 +11,10 @@ from tfaccel import strategies
 from tfaccel.cluster import Cluster
 from tfaccel.errors import StrategyError
 from tfaccel.hardware import Device, count
-from tfaccel.strategies import choose, options
+from tfaccel.strategies import FACTORIES, accepted_options, choose, options, resolver
 from tfaccel.strategies.devices import kind_of, pick
+from tfaccel.strategies.process_settings import precision
 from tfaccel.strategies.request import Request
-from tfaccel.strategies.settings import precision
 
 CPU = [Device("CPU", 0)]
 ONE_GPU = [*CPU, Device("GPU", 0, compute_capability=(8, 0))]
@@ -53,7 +53,7 @@ from tfaccel import hardware
 gpus = [hardware.Device("GPU", i) for i in range(2)]
 found = hardware.detect
 hardware.detect = lambda: (*found(), *gpus)
-strategy = tfaccel.strategy("auto", devices="CPU:2,CPU:3", wire="bfloat16")
+strategy = tfaccel.strategy("auto", devices="CPU:2,CPU:3", gradient_compression="bfloat16")
 print(tfaccel.describe(strategy))
 import keras, numpy as np
 with strategy.scope():
@@ -66,7 +66,7 @@ print("trained on", *(device[-5:] for device in strategy.extended.worker_devices
 
 def test_devices_with_names_are_those_and_decide_the_kind() -> None:
     said = run_child(["-c", NAMED])
-    assert "strategy   mirrored (2 logical CPUs were asked for)" in said
+    assert "strategy   mirrored (2 logical CPUs were requested)" in said
     assert "replicas   2: CPU:2, CPU:3" in said
     assert "gradients as bfloat16" in said
     assert "trained on CPU:2 CPU:3" in said
@@ -74,7 +74,8 @@ def test_devices_with_names_are_those_and_decide_the_kind() -> None:
 
 ALONE = """
 import gc, weakref, tfaccel
-strategy = tfaccel.strategy("mirrored", devices=1, device_type="cpu", wire="bfloat16")
+options = {"device_type": "cpu", "gradient_compression": "bfloat16"}
+strategy = tfaccel.strategy("mirrored", devices=1, **options)
 print(tfaccel.describe(strategy))
 held = weakref.ref(strategy)
 del strategy
@@ -91,7 +92,7 @@ def test_of_one_replica_no_gradient_travels_and_nothing_keeps_a_strategy_alive()
 
 
 def test_a_name_stands_for_itself() -> None:
-    assert choose("mirrored", CPU, TWO_WORKERS) == strategies.Choice("mirrored", "you asked for it")
+    assert choose("mirrored", CPU, TWO_WORKERS) == strategies.Choice("mirrored", "requested")
 
 
 @pytest.mark.parametrize(
@@ -113,9 +114,9 @@ def test_devices(here: Any, device_type: str, devices: Any, names: tuple[str, ..
 @pytest.mark.parametrize(
     ("here", "device_type", "devices", "says"),
     [
-        (CPU, "gpu", None, "a GPU was asked for and TensorFlow sees CPU:0"),
-        (TWO_GPUS, "gpu", 4, "GPU:2, GPU:3 was asked for and this machine has 2 GPUs"),
-        (ONE_GPU, "auto", ("GPU:3",), "GPU:3 was asked for and this machine has 1 GPU;"),
+        (CPU, "gpu", None, "a GPU was requested and TensorFlow sees CPU:0"),
+        (TWO_GPUS, "gpu", 4, "GPU:2, GPU:3 was requested and this machine has 2 GPUs"),
+        (ONE_GPU, "auto", ("GPU:3",), "GPU:3 was requested and this machine has 1 GPU;"),
         (TWO_GPUS, "cpu", ("GPU:0",), "device_type is 'cpu', expected the same kind"),
     ],
 )
@@ -158,10 +159,10 @@ GIVEN = {
     "seed": (1, "7", 7),
     "deterministic": (True, "TRUE", True),
     "communication": ("ring", "nccl", "nccl"),
-    "wire": ("float16", "powersgd:2", "powersgd:2"),
-    "accumulate": ("reduced", "local", "local"),
+    "gradient_compression": ("float16", "powersgd:2", "powersgd:2"),
+    "gradient_accumulation": ("reduced", "local", "local"),
     "local_steps": (2, "4", 4),
-    "ragged": ("pad", "drop", "drop"),
+    "partial_batch": ("pad", "drop", "drop"),
     "check": ("off", "always", "always"),
     "steps_per_execution": (2, "4", 4),
     "start_timeout": (5.0, "20", 20.0),
@@ -204,10 +205,26 @@ def test_every_option_is_in_the_table_above() -> None:
         ({}, {"TFACCEL_SEED": "x"}, "TFACCEL_SEED is 'x', expected a number"),
         ({"start_timeout": -1}, {}, "start_timeout is -1, expected a number of at least 0"),
         ({"local_steps": 0}, {}, "local_steps is 0, expected a number of steps of at least 1"),
-        ({"wire": "int8"}, {}, "wire is 'int8', expected bfloat16, float16, powersgd or powersgd:"),
-        ({"wire": "powersgd:0"}, {}, "wire is 'powersgd:0', expected bfloat16"),
-        ({"wire": "powersgd:x"}, {}, "wire is 'powersgd:x', expected bfloat16"),
-        ({"accumulate": "yes"}, {}, "accumulate is 'yes', expected one of reduced, local"),
+        (
+            {"gradient_compression": "int8"},
+            {},
+            "gradient_compression is 'int8', expected bfloat16, float16, powersgd or powersgd:",
+        ),
+        (
+            {"gradient_compression": "powersgd:0"},
+            {},
+            "gradient_compression is 'powersgd:0', expected bfloat16",
+        ),
+        (
+            {"gradient_compression": "powersgd:x"},
+            {},
+            "gradient_compression is 'powersgd:x', expected bfloat16",
+        ),
+        (
+            {"gradient_accumulation": "yes"},
+            {},
+            "gradient_accumulation is 'yes', expected one of reduced, local",
+        ),
         (
             {"communication": "tcp"},
             {},
@@ -233,17 +250,97 @@ def test_refused_names(name: str, says: str) -> None:
         strategies.strategy(name)
 
 
-@pytest.mark.parametrize("name", ["one_device", "tpu", "model_parallel"])
-@pytest.mark.parametrize("given", [{"accumulate": "local"}, {"local_steps": 4}])
-def test_communicating_less_is_refused_without_replicas(name: str, given: Any) -> None:
-    with pytest.raises(StrategyError, match=f"was asked for with strategy '{name}', which has no"):
-        strategies.strategy(name, **given)
+REFUSED = {
+    "one_device": [
+        "gradient_accumulation",
+        "collective_timeout",
+        "communication",
+        "layouts",
+        "local_steps",
+    ],
+    "mirrored": ["collective_timeout", "layouts", "mesh", "steps_per_execution", "tpu"],
+    "multi_worker_mirrored": ["layouts", "mesh", "steps_per_execution", "tpu", "tpu_zone"],
+    "tpu": [
+        "gradient_accumulation",
+        "communication",
+        "devices",
+        "local_steps",
+        "mesh",
+        "gradient_compression",
+    ],
+    "model_parallel": [
+        "collective_timeout",
+        "communication",
+        "tpu",
+        "tpu_project",
+        "gradient_compression",
+    ],
+}
 
 
-def test_steps_in_one_call_are_a_tpu_s() -> None:
-    expected = "steps_per_execution=4 was asked for with strategy 'one_device', expected strategy"
+@pytest.mark.parametrize(("name", "option"), [(n, o) for n, os in REFUSED.items() for o in os])
+def test_an_option_that_a_strategy_does_not_accept_is_refused(name: str, option: str) -> None:
+    requested = {option: "fully_sharded" if option == "layouts" else GIVEN[option][2]}
+    expected = f"^tfaccel: {option}=.* was requested with strategy '{name}', (which does|expected)"
     with pytest.raises(StrategyError, match=expected):
-        strategies.strategy("one_device", steps_per_execution=4)
+        resolver.resolve(name, requested, {}, CPU, None)
+
+
+def test_the_refusal_names_the_strategies_that_accept_the_option() -> None:
+    expected = "use 'mirrored' or 'multi_worker_mirrored', or leave it out"
+    with pytest.raises(StrategyError, match=expected):
+        strategies.strategy("one_device", gradient_compression="bfloat16")
+    with pytest.raises(StrategyError, match="expected 'pad' or 'drop'; or leave it out"):
+        resolver.resolve("tpu", {"partial_batch": "exact"}, {}, CPU, None)
+
+
+@pytest.mark.parametrize("name", FACTORIES)
+def test_every_factory_declares_options_that_there_are(name: str) -> None:
+    declared = accepted_options.accepted_by(FACTORIES[name])
+    assert set(declared) <= set(options.Options.__dataclass_fields__)
+    for option, values in declared.items():
+        for value in values or ():
+            assert getattr(options.resolve({option: value}, {}), option) == value
+
+
+@pytest.mark.parametrize("option", options.Options.__dataclass_fields__)
+def test_every_option_is_accepted_by_some_strategy(option: str) -> None:
+    assert any(
+        accepted_options.accepted_by(module).get(option, ()) != () for module in FACTORIES.values()
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "environ", "chosen"),
+    [
+        (None, {}, {"TFACCEL_STRATEGY": "mirrored"}, "mirrored"),
+        (None, {}, {"TFACCEL_STRATEGY": ""}, "one_device"),
+        ("auto", {}, {"TFACCEL_STRATEGY": "mirrored"}, "one_device"),
+        ("one_device", {}, {"TFACCEL_STRATEGY": "mirrored"}, "one_device"),
+        (None, {}, {"TFACCEL_MESH": "model=2"}, "model_parallel"),
+        (None, {"mesh": "model=2"}, {}, "model_parallel"),
+        (None, {"devices": "CPU:0,CPU:1"}, {}, "mirrored"),
+        (None, {}, {"TFACCEL_DEVICES": "2"}, "mirrored"),
+        (None, {"devices": 1}, {"TFACCEL_DEVICES": "2"}, "one_device"),
+    ],
+)
+def test_code_takes_precedence_over_the_environment(
+    name: str | None, given: Any, environ: dict[str, str], chosen: str
+) -> None:
+    assert resolver.resolve(name, given, environ, CPU, None).choice.name == chosen
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "devices"),
+    [
+        ("one_device", {}, ("CPU:0",)),
+        ("mirrored", {"devices": 2}, ("CPU:0", "CPU:1")),
+        ("model_parallel", {"mesh": "batch=2,model=2"}, tuple(f"CPU:{i}" for i in range(4))),
+        ("tpu", {}, ("TPU",)),
+    ],
+)
+def test_devices_of_a_strategy(name: str, given: Any, devices: tuple[str, ...]) -> None:
+    assert resolver.resolve(name, given, {}, CPU, None).devices == devices
 
 
 def test_one_process_of_several_is_refused() -> None:

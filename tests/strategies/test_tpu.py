@@ -13,9 +13,9 @@ import tensorflow as tf
 import tfaccel
 from tests.distribute.fake_tpu import Resolver
 from tfaccel import installed
-from tfaccel.cluster.tpu import TpuAddress, find
+from tfaccel.cluster.tpu_address import TpuAddress, find
 from tfaccel.errors import StrategyError
-from tfaccel.strategies import tpu, tpu_failures
+from tfaccel.strategies import tpu, tpu_errors
 
 pytestmark = pytest.mark.child(group="tpu")
 
@@ -92,7 +92,7 @@ def test_an_address_is_taken_as_it_is_and_local_needs_none() -> None:
 def test_what_google_cloud_says_becomes_advice(node: Any, says: str) -> None:
     with pytest.raises((RuntimeError, ValueError)) as reason:
         resolved(MINE, node)
-    line = tpu_failures.explain(MINE, reason.value)
+    line = tpu_errors.explain(MINE, reason.value)
     assert line.startswith("tfaccel: TPU 'mine' (us-east1-d, ours) from tpu cannot be used; ")
     assert re.search(says, line)
     assert "\n" not in line
@@ -131,15 +131,15 @@ def test_a_name_without_google_s_client_or_network_is_one_line(monkeypatch: Any)
 
 @pytest.fixture
 def fake_tpu(monkeypatch: Any, built_for_tpus: None) -> None:
-    monkeypatch.setattr(tpu, "started", lambda address: Resolver(4))
+    monkeypatch.setattr(tpu, "initialize", lambda address: Resolver(4))
 
 
 @pytest.mark.usefixtures("fake_tpu")
 def test_a_tpu_that_is_started_has_a_replica_on_each_core() -> None:
     strategy = make(tpu="local")
     assert strategy.num_replicas_in_sync == 4
-    assert strategy.ragged == "pad"
-    assert make(ragged="drop").ragged == "drop"
+    assert strategy.partial_batch == "pad"
+    assert make(partial_batch="drop").partial_batch == "drop"
     said = str(tfaccel.describe(strategy))
     assert re.search(r"strategy +tpu", said)
     assert re.search(r"replicas +4", said)
@@ -149,12 +149,16 @@ def test_a_tpu_that_is_started_has_a_replica_on_each_core() -> None:
 
 @pytest.mark.usefixtures("fake_tpu")
 def test_options_that_a_tpu_has_not() -> None:
-    with pytest.raises(StrategyError, match="ragged='exact' was asked for with strategy 'tpu'"):
-        make(ragged="exact")
-    with pytest.raises(StrategyError, match="xla=True was asked for without a GPU"):
+    with pytest.raises(
+        StrategyError, match="partial_batch='exact' was requested with strategy 'tpu'"
+    ):
+        make(partial_batch="exact")
+    with pytest.raises(StrategyError, match="xla=True was requested without a GPU"):
         make(xla=True)
-    with pytest.raises(StrategyError, match="wire='bfloat16' was asked for with strategy 'tpu'"):
-        make(wire="bfloat16")
+    with pytest.raises(
+        StrategyError, match="gradient_compression='bfloat16' was requested with strategy 'tpu'"
+    ):
+        make(gradient_compression="bfloat16")
     policy = keras.config.dtype_policy()
     try:
         with pytest.raises(StrategyError, match="expected 'mixed_bfloat16', which needs no loss"):

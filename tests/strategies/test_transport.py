@@ -6,15 +6,15 @@ from typing import Any
 
 import pytest
 
-from tfaccel.cluster import mpi
+from tfaccel.cluster import mpiexec
 from tfaccel.cluster.cluster import Cluster
-from tfaccel.distribute.collectives import start
+from tfaccel.distribute.collectives import mpi_startup
 from tfaccel.errors import StrategyError
-from tfaccel.strategies import meeting, transport
+from tfaccel.strategies import transport, worker_rendezvous
 from tfaccel.strategies.options import Options
 
 TWO = Cluster(("a:1", "b:1"), 0, "TF_CONFIG")
-BY_MPIEXEC = Cluster(("rank 0", "rank 1"), 0, mpi.SOURCE)
+BY_MPIEXEC = Cluster(("rank 0", "rank 1"), 0, mpiexec.SOURCE)
 
 
 @pytest.mark.parametrize(
@@ -34,31 +34,31 @@ BY_MPIEXEC = Cluster(("rank 0", "rank 1"), 0, mpi.SOURCE)
 def test_the_way(
     given: Any, kind: str, cluster: Cluster, installed: bool, way: str, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr(start, "is_installed", lambda: installed)
-    assert transport.chosen(Options(**given), kind, cluster) == way
+    monkeypatch.setattr(mpi_startup, "is_installed", lambda: installed)
+    assert transport.choose_transport(Options(**given), kind, cluster) == way
 
 
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({"communication": "nccl"}, "communication='nccl' was asked for on CPUs, expected 'mpi'"),
+        ({"communication": "nccl"}, "communication='nccl' was requested on CPUs, expected 'mpi'"),
         (
             {"communication": "mpi", "collective_timeout": 3.0},
-            "collective_timeout=3 was asked for with communication='mpi', which has none",
+            "collective_timeout=3 was requested with communication='mpi', which has none",
         ),
     ],
 )
 def test_what_cannot_be(given: Any, says: str) -> None:
     with pytest.raises(StrategyError, match=says):
-        transport.chosen(Options(**given), "CPU", TWO)
+        transport.choose_transport(Options(**given), "CPU", TWO)
 
 
 def test_mpi_that_is_not_installed_is_said_before_workers_meet(monkeypatch: Any) -> None:
-    monkeypatch.setattr(start, "is_installed", lambda: False)
+    monkeypatch.setattr(mpi_startup, "is_installed", lambda: False)
     with pytest.raises(StrategyError, match=r"mpi4py is not installed; pip install 'tfaccel"):
-        transport.over_mpi(TWO, Options(communication="mpi"))
+        transport.connect_mpi(TWO, Options(communication="mpi"))
 
 
 def test_workers_without_addresses_cannot_meet() -> None:
     with pytest.raises(StrategyError, match="2 workers were started by mpiexec, which gives them"):
-        meeting.of(BY_MPIEXEC, Options(), b"")
+        worker_rendezvous.join_workers(BY_MPIEXEC, Options(), b"")

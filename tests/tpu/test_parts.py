@@ -105,7 +105,7 @@ def test_words_that_mean_nothing(capsys: Any, words: list[str], says: str) -> No
 def test_a_second_check_waits_for_the_first_and_no_file_is_left(
     tmp_path: Path, monkeypatch: Any, caplog: Any
 ) -> None:
-    alone = sys.modules["tfaccel.tpu.check"]._alone
+    alone = sys.modules["tfaccel.tpu.check"]._exclusive
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     order = []
 

@@ -19,8 +19,8 @@ import sys
 from collections.abc import Sequence
 
 from tfaccel.bench import step
-from tfaccel.bench.measured import Message, Transport
-from tfaccel.cluster import mpi, resolve
+from tfaccel.bench.measurements import Message, Transport
+from tfaccel.cluster import mpiexec, resolve
 from tfaccel.errors import ClusterError
 
 _UNITS = {"": 1, "KB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30}
@@ -39,20 +39,20 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         ClusterError: this process is not one of several workers.
     """
-    asked = _parser().parse_args(argv)
+    args = _parser().parse_args(argv)
     cluster = resolve(os.environ)
     if cluster is None or cluster.size < 2:
         raise ClusterError(
             "one worker has nobody to speak to, expected several; start it as "
             "`tfaccel launch --nproc 2 -- tfaccel bench communication`."
         )
-    names = asked.transports or _here(cluster.source, asked.device_type)
-    measured = [_measure(name, asked, cluster.size) for name in names]
+    names = args.transports or _is_available(cluster.source, args.device_type)
+    measured = [_measure(name, args, cluster.size) for name in names]
     if cluster.is_chief:
-        if asked.json:
+        if args.json:
             print(json.dumps([dataclasses.asdict(one) for one in measured], indent=1))
         else:
-            _print(measured, asked)
+            _print(measured, args)
     return 0 if any(one.messages for one in measured) else 1
 
 
@@ -94,51 +94,51 @@ def _sizes(text: str) -> list[int]:
     return sizes
 
 
-def _here(source: str, device_type: str) -> list[str]:
+def _is_available(source: str, device_type: str) -> list[str]:
     names = ["mpi"] if importlib.util.find_spec("mpi4py") is not None else []
-    if source != mpi.SOURCE:
+    if source != mpiexec.SOURCE:
         names.append("ring")
     return [*names, "nccl"] if device_type == "gpu" else names
 
 
-def _measure(name: str, asked: argparse.Namespace, workers: int) -> Transport:
-    """Measures in a process of its own: TensorFlow starts one server a process."""
-    sizes = ",".join(map(str, asked.sizes))
-    command = [sys.executable, "-m", "tfaccel.bench.worker", name, asked.device_type, sizes]
+def _measure(name: str, args: argparse.Namespace, workers: int) -> Transport:
+    """Measures in a separate process: TensorFlow starts one server a process."""
+    sizes = ",".join(map(str, args.sizes))
+    command = [sys.executable, "-m", "tfaccel.bench.worker", name, args.device_type, sizes]
     try:
         # What mpiexec has left open for this process is for that one.
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=asked.limit, close_fds=False
+            command, capture_output=True, text=True, timeout=args.limit, close_fds=False
         )
     except subprocess.TimeoutExpired:
-        return Transport(name, workers, error=f"not done after {asked.limit:g} s")
-    said = re.search(r"^seconds (.*)$", done.stdout, re.MULTILINE)
-    if done.returncode or said is None:
+        return Transport(name, workers, error=f"not done after {args.limit:g} s")
+    found = re.search(r"^seconds (.*)$", done.stdout, re.MULTILINE)
+    if done.returncode or found is None:
         lines = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()
         return Transport(name, workers, error=lines[-1])
-    seconds = json.loads(said[1])
-    return Transport(name, workers, tuple(map(Message, asked.sizes, seconds)))
+    seconds = json.loads(found[1])
+    return Transport(name, workers, tuple(map(Message, args.sizes, seconds)))
 
 
 @dataclasses.dataclass(frozen=True)
-class _Yours:
+class _UserModel:
     """The user's model: bytes of its gradients, and seconds of a step on one device."""
 
     gradients: float | None = None
     step_s: float | None = None
 
 
-def _yours(asked: argparse.Namespace) -> _Yours:
-    step_s = None if asked.step_ms is None else asked.step_ms / 1e3
-    if asked.model is None:
-        return _Yours(None if asked.parameters is None else 4 * asked.parameters, step_s)
-    model = step.load(asked.model)
+def _load_user_model(args: argparse.Namespace) -> _UserModel:
+    step_s = None if args.step_ms is None else args.step_ms / 1e3
+    if args.model is None:
+        return _UserModel(None if args.parameters is None else 4 * args.parameters, step_s)
+    model = step.load(args.model)
     if step_s is None:
-        step_s = step.seconds(model, asked.batch)
-    return _Yours(step.gradient_bytes(model), step_s)
+        step_s = step.seconds(model, args.batch)
+    return _UserModel(step.gradient_bytes(model), step_s)
 
 
-def _print(measured: list[Transport], asked: argparse.Namespace) -> None:
+def _print(measured: list[Transport], args: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -157,23 +157,29 @@ def _print(measured: list[Transport], asked: argparse.Namespace) -> None:
             bandwidth = one.bus_bandwidth(message)
             bar = "█" * round(30 * bandwidth / best)
             ms, rate = f"{message.seconds * 1e3:.2f}", f"{bandwidth / 1e9:.3f}"
-            table.add_row(_shown(message.size), ms, rate, bar)
+            table.add_row(_format_size(message.size), ms, rate, bar)
         console.print(table)
-    yours = _yours(asked)
-    if asked.model is not None and asked.step_ms is None and yours.step_s is not None:
-        console.print(f"a step of {asked.batch} rows takes {yours.step_s * 1e3:.1f} ms alone, here")
+    user_model = _load_user_model(args)
+    if args.model is not None and args.step_ms is None and user_model.step_s is not None:
+        console.print(
+            f"a step of {args.batch} rows takes {user_model.step_s * 1e3:.1f} ms alone, here"
+        )
     for one in measured:
-        if one.messages and yours.gradients is not None:
-            console.print(_spent(one, yours.gradients, yours.step_s), markup=False, highlight=False)
+        if one.messages and user_model.gradients is not None:
+            console.print(
+                _wait_fraction(one, user_model.gradients, user_model.step_s),
+                markup=False,
+                highlight=False,
+            )
 
 
-def _spent(one: Transport, size: float, step_s: float | None) -> str:
+def _wait_fraction(one: Transport, size: float, step_s: float | None) -> str:
     line = f"{one.name}: {size / 1e6:.1f} MB of gradients take {one.seconds(size) * 1e3:.1f} ms"
     if step_s is None:
         return line
-    return f"{line}, {one.share(size, step_s):.0%} of a step without overlap"
+    return f"{line}, {one.wait_fraction(size, step_s):.0%} of a step without overlap"
 
 
-def _shown(size: int) -> str:
+def _format_size(size: int) -> str:
     unit = next(u for u in ("GB", "MB", "KB", "") if size % _UNITS[u] == 0)
     return f"{size // _UNITS[unit]} {unit or 'bytes'}"

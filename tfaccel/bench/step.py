@@ -8,7 +8,7 @@ from typing import Any
 
 from tfaccel.errors import StrategyError
 
-_AT_MOST_S = 10.0
+_MAX_S = 10.0
 
 
 def load(path: str) -> Any:
@@ -67,7 +67,7 @@ def seconds(model: Any, rows: int) -> float:
 
     times: list[float] = []
     step()  # traced
-    while len(times) < 3 or (sum(times) < _AT_MOST_S and len(times) < 30):
+    while len(times) < 3 or (sum(times) < _MAX_S and len(times) < 30):
         began = time.perf_counter()
         step()
         times.append(time.perf_counter() - began)

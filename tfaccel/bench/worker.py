@@ -10,7 +10,7 @@ import statistics
 import sys
 import time
 
-_MOST_BYTES, _MOST_TIMES, _LEAST_TIMES = 1 << 28, 50, 3
+_MAX_BYTES, _MAX_REPEATS, _MIN_REPEATS = 1 << 28, 50, 3
 
 
 def main() -> None:
@@ -39,7 +39,7 @@ def main() -> None:
 
         spent = []
         # As often on every worker: each all-reduce needs all of them.
-        for _ in range(2 + min(max(_MOST_BYTES // size, _LEAST_TIMES), _MOST_TIMES)):
+        for _ in range(2 + min(max(_MAX_BYTES // size, _MIN_REPEATS), _MAX_REPEATS)):
             begun = time.perf_counter()
             strategy.experimental_local_results(reduce())[0].numpy()
             spent.append(time.perf_counter() - begun)

@@ -5,18 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 
-from tfaccel.cluster import mpi, slurm, tf_config
+from tfaccel.cluster import mpiexec, slurm, tf_config
 from tfaccel.cluster.cluster import Cluster
-from tfaccel.cluster.rendezvous import Meeting, meet
+from tfaccel.cluster.rendezvous import RendezvousResult, rendezvous
 from tfaccel.cluster.tf_config import to_tf_config
 
-__all__ = ["Cluster", "Meeting", "meet", "resolve", "to_tf_config"]
+__all__ = ["Cluster", "RendezvousResult", "rendezvous", "resolve", "to_tf_config"]
 
 # The first that knows wins, so what a person wrote by hand comes before what a scheduler set.
 _RESOLVERS: tuple[Callable[[Mapping[str, str]], Cluster | None], ...] = (
     tf_config.resolve,
     slurm.resolve,
-    mpi.resolve,
+    mpiexec.resolve,
 )
 
 

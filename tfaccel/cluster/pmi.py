@@ -14,7 +14,7 @@ _MAX_BYTES = 1024  # of a value; MPICH splits longer addresses by itself
 
 
 @dataclass
-class KeyValues:
+class KeyValueStore:
     """The table of one job, and who waits in its barrier.
 
     Attributes:
@@ -39,14 +39,14 @@ class KeyValues:
         Returns:
             The answer for each rank that gets one now.
 
-        >>> KeyValues(size=2).answer(0, "cmd=get_universe_size")
+        >>> KeyValueStore(size=2).answer(0, "cmd=get_universe_size")
         {0: 'cmd=universe_size size=2 rc=0'}
         """
-        asked = dict(word.split("=", 1) for word in line.split() if "=" in word)
-        command = asked.get("cmd", "")
+        request = dict(word.split("=", 1) for word in line.split() if "=" in word)
+        command = request.get("cmd", "")
         if command == "barrier_in":
             return self._barrier(rank)
-        return {rank: self._answer(command, asked)}
+        return {rank: self._answer(command, request)}
 
     def _barrier(self, rank: int) -> dict[int, str]:
         self.waiting.add(rank)
@@ -55,12 +55,12 @@ class KeyValues:
         all_here, self.waiting = self.waiting, set()
         return dict.fromkeys(sorted(all_here), "cmd=barrier_out rc=0")
 
-    def _answer(self, command: str, asked: dict[str, str]) -> str:
+    def _answer(self, command: str, request: dict[str, str]) -> str:
         if command == "put":
-            self.values[asked.get("key", "")] = asked.get("value", "")
+            self.values[request.get("key", "")] = request.get("value", "")
             return "cmd=put_result rc=0 msg=success"
         if command == "get":
-            value = self.values.get(asked.get("key", ""))
+            value = self.values.get(request.get("key", ""))
             if value is None:
                 return "cmd=get_result rc=-1 msg=key_not_found value=unknown"
             return f"cmd=get_result rc=0 msg=success value={value}"

@@ -16,17 +16,17 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tfaccel.cluster.about import About, installed_versions
 from tfaccel.cluster.cluster import Cluster
-from tfaccel.cluster.guest import MAX_PAYLOAD_BYTES, join
-from tfaccel.cluster.host import Host
+from tfaccel.cluster.job_identity import JobIdentity, installed_versions
+from tfaccel.cluster.rendezvous_client import MAX_PAYLOAD_BYTES, join
+from tfaccel.cluster.rendezvous_server import RendezvousServer
 from tfaccel.errors import ClusterError
 
-__all__ = ["MAX_PAYLOAD_BYTES", "Meeting", "installed_versions", "meet"]
+__all__ = ["MAX_PAYLOAD_BYTES", "RendezvousResult", "installed_versions", "rendezvous"]
 
 
 @dataclass(frozen=True)
-class Meeting:
+class RendezvousResult:
     """What all workers know once they have met.
 
     Attributes:
@@ -38,14 +38,14 @@ class Meeting:
     waited_s: float
 
 
-def meet(
+def rendezvous(
     cluster: Cluster,
     *,
     timeout_s: float = 300.0,
     job_id: str = "",
     payload: bytes = b"",
     versions: Mapping[str, str] | None = None,
-) -> Meeting:
+) -> RendezvousResult:
     """Waits until every worker of this job is here, and agrees with them on rank 0's payload.
 
     All ports are free again when it returns, so that TensorFlow's server can take them.
@@ -64,7 +64,7 @@ def meet(
         ClusterError: a port is taken, a worker does not come in time, comes twice, or belongs to
             another job, size or set of versions.
 
-    >>> meet(Cluster(("localhost:2222",), 0, "example"), payload=b"seed 7").payload
+    >>> rendezvous(Cluster(("localhost:2222",), 0, "example"), payload=b"seed 7").payload
     b'seed 7'
     """
     if len(payload) > MAX_PAYLOAD_BYTES:
@@ -73,8 +73,8 @@ def meet(
             f"expected at most {MAX_PAYLOAD_BYTES}"
         )
     if cluster.size == 1:
-        return Meeting(payload, 0.0)
-    about = About(
+        return RendezvousResult(payload, 0.0)
+    identity = JobIdentity(
         job_id, cluster.size, dict(installed_versions() if versions is None else versions)
     )
     started = time.monotonic()
@@ -82,10 +82,10 @@ def meet(
     # somebody else has is better said now.
     with _listen(cluster) as listener:
         if cluster.rank == 0:
-            Host(cluster, about, started, timeout_s).gather(listener, payload)
+            RendezvousServer(cluster, identity, started, timeout_s).gather(listener, payload)
         else:
-            payload = join(cluster, about, started, timeout_s)
-    return Meeting(payload, time.monotonic() - started)
+            payload = join(cluster, identity, started, timeout_s)
+    return RendezvousResult(payload, time.monotonic() - started)
 
 
 def _listen(cluster: Cluster) -> socket.socket:

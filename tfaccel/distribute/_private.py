@@ -1,7 +1,7 @@
 """Every private TensorFlow and Keras name that tfaccel uses, each with its reason.
 
 Seen with TensorFlow 2.21 and Keras 3.15. `tests/distribute/test_private.py` watches each one:
-when a release moves a name, that test says which and this file is the one place to mend.
+when a release moves a name, that test says which and this file is the one place to fix.
 """
 
 from __future__ import annotations
@@ -46,84 +46,105 @@ from tensorflow.python.distribute.collective_all_reduce_strategy import (
 # Every reduction and gathering of the strategies above goes through this class and its
 # `_launchers`, one for each device; other transports take their place there.
 from tensorflow.python.distribute.cross_device_ops import CollectiveAllReduce
+
+# As CollectiveAllReduceExtended, of the other two strategies with replicas.
 from tensorflow.python.distribute.mirrored_strategy import MirroredExtended
 from tensorflow.python.distribute.tpu_strategy import TPUExtended
 
 # What a replica is handed, and how tf.function sees it. An empty one stands for None in a batch.
-from tensorflow.python.distribute.values import PerReplica, PerReplicaSpec
+# A variable of several replicas, for what it is read from outside of them.
+from tensorflow.python.distribute.values import DistributedVariable, PerReplica, PerReplicaSpec
 
 # `tf.random.set_seed` has no getter.
 from tensorflow.python.eager.context import global_seed
 
+# Whether any tape records; public is only the tape that one holds.
+from tensorflow.python.eager.record import could_possibly_record
+
 # Every random operation and every dataset asks `random_seed.get_seed` for its seeds. One that has
 # none, in a program that has none, is told so and draws from the clock; there is no public way to
 # give such operations a seed that leaves the order of those with a seed of their own alone.
-from tensorflow.python.framework import random_seed
+from tensorflow.python.framework import op_def_registry, random_seed
+
+# Which operations of a function TensorFlow runs in the order of their making.
+from tensorflow.python.framework.auto_control_deps import (
+    _get_resource_inputs as _resources_of,
+)
+from tensorflow.python.framework.auto_control_deps import (
+    op_is_stateful,
+)
 
 # Whether oneDNN computes is decided when TensorFlow is imported, and told nowhere.
 from tensorflow.python.util._pywrap_util_port import IsMklEnabled
 
 __all__ = [
     "LARGEST_CONSTANT",
-    "AnyRows",
     "BeforeClipping",
     "BeforeSaving",
-    "BuildsBySteps",
+    "BuildsFromSteps",
     "Caller",
     "CollectiveAllReduce",
     "CollectiveAllReduceExtended",
     "DatasetIterator",
-    "FixedRows",
+    "DynamicRows",
     "MirroredExtended",
     "PerReplica",
     "ReadByValue",
+    "StaticRows",
     "TPUExtended",
     "accumulation",
     "adam_slots",
     "additional_losses",
     "adopt_optimizer",
-    "alive",
     "all_gather",
     "all_to_all",
     "array_pipeline",
+    "asked_without_replica",
     "batch_of_step",
-    "begin_again",
     "build_all",
     "building_model",
+    "calling_library",
     "calling_model",
     "compiled_losses",
     "compiled_metrics",
     "compiling_model",
-    "dividing",
-    "exchanges",
+    "division_replaced",
+    "exchange_group_size",
     "first_replica",
     "forget_traces",
+    "function_like",
     "functional_of",
     "global_seed",
     "global_seed_generator",
     "graph_nodes",
     "handle",
-    "held",
+    "is_function",
     "is_keras_function",
+    "is_onednn_enabled",
+    "is_ordered_by_trace",
+    "is_recording",
     "is_trainer",
     "keras_mask",
     "layers_being_built",
     "layers_of",
-    "library_that_asks",
+    "leave_unordered",
+    "live_trainers_and_optimizers",
+    "local_replica_index",
+    "loss_asks",
     "loss_tracker",
     "loss_trackers",
     "metric_function",
     "metrics_in",
-    "onednn_is_on",
     "operations_replaced",
     "optimizer_being_made",
     "optimizer_key",
-    "own_collectives",
     "own_states",
     "pack_variables",
     "predicting_model",
-    "reduce_in_rings",
-    "replica_number",
+    "read_here",
+    "reserve_collective_keys",
+    "restart_threads",
+    "run_after",
     "run_function",
     "seed_unseeded",
     "set_initial_epoch",
@@ -132,13 +153,15 @@ __all__ = [
     "set_tf_variable",
     "strategy_at_compile",
     "sum_additional_losses",
+    "tf_variable",
     "trained_by",
+    "use_ring_reduce",
     "variable_path",
-    "wrapped",
+    "wrapped_function",
 ]
 
 
-class AnyRows(PerReplica):  # type: ignore[misc]
+class DynamicRows(PerReplica):  # type: ignore[misc]
     """A PerReplica batch whose number of rows `tf.function` does not look at.
 
     A step is then traced once for all batch sizes and sees `None` rows, as with the iterator of
@@ -147,10 +170,10 @@ class AnyRows(PerReplica):  # type: ignore[misc]
 
     @property
     def _type_spec(self) -> PerReplicaSpec:
-        return PerReplicaSpec(*(_any_rows(tf.type_spec_from_value(v)) for v in self.values))
+        return PerReplicaSpec(*(_dynamic_rows(tf.type_spec_from_value(v)) for v in self.values))
 
 
-class FixedRows(PerReplica):  # type: ignore[misc]
+class StaticRows(PerReplica):  # type: ignore[misc]
     """A PerReplica batch with a static shape, which a batch of another size does not change.
 
     Keras makes its functions, one within the other, with `reduce_retracing`: where a second shape
@@ -160,18 +183,18 @@ class FixedRows(PerReplica):  # type: ignore[misc]
 
     @property
     def _type_spec(self) -> PerReplicaSpec:
-        return _FixedSpec(*(tf.type_spec_from_value(v) for v in self.values))
+        return _StaticSpec(*(tf.type_spec_from_value(v) for v in self.values))
 
 
-class _FixedSpec(PerReplicaSpec):  # type: ignore[misc]
+class _StaticSpec(PerReplicaSpec):  # type: ignore[misc]
     @property
     def value_type(self) -> type:
-        return FixedRows
+        return StaticRows
 
-    def _from_components(self, components: Any) -> FixedRows:
-        return FixedRows(components)
+    def _from_components(self, components: Any) -> StaticRows:
+        return StaticRows(components)
 
-    def most_specific_common_supertype(self, others: Any) -> _FixedSpec | None:
+    def most_specific_common_supertype(self, others: Any) -> _StaticSpec | None:
         return self if all(self == other for other in others) else None
 
 
@@ -179,18 +202,19 @@ class ReadByValue:
     """Mixin for a resource variable whose readers shall call `value()`.
 
     An eager operation reads a resource variable by the handle it finds as `_handle`, and asks
-    nobody. Where `hidden()` holds it finds none, and converts the variable as any other object.
+    nobody. Where `reads_by_value()` holds it finds none, and converts the variable as any other
+    object.
     """
 
     _held: Any
 
-    def hidden(self) -> bool:
+    def reads_by_value(self) -> bool:
         """Whether operations shall not read by themselves now."""
         raise NotImplementedError
 
     @property
     def _handle(self) -> Any:
-        return None if self.hidden() else self._held
+        return None if self.reads_by_value() else self._held
 
     @_handle.setter
     def _handle(self, handle: Any) -> None:
@@ -235,7 +259,7 @@ class BeforeSaving:
         return self.save_freq != "epoch" and self.due(batch)
 
 
-class BuildsBySteps:
+class BuildsFromSteps:
     """Mixin for a model whose variables are made before its steps run, and not as Keras does it.
 
     Under any strategy Keras calls the model on symbolic inputs in `_symbolic_build`, which a model
@@ -287,7 +311,22 @@ def seed_unseeded(pair: Callable[[], tuple[int, int] | None] | None) -> None:
     random_seed.get_seed = plain if pair is None else get_seed
 
 
-def onednn_is_on() -> bool:
+def is_pure(operation: str) -> bool:
+    """Whether an operation of this type has no state, calls nothing and takes plain tensors alone.
+
+    TensorFlow tells what its operations are nowhere else: seen in 2.21, watched by
+    tests/model_parallel/test_private.py.
+    """
+    known = op_def_registry.get(operation)
+    if known is None or known.is_stateful:
+        return False
+    handles = (tf.resource.as_datatype_enum, tf.variant.as_datatype_enum)
+    if any(each.type in handles for each in (*known.input_arg, *known.output_arg)):
+        return False
+    return not any(each.type in ("func", "list(func)") for each in known.attr)
+
+
+def is_onednn_enabled() -> bool:
     """Whether oneDNN's kernels compute in this process."""
     return bool(IsMklEnabled())
 
@@ -313,7 +352,7 @@ def handle(variable: Any) -> tf.Tensor:
     return held.handle
 
 
-def held(variable: Any) -> Any:
+def tf_variable(variable: Any) -> Any:
     """The TensorFlow variable of a `keras.Variable`, or a TensorFlow variable itself.
 
     None before it is made. The public `value` is a tensor of another dtype inside a layer of mixed
@@ -337,7 +376,7 @@ def metrics_in(metric: Any) -> list[keras.metrics.Metric]:
     return list(getattr(metric, "_metrics", ()))
 
 
-def _any_rows(spec: Any) -> Any:
+def _dynamic_rows(spec: Any) -> Any:
     shape = spec.shape
     if shape.rank in (None, 0):
         return spec
@@ -347,7 +386,7 @@ def _any_rows(spec: Any) -> Any:
     return type(spec)(shape, spec.dtype)
 
 
-def own_collectives(strategy: tf.distribute.Strategy) -> None:
+def reserve_collective_keys(strategy: tf.distribute.Strategy) -> None:
     """Gives `strategy` collective keys of its own; call it before its Extended is made.
 
     All strategies of a process start from the same keys, so that the second one's first message
@@ -360,7 +399,7 @@ def own_collectives(strategy: tf.distribute.Strategy) -> None:
 _key_bases = itertools.count(1 << 20, 1 << 10)
 
 
-def reduce_in_rings(extended: MirroredExtended) -> None:
+def use_ring_reduce(extended: MirroredExtended) -> None:
     """Makes a `MirroredStrategy` reduce in TensorFlow's rings; call it before anything is reduced.
 
     Inside a function it reduces with collectives of its own, whatever `cross_device_ops` it was
@@ -384,7 +423,7 @@ def pack_variables(strategy: tf.distribute.TPUStrategy) -> None:
     strategy._enable_packed_variable_in_eager_mode = True
 
 
-def exchanges() -> int:
+def exchange_group_size() -> int:
     """With how many replicas `all_to_all` and `all_gather` would exchange; 0 where they cannot.
 
     They stand in a graph, on CPU devices: eager replicas run one after the other, and what GPUs do
@@ -432,13 +471,13 @@ def _launcher() -> Any:
     """What starts the collectives of the replica that we are in, or None without any."""
     context = tf.distribute.get_replica_context()
     extended = context.strategy.extended
-    ours = getattr(extended, "_collective_ops", getattr(extended, "_cross_device_ops", None))
-    launchers = getattr(ours, "_launchers", None)
+    collectives = getattr(extended, "_collective_ops", getattr(extended, "_cross_device_ops", None))
+    launchers = getattr(collectives, "_launchers", None)
     return launchers[context._replica_id] if launchers else None
 
 
 @contextlib.contextmanager
-def dividing(divide: Callable[[Any, Any, Any], Any]) -> Iterator[None]:
+def division_replaced(divide: Callable[[Any, Any, Any], Any]) -> Iterator[None]:
     """Keras's operations divide by `divide`, which is given their own division first.
 
     That of Keras 3.15 asks in a `tf.cond` whether the divisor of `tf.IndexedSlices` has a zero, and
@@ -453,7 +492,38 @@ def dividing(divide: Callable[[Any, Any, Any], Any]) -> Iterator[None]:
         module.divide = before
 
 
-def replica_number() -> int:
+def read_here(source: Any) -> Any:
+    """What a gradient's source is read from where we are.
+
+    Outside of `Strategy.run` a program reads one copy of a variable of several replicas, or a copy
+    on the host of one of a mesh, and a tape records that. TensorFlow asks the variable itself for
+    its handle, which one of replicas has in a replica only.
+    """
+    found = source._value if isinstance(source, keras.Variable) else source
+    if getattr(found, "on_tape", None) is not None:
+        return found.on_tape
+    if isinstance(found, DistributedVariable) and tf.distribute.in_cross_replica_context():
+        return found._get_on_device_or_primary()
+    return source
+
+
+def is_recording() -> bool:
+    """Whether a tape of this thread may record what is computed now."""
+    return bool(could_possibly_record())
+
+
+def asked_without_replica() -> bool:
+    """Whether an optimizer of Keras asks, outside of replicas, if it may pause the others.
+
+    It would then call `merge_call` of the replica that it is in, and there is none. The question
+    is `Extended._use_merge_call`, and `strategy_supports_no_merge_call` the public name that asks.
+    """
+    frame: Any = sys._getframe(2)
+    asks = frame.f_code.co_name == "strategy_supports_no_merge_call"
+    return bool(asks and tf.distribute.in_cross_replica_context())
+
+
+def local_replica_index() -> int:
     """Which of this worker's replicas we are in; public is only its id among all, a tensor."""
     return int(tf.distribute.get_replica_context()._replica_id)
 
@@ -478,7 +548,7 @@ def compiled_losses(model: keras.Model) -> list[keras.losses.Loss]:
     return [entry[1] for entry in flat if isinstance(entry[1], keras.losses.Loss)]
 
 
-def wrapped(loss: keras.losses.Loss) -> tuple[Any, dict[str, Any]]:
+def wrapped_function(loss: keras.losses.Loss) -> tuple[Any, dict[str, Any]]:
     """The function that a loss is made of, and its options; None for a class with its own `call`.
 
     Keras wraps its own functions and those of a script in the same class.
@@ -534,15 +604,15 @@ def set_strategy(model: Any, strategy: Any) -> None:
     model._distribute_strategy = strategy
 
 
-def alive() -> tuple[list[Any], list[Any]]:
+def live_trainers_and_optimizers() -> tuple[list[Any], list[Any]]:
     """All that has `fit`, and all optimizers, of this process; Keras keeps no list of them."""
     optimizer, layer = keras.optimizers.Optimizer, keras.layers.Layer
     found: list[Any] = []
-    wanted: dict[type, bool] = {}
+    relevant: dict[type, bool] = {}
     for each in gc.get_objects():
         cls = type(each)
-        if (is_wanted := wanted.get(cls)) is None:
-            is_wanted = wanted[cls] = issubclass(cls, (TensorFlowTrainer, optimizer))
+        if (is_wanted := relevant.get(cls)) is None:
+            is_wanted = relevant[cls] = issubclass(cls, (TensorFlowTrainer, optimizer))
         if is_wanted and hasattr(each, "_tracker"):  # one that is being made has none
             found.append(each)
     trainers = [each for each in found if isinstance(each, layer)]
@@ -561,7 +631,7 @@ def global_seed_generator() -> keras.random.SeedGenerator | None:
 
 def optimizer_key(optimizer: Any, variable: keras.Variable) -> Any:
     """By what `optimizer` knows a variable, in its dicts and sets; None where it cannot."""
-    if held(variable) is None or not hasattr(optimizer, "_var_key"):
+    if tf_variable(variable) is None or not hasattr(optimizer, "_var_key"):
         return None
     return optimizer._var_key(variable)
 
@@ -579,6 +649,53 @@ def forget_traces(function: Any) -> None:
     """
     if hasattr(function, "_clone"):
         vars(function).update(vars(function._clone(None)))
+
+
+def is_function(fn: Any) -> bool:
+    """Whether `fn` is a `tf.function` in which TensorFlow would run the replicas.
+
+    Under XLA on GPUs each replica runs its own, with nothing to order.
+    """
+    return isinstance(fn, tf.types.experimental.PolymorphicFunction) and not fn._jit_compile
+
+
+def function_like(function: Any, plain: Callable[..., Any]) -> Any:
+    """A `tf.function` of `plain` with the options of another."""
+    return function._clone(python_function=plain)
+
+
+def is_ordered_by_trace(op: tf.Operation) -> bool:
+    """Whether an operation has side effects, and on no variable or other resource.
+
+    When a function is traced to its end TensorFlow lets each such operation wait for the one that
+    was made before it (`AutomaticControlDependencies`).
+    """
+    if not op_is_stateful(op) or op._control_flow_context is not None:
+        return False
+    return next(iter(_resources_of(op)), None) is None
+
+
+def leave_unordered(graph: tf.Graph, operations: list[tf.Operation]) -> bool:
+    """Lets operations of a function run, and wait for none by themselves.
+
+    Args:
+        graph: of the function, which is being traced.
+        operations: of it, with side effects.
+
+    Returns:
+        False where TensorFlow orders nothing by itself, as in a graph that is no function's.
+    """
+    manager = getattr(graph, "experimental_acd_manager", None)
+    if manager is None:
+        return False
+    for op in operations:
+        manager.run_independently(op)
+    return True
+
+
+def run_after(op: tf.Operation, earlier: tf.Operation) -> None:
+    """Lets an operation that is made already wait for an earlier one."""
+    op._add_control_input(earlier)
 
 
 def first_replica(strategy: tf.distribute.Strategy) -> int:
@@ -669,7 +786,7 @@ def is_keras_function(fn: Any) -> bool:
     return str(getattr(fn, "__module__", "")).startswith("keras.")
 
 
-def library_that_asks() -> str:
+def calling_library() -> str:
     """``"keras"`` or ``"tensorflow"``, which read the property that calls us for their own use.
 
     A replica context's `num_replicas_in_sync` reads the strategy's, for whoever asked it: then it
@@ -683,6 +800,15 @@ def library_that_asks() -> str:
         frame = frame.f_back
     package = _module(frame).partition(".")[0]
     return package if package in ("keras", "tensorflow") else ""
+
+
+def loss_asks() -> bool:
+    """Whether a loss of Keras reads the property that calls us, to divide itself by it.
+
+    It does so in `scale_loss_for_distribution` wherever it is called. Keras's trainer reads the
+    same property outside of replicas to know how many parts a gathered result has.
+    """
+    return _module(sys._getframe(2)).startswith("keras.src.losses.")
 
 
 @contextlib.contextmanager
@@ -757,7 +883,7 @@ def set_initial_epoch(model: keras.Model, epoch: int) -> None:
 
 
 class Caller(NamedTuple):
-    """A `Model` method that asks for its data: ``"fit"``, ``"evaluate"`` or ``"predict"``.
+    """A `Model` method that requests its data: ``"fit"``, ``"evaluate"`` or ``"predict"``.
 
     Attributes:
         model: whose method it is.
@@ -875,7 +1001,7 @@ def _module(frame: Any) -> str:
     return str(frame.f_globals.get("__name__", ""))
 
 
-def begin_again(threads: Any) -> bool:
+def restart_threads(threads: Any) -> bool:
     """Lets the threads of a `PyDataset`, stopped after a look at its first batch, begin anew.
 
     Keras 3.15 keeps what they have read by then for the next pass, which begins with the first
@@ -898,7 +1024,7 @@ def array_pipeline(dataset: tf.data.Dataset) -> tuple[tf.data.Dataset, list[Any]
     """Takes the dataset that Keras makes of in-memory arrays apart.
 
     Keras gathers every row of a global batch and would leave the choosing of rows for later. To
-    gather only our own, the indices must be cut before they are used, and `tf.data` has no public
+    gather only our own, the indices must be split before they are used, and `tf.data` has no public
     way to insert a step into a dataset that exists.
 
     Returns:

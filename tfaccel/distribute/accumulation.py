@@ -2,14 +2,14 @@
 
 Under Keras's `gradient_accumulation_steps=K` gradients are reduced in every step and the sums
 accumulated: K all-reduces where one is enough, since a sum of sums may be taken in any order. With
-`accumulate="local"` each replica accumulates its own, and the all-reduce stands in the branch of
-the step that updates.
+`gradient_accumulation="local"` each replica accumulates its own, and the all-reduce stands in the
+branch of the step that updates.
 
 What that changes: nothing but the order in which floats are added. Keras clips what it has
 accumulated, which is reduced before that. As in Keras, each of the K batches counts the same,
-however many rows it has. Every replica accumulates its gradient times its share of the rows times
-the number of replicas, so that the mean over replicas is what one device would have accumulated:
-that is what files hold.
+however many rows it has. Every replica accumulates its gradient times its fraction of the rows
+times the number of replicas, so that the mean over replicas is what one device would have
+accumulated: that is what files hold.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ class AccumulatesLocally(_private.BeforeClipping):
     def scale_loss(self, loss: tf.Tensor) -> tf.Tensor:
         """Weighs the loss by our rows over the rows of a replica's equal part."""
         loss = super().scale_loss(loss)  # type: ignore[misc]
+        if step.is_checking():
+            return loss
         return loss * _replicas(loss.dtype) if _weighted(self) else loss
 
     def apply(self, grads: Any, trainable_variables: Any = None) -> Any:
@@ -41,22 +43,27 @@ class AccumulatesLocally(_private.BeforeClipping):
         if odd:
             raise StrategyError(
                 f"tfaccel: variable {odd[0].path!r} is overwritten with its gradient, which "
-                "accumulate='local' cannot put together; use accumulate='reduced'."
+                "gradient_accumulation='local' cannot combine; use gradient_accumulation='reduced'."
             )
         return super().apply(grads, trainable_variables)  # type: ignore[misc]
 
     def reduced(self, grads: list[Any]) -> list[Any]:
         """Our gradients as they are accumulated."""
+        if step.is_checking():
+            summed: list[Any] = super().reduced(grads)  # type: ignore[misc]
+            return summed
         return grads if _weighted(self) else [_times_replicas(g) for g in grads]
 
     def before_clipping(self, grads: list[Any]) -> list[Any]:
         """The mean over replicas of what each has accumulated."""
+        if step.is_checking():
+            return grads
         if tf.distribute.in_cross_replica_context() or not tf.distribute.has_strategy():
-            return grads  # a loop of the user's own, on one device
+            return grads  # a custom training loop, on one device
         return [g / _replicas(g.dtype) for g in super().reduced(grads)]  # type: ignore[misc]
 
 
-class AgreesOnOverflow:
+class SynchronizesOverflow:
     """Mixin for a LossScaleOptimizer: one replica's overflow is an overflow of all.
 
     The all-reduce of the optimizer inside stands in the branch for finite gradients: replicas
@@ -77,13 +84,13 @@ def accumulate_locally(optimizer: keras.optimizers.Optimizer) -> None:
     inner = getattr(optimizer, "inner_optimizer", None)
     if inner is not None and inner.gradient_accumulation_steps:
         accumulate_locally(inner)
-        adapt(optimizer, AgreesOnOverflow)
+        adapt(optimizer, SynchronizesOverflow)
     elif not optimizer.gradient_accumulation_steps:
         return
     adapt(optimizer, AccumulatesLocally)
 
 
-def settle(optimizer: keras.optimizers.Optimizer, strategy: tf.distribute.Strategy) -> None:
+def synchronize(optimizer: keras.optimizers.Optimizer, strategy: tf.distribute.Strategy) -> None:
     """Gives every replica the mean of what all have accumulated, as one device would hold it.
 
     Nothing changes for the update to come. Call it before the optimizer is saved; every worker
@@ -96,12 +103,12 @@ def settle(optimizer: keras.optimizers.Optimizer, strategy: tf.distribute.Strate
     count, accumulated = _private.accumulation(optimizer)
     if int(count.numpy()) % steps == 0:
         return  # all of it has been applied
-    if optimizer not in _settling:
-        _settling[optimizer] = _averaging([v.value for v in accumulated], strategy)
-    _settling[optimizer]()
+    if optimizer not in _synchronizers:
+        _synchronizers[optimizer] = _averaging([v.value for v in accumulated], strategy)
+    _synchronizers[optimizer]()
 
 
-_settling: weakref.WeakKeyDictionary[Any, Callable[[], None]] = weakref.WeakKeyDictionary()
+_synchronizers: weakref.WeakKeyDictionary[Any, Callable[[], None]] = weakref.WeakKeyDictionary()
 
 
 def _averaging(variables: list[Any], strategy: Any) -> Callable[[], None]:
@@ -114,8 +121,8 @@ def _averaging(variables: list[Any], strategy: Any) -> Callable[[], None]:
 
 
 def _weighted(optimizer: Any) -> bool:
-    here = step.current()
-    return here is not None and id(optimizer) in here.weighted
+    ctx = step.current()
+    return ctx is not None and id(optimizer) in ctx.weighted
 
 
 def _replicas(dtype: Any) -> tf.Tensor:

@@ -15,7 +15,7 @@ _made: dict[tuple[type, type], type] = {}
 
 
 def adapt(instance: Any, mixin: type) -> None:
-    """Puts `mixin` before the class of `instance`. Doing it twice is doing it once.
+    """Puts `mixin` before the class of `instance`. It is idempotent.
 
     Args:
         instance: any object whose class can be subclassed.

@@ -18,19 +18,28 @@ from absl import logging
 
 from tfaccel.distribute import _private, step
 from tfaccel.distribute.adapt import adapt
-from tfaccel.distribute.apart import Apart
+from tfaccel.distribute.batch_sharding import is_absent
 from tfaccel.distribute.graphs import outside_graphs
-from tfaccel.distribute.split import is_nothing
+from tfaccel.distribute.replica_attributes import ReplicaAttributes
 
-_STEPS = {
+STEPS = {
     **dict.fromkeys(("fit", "train_on_batch"), "train"),
     **dict.fromkeys(("evaluate", "test_on_batch"), "test"),
     **dict.fromkeys(("predict", "predict_on_batch"), "predict"),
 }
-_MADE_BY = ("trainable", "name", "dtype", "aggregation", "synchronization", "shape", "constraint")
+_TRACE = "tfaccel_trace"
+_CREATION_ARGUMENTS = (
+    "trainable",
+    "name",
+    "dtype",
+    "aggregation",
+    "synchronization",
+    "shape",
+    "constraint",
+)
 
 
-class BySteps(_private.BuildsBySteps):
+class FromSteps(_private.BuildsFromSteps):
     """Mixin for a model: its own steps make its variables, where it has any."""
 
     _tfaccel_strategy: Any
@@ -38,37 +47,37 @@ class BySteps(_private.BuildsBySteps):
 
     def build_for(self, method: str, batch: Any, failed: bool) -> bool:
         """As `_private.BuildsBySteps`."""
-        kind = _STEPS.get(method, "")
-        if not failed and not _is_own(self, kind):
+        kind = STEPS.get(method, "")
+        if not failed and not _is_custom(self, kind):
             return False
         if method in ("train_on_batch", "test_on_batch"):
-            return before(self, kind, specs(batch), self._tfaccel_strategy)
-        return not failed or before(self, kind, self._tfaccel_spec, self._tfaccel_strategy)
+            return trace_step(self, kind, specs(batch), self._tfaccel_strategy)
+        return not failed or trace_step(self, kind, self._tfaccel_spec, self._tfaccel_strategy)
 
 
-def by_steps(model: Any, strategy: Any, spec: Any = None) -> None:
-    """Makes Keras leave it to `before` to build `model`, where it has steps of its own.
+def build_from_steps(model: Any, strategy: Any, spec: Any = None) -> None:
+    """Makes Keras leave it to `trace_step` to build `model`, where it has steps of its own.
 
     Args:
         model: whose variables belong to `strategy`.
         strategy: of ours.
-        spec: of the batches that a method of `model` has asked for.
+        spec: of the batches that a method of `model` has requested.
     """
     object.__setattr__(model, "_tfaccel_strategy", strategy)
     if spec is not None:
         object.__setattr__(model, "_tfaccel_spec", spec)
-    adapt(model, BySteps)
+    adapt(model, FromSteps)
 
 
 def for_caller(caller: _private.Caller, spec: Any, strategy: Any) -> None:
     """Makes the variables that the method of `caller` needs, and takes it over from Keras.
 
     Args:
-        caller: asks for its data.
+        caller: requests its data.
         spec: of a batch.
         strategy: of ours, to which the variables of its model belong.
     """
-    by_steps(caller.model, strategy, spec)
+    build_from_steps(caller.model, strategy, spec)
     validates = caller.validates and caller.method == "fit"
     for_method(caller.model, "evaluate" if validates else caller.method, spec, strategy)
 
@@ -82,12 +91,12 @@ def for_method(model: Any, method: str, spec: Any, strategy: Any) -> None:
         spec: of a batch.
         strategy: of ours.
     """
-    kind = _STEPS[method]
-    if _is_own(model, kind) or (kind == "predict" and not _is_built(model)):
-        before(model, kind, spec, strategy)
+    kind = STEPS[method]
+    if _is_custom(model, kind) or (kind == "predict" and not _is_built(model)):
+        trace_step(model, kind, spec, strategy)
 
 
-def before(model: Any, kind: str, spec: Any, strategy: Any) -> bool:
+def trace_step(model: Any, kind: str, spec: Any, strategy: Any) -> bool:
     """Traces a step of `model` over a batch of `spec`, unless Keras has made a function of it.
 
     Args:
@@ -102,7 +111,7 @@ def before(model: Any, kind: str, spec: Any, strategy: Any) -> bool:
     if kind != "predict" and getattr(model, f"{kind}_function", None) is not None:
         return True
     run = getattr(model, f"{kind}_step")
-    attributes = Apart([model, *_private.layers_of(model)])
+    attributes = ReplicaAttributes([model, *_private.layers_of(model)])
     try:
         outside_graphs(lambda: trace(run, spec, strategy))
     except Exception as error:
@@ -114,6 +123,14 @@ def before(model: Any, kind: str, spec: Any, strategy: Any) -> bool:
     return True
 
 
+def is_tracing() -> bool:
+    """Whether what is called now is traced to make variables, and never run."""
+    graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
+    while graph is not None and getattr(graph, "name", "") != _TRACE:
+        graph = getattr(graph, "outer_graph", None)
+    return graph is not None
+
+
 def trace(run: Callable[[Any], Any], spec: Any, strategy: Any) -> None:
     """Calls `run` as a replica of `strategy` does, in a graph that nobody runs.
 
@@ -122,13 +139,13 @@ def trace(run: Callable[[Any], Any], spec: Any, strategy: Any) -> None:
         spec: of the batch.
         strategy: of ours.
     """
-    graph = tf.__internal__.FuncGraph("tfaccel_trace")
-    with strategy.scope(), graph.as_default(), _made_outside(strategy):
+    graph = tf.__internal__.FuncGraph(_TRACE)
+    with strategy.scope(), graph.as_default(), _variables_outside_graph(strategy):
         batch = tf.nest.map_structure(_placeholder, spec)
         if hasattr(strategy, "mesh"):
             strategy.extended.call_for_each_replica(run, args=(batch,))
             return
-        alone = step.Step(tf.ones([]), alone=True)
+        alone = step.StepContext(tf.ones([]), independent=True)
         with _OneReplica(strategy, _private.first_replica(strategy)), step.entered(alone):
             run(batch)
 
@@ -147,8 +164,8 @@ class _OneReplica(tf.distribute.ReplicaContext):  # type: ignore[misc]
 
 
 @contextlib.contextmanager
-def _made_outside(strategy: Any) -> Iterator[None]:
-    """Variables that are made in the graph we are in are made outside of it."""
+def _variables_outside_graph(strategy: Any) -> Iterator[None]:
+    """Variables that are made in the graph we are in are created outside of it."""
     making = False
 
     def made(next_creator: Any, **kwargs: Any) -> Any:
@@ -158,7 +175,7 @@ def _made_outside(strategy: Any) -> Iterator[None]:
         value, beside = kwargs.get("initial_value"), kwargs.get("colocate_with")
         if not callable(value):
             value = _known(value, str(kwargs.get("name")))
-        kept = {name: kwargs[name] for name in _MADE_BY if kwargs.get(name) is not None}
+        kept = {name: kwargs[name] for name in _CREATION_ARGUMENTS if kwargs.get(name) is not None}
         with tf.init_scope(), contextlib.ExitStack() as stack:
             if beside is not None:
                 stack.enter_context(strategy.extended.colocate_vars_with(beside))
@@ -184,7 +201,7 @@ def _known(value: Any, name: str) -> Any:
 
 
 def _placeholder(spec: Any) -> Any:
-    if is_nothing(spec):
+    if is_absent(spec):
         return None
     if isinstance(spec, tf.RaggedTensorSpec):
         inner = spec.shape[spec.ragged_rank + 1 :]
@@ -198,7 +215,7 @@ def specs(batch: Any) -> Any:
     """The specs of a batch of arrays or tensors, of any number of rows."""
 
     def of(leaf: Any) -> Any:
-        if is_nothing(leaf):
+        if is_absent(leaf):
             return None
         if isinstance(leaf, (tf.TypeSpec, keras.KerasTensor)):
             return tf.TensorSpec(leaf.shape, leaf.dtype)
@@ -210,7 +227,7 @@ def specs(batch: Any) -> Any:
     return tf.nest.map_structure(of, batch)
 
 
-def _is_own(model: Any, kind: str) -> bool:
+def _is_custom(model: Any, kind: str) -> bool:
     """Whether Keras's way to build may miss what a step of `model` makes, since it is its own."""
     names = (f"{kind}_step", "compute_loss", "compute_metrics")
     return kind in ("train", "test") and any(_is_overridden(model, name) for name in names)

@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from tfaccel.distribute._private import Caller
 
-MOST = 32
+MAX_STEPS = 32
 """More would save little, and show progress seldom."""
 
 _HOOKS = tuple(
@@ -39,8 +39,8 @@ class Executions:
     def prepare(self, caller: Caller, possible: bool) -> int:
         """Settles the number for a method of a model that is about to run.
 
-        The number that a model was compiled with goes first, unless it is Keras's default of 1.
-        It stays the one that is saved with the model.
+        The number that a model was compiled with takes precedence, unless it is Keras's default of
+        1. It stays the one that is saved with the model.
 
         Args:
             caller: the method.
@@ -56,7 +56,7 @@ class Executions:
         steps = 1
         if possible:
             batches = caller.epoch.num_batches
-            steps = self._fixed or chosen(batches, caller.limits, caller.callbacks)
+            steps = self._fixed or choose(batches, caller.limits, caller.callbacks)
         if steps != now:
             self._ours[model] = model.steps_per_execution = steps
             # Keras makes them for a number.
@@ -65,7 +65,7 @@ class Executions:
         return steps
 
 
-def chosen(batches: int | None, limits: Sequence[int | None], callbacks: Any) -> int:
+def choose(batches: int | None, limits: Sequence[int | None], callbacks: Any) -> int:
     """The number of steps in a call.
 
     Args:
@@ -75,16 +75,16 @@ def chosen(batches: int | None, limits: Sequence[int | None], callbacks: Any) ->
         callbacks: what `fit` was given.
 
     Returns:
-        At most `MOST`; 1 when a callback wants to see each batch.
+        At most `MAX_STEPS`; 1 when a callback wants to see each batch.
 
-    >>> chosen(1000, [], None), chosen(20, [], None), chosen(31, [], None), chosen(97, [], None)
+    >>> choose(1000, [], None), choose(20, [], None), choose(31, [], None), choose(97, [], None)
     (25, 20, 31, 32)
-    >>> chosen(1000, [50, None, 20], None), chosen(None, [], None)
+    >>> choose(1000, [50, None, 20], None), choose(None, [], None)
     (10, 32)
     """
     if any(_sees_batches(callback) for callback in _each(callbacks)):
         return 1
-    most = min(MOST, batches or MOST)
+    most = min(MAX_STEPS, batches or MAX_STEPS)
     common = math.gcd(*(limit for limit in limits if limit))
     divides = max(n for n in range(1, most + 1) if (common or batches or most) % n == 0)
     # Data may end within a call: what does not divide only looks odd in a progress bar.
@@ -94,7 +94,8 @@ def chosen(batches: int | None, limits: Sequence[int | None], callbacks: Any) ->
 def _keras_makes_steps(model: keras.Model) -> bool:
     """Whether it is Keras that runs a step, and not a function that the model makes by itself."""
     return all(
-        _of_keras(getattr(model, name)) for name in ("make_train_function", "make_test_function")
+        _is_keras_hook(getattr(model, name))
+        for name in ("make_train_function", "make_test_function")
     )
 
 
@@ -108,8 +109,8 @@ def _sees_batches(callback: Any) -> bool:
     if any(isinstance(getattr(callback, name, None), int) for name in _COUNTS):
         return True
     hooks = (getattr(callback, name, None) for name in _HOOKS)
-    return any(hook is not None and not _of_keras(hook) for hook in hooks)
+    return any(hook is not None and not _is_keras_hook(hook) for hook in hooks)
 
 
-def _of_keras(hook: Any) -> bool:
+def _is_keras_hook(hook: Any) -> bool:
     return str(getattr(hook, "__module__", "")).startswith("keras.")

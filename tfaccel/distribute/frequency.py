@@ -12,26 +12,28 @@ class Frequency:
     """What is sent less often than in every step.
 
     Attributes:
-        accumulate: ``"local"``: an optimizer with `gradient_accumulation_steps` sums gradients
-            over replicas only in the steps that update; ``"reduced"`` and None: in every step.
+        gradient_accumulation: ``"local"``: an optimizer with `gradient_accumulation_steps` sums
+            gradients over replicas only in the steps that update; ``"reduced"`` and None: in every
+            step.
         local_steps: each replica updates a copy of its own for so many steps before the copies are
             averaged; 1: no step is taken alone.
 
-    >>> Frequency(accumulate="local").apart, Frequency().apart
+    >>> Frequency(gradient_accumulation="local").replicas_diverge, Frequency().replicas_diverge
     (True, False)
     """
 
-    accumulate: str | None = None
+    gradient_accumulation: str | None = None
     local_steps: int = 1
 
     def __post_init__(self) -> None:
-        if self.accumulate == "local" and self.local_steps > 1:
+        if self.gradient_accumulation == "local" and self.local_steps > 1:
             raise StrategyError(
-                f"tfaccel: accumulate='local' and local_steps={self.local_steps} were asked for "
-                "together, expected one of them: under local steps no gradient is reduced."
+                f"tfaccel: gradient_accumulation='local' and local_steps={self.local_steps} were "
+                "requested together, expected one of them: under local steps no gradient is "
+                "reduced."
             )
 
     @property
-    def apart(self) -> bool:
+    def replicas_diverge(self) -> bool:
         """Whether replicas may hold different states between two steps."""
-        return self.accumulate == "local" or self.local_steps > 1
+        return self.gradient_accumulation == "local" or self.local_steps > 1

@@ -1,12 +1,13 @@
-"""Gradients of the whole batch, taken by a step of the user's own.
+"""Gradients of the global batch, taken by a custom step.
 
 Keras's own step hands its gradients to the optimizer at once, and there they are reduced
 (`optimizer.py`). A `train_step` that somebody wrote may clip them, take their norm, log them, or
 feed them to another optimizer than the one that scaled the loss. In such a step
-`tf.GradientTape.gradient` itself returns, for variables, the gradient of the whole batch: the
-target is weighted by the replica's share of the rows, and the gradients are summed over replicas.
-What follows is the program of one device, and `optimizer.apply` reduces nothing more. Gradients
-with respect to anything else (inputs, activations: penalties, saliency) stay the replica's own.
+`tf.GradientTape.gradient` itself returns, for variables, the gradient of the global batch: the
+target is weighted by the replica's fraction of the rows, and the gradients are summed over
+replicas. What follows is the program of one device, and `optimizer.apply` reduces nothing more.
+Gradients with respect to anything else (inputs, activations: penalties, saliency) stay the
+replica's own.
 
 The weight is that of the target and not of the gradients, so that what the user gathers from other
 replicas inside the loss is differentiated rightly: the gradient of a gather sums what flows back
@@ -14,8 +15,11 @@ from all replicas, each with its weight.
 
 A target of several elements is differentiated as its sum, on one device too; it has no weight.
 
+In a loop outside of `Strategy.run`, where a variable has no replica, its gradient is that of the
+copy that is read there.
+
 `tf.GradientTape` is a public class whose instances user code makes by itself, so its method is
-replaced, once in a process and for good; outside a step of the user's own it is TensorFlow's.
+replaced, once in a process and permanently; outside a custom step it is TensorFlow's.
 """
 
 from __future__ import annotations
@@ -30,13 +34,13 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfaccel.distribute import sparse, step
-from tfaccel.distribute.ways import SCALED, SUM
+from tfaccel.distribute import _private, sparse, step
+from tfaccel.distribute.step_reductions import SCALED_MEAN, SUM
 
 
 @dataclass
 class Gradients:
-    """The gradients that a replica takes in one step of the user's own.
+    """The gradients that a replica takes in one custom step.
 
     Attributes:
         reduces: whether they are summed over replicas where they are taken.
@@ -47,7 +51,7 @@ class Gradients:
     calls: int = 0
 
 
-def of_replicas(grads: list[Any], owner: Any = None) -> list[Any]:
+def all_reduce_gradients(grads: list[Any], owner: Any = None) -> list[Any]:
     """The sum over replicas of each gradient; None stays None.
 
     Args:
@@ -56,61 +60,61 @@ def of_replicas(grads: list[Any], owner: Any = None) -> list[Any]:
     """
     if all(g is None for g in grads):
         return grads
-    wire = getattr(tf.distribute.get_strategy(), "wire", None)
-    kept, more, rebuild = sparse.taken_apart(grads)
-    if wire is not None:
-        return rebuild(wire.sum(owner, kept), step.all_reduce_sum(more) if more else [])
+    compression = getattr(tf.distribute.get_strategy(), "gradient_compression", None)
+    kept, more, rebuild = sparse.split_sparse(grads)
+    if compression is not None:
+        return rebuild(compression.sum(owner, kept), step.all_reduce_sum(more) if more else [])
     summed = iter(step.all_reduce_sum([*(g for g in kept if g is not None), *more]))
     return rebuild([None if g is None else next(summed) for g in kept], list(summed))
 
 
 def install() -> None:
-    """Makes `tf.GradientTape.gradient` return the whole batch's gradients in such a step."""
+    """Makes `tf.GradientTape.gradient` return the global batch's gradients in such a step."""
     tape: Any = tf.GradientTape
     if hasattr(tape.gradient, "_tfaccel_plain"):
         return
-    tape.gradient = _whole(tape.gradient)
-    tape.jacobian = _own(tape.jacobian)
-    tape.batch_jacobian = _own(tape.batch_jacobian)
+    tape.gradient = _global_batch_gradient(tape.gradient)
+    tape.jacobian = _local_derivative(tape.jacobian)
+    tape.batch_jacobian = _local_derivative(tape.batch_jacobian)
 
 
-_here = threading.local()
+_thread_state = threading.local()
 
 
 @contextlib.contextmanager
-def left_alone() -> Iterator[None]:
+def plain_gradients() -> Iterator[None]:
     """Leaves gradients to TensorFlow for a while, in this thread."""
-    before = getattr(_here, "inert", False)
-    _here.inert = True
+    before = getattr(_thread_state, "inert", False)
+    _thread_state.inert = True
     try:
         yield
     finally:
-        _here.inert = before
+        _thread_state.inert = before
 
 
 @contextlib.contextmanager
 def recorded() -> Iterator[list[tuple[list[Any], list[Any]]]]:
     """Notes the gradients with respect to variables that this thread takes, as TensorFlow's are."""
-    before = getattr(_here, "seen", None)
-    _here.seen = []
+    before = getattr(_thread_state, "seen", None)
+    _thread_state.seen = []
     try:
-        yield _here.seen
+        yield _thread_state.seen
     finally:
-        _here.seen = before
+        _thread_state.seen = before
 
 
-def _own(method: Callable[..., Any]) -> Callable[..., Any]:
+def _local_derivative(method: Callable[..., Any]) -> Callable[..., Any]:
     """A Jacobian is the replica's own: it is taken in a loop over elements of the target."""
 
     @functools.wraps(method)
     def own(*args: Any, **kwargs: Any) -> Any:
-        with left_alone():
+        with plain_gradients():
             return method(*args, **kwargs)
 
     return own
 
 
-def _whole(plain: Callable[..., Any]) -> Callable[..., Any]:
+def _global_batch_gradient(plain: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(plain)
     def gradient(
         self: tf.GradientTape,
@@ -119,43 +123,47 @@ def _whole(plain: Callable[..., Any]) -> Callable[..., Any]:
         output_gradients: Any = None,
         unconnected_gradients: Any = tf.UnconnectedGradients.NONE,
     ) -> Any:
-        here = step.current()
-        ours = here.gradients if here is not None else None
+        ctx = step.current()
+        tracker = ctx.gradients if ctx is not None else None
         flat = tf.nest.flatten(sources)
+        if ctx is None:
+            sources = tf.nest.pack_sequence_as(sources, [_private.read_here(s) for s in flat])
         chosen = [i for i, source in enumerate(flat) if is_parameter(source)]
-        if not chosen or getattr(_here, "inert", False):
+        if not chosen or getattr(_thread_state, "inert", False):
             return plain(self, target, sources, output_gradients, unconnected_gradients)
-        if here is None or ours is None:
-            with left_alone():
+        if ctx is None or tracker is None:
+            with plain_gradients():
                 taken = plain(self, target, sources, output_gradients, unconnected_gradients)
-            if (seen := getattr(_here, "seen", None)) is not None:
+            if (seen := getattr(_thread_state, "seen", None)) is not None:
                 grads = tf.nest.flatten(taken)
                 seen.append(([flat[i] for i in chosen], [grads[i] for i in chosen]))
             return taken
-        weight = _weight(here, here.ways.gradient(ours.calls))
-        weighted = _weighted(target, output_gradients, weight)
-        with left_alone():  # what is computed again on the way back has tapes of its own
+        weight = _weight(ctx, ctx.reductions.gradient(tracker.calls))
+        targets = tf.nest.flatten(target)
+        means = [is_mean(t, ctx.rows, flat[chosen[0]]) for t in targets]
+        weighted = _weighted(target, means, output_gradients, weight)
+        with plain_gradients():  # what is computed again on the way back has tapes of its own
             grads = tf.nest.flatten(plain(self, target, flat, weighted, unconnected_gradients))
         of_variables = [grads[i] for i in chosen]
-        if here.starved:
-            of_variables = [here.some(g) for g in of_variables]
-        if ours.reduces:
-            of_variables = of_replicas(of_variables)
+        if ctx.has_empty_replicas:
+            of_variables = [ctx.zero_if_empty(g) for g in of_variables]
+        if tracker.reduces:
+            of_variables = all_reduce_gradients(of_variables)
         for i, grad in zip(chosen, of_variables, strict=True):
             grads[i] = grad
         if weighted is not None and weight is not None:
             for i in set(range(len(flat))) - set(chosen):
                 grads[i] = _divided(grads[i], weight)
-        ours.calls += 1
-        if here.recorded is not None:
-            here.recorded.append(([flat[i] for i in chosen], of_variables))
+        tracker.calls += 1
+        if ctx.recorded is not None:
+            ctx.recorded.append(([flat[i] for i in chosen], of_variables))
         return tf.nest.pack_sequence_as(sources, grads)
 
     gradient._tfaccel_plain = plain  # type: ignore[attr-defined]
     return gradient
 
 
-def is_own(train_step: Any) -> bool:
+def is_custom_step(train_step: Any) -> bool:
     """Whether a model's bound `train_step` is not Keras's throughout."""
     function = getattr(train_step, "__func__", None)
     loss = type(train_step.__self__).compute_loss
@@ -170,23 +178,48 @@ def is_parameter(source: Any) -> bool:
     return bool(held.synchronization != tf.VariableSynchronization.ON_READ)
 
 
-def is_mean(target: Any) -> bool:
-    """Whether a target is one number, which a loss is as a mean, and not one for each row."""
-    shape = getattr(target, "shape", None)
-    return shape is not None and tf.TensorShape(shape).num_elements() == 1
+def is_mean(target: Any, rows: int | None, owner: Any) -> bool:
+    """Whether a target is one number, which a loss is as a mean, and not one for each row.
+
+    Of a replica with one row, in a step that runs eagerly, both have the same shape. There it is
+    taken for one of each row, unless the same owner had that shape with more rows.
+
+    Args:
+        target: of a gradient.
+        rows: how many we have, where that is known.
+        owner: the optimizer, or the first variable, whose step it is.
+    """
+    shape = tf.TensorShape(getattr(target, "shape", None))
+    if shape.num_elements() != 1:
+        return False
+    if shape.rank == 0 or rows is None:
+        return True
+    key = id(owner), shape.rank
+    if rows != 1:
+        _never_of_rows.add(key)
+    return key in _never_of_rows
 
 
-def _weight(here: step.Step, way: str) -> tf.Tensor | None:
-    if way == SUM:
+_never_of_rows: set[tuple[int, int]] = set()
+
+
+def _weight(ctx: step.StepContext, reduction: str) -> tf.Tensor | None:
+    if reduction == SUM:
         return None
     replicas = tf.distribute.get_strategy().placement.replicas
-    return here.share * tf.cast(replicas, here.share.dtype) if way == SCALED else here.share
+    return (
+        ctx.batch_fraction * tf.cast(replicas, ctx.batch_fraction.dtype)
+        if reduction == SCALED_MEAN
+        else ctx.batch_fraction
+    )
 
 
-def _weighted(target: Any, output_gradients: Any, weight: tf.Tensor | None) -> Any:
+def _weighted(
+    target: Any, means: list[bool], output_gradients: Any, weight: tf.Tensor | None
+) -> Any:
     """The gradients to begin with: those given, times our weight where a target is a mean."""
     targets = tf.nest.flatten(target)
-    means = [is_mean(t) and tf.as_dtype(t.dtype).is_floating for t in targets]
+    means = [m and tf.as_dtype(t.dtype).is_floating for m, t in zip(means, targets, strict=True)]
     if weight is None or not any(means):
         return output_gradients
     given = (

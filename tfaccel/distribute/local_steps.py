@@ -10,17 +10,17 @@ What that changes: the numbers are no longer those of one device, for any H abov
 * A step uses the gradient at a replica's own parameters, not at their mean; between averagings the
   copies drift apart, the more so the larger H and the learning rate.
 * A replica's gradient is the mean over *its* rows, and every replica counts the same in the
-  average: rows of a smaller share (a ragged batch) weigh more. A replica without any rows takes a
-  step with a gradient of zero.
+  average: rows of a smaller fraction of the rows (a partial batch) weigh more. A replica without
+  any rows takes a step with a gradient of zero.
 * Clipping, overflow tests and loss scales look at a replica's own gradient.
 * With the parameters, the optimizer's own variables (momenta, second moments, moving averages,
   loss scale) are averaged, as Yu et al. do for momentum (https://arxiv.org/abs/1905.03817). Lin et
   al. leave them local, which sends less; but then there is no one state that a checkpoint could
-  hold. After an averaging all replicas are equal in everything, to the bit.
+  hold. After an averaging all replicas are bit-identical.
 
 Moving statistics, metrics and logs still go through one small message in every step. The copies
-are also averaged at the end of every epoch and wherever else somebody may look (`looks.py`); the
-count of H steps then starts anew.
+are also averaged at the end of every epoch and wherever else somebody may look (`sync_points.py`);
+the count of H steps then starts anew.
 """
 
 from __future__ import annotations
@@ -43,29 +43,36 @@ from tfaccel.distribute.optimizer import (
 )
 
 
-class TrainsAlone(ReduceFirst):
+class LocalUpdates(ReduceFirst):
     """Mixin for a Keras optimizer: applies the gradients of its own replica, as they are."""
 
     def scale_loss(self, loss: tf.Tensor) -> tf.Tensor:
-        """What the plain optimizer makes of the loss; our share of the rows does not matter."""
+        """What the plain optimizer makes of the loss; our fraction of the rows does not matter."""
+        if step.is_checking():
+            return super().scale_loss(loss)
         return super(ReduceFirst, self).scale_loss(loss)  # type: ignore[misc]
 
     def apply(self, grads: Any, trainable_variables: Any = None) -> Any:
         """Applies the gradient of our rows."""
-        here = step.current()
-        if here is not None and id(self) not in here.weighted:
-            here.weighted.add(id(self))
-            if here.starved:
-                some = step.Step(tf.cast(here.share > 0, tf.float32), starved=True)
+        ctx = step.current() if not step.is_checking() else None
+        if ctx is not None and id(self) not in ctx.weighted:
+            ctx.weighted.add(id(self))
+            if ctx.has_empty_replicas:
+                some = step.StepContext(
+                    tf.cast(ctx.batch_fraction > 0, tf.float32), has_empty_replicas=True
+                )
                 grads = [some.weight(g) for g in grads]
         return super().apply(grads, trainable_variables)
 
     def reduced(self, grads: list[Any]) -> list[Any]:
-        """The gradients of our rows; in a loop of the user's own their sum over replicas."""
-        return grads if step.current() is not None else super().reduced(grads)
+        """The gradients of our rows; in a custom training loop their sum over replicas."""
+        alone = step.current() is not None and not step.is_checking()
+        return grads if alone else super().reduced(grads)
 
 
-def train_alone(optimizer: keras.optimizers.Optimizer, strategy: tf.distribute.Strategy) -> None:
+def use_local_updates(
+    optimizer: keras.optimizers.Optimizer, strategy: tf.distribute.Strategy
+) -> None:
     """Makes `optimizer` apply each replica's own gradients in a step of `fit`.
 
     Args:
@@ -73,12 +80,12 @@ def train_alone(optimizer: keras.optimizers.Optimizer, strategy: tf.distribute.S
         strategy: the strategy whose replicas call it.
     """
     for part in parts_of(optimizer):
-        train_alone(part, strategy)
-    adapt(optimizer, TrainsAlone)
+        use_local_updates(part, strategy)
+    adapt(optimizer, LocalUpdates)
     reduce_first(optimizer, strategy)
 
 
-class Averaging:
+class ModelAveraging:
     """Averages the replicas of one model, after every so many steps and when asked to.
 
     Args:
@@ -91,7 +98,7 @@ class Averaging:
         self._model = weakref.ref(model)
         self._strategy = strategy
         self._steps = steps
-        self._settle: tuple[list[int], Callable[[], None]] = ([], self._average)
+        self._synchronize: tuple[list[int], Callable[[], None]] = ([], self._average)
         with tf.init_scope(), strategy.scope():
             # Alike on all replicas, whatever their loss scales skip.
             self._alone = tf.Variable(0, trainable=False, dtype=tf.int64, name="steps_alone")
@@ -101,21 +108,21 @@ class Averaging:
         self._alone.assign_add(1)
         tf.cond(self._alone >= self._steps, self._average, lambda: None)
 
-    def settle(self) -> None:
+    def synchronize(self) -> None:
         """Averages now, if any step has been taken alone; every worker must call."""
         if int(self._alone.numpy()) == 0:
             return
         ids = [id(v) for v in self._variables()]
-        if ids != self._settle[0]:  # the first time, or compiled anew
-            self._settle = ids, tf.function(lambda: self._strategy.run(self._average))
-        self._settle[1]()
+        if ids != self._synchronize[0]:  # the first time, or compiled anew
+            self._synchronize = ids, tf.function(lambda: self._strategy.run(self._average))
+        self._synchronize[1]()
 
     def _average(self) -> None:
         variables = self._variables()
         numbers = [v for v in variables if v.dtype.is_floating]
         counts = [v for v in variables if v.dtype.is_integer]
         replicas = self._strategy.placement.replicas
-        sums = step.all_reduce_sum([tf.cast(v, step.wire_dtype(v.dtype)) for v in numbers])
+        sums = step.all_reduce_sum([tf.cast(v, step.transport_dtype(v.dtype)) for v in numbers])
         for variable, total in zip(numbers, sums, strict=True):
             variable.assign(tf.cast(total / replicas, variable.dtype))
         sums = step.all_reduce_packed([tf.convert_to_tensor(v) for v in counts])

@@ -1,4 +1,4 @@
-"""Ends a Keras step: what its replicas say of the batch becomes one statement about the whole.
+"""Ends a Keras step: the logs of its replicas are merged to those of the global batch.
 
 Keras takes the mean over replicas of what each metric says of its own rows, and reduces each log
 by itself; a mean of areas under curves is no area under a curve, and every message between
@@ -13,11 +13,13 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfaccel.distribute.state import Averaged
-from tfaccel.distribute.step import Step, all_reduce_packed
+from tfaccel.distribute.non_trainable import StatisticsAverager
+from tfaccel.distribute.step import StepContext, all_reduce_packed
 
 
-def merged(model: keras.Model, logs: Any, step: Step, averaged: Averaged) -> Any:
+def merge_logs(
+    model: keras.Model, logs: Any, step: StepContext, averaged: StatisticsAverager
+) -> Any:
     """Ends a step: one message brings statistics, metrics and logs of all replicas together.
 
     A log that is the result of a metric, as those of Keras's own steps are, is computed anew from
@@ -30,29 +32,32 @@ def merged(model: keras.Model, logs: Any, step: Step, averaged: Averaged) -> Any
         averaged: the statistics to bring together (may be empty).
 
     Returns:
-        `logs` for the whole batch, the same on every replica.
+        `logs` for the global batch, the same on every replica.
     """
     changes = averaged.changes(step)
     states = _metric_states(model, step)
-    ours = [tf.convert_to_tensor(v.value) for v in states]
-    if states and _stock_step(model):
-        summed = all_reduce_packed([*changes, *ours])
+    local_states = [tf.convert_to_tensor(v.value) for v in states]
+    if states and _is_keras_step(model):
+        summed = all_reduce_packed([*changes, *local_states])
         averaged.assign(summed[: len(changes)])
         return _results(model, states, summed[len(changes) :])
 
     flat = [(path, tf.convert_to_tensor(v)) for path, v in leaves(logs)]
     weighted = [
-        step.part(tf.cast(v, tf.float32), step.ways.of("logs", name_of(path))) for path, v in flat
-    ]
-    local = dict(leaves(_results(model, states, ours))) if states else {}
-    is_result = [
-        tf.cast(_same(v, local[path[-1:]]), tf.float32) if path[-1:] in local else tf.zeros([])
+        step.contribution(tf.cast(v, tf.float32), step.reductions.of("logs", name_of(path)))
         for path, v in flat
     ]
-    sent = [*changes, *ours, *weighted, *is_result, tf.ones([])]
+    local = dict(leaves(_results(model, states, local_states))) if states else {}
+    is_result = [
+        tf.cast(_is_same(v, local[path[-1:]]), tf.float32) if path[-1:] in local else tf.zeros([])
+        for path, v in flat
+    ]
+    sent = [*changes, *local_states, *weighted, *is_result, tf.ones([])]
     sums = iter(all_reduce_packed(sent))
     averaged.assign([next(sums) for _ in changes])
-    whole = dict(leaves(_results(model, states, [next(sums) for _ in ours]))) if states else {}
+    whole = (
+        dict(leaves(_results(model, states, [next(sums) for _ in local_states]))) if states else {}
+    )
     means = [next(sums) for _ in flat]
     agreed = [next(sums) for _ in flat]
     replicas = next(sums)
@@ -83,24 +88,24 @@ def name_of(path: tuple[Any, ...]) -> str:
     return "/".join(str(part) for part in path)
 
 
-def _same(a: tf.Tensor, b: Any) -> tf.Tensor:
+def _is_same(a: tf.Tensor, b: Any) -> tf.Tensor:
     b = tf.convert_to_tensor(b)
     return tf.reduce_all(tf.equal(a, tf.cast(b, a.dtype))) if a.shape == b.shape else False
 
 
-def _stock_step(model: keras.Model) -> bool:
+def _is_keras_step(model: keras.Model) -> bool:
     """Whether the logs are Keras's own, and so all of them metric results."""
     own = ("train_step", "test_step", "compute_metrics")
     return all(getattr(type(model), name) is getattr(keras.Model, name) for name in own)
 
 
-def _metric_states(model: keras.Model, step: Step) -> list[Any]:
+def _metric_states(model: keras.Model, step: StepContext) -> list[Any]:
     """The metric variables of `model` that are sums over replicas.
 
-    The others are the same on every replica already (`kept.py`); where one may not be, none is
-    returned.
+    The others are the same on every replica already (`stateful_layers.py`); where one may not be,
+    none is returned.
     """
     states = [v for metric in model.metrics for v in metric.variables]
     sums = [v for v in states if v.value.aggregation == tf.VariableAggregation.SUM]
     others = [v for v in states if not any(v is one for one in sums)]
-    return sums if all(id(v.value) in step.kept for v in others) else []
+    return sums if all(id(v.value) in step.aggregated for v in others) else []

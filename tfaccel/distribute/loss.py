@@ -1,6 +1,6 @@
-"""Losses of the whole batch.
+"""Losses of the global batch.
 
-A step weighs each replica's loss by its share of the rows, which is right for a mean over rows.
+A step weighs each replica's loss by its fraction of the rows, which is right for a mean over rows.
 A sum is not one, and neither is a mean over what a mask or sample weights leave: those are
 brought into that form here. What cannot be (one number for a batch, rows compared with each
 other) is computed of the rows of all replicas, on each of them.
@@ -16,96 +16,100 @@ import keras
 import tensorflow as tf
 from absl import logging
 
-from tfaccel.distribute import _private, gathered, step
+from tfaccel.distribute import _private, row_gather, step
 from tfaccel.distribute.adapt import adapt
-from tfaccel.distribute.of_rows import of_each_row
 from tfaccel.distribute.padding import row_weights
-from tfaccel.distribute.step import Step
+from tfaccel.distribute.per_example import is_per_example
+from tfaccel.distribute.step import StepContext
 
-_said: set[str] = set()
+_warned: set[str] = set()
 _KERAS = tuple(int(part) for part in keras.version().split(".")[:2])
 # Keras 3.13 and older sum an activity regularizer over rows, later ones take the mean.
 _ACTIVITY_IS_A_MEAN = (3, 14)
 
 
-class WholeBatch:
-    """Mixin for a Keras loss: its row-weighted mean over replicas is the whole batch's loss."""
+class GlobalBatchLoss:
+    """Mixin for a Keras loss: its row-weighted mean over replicas is the global batch's loss."""
 
     name: str
     reduction: str | None
 
     def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
-        """Computes the loss of our rows, in the scale of the whole batch."""
-        here = step.current()
-        if here is None or here.alone:
+        """Computes the loss of our rows, in the scale of the global batch."""
+        ctx = step.current()
+        if ctx is None or ctx.independent:
             loss: Any = super().__call__(y_true, y_pred, sample_weight)  # type: ignore[misc]
-            return loss if here is None else _of_some_rows(loss, here, self.reduction)
-        if here.whole:
+            return loss if ctx is None else _zero_if_empty(loss, ctx, self.reduction)
+        if ctx.has_global_batch:
             return super().__call__(y_true, y_pred, sample_weight)  # type: ignore[misc]
         loss = self
-        if gathered.several() and not of_each_row(loss, y_true, y_pred):
-            return self._of_all_rows(y_true, y_pred, sample_weight, here)
+        if row_gather.has_other_replicas() and not is_per_example(loss, y_true, y_pred):
+            return self._with_gathered_rows(y_true, y_pred, sample_weight, ctx)
         loss = super().__call__(y_true, y_pred, sample_weight)  # type: ignore[misc]
-        loss = _of_some_rows(loss, here, self.reduction)
+        loss = _zero_if_empty(loss, ctx, self.reduction)
         if self.reduction == "sum":
-            return tf.math.divide_no_nan(loss, tf.cast(here.share, loss.dtype))
-        mask = _both(_private.keras_mask(y_pred), here.loss_mask)
-        counted = _counted(self.reduction, mask, sample_weight, here.real)
+            return tf.math.divide_no_nan(loss, tf.cast(ctx.batch_fraction, loss.dtype))
+        mask = _combine_masks(_private.keras_mask(y_pred), ctx.loss_mask)
+        counted = _denominator(self.reduction, mask, sample_weight, ctx.real)
         if counted is None:
             return loss
         whole = step.all_reduce_sum(counted)
-        scale = tf.math.divide_no_nan(counted, whole * tf.cast(here.share, counted.dtype))
+        scale = tf.math.divide_no_nan(counted, whole * tf.cast(ctx.batch_fraction, counted.dtype))
         return tf.math.multiply_no_nan(loss, tf.cast(tf.stop_gradient(scale), loss.dtype))
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
         """Computes the loss of each row."""
         values = super().call(y_true, y_pred)  # type: ignore[misc]
-        here = step.current()
-        if here is not None:
-            here.loss_mask = _private.keras_mask(values)  # of classes to ignore
-            if here.real is not None and values.shape.rank and not here.whole:
+        ctx = step.current()
+        if ctx is not None:
+            ctx.loss_mask = _private.keras_mask(values)  # of classes to ignore
+            if ctx.real is not None and values.shape.rank and not ctx.has_global_batch:
                 # Copies of rows: Keras leaves out what a mask does not hold.
-                mask = _both(here.loss_mask, row_weights(here.real, values))
+                mask = _combine_masks(ctx.loss_mask, row_weights(ctx.real, values))
                 values = tf.identity(values)
                 _private.set_keras_mask(values, mask)
         return values
 
-    def _of_all_rows(self, y_true: Any, y_pred: Any, sample_weight: Any, here: Step) -> Any:
+    def _with_gathered_rows(
+        self, y_true: Any, y_pred: Any, sample_weight: Any, ctx: StepContext
+    ) -> Any:
         """Computes the loss of the rows of all replicas, which is the same on each."""
-        self._say_price(y_true, y_pred)
+        self._warn_cost(y_true, y_pred)
         mask = _private.keras_mask(y_pred)
-        block = gathered.block_of(keras.tree.flatten(y_pred)[0], here)
+        block = row_gather.local_block(keras.tree.flatten(y_pred)[0], ctx)
         given = (y_true, y_pred, sample_weight, mask)
-        y_true, y_pred, sample_weight, mask = gathered.of_all(given, block, here)
+        y_true, y_pred, sample_weight, mask = row_gather.gather_rows(given, block, ctx)
         if mask is not None:
             _private.set_keras_mask(y_pred, mask)
-        with step.entered(dataclasses.replace(here, alone=True, starved=False, real=None)):
+        with step.entered(
+            dataclasses.replace(ctx, independent=True, has_empty_replicas=False, real=None)
+        ):
             loss = super().__call__(y_true, y_pred, sample_weight)  # type: ignore[misc]
         if loss.shape.rank == 0:
             return loss
         # A vector counts as the sum of its rows. Ours are said; all have a gradient.
-        rows = gathered.ours_of(tf.stop_gradient(loss), block)
-        total = tf.reduce_sum(loss) * tf.cast(here.share, loss.dtype)
+        rows = row_gather.local_rows(tf.stop_gradient(loss), block)
+        total = tf.reduce_sum(loss) * tf.cast(ctx.batch_fraction, loss.dtype)
         total = tf.math.divide_no_nan(total, tf.cast(tf.size(rows), loss.dtype))
         return rows + (total - tf.stop_gradient(total))
 
-    def _say_price(self, y_true: Any, y_pred: Any) -> None:
-        if self.name in _said:
+    def _warn_cost(self, y_true: Any, y_pred: Any) -> None:
+        if self.name in _warned:
             return
-        _said.add(self.name)
+        _warned.add(self.name)
         tensors = keras.tree.flatten((y_true, y_pred))
         sizes = [t.shape[1:].num_elements() for t in tensors]
         numbers = "unknown" if None in sizes else f"{4 * sum(sizes)}"
         logging.warning(
-            "tfaccel: loss %r is one of the whole batch, not of each row by itself: every replica "
-            "computes it of all rows, and y_true and y_pred travel in each step (%s bytes for each "
-            "row of the batch).",
+            "tfaccel: loss %r is one of the global batch, not of each row by itself: every replica "
+            "computes it of all rows, and y_true and y_pred are sent in each step (%s bytes for "
+            "each row of the batch).",
             self.name,
             numbers,
         )
 
 
-class ByShare:
+class WeightedByBatchFraction:
     """Mixin for the metric that tracks one output's loss: it counts a batch, not a replica, once.
 
     Keras gives it the number of rows only where that is known when the step is traced, and then
@@ -114,27 +118,27 @@ class ByShare:
 
     def update_state(self, values: Any, sample_weight: Any = None) -> None:
         """Adds our part of a batch's loss."""
-        here = step.current()
-        if here is not None and not tf.convert_to_tensor(values).shape.rank:
-            if sample_weight is None or here.real is not None:
-                sample_weight = here.share
-        elif here is not None and here.real is not None:  # of a loss that was not reduced
-            sample_weight = tf.cast(row_weights(here.real, values), values.dtype)
-        elif here is not None and sample_weight is not None:
-            values = _mean_of_rows(values, here)
+        ctx = step.current()
+        if ctx is not None and not tf.convert_to_tensor(values).shape.rank:
+            if sample_weight is None or ctx.real is not None:
+                sample_weight = ctx.batch_fraction
+        elif ctx is not None and ctx.real is not None:  # of a loss that was not reduced
+            sample_weight = tf.cast(row_weights(ctx.real, values), values.dtype)
+        elif ctx is not None and sample_weight is not None:
+            values = _mean_of_rows(values, ctx)
         super().update_state(values, sample_weight)  # type: ignore[misc]
 
 
-class OfSomeRows:
+class IgnoresEmptyReplica:
     """Mixin for the metric that tracks a model's loss: of no rows, `add_loss` says nothing."""
 
     def update_state(self, values: Any, sample_weight: Any = None) -> None:
         """Adds our part of a batch's loss."""
-        here = step.current()
-        if here is not None:
-            values = _mean_of_rows(values, here)
-            if here.starved:
-                values = tf.where(here.share > 0, values, tf.zeros_like(values))
+        ctx = step.current()
+        if ctx is not None:
+            values = _mean_of_rows(values, ctx)
+            if ctx.has_empty_replicas:
+                values = tf.where(ctx.batch_fraction > 0, values, tf.zeros_like(values))
         super().update_state(values, sample_weight)  # type: ignore[misc]
 
 
@@ -142,25 +146,25 @@ class SummedOverRows:
     """Mixin for an activity regularizer of a Keras that sums it over the batch's rows."""
 
     def __call__(self, x: Any) -> Any:
-        """Computes the penalty of our rows, in the scale of the whole batch."""
+        """Computes the penalty of our rows, in the scale of the global batch."""
         value = super().__call__(x)  # type: ignore[misc]
-        here = step.current()
-        if here is None or here.alone or here.whole:
+        ctx = step.current()
+        if ctx is None or ctx.independent or ctx.has_global_batch:
             return value
-        return tf.math.divide_no_nan(value, tf.cast(here.share, value.dtype))
+        return tf.math.divide_no_nan(value, tf.cast(ctx.batch_fraction, value.dtype))
 
 
-def whole_batch(model: keras.Model) -> None:
+def use_global_batch_losses(model: keras.Model) -> None:
     """Makes every loss of `model`, and every penalty on rows, add up over replicas."""
-    for loss in [*_private.compiled_losses(model), *_held_losses(model)]:
-        adapt(loss, WholeBatch)
-    if not isinstance(_private.additional_losses(model), Additional):
-        _private.sum_additional_losses(model, Additional())
+    for loss in [*_private.compiled_losses(model), *_attribute_losses(model)]:
+        adapt(loss, GlobalBatchLoss)
+    if not isinstance(_private.additional_losses(model), AdditionalLoss):
+        _private.sum_additional_losses(model, AdditionalLoss())
     for metric in _private.loss_trackers(model):
-        adapt(metric, ByShare)
+        adapt(metric, WeightedByBatchFraction)
     tracker = _private.loss_tracker(model)
     if tracker is not None:
-        adapt(tracker, OfSomeRows)
+        adapt(tracker, IgnoresEmptyReplica)
     if _KERAS < _ACTIVITY_IS_A_MEAN:
         for layer in _private.layers_of(model):
             penalty = getattr(layer, "activity_regularizer", None)
@@ -170,7 +174,7 @@ def whole_batch(model: keras.Model) -> None:
                 adapt(layer.activity_regularizer, SummedOverRows)
 
 
-class Additional:
+class AdditionalLoss:
     """What one entry of `model.losses` adds to the loss: its sum, over the rows of all replicas.
 
     One value a row is known by its first dimension: a step that is traced does not know its size,
@@ -182,26 +186,26 @@ class Additional:
         self._not_of_rows: set[tuple[int, ...]] = set()
 
     def __call__(self, loss: Any) -> Any:
-        """What `loss` adds, in the scale of the whole batch."""
+        """What `loss` adds, in the scale of the global batch."""
         loss = tf.convert_to_tensor(loss)
         if not loss.dtype.is_floating:
             loss = tf.cast(loss, keras.config.floatx())
-        here = step.current()
-        if here is None or here.alone or not loss.shape.rank or not self._of_rows(loss, here):
+        ctx = step.current()
+        if ctx is None or ctx.independent or not loss.shape.rank or not self._of_rows(loss, ctx):
             return tf.reduce_sum(loss)
-        if here.real is not None:
-            loss = tf.where(row_weights(here.real, loss), loss, tf.zeros_like(loss))
-        return tf.math.divide_no_nan(tf.reduce_sum(loss), tf.cast(here.share, loss.dtype))
+        if ctx.real is not None:
+            loss = tf.where(row_weights(ctx.real, loss), loss, tf.zeros_like(loss))
+        return tf.math.divide_no_nan(tf.reduce_sum(loss), tf.cast(ctx.batch_fraction, loss.dtype))
 
-    def _of_rows(self, loss: tf.Tensor, here: Step) -> bool:
+    def _of_rows(self, loss: tf.Tensor, ctx: StepContext) -> bool:
         if loss.shape[0] is None:
             return True
-        if loss.shape[0] != here.rows:
+        if loss.shape[0] != ctx.rows:
             self._not_of_rows.add(tuple(loss.shape))
         return tuple(loss.shape) not in self._not_of_rows
 
 
-def _held_losses(model: keras.Model) -> list[keras.losses.Loss]:
+def _attribute_losses(model: keras.Model) -> list[keras.losses.Loss]:
     """The losses that a model keeps for a `train_step` of its own."""
     found: list[keras.losses.Loss] = []
     for value in vars(model).values():
@@ -211,32 +215,34 @@ def _held_losses(model: keras.Model) -> list[keras.losses.Loss]:
     return [loss for loss in found if not hasattr(loss, "_flat_losses")]
 
 
-def _of_some_rows(loss: Any, here: Step, reduction: str | None) -> Any:
+def _zero_if_empty(loss: Any, ctx: StepContext, reduction: str | None) -> Any:
     """The loss of our rows where there may be none: Keras leaves it unreduced, or says NaN."""
-    if not here.starved or (reduction in (None, "none") and loss.shape.rank):
+    if not ctx.has_empty_replicas or (reduction in (None, "none") and loss.shape.rank):
         return loss
-    return tf.where(here.share > 0, tf.reduce_sum(loss), tf.zeros([], loss.dtype))
+    return tf.where(ctx.batch_fraction > 0, tf.reduce_sum(loss), tf.zeros([], loss.dtype))
 
 
-def _mean_of_rows(values: Any, here: Step) -> Any:
+def _mean_of_rows(values: Any, ctx: StepContext) -> Any:
     """What a tracker is to count of a loss that was not reduced: the mean over rows."""
     values = tf.convert_to_tensor(values)
     if not values.shape.rank:
         return values
     rows = tf.cast(tf.shape(values)[0], values.dtype)
-    if here.real is not None:  # copies have a loss of zero
-        rows = tf.reduce_sum(tf.cast(here.real, values.dtype))
+    if ctx.real is not None:  # copies have a loss of zero
+        rows = tf.reduce_sum(tf.cast(ctx.real, values.dtype))
     rest = tf.cast(tf.size(values[:1]), values.dtype)
     return tf.math.divide_no_nan(tf.reduce_sum(values), rows * rest)
 
 
-def _both(mask: Any, other: Any) -> Any:
+def _combine_masks(mask: Any, other: Any) -> Any:
     if mask is None or other is None:
         return other if mask is None else mask
     return tf.cast(mask, tf.bool) & tf.cast(other, tf.bool)
 
 
-def _counted(reduction: str | None, mask: Any, sample_weight: Any, real: Any) -> tf.Tensor | None:
+def _denominator(
+    reduction: str | None, mask: Any, sample_weight: Any, real: Any
+) -> tf.Tensor | None:
     """What Keras divides a loss by, where that is not the number of rows."""
     if reduction == "mean_with_sample_weight" and sample_weight is not None:
         weights = tf.cast(sample_weight, tf.float32)

@@ -8,11 +8,12 @@ from typing import Any
 import tensorflow as tf
 
 from tfaccel.distribute import _private
+from tfaccel.distribute.effects import InOrderOfReplicas
 from tfaccel.distribute.fit import KerasFit, KerasFitExtended
-from tfaccel.distribute.frequency import Frequency
+from tfaccel.distribute.replica_options import ReplicaOptions
 
 
-class MirroredExtended(KerasFitExtended, _private.MirroredExtended):  # type: ignore[misc]
+class MirroredExtended(InOrderOfReplicas, KerasFitExtended, _private.MirroredExtended):  # type: ignore[misc]
     """How the variables and steps of `MirroredStrategy` are made."""
 
 
@@ -22,7 +23,7 @@ class MirroredStrategy(KerasFit, tf.distribute.MirroredStrategy):  # type: ignor
     Args:
         devices: device names such as ``["GPU:0", "GPU:1"]``; by default all GPUs, else all CPUs.
         cross_device_ops: as for `tf.distribute.MirroredStrategy`.
-        frequency: how often the devices communicate.
+        options: how the replicas train together; None for the defaults.
         ring: reduce in TensorFlow's rings, also where NCCL could.
     """
 
@@ -30,12 +31,12 @@ class MirroredStrategy(KerasFit, tf.distribute.MirroredStrategy):  # type: ignor
         self,
         devices: Sequence[str] | None = None,
         cross_device_ops: Any = None,
-        frequency: Frequency | None = None,
+        options: ReplicaOptions | None = None,
         ring: bool = False,
     ) -> None:
-        self.frequency = frequency or Frequency()
-        _private.own_collectives(self)
+        self._set_options(options)
+        _private.reserve_collective_keys(self)
         extended = MirroredExtended(self, devices=devices, cross_device_ops=cross_device_ops)
         if ring:
-            _private.reduce_in_rings(extended)
+            _private.use_ring_reduce(extended)
         tf.distribute.Strategy.__init__(self, extended)

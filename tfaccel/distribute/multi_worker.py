@@ -11,14 +11,19 @@ from typing import Any
 import tensorflow as tf
 
 from tfaccel.cluster.cluster import Cluster
-from tfaccel.distribute import _private, callbacks
+from tfaccel.distribute import _private, chief_callbacks, dataset_cache
+from tfaccel.distribute.batch_sharding import Placement
+from tfaccel.distribute.effects import InOrderOfReplicas
 from tfaccel.distribute.fit import KerasFit, KerasFitExtended
-from tfaccel.distribute.frequency import Frequency
-from tfaccel.distribute.split import Placement
-from tfaccel.distribute.step import wire_dtype
+from tfaccel.distribute.replica_options import ReplicaOptions
+from tfaccel.distribute.step import transport_dtype
 
 
-class MultiWorkerMirroredExtended(KerasFitExtended, _private.CollectiveAllReduceExtended):  # type: ignore[misc]
+class MultiWorkerMirroredExtended(
+    InOrderOfReplicas,
+    KerasFitExtended,
+    _private.CollectiveAllReduceExtended,  # type: ignore[misc]
+):
     """How the variables and steps of `MultiWorkerMirroredStrategy` are made."""
 
     def __init__(
@@ -50,7 +55,7 @@ class MultiWorkerMirroredStrategy(KerasFit, tf.distribute.MultiWorkerMirroredStr
         communication: ``"auto"``, ``"ring"`` or ``"nccl"``.
         timeout_s: seconds after which a collective gives up on a silent worker; None waits for
             TensorFlow's own heartbeat.
-        frequency: how often the replicas communicate.
+        options: how the replicas train together; None for the defaults.
     """
 
     def __init__(
@@ -60,10 +65,10 @@ class MultiWorkerMirroredStrategy(KerasFit, tf.distribute.MultiWorkerMirroredStr
         devices: int | Sequence[int] = 1,
         communication: str = "auto",
         timeout_s: float | None = None,
-        frequency: Frequency | None = None,
+        options: ReplicaOptions | None = None,
     ) -> None:
         implementation = tf.distribute.experimental.CommunicationImplementation
-        options = tf.distribute.experimental.CommunicationOptions(
+        communication_options = tf.distribute.experimental.CommunicationOptions(
             implementation=implementation[communication.upper()], timeout_seconds=timeout_s
         )
         resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
@@ -74,11 +79,14 @@ class MultiWorkerMirroredStrategy(KerasFit, tf.distribute.MultiWorkerMirroredStr
         )
         self.cluster = cluster
         self.communication = communication
-        self.frequency = frequency or Frequency()
-        _private.own_collectives(self)
+        self._set_options(options)
+        dataset_cache.use_worker_files(cluster.rank)
+        _private.reserve_collective_keys(self)
         devices = range(devices) if isinstance(devices, int) else devices
         with _sigterm_kept():
-            extended = MultiWorkerMirroredExtended(self, resolver, options, device_type, devices)
+            extended = MultiWorkerMirroredExtended(
+                self, resolver, communication_options, device_type, devices
+            )
         tf.distribute.Strategy.__init__(self, extended)
 
     @property
@@ -91,17 +99,24 @@ class MultiWorkerMirroredStrategy(KerasFit, tf.distribute.MultiWorkerMirroredStr
         """Concatenates `value` of all replicas along `axis`, in any numeric dtype."""
         local = self.experimental_local_results(value)
         dtype = local[0].dtype
-        wide = wire_dtype(dtype)
+        wide = transport_dtype(dtype)
         if wide != dtype:
             cast = tuple(tf.cast(v, wide) for v in local)
             value = _private.PerReplica(cast) if len(cast) > 1 else cast[0]
         return tf.cast(super().gather(value, axis), dtype)
 
-    def least(self, number: int) -> int:
-        """The least of the workers' numbers; every worker must call."""
-        ours = tf.constant([number], tf.int64)
-        each = _private.PerReplica((ours,) * self.placement.local)
-        return int(tf.reduce_min(self.gather(each, axis=0)))
+    def gather_numbers(self, numbers: list[int]) -> list[list[int]]:
+        """The numbers of every worker, in the order of their ranks; every worker must call.
+
+        Args:
+            numbers: as many on each of them.
+        """
+        local = self.placement.local
+        if not numbers:
+            return [[] for _ in range(self.placement.workers)]
+        own_numbers = tf.constant([numbers], tf.int64)
+        found = self.gather(_private.PerReplica((own_numbers,) * local), axis=0).numpy().tolist()
+        return list(found[::local])
 
     def broadcast(self, values: list[Any]) -> list[tf.Tensor]:
         """Gives every worker the chief's values; every worker must call.
@@ -109,14 +124,14 @@ class MultiWorkerMirroredStrategy(KerasFit, tf.distribute.MultiWorkerMirroredStr
         Args:
             values: tensors or arrays, the same dtypes and shapes on every worker.
         """
-        return callbacks.broadcast(self, values)
+        return chief_callbacks.broadcast(self, values)
 
     def _prepare_callbacks(self, held: Any) -> None:
-        callbacks.one_writer(held, self)
+        chief_callbacks.write_on_chief(held, self)
 
     def _prepare(self, model: Any) -> None:
         super()._prepare(model)
-        callbacks.save_whole(model, self.cluster.rank)
+        chief_callbacks.save_atomically(model, self.cluster.rank)
 
 
 @contextmanager

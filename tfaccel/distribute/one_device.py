@@ -15,7 +15,7 @@ class SingleDevice(tf.distribute.ReplicaContext):  # type: ignore[misc]
 
     def __init__(self, strategy: Any) -> None:
         placement = strategy.placement
-        # Variables ask for the replica whose own they shall be.
+        # Variables request the replica whose own they shall be.
         super().__init__(strategy, replica_id_in_sync_group=placement.rank * placement.local)
 
     @property

@@ -1,4 +1,4 @@
-"""Optimizers that see the whole batch's gradient, as on one device.
+"""Optimizers that see the global batch's gradient, as on one device.
 
 Keras hands a replica's own gradients to the optimizer, which clips them, tests them for overflow
 and accumulates them, and only then sums them over the replicas: a norm of a part is not a part of
@@ -17,30 +17,30 @@ import tensorflow as tf
 
 from tfaccel.distribute import _private, gradients, step
 from tfaccel.distribute.adapt import adapt
-from tfaccel.distribute.reachable import reached
+from tfaccel.distribute.object_graph import reachable_objects
 
-_reduced = threading.local()
+_thread_state = threading.local()
 
 
 class ReduceFirst:
     """Mixin for a Keras optimizer: gradients are reduced before anything looks at them."""
 
     def scale_loss(self, loss: tf.Tensor) -> tf.Tensor:
-        """Weighs the loss by our share of the rows, so that gradients need no pass of their own."""
+        """Weights the loss by our batch fraction, so that gradients need no pass of their own."""
         loss = super().scale_loss(loss)  # type: ignore[misc]
-        here = step.current()
-        if here is None or here.gradients is not None:
+        ctx = step.current()
+        if ctx is None or ctx.gradients is not None:
             return loss
-        if not gradients.is_mean(loss):
-            here.summed.add(id(self))  # a number for each row: its gradient is that of their sum
+        if not gradients.is_mean(loss, ctx.rows, self):
+            ctx.summed.add(id(self))  # a number for each row: its gradient is that of their sum
             return loss
-        if here.starved:
+        if ctx.has_empty_replicas:
             return loss
-        here.weighted.add(id(self))
-        return here.weight(loss)
+        ctx.weighted.add(id(self))
+        return ctx.weight(loss)
 
     def apply(self, grads: Any, trainable_variables: Any = None) -> Any:
-        """Applies the gradient of the whole batch."""
+        """Applies the gradient of the global batch."""
         if _is_reduced() or not _in_replica():
             return super().apply(grads, trainable_variables)  # type: ignore[misc]
         if not self.built and trainable_variables is not None:  # type: ignore[has-type]
@@ -49,35 +49,37 @@ class ReduceFirst:
             with tf.init_scope():
                 self.build(list(trainable_variables))  # type: ignore[attr-defined]
             self.built = True
-        grads = self.of_the_batch(list(grads))
-        here = step.current()
-        if here is not None and here.recorded is not None and here.gradients is None:
-            here.recorded.append((list(trainable_variables or ()), grads))
+        grads = self.global_batch_gradients(list(grads))
+        ctx = step.current()
+        if ctx is not None and ctx.recorded is not None and ctx.gradients is None:
+            ctx.recorded.append((list(trainable_variables or ()), grads))
         for part in parts_of(self):
             reduce_first(part, tf.distribute.get_strategy())
-        _reduced.now = True
+        _thread_state.now = True
         try:
             return super().apply(grads, trainable_variables)  # type: ignore[misc]
         finally:
-            _reduced.now = False
+            _thread_state.now = False
 
-    def of_the_batch(self, grads: list[Any]) -> list[Any]:
-        """The whole batch's gradients, of what a replica's step hands us."""
-        here = step.current()
-        if here is None:
+    def global_batch_gradients(self, grads: list[Any]) -> list[Any]:
+        """The global batch's gradients, of what a replica's step hands us."""
+        ctx = step.current()
+        if ctx is None:
             return self.reduced(grads)
-        taken = here.gradients
+        taken = ctx.gradients
         if taken is not None and taken.calls:  # the tape has weighted them, and may have summed
             return grads if taken.reduces else self.reduced(grads)
-        if id(self) in here.summed:
-            return self.reduced([here.some(g) for g in grads] if here.starved else grads)
-        if id(self) not in here.weighted:
-            grads = [here.weight(g) for g in grads]
+        if id(self) in ctx.summed:
+            return self.reduced(
+                [ctx.zero_if_empty(g) for g in grads] if ctx.has_empty_replicas else grads
+            )
+        if id(self) not in ctx.weighted:
+            grads = [ctx.weight(g) for g in grads]
         return self.reduced(grads)
 
     def reduced(self, grads: list[Any]) -> list[Any]:
         """The sum over replicas of each gradient; None stays None."""
-        return gradients.of_replicas(grads, owner=self)
+        return gradients.all_reduce_gradients(grads, owner=self)
 
     def _all_reduce_sum_gradients(self, grads_and_vars: Any) -> Any:
         # Keras's own reduction, after clipping. `apply` has done it.
@@ -94,8 +96,8 @@ class ReduceFirst:
 def reduce_first(optimizer: keras.optimizers.Optimizer, strategy: tf.distribute.Strategy) -> None:
     """Makes `optimizer` reduce gradients before it clips, tests or accumulates them.
 
-    Keras's `fit` gets this by itself. In a loop of your own under `strategy.run`, call it once for
-    each optimizer; gradients are then summed over the replicas, as `tf.distribute` does.
+    Keras's `fit` gets this by itself. In a custom training loop under `strategy.run`, call it once
+    for each optimizer; gradients are then summed over the replicas, as `tf.distribute` does.
 
     Args:
         optimizer: any Keras optimizer, also a LossScaleOptimizer around another.
@@ -130,7 +132,7 @@ def optimizers_of(model: keras.Model) -> list[keras.optimizers.Optimizer]:
 
     Those inside another one, such as a LossScaleOptimizer, are that one's.
     """
-    found = reached(model).optimizers()
+    found = reachable_objects(model).optimizers()
     inside = {
         id(held)
         for optimizer in found
@@ -141,7 +143,7 @@ def optimizers_of(model: keras.Model) -> list[keras.optimizers.Optimizer]:
 
 
 def _is_reduced() -> bool:
-    return getattr(_reduced, "now", False) or step.on_one_device()
+    return getattr(_thread_state, "now", False) or step.on_one_device()
 
 
 def _in_replica() -> bool:

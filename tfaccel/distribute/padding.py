@@ -19,12 +19,12 @@ from tfaccel.distribute.adapt import adapt
 from tfaccel.errors import InputError
 
 
-def padded(part: Any, share: tf.Tensor, rows: int) -> tuple[Any, tf.Tensor]:
+def pad(part: Any, fraction: tf.Tensor, rows: int) -> tuple[Any, tf.Tensor]:
     """Fills one replica's part of a batch up.
 
     Args:
         part: a nest of host tensors with the same number of rows; None stays None.
-        share: of the batch's rows; where it is 0, those of `part` are no rows of ours.
+        fraction: of the batch's rows; where it is 0, those of `part` are no rows of ours.
         rows: how many there shall be, at least as many as there are.
 
     Returns:
@@ -33,7 +33,7 @@ def padded(part: Any, share: tf.Tensor, rows: int) -> tuple[Any, tf.Tensor]:
     Raises:
         InputError: when a tensor has no static shape.
 
-    >>> (x,), real = padded((tf.constant([5, 6]),), tf.constant(1.0), 5)
+    >>> (x,), real = pad((tf.constant([5, 6]),), tf.constant(1.0), 5)
     >>> x.numpy().tolist(), real.numpy().tolist()
     ([5, 6, 5, 6, 5], [True, True, False, False, False])
     """
@@ -42,7 +42,7 @@ def padded(part: Any, share: tf.Tensor, rows: int) -> tuple[Any, tf.Tensor]:
         _check(leaf)
     found = tf.reduce_max(tf.stack([tf.shape(leaf)[0] for leaf in leaves]))
     filled = tf.nest.map_structure(lambda t: None if t is None else _fill(t, rows), part)
-    return filled, (tf.range(rows) < found) & (share > 0)
+    return filled, (tf.range(rows) < found) & (fraction > 0)
 
 
 def _check(tensor: Any) -> None:
@@ -67,15 +67,16 @@ def _fill(tensor: tf.Tensor, rows: int) -> tf.Tensor:
 
 
 def check_divides(rows: int, replicas: int) -> None:
-    """Raises when full batches, of which none is dropped, are ragged themselves.
+    """Raises when full batches, of which none is dropped, do not divide evenly themselves.
 
     Raises:
         InputError: says how many rows a batch has.
     """
     if rows % replicas:
         raise InputError(
-            f"tfaccel: ragged='drop' was asked for with batches of {rows} rows on {replicas} "
-            "replicas, expected a number that divides; change the batch size, or take ragged='pad'."
+            f"tfaccel: partial_batch='drop' was requested with batches of {rows} rows on "
+            f"{replicas} replicas, expected a number that divides; change the batch size, or take "
+            "partial_batch='pad'."
         )
 
 
@@ -85,14 +86,14 @@ def row_weights(real: tf.Tensor, like: Any) -> Any:
     return tf.broadcast_to(real, tf.shape(like))
 
 
-class RealRows:
+class IgnoresPadding:
     """Mixin for a Keras metric of `(y_true, y_pred)`: copies of rows count for nothing."""
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
         """Adds our real rows."""
-        here = step.current()
-        if here is not None and here.real is not None:
-            real, mask = here.real, _private.keras_mask(y_pred)
+        ctx = step.current()
+        if ctx is not None and ctx.real is not None:
+            real, mask = ctx.real, _private.keras_mask(y_pred)
             if sample_weight is not None:
                 sample_weight = tf.convert_to_tensor(sample_weight)
                 sample_weight *= tf.cast(row_weights(real, sample_weight), sample_weight.dtype)
@@ -104,33 +105,38 @@ class RealRows:
         return super().update_state(y_true, y_pred, sample_weight)  # type: ignore[misc]
 
 
-class RealBatch:
-    """Mixin for the metric that tracks a model's loss: it counts the rows that are real."""
+class CountsRealRows:
+    """Mixin for the metric that tracks a model's loss: it counts the rows that are real.
+
+    It does so where it is told a number of rows: by Keras, of static batches. A step that tells it
+    a loss alone counts the batch once (`scalar_metrics.py`).
+    """
 
     def update_state(self, values: Any, sample_weight: Any = None) -> Any:
         """Adds our part of a batch's loss."""
-        here = step.current()
-        if here is not None and here.real is not None:
-            sample_weight = tf.reduce_sum(tf.cast(here.real, tf.float32))
+        ctx = step.current()
+        if ctx is not None and ctx.real is not None and sample_weight is not None:
+            sample_weight = tf.reduce_sum(tf.cast(ctx.real, tf.float32))
         return super().update_state(values, sample_weight)  # type: ignore[misc]
 
 
-def count_real_rows(model: keras.Model) -> None:
+def ignore_padding(model: keras.Model) -> None:
     """Makes the compiled metrics of `model` leave copies of rows out."""
     for metric in _private.compiled_metrics(model):
-        adapt(metric, RealRows)
+        adapt(metric, IgnoresPadding)
     tracker = _private.loss_tracker(model)
     if tracker is not None:
-        adapt(tracker, RealBatch)
+        adapt(tracker, CountsRealRows)
 
 
-def real_rows(predicted: Sequence[tf.Tensor], real: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+def drop_padding(predicted: Sequence[tf.Tensor], real: Sequence[tf.Tensor]) -> list[tf.Tensor]:
     """Cuts copies off what each replica predicted.
 
-    >>> real_rows([tf.constant([5, 6, 5])], [tf.constant([True, True, False])])[0].numpy().tolist()
+    >>> rows = tf.constant([5, 6, 5])
+    >>> drop_padding([rows], [tf.constant([True, True, False])])[0].numpy().tolist()
     [5, 6]
     """
     return [
-        rows[: tf.reduce_sum(tf.cast(ours, tf.int32))]
-        for rows, ours in zip(predicted, real, strict=True)
+        rows[: tf.reduce_sum(tf.cast(mask, tf.int32))]
+        for rows, mask in zip(predicted, real, strict=True)
     ]

@@ -1,7 +1,7 @@
-"""Takes over what was made outside the scope of the strategy that a model runs under.
+"""Takes over what was created outside the scope of the strategy that a model runs under.
 
 Scripts make layers that adapt to data, metrics of a module, optimizers and loaded models before or
-after their `with strategy.scope():`. The variables of these lie on one device. Each is made again
+after their `with strategy.scope():`. The variables of these lie on one device. Each is recreated
 under the strategy, with its value and its name; the object that holds it stays who it is.
 """
 
@@ -17,10 +17,10 @@ from absl import logging
 
 from tfaccel.distribute import _private
 from tfaccel.distribute.graphs import outside_graphs
-from tfaccel.distribute.reachable import Reached, reached
+from tfaccel.distribute.object_graph import ReachableObjects, reachable_objects, reached_by
 from tfaccel.errors import ScopeError
 
-_NAMED = 8  # parts named in the log
+_MAX_NAMED = 8  # parts named in the log
 
 
 def check(model: Any, strategy: Any) -> None:
@@ -33,34 +33,56 @@ def check(model: Any, strategy: Any) -> None:
     Raises:
         ScopeError: names a variable of another strategy, or one that cannot be replaced.
     """
-    found = reached(model)
-    ours = _private.layers_of(model)
-    variables = [v for v in found.variables if _outside(_private.held(v), strategy, v.path)]
-    raw = [v for v in found.raw if _outside(v, strategy, v.name)]
-    for variable in raw:
-        if None in found.places[id(variable)]:
-            raise ScopeError(
-                f"tfaccel: variable {variable.name!r} was made outside the scope of this strategy "
-                "and is held where no other can take its place, such as a tuple; make it inside "
-                "`with strategy.scope():`, or keep it in an attribute or a list."
-            )
-    if variables or raw:
-        _take_over(model, variables, raw, found, strategy)
-    for optimizer in found.optimizers():
-        _private.adopt_optimizer(optimizer, strategy)
-    for layer in ours:
+    found = reachable_objects(model)
+    own_layers = _private.layers_of(model)
+    _adopt(f"model {model.name!r}", found, strategy)
+    for layer in own_layers:
         if _private.is_trainer(layer) and _private.strategy_at_compile(layer) is not strategy:
             if layer.jit_compile and tf.config.list_physical_devices("GPU"):
                 layer.jit_compile = False  # "auto" of a model of no strategy; of one it is False
             _private.set_strategy(layer, strategy)
 
 
+def check_function(function: Any, strategy: Any) -> ReachableObjects:
+    """Makes everything that a function of the user's uses a part of `strategy`.
+
+    Args:
+        function: that is about to run under `strategy`.
+        strategy: of ours.
+
+    Returns:
+        What it uses.
+
+    Raises:
+        ScopeError: as `check`.
+    """
+    found = reached_by(function)
+    _adopt(f"function {getattr(function, '__name__', function)!r}", found, strategy)
+    return found
+
+
+def _adopt(user: str, found: ReachableObjects, strategy: Any) -> None:
+    variables = [v for v in found.variables if _outside(_private.tf_variable(v), strategy, v.path)]
+    raw = [v for v in found.raw if _outside(v, strategy, v.name)]
+    for variable in raw:
+        if None in found.places[id(variable)]:
+            raise ScopeError(
+                f"tfaccel: variable {variable.name!r} was created outside the scope of this "
+                "strategy and is held where no other can take its place, such as a tuple; make it "
+                "inside `with strategy.scope():`, or keep it in an attribute or a list."
+            )
+    if variables or raw:
+        _take_over(user, variables, raw, found, strategy)
+    for optimizer in found.optimizers():
+        _private.adopt_optimizer(optimizer, strategy)
+
+
 def strategy_of(model: Any) -> Any:
-    """The strategy of ours that a variable of `model` belongs to, or None."""
+    """The tfaccel strategy that a variable of `model` belongs to, or None."""
     metrics = [v for metric in model.metrics for v in metric.variables]
     optimizer = getattr(getattr(model, "optimizer", None), "variables", ())
     for variable in (*model.variables, *metrics, *optimizer):
-        owner = _owner(_private.held(variable))
+        owner = _owner(_private.tf_variable(variable))
         if owner is not None and hasattr(owner, "used"):
             return owner
     return None
@@ -76,6 +98,8 @@ def _outside(variable: Any, strategy: Any, name: str) -> bool:
     owner = _owner(variable)
     if owner is None or owner is strategy:
         return owner is None
+    if _is_of_the_process(variable):
+        return True
     raise ScopeError(
         f"tfaccel: variable {name!r} was made under another strategy ({type(owner).__name__}), "
         "expected the one that the model runs under; make the model again inside "
@@ -83,12 +107,24 @@ def _outside(variable: Any, strategy: Any, name: str) -> bool:
     )
 
 
+def _is_of_the_process(variable: Any) -> bool:
+    """Whether it is the state of Keras's global seed generator, which all strategies share."""
+    generator = _private.global_seed_generator()
+    return generator is not None and variable is _private.tf_variable(generator.state)
+
+
 def _take_over(
-    model: Any, moved: Sequence[keras.Variable], raw: Sequence[Any], found: Reached, strategy: Any
+    user: str,
+    moved: Sequence[keras.Variable],
+    raw: Sequence[Any],
+    found: ReachableObjects,
+    strategy: Any,
 ) -> None:
-    trainers, optimizers = _private.alive()  # others may share a layer of this one
+    trainers, optimizers = (
+        _private.live_trainers_and_optimizers()
+    )  # others may share a layer of this one
     keys = [_keys(optimizer, moved) for optimizer in optimizers]
-    outside_graphs(lambda: _make_again(moved, raw, found, strategy))
+    outside_graphs(lambda: _recreate(moved, raw, found, strategy))
     for optimizer, before in zip(optimizers, keys, strict=True):
         _rename_keys(optimizer, before, moved)
     changed = {id(variable) for variable in moved}
@@ -97,39 +133,40 @@ def _take_over(
             trainer.train_function = trainer.test_function = trainer.predict_function = None
     for function in found.functions:
         _private.forget_traces(function)
-    _say(model, moved, raw, found)
+    _log(user, moved, raw, found)
 
 
-def _make_again(
-    moved: Sequence[keras.Variable], raw: Sequence[Any], found: Reached, strategy: Any
+def _recreate(
+    moved: Sequence[keras.Variable], raw: Sequence[Any], found: ReachableObjects, strategy: Any
 ) -> None:
-    followed = _followed(found.optimizers())
-    values = _agreed([*map(_private.held, moved), *raw], strategy)
+    followed = _slot_owners(found.optimizers())
+    values = _agreed([*map(_private.tf_variable, moved), *raw], strategy)
     with strategy.scope():
         for variable in moved:
             named = _named_as(variable.path, found.owners.get(id(variable)))
-            with named, _beside(followed.get(id(variable)), strategy):
-                new = _again(_private.held(variable), variable.name, next(values))
+            with named, _as_slot_of(followed.get(id(variable)), strategy):
+                new = _recreated(_private.tf_variable(variable), variable.name, next(values))
             _private.set_tf_variable(variable, new)
         for held in raw:
-            new = _again(held, held.name.partition(":")[0], next(values))
+            new = _recreated(held, held.name.partition(":")[0], next(values))
             for replace in found.places[id(held)]:
                 if replace is not None:
                     replace(new)
 
 
 def _agreed(variables: Sequence[Any], strategy: Any) -> Iterator[Any]:
-    """The values of variables, read when asked for; the chief's, where there are several."""
+    """The values of variables, read when requested; the chief's, where there are several."""
     workers = getattr(getattr(strategy, "cluster", None), "size", 1)
     for variable in variables:
-        value = variable.numpy()
+        # A variable of another strategy cannot be read in the scope of this one, its parts can.
+        value = getattr(variable, "values", (variable,))[0].numpy()
         # Strategies with replicas send the chief's by themselves when a variable is made.
         if workers > 1 and hasattr(strategy, "mesh") and value.dtype.kind in "iuf":
             (value,) = (v.numpy() for v in strategy.broadcast([value]))
         yield value
 
 
-def _again(old: Any, name: str, value: Any) -> Any:
+def _recreated(old: Any, name: str, value: Any) -> Any:
     """A variable like `old`, under the strategy whose scope we are in."""
     made = {
         "trainable": old.trainable,
@@ -163,14 +200,14 @@ def _named_as(path: str, layer: Any) -> Iterator[None]:
         yield
 
 
-def _beside(variable: Any, strategy: Any) -> Any:
+def _as_slot_of(variable: Any, strategy: Any) -> Any:
     """Inside, what is made is a slot of `variable`."""
     if variable is None:
         return contextlib.nullcontext()
-    return strategy.extended.colocate_vars_with(_private.held(variable))
+    return strategy.extended.colocate_vars_with(_private.tf_variable(variable))
 
 
-def _followed(optimizers: Sequence[Any]) -> dict[int, keras.Variable]:
+def _slot_owners(optimizers: Sequence[Any]) -> dict[int, keras.Variable]:
     """By the id of an optimizer's slot, the variable of the model that it goes with."""
     found = {}
     for optimizer in optimizers:
@@ -204,7 +241,7 @@ def _rename_keys(optimizer: Any, before: list[Any], variables: Sequence[keras.Va
                 held.add(member)
 
 
-def _say(model: Any, moved: Sequence[Any], raw: Sequence[Any], found: Reached) -> None:
+def _log(user: str, moved: Sequence[Any], raw: Sequence[Any], found: ReachableObjects) -> None:
     ids = {id(v) for v in moved}
     owners = [found.owners[i].name for i in ids & found.owners.keys()]
     others = [
@@ -214,12 +251,12 @@ def _say(model: Any, moved: Sequence[Any], raw: Sequence[Any], found: Reached) -
         and any(id(v) in ids for v in part.variables)
     ]
     names = sorted({*owners, *others, *(v.name for v in raw)})
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
     logging.info(
-        "tfaccel: %d variables of model %r were made outside the scope of its strategy, and have "
-        "been made again under it: those of %s%s.",
+        "tfaccel: %d variables of %s were created outside the scope of its strategy, and have "
+        "been recreated under it: those of %s%s.",
         len(moved) + len(raw),
-        model.name,
-        ", ".join(names[:_NAMED]),
+        user,
+        ", ".join(names[:_MAX_NAMED]),
         more,
     )

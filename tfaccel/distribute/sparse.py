@@ -3,9 +3,9 @@
 The gradient of a lookup is an IndexedSlices with an entry for each row that was looked up. Keras's
 optimizers square entries one by one, so what they make of a row depends on how many entries it has.
 A lookup by the batch's rows (token ids) has on one device the entries of all replicas, one after
-the other, and so it is put together. A lookup that does not depend on the rows, as the positions
+the other, and so it is combined. A lookup that does not depend on the rows, as the positions
 of a text (`Embedding(arange(length))`), has on one device the same entries as on each replica, with
-the gradient of the whole batch: those are summed entry by entry.
+the gradient of the global batch: those are summed entry by entry.
 
 Which one a lookup is follows from the graph: its indices come from constants and from sizes of
 other dimensions than the first. A table that is looked up twice has the entries of both lookups in
@@ -18,15 +18,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from tfaccel.distribute import step
 
-_MOST_OPERATIONS = 500
+_MAX_OPERATIONS = 500
 _REPLICA_ID = "replica_id_in_sync_group"  # as TensorFlow names the constant in each replica
 
 
-def taken_apart(
+def split_sparse(
     grads: list[Any],
 ) -> tuple[list[Any], list[tf.Tensor], Callable[[list[Any], list[Any]], list[Any]]]:
     """Splits sparse gradients into what is summed entry by entry and what is concatenated.
@@ -42,7 +43,7 @@ def taken_apart(
     same: dict[int, list[tf.Tensor]] = {}
     for i, grad in enumerate(grads):
         if not isinstance(grad, tf.IndexedSlices) or step.current() is None:
-            continue  # in a loop of the user's own each replica may run a program of its own
+            continue  # in a custom training loop each replica may run a program of its own
         lookups = _lookups(grad.indices)
         alike = [_same_on_all(indices) for indices in lookups]
         if not any(alike):
@@ -82,20 +83,53 @@ def _lookups(indices: tf.Tensor) -> list[tf.Tensor]:
 
 def _same_on_all(indices: tf.Tensor) -> bool:
     """Whether all replicas have looked up the same rows, whatever the rows of the batch."""
-    return _alike(indices) if hasattr(indices, "numpy") else _independent(indices)
+    if hasattr(indices, "numpy"):
+        return _are_identical(indices)
+    return _independent(indices) and not _repeats_by_rows(indices)
 
 
-def _alike(indices: tf.Tensor) -> bool:
+def _repeats_by_rows(indices: tf.Tensor) -> bool:
+    """Whether constant indices are those of one row, once for each row of a batch of static size.
+
+    There the number of rows is a constant of the graph too (`tile(range(5)[None], [rows, 1])`).
+    """
+    ctx, entries = step.current(), indices.shape.num_elements()
+    rows = None if ctx is None else ctx.rows
+    if not rows or not entries or entries % rows:
+        return False
+    values = _constant(indices)
+    if values is None:
+        return False
+    blocks = values.reshape(rows, -1)
+    return bool((blocks == blocks[0]).all())
+
+
+def _constant(tensor: tf.Tensor) -> np.ndarray | None:
+    """The value of a tensor of a graph that follows from its constants alone; else None."""
+    if (value := tf.get_static_value(tensor)) is not None:
+        return value  # type: ignore[no-any-return]
+    nodes = tf.compat.v1.graph_util.extract_sub_graph(tensor.graph.as_graph_def(), [tensor.op.name])
+    for node in nodes.node:
+        node.device = ""
+    with tf.Graph().as_default() as alone, tf.compat.v1.Session(graph=alone) as session:
+        try:
+            (found,) = tf.graph_util.import_graph_def(nodes, return_elements=[tensor.name], name="")
+            return session.run(found)  # type: ignore[no-any-return]
+        except (tf.errors.OpError, ValueError):
+            return None
+
+
+def _are_identical(indices: tf.Tensor) -> bool:
     """Whether these are distinct and the same on all replicas, which run eagerly."""
     numbers = tf.cast(tf.reshape(indices, [-1]), tf.float64)
     entries = tf.cast(tf.size(numbers), tf.float64)
     distinct = tf.cast(tf.equal(tf.size(tf.unique(numbers)[0]), tf.size(numbers)), tf.float64)
     order = tf.range(1, tf.size(numbers) + 1)
     mixed = tf.reduce_sum(numbers * tf.cast(order, tf.float64))
-    said = tf.stack([entries, tf.reduce_sum(numbers), mixed, distinct])
+    fingerprint = tf.stack([entries, tf.reduce_sum(numbers), mixed, distinct])
     replicas = tf.cast(step.all_reduce_sum(tf.ones([], tf.float64)), tf.float64)
-    mean = step.all_reduce_sum(said) / replicas
-    spread = step.all_reduce_sum(tf.square(said - mean))
+    mean = step.all_reduce_sum(fingerprint) / replicas
+    spread = step.all_reduce_sum(tf.square(fingerprint - mean))
     return bool(tf.reduce_max(spread) < 1e-6) and bool(mean[3] == 1)
 
 
@@ -108,7 +142,7 @@ def _independent(tensor: tf.Tensor) -> bool:
         if id(op) in seen:
             continue
         seen.add(id(op))
-        if len(seen) > _MOST_OPERATIONS:
+        if len(seen) > _MAX_OPERATIONS:
             return False
         if op.type == "Const" and _REPLICA_ID in op.name:
             return False
@@ -131,11 +165,11 @@ def _independent(tensor: tf.Tensor) -> bool:
             continue
         if op.type not in _PLAIN and not op.type.startswith("ReadVariable"):
             return False
-        waiting += list(op.inputs)[:1] if op.type in _AS_THEY_ARE else list(op.inputs)
+        waiting += list(op.inputs)[:1] if op.type in _SHAPE_ONLY else list(op.inputs)
     return True
 
 
-_AS_THEY_ARE = ("Reshape", "ExpandDims", "Squeeze")
+_SHAPE_ONLY = ("Reshape", "ExpandDims", "Squeeze")
 _OPERATIONS = """
 Add AddV2 Sub Mul FloorDiv FloorMod Neg Abs Maximum Minimum Sum Prod Max Min Floor Round
 Less LessEqual Greater GreaterEqual Equal Select SelectV2 ClipByValue

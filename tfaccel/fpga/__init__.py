@@ -2,7 +2,7 @@
 
     report = tfaccel.export_fpga(model, "firmware", check=(x_held_out, y_held_out))
 
-hls4ml writes the firmware and HGQ2 trains it quantized; this room refuses what they translate
+hls4ml writes the firmware and HGQ2 trains it quantized; this package refuses what they translate
 wrongly, and compares every export with Keras, bit by bit. Start with `export.py`.
 """
 
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tfaccel.fpga.emulator import emulate
     from tfaccel.fpga.export import export_fpga
-    from tfaccel.fpga.precisions import sweep
+    from tfaccel.fpga.precision_sweep import sweep
     from tfaccel.fpga.qat import calibrate, quantize
     from tfaccel.fpga.report import Report
 
@@ -28,7 +28,7 @@ _HOME = {
     "emulate": "tfaccel.fpga.emulator",
     "export_fpga": "tfaccel.fpga.export",
     "quantize": "tfaccel.fpga.qat",
-    "sweep": "tfaccel.fpga.precisions",
+    "sweep": "tfaccel.fpga.precision_sweep",
 }
 
 

@@ -60,10 +60,10 @@ def refusal(layer: Layer) -> str | None:
         return f"hls4ml does not translate it; {instead}"
     if layer.calls > 1:
         return "it is called more than once, which is untested; make one layer for each call"
-    if not re.fullmatch(r"[A-Za-z_]\w*", layer.name, re.ASCII) or layer.name in _TAKEN:
+    if not re.fullmatch(r"[A-Za-z_]\w*", layer.name, re.ASCII) or layer.name in _ALLOWED_NAMES:
         return (
             "its name becomes one in C++; rename it with letters, digits and _ alone, and none of "
-            f"{', '.join(_TAKEN)}"
+            f"{', '.join(_ALLOWED_NAMES)}"
         )
     for shape in (*layer.inputs, layer.output):
         if None in shape[1:]:
@@ -72,7 +72,7 @@ def refusal(layer: Layer) -> str | None:
 
 
 #: hls4ml keeps these letters to itself (its list of reserved names is `set("input")`).
-_TAKEN = tuple("input")
+_ALLOWED_NAMES = tuple("input")
 
 
 def stays(layer: Layer) -> bool:
@@ -112,8 +112,10 @@ def _only(**allowed: tuple[object, ...]) -> Check:
             value = layer.config.get(name, values[0])
             value = tuple(value) if isinstance(value, list) else value
             if value not in values:
-                wanted = " or ".join(repr(one) for one in values)
-                return f"{name}={value!r} {_HARM.get((layer.kind, name), _FAILS)}; use {wanted}"
+                expected = " or ".join(repr(one) for one in values)
+                return (
+                    f"{name}={value!r} {_REASONS.get((layer.kind, name), _FAILS)}; use {expected}"
+                )
         return None
 
     return check
@@ -121,7 +123,7 @@ def _only(**allowed: tuple[object, ...]) -> Check:
 
 _FAILS = "is not translated by hls4ml"
 _WRONG = "is translated wrongly by hls4ml, without a word"
-_HARM = {
+_REASONS = {
     ("Conv2D", "groups"): _WRONG,
     ("UpSampling2D", "interpolation"): _WRONG,
     ("PReLU", "shared_axes"): _WRONG,
@@ -138,8 +140,8 @@ def _all(*checks: Check) -> Check:
 def _activation(layer: Layer) -> str | None:
     name = layer.config.get("activation")
     if isinstance(name, dict):  # a layer, or a function of the user's
-        said = name.get("class_name")
-        return f"its activation is a {said}, expected one by name; put {said} after it as a layer"
+        kind = name.get("class_name")
+        return f"its activation is a {kind}, expected one by name; put {kind} after it as a layer"
     if name == "softplus":
         return f"activation softplus of more than 8 {_WRONG}: its table ends there; use relu"
     if name is None or name in ACTIVATIONS:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tfaccel.errors import FpgaCheckError, FpgaError, FpgaTimeoutError
-from tfaccel.fpga.settings import BACKENDS, IO_TYPES, SOFTMAX, STRATEGIES
+from tfaccel.fpga.export_settings import BACKENDS, IO_TYPES, SOFTMAX, STRATEGIES
 
 CHECK_FAILED, TIMED_OUT = 1, 3
 
@@ -35,20 +35,20 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         FpgaError: a mistake, or a tool that failed.
     """
-    asked = _parser().parse_args(argv)
+    args = _parser().parse_args(argv)
     try:
-        return _export(asked)
+        return _export(args)
     except FpgaTimeoutError as error:
         print(f"tfaccel fpga: error: {error}", file=sys.stderr)
         return TIMED_OUT
 
 
-def _export(asked: argparse.Namespace) -> int:
+def _export(args: argparse.Namespace) -> int:
     from tfaccel.fpga.export import export_fpga
-    from tfaccel.fpga.precisions import sweep
+    from tfaccel.fpga.precision_sweep import sweep
 
     options = {
-        name: getattr(asked, name)
+        name: getattr(args, name)
         for name in (
             "backend",
             "part",
@@ -65,20 +65,20 @@ def _export(asked: argparse.Namespace) -> int:
             "timeout_s",
         )
     }
-    model = _load(asked.model)
-    if len(asked.precision) > 1:
-        found: Any = sweep(model, asked.out, asked.precision, **options)
+    model = _load(args.model)
+    if len(args.precision) > 1:
+        found: Any = sweep(model, args.out, args.precision, **options)
         # A sweep looks for a precision that will do: it fails when there is none.
         failed = all(one.check.status == "failed" for one in found.reports)
         code = CHECK_FAILED if failed else 0
     else:
         try:
-            found = export_fpga(model, asked.out, precision=asked.precision[0], **options)
+            found = export_fpga(model, args.out, precision=args.precision[0], **options)
             code = 0
         except FpgaCheckError as error:
             found, code = error.report, CHECK_FAILED
             print(f"tfaccel fpga: {error}", file=sys.stderr)
-    if asked.json:
+    if args.json:
         print(found.to_json())
     else:
         found.show()
@@ -95,9 +95,9 @@ def _load(path: Path) -> Any:
     except FpgaError:
         raise
     except Exception as error:  # Keras raises all kinds, for a class it does not know too
-        said = " ".join(str(error).split())[:200]
+        reason = " ".join(str(error).split())[:200]
         raise FpgaError(
-            f"{path} cannot be loaded ({said}); models of classes of your own cannot be exported."
+            f"{path} cannot be loaded ({reason}); models of custom classes cannot be exported."
         ) from error
 
 

@@ -1,6 +1,6 @@
 """hls4ml's part: from a Keras model to a project of C++, and what is in it.
 
-Run as a module it converts in a process of its own, since distributed arithmetic can take hours
+Run as a module it converts in a separate process, since distributed arithmetic can take hours
 and gigabytes: python -m tfaccel.fpga.convert JOB.json
 """
 
@@ -19,9 +19,9 @@ from typing import Any
 
 from tfaccel.errors import FpgaError
 from tfaccel.fpga import process
-from tfaccel.fpga.extra import need
+from tfaccel.fpga.export_settings import Settings, check_precision
 from tfaccel.fpga.multiplications import multiplications
-from tfaccel.fpga.settings import Settings, check_precision
+from tfaccel.fpga.optional_imports import require
 from tfaccel.fpga.softmax import LOGITS, logits_of, on_device
 
 PROJECT = "firmware"
@@ -110,19 +110,19 @@ def convert(
             limit_s=settings.timeout_s,
             cwd=Path.cwd(),
         )
-        told = json.loads(found.read_text())
+        result = json.loads(found.read_text())
     finally:
         job.unlink()
         if found.exists():
             found.unlink()
-    if "error" in told:
-        raise FpgaError(told["error"], log)
-    nodes = tuple(Node(**{**node, "shape": tuple(node["shape"])}) for node in told["nodes"])
-    shapes = {key: tuple(map(tuple, told[key])) for key in ("inputs", "outputs")}
-    return Project(directory, told["stamp"], nodes=nodes, **shapes)
+    if "error" in result:
+        raise FpgaError(result["error"], log)
+    nodes = tuple(Node(**{**node, "shape": tuple(node["shape"])}) for node in result["nodes"])
+    shapes = {key: tuple(map(tuple, result[key])) for key in ("inputs", "outputs")}
+    return Project(directory, result["stamp"], nodes=nodes, **shapes)
 
 
-def need_compiler() -> None:
+def require_compiler() -> None:
     """Refuses to export without the compiler of the emulation.
 
     Raises:
@@ -149,10 +149,10 @@ def compile_project(project: Project, settings: Settings, log: Path) -> None:
     except FpgaError as error:
         if type(error) is not FpgaError:
             raise
-        said = log.read_text(errors="replace")[before:]
-        names = guilty(said, project.nodes)
+        output = log.read_text(errors="replace")[before:]
+        names = failing_layer(output, project.nodes)
         where = f"layer {names}" if names else "the project"
-        first = next((line for line in said.splitlines() if "error" in line), "no error line")
+        first = next((line for line in output.splitlines() if "error" in line), "no error line")
         raise FpgaError(
             f"{where} does not compile ({first.strip()[:160]}); leave that layer out, or see "
             "whether g++ is 10 or newer.",
@@ -160,14 +160,14 @@ def compile_project(project: Project, settings: Settings, log: Path) -> None:
         ) from error
 
 
-def guilty(said: str, nodes: Iterable[Node]) -> str:
+def failing_layer(output: str, nodes: Iterable[Node]) -> str:
     """The first layer that g++ complains of, by its number or its name in the code.
 
-    >>> guilty("x.cpp:9: error: no softsign_config4", [Node("act", 4, (1,))])
+    >>> failing_layer("x.cpp:9: error: no softsign_config4", [Node("act", 4, (1,))])
     'act'
     """
     found = list(nodes)
-    for line in said[max(said.find("error"), 0) :].splitlines():
+    for line in output[max(output.find("error"), 0) :].splitlines():
         for node in found:
             if f"config{node.index}" in line or line.rstrip().endswith(f"// {node.name}"):
                 return node.name
@@ -175,7 +175,7 @@ def guilty(said: str, nodes: Iterable[Node]) -> str:
 
 
 def _convert(saved: Path, directory: Path, settings: Settings, log: Path, trace: bool) -> Project:
-    hls4ml = need("hls4ml")
+    hls4ml = require("hls4ml")
     model = load(saved)
     quantized = is_quantized(model)
     with log.open("a") as out, contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
@@ -198,7 +198,7 @@ def _convert(saved: Path, directory: Path, settings: Settings, log: Path, trace:
             graph.write()
         except Exception as error:  # hls4ml raises all kinds, AssertionError without a word too
             traceback.print_exc(file=out)
-            raise _told(error, {layer.name for layer in model.layers}, log) from error
+            raise _conversion_error(error, {layer.name for layer in model.layers}, log) from error
     if settings.softmax == "device":
         _check_logits(graph)
     return Project(
@@ -218,7 +218,7 @@ def load(saved: Path) -> Any:
 
     with zipfile.ZipFile(saved) as archive:
         if b'"hgq' in archive.read("config.json"):
-            need("hgq.layers")  # registers its classes
+            require("hgq.layers")  # registers its classes
     return keras.models.load_model(saved, compile=False)
 
 
@@ -265,12 +265,12 @@ def _check_logits(graph: Any) -> None:
             )
 
 
-def _told(error: Exception, names: set[str], log: Path) -> FpgaError:
-    said = " ".join(str(error).split()) or type(error).__name__
+def _conversion_error(error: Exception, names: set[str], log: Path) -> FpgaError:
+    reason = " ".join(str(error).split()) or type(error).__name__
     layer = _layer_in(error.__traceback__, names)
     where = f"layer {layer}" if layer else "the model"
     return FpgaError(
-        f"hls4ml cannot translate {where} ({said[:200]}); leave that layer out or use another.",
+        f"hls4ml cannot translate {where} ({reason[:200]}); leave that layer out or use another.",
         log,
     )
 
@@ -309,14 +309,14 @@ def _node(layer: Any) -> Node:
 def main(argv: list[str]) -> None:
     """Converts one job, and writes what came of it."""
     saved, directory, settings, log, trace, found = json.loads(Path(argv[0]).read_text())
-    told: dict[str, Any]
+    result: dict[str, Any]
     try:
         project = _convert(Path(saved), Path(directory), Settings(**settings), Path(log), trace)
-        told = dataclasses.asdict(project)
-        del told["directory"]
+        result = dataclasses.asdict(project)
+        del result["directory"]
     except FpgaError as error:
-        told = {"error": str(error).removesuffix(f" The log is {error.log}.")}
-    Path(found).write_text(json.dumps(told))
+        result = {"error": str(error).removesuffix(f" The log is {error.log}.")}
+    Path(found).write_text(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -124,8 +124,8 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as held:
             return {name: held[name] for name in held.files}
     except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        said = " ".join(str(error).split())
+        reason = " ".join(str(error).split())
         raise FpgaError(
-            f"{path} cannot be read ({said}), expected an .npz file with arrays x and y; write "
+            f"{path} cannot be read ({reason}), expected an .npz file with arrays x and y; write "
             "one with numpy.savez(path, x=x, y=y)."
         ) from error

@@ -1,6 +1,6 @@
 """Runs firmware bit by bit, without an FPGA: the library that g++ made of the project's C++ code.
 
-In a process of its own, which starts neither TensorFlow nor hls4ml: a crash there is an error here,
+In a separate process, which starts neither TensorFlow nor hls4ml: a crash there is an error here,
 and a long run can be ended. Usage: python -m tfaccel.fpga.emulator WORK_DIRECTORY
 """
 
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from tfaccel.errors import FpgaError
-from tfaccel.fpga import place, process
+from tfaccel.fpga import output_directory, process
 from tfaccel.fpga.convert import PROJECT, Node, Project
 
 MANIFEST = "tfaccel_fpga.json"
@@ -40,9 +40,10 @@ def emulate(
     Raises:
         FpgaError: there is no export, or it crashed.
 
-    Example::
-
+    Example:
+        ```python
         probabilities = tfaccel.fpga.emulate("firmware", x)
+        ```
     """
     from tfaccel.fpga.softmax import softmax
 
@@ -50,18 +51,18 @@ def emulate(
     manifest = home / MANIFEST
     if not manifest.is_file():
         raise FpgaError(f"{home} holds no export ({MANIFEST} is not there); export a model first.")
-    told = json.loads(manifest.read_text())["project"]
+    entry = json.loads(manifest.read_text())["project"]
     project = Project(
         home,
-        told["stamp"],
-        tuple(map(tuple, told["inputs"])),
-        tuple(map(tuple, told["outputs"])),
+        entry["stamp"],
+        tuple(map(tuple, entry["inputs"])),
+        tuple(map(tuple, entry["outputs"])),
         (),
     )
     rows = list(x) if isinstance(x, (list, tuple)) else [np.asarray(x)]
-    outputs, _ = run(project, rows, log=home / place.LOG, limit_s=limit_s)
+    outputs, _ = run(project, rows, log=home / output_directory.LOG, limit_s=limit_s)
     shaped = [
-        softmax(one) if host else one for one, host in zip(outputs, told["host"], strict=True)
+        softmax(one) if host else one for one, host in zip(outputs, entry["host"], strict=True)
     ]
     return shaped if len(shaped) > 1 else shaped[0]
 

@@ -20,7 +20,7 @@ from typing import Any
 from tfaccel.errors import FpgaError, FpgaTimeoutError
 from tfaccel.fpga import process
 from tfaccel.fpga.convert import Node, Project
-from tfaccel.fpga.extra import need
+from tfaccel.fpga.optional_imports import require
 from tfaccel.fpga.report import Figure
 
 #: The longest that da4ml may take for figures alone: it ran past ten minutes on plain models.
@@ -80,7 +80,13 @@ def da4ml(saved: Path, log: Path, limit_s: float) -> tuple[tuple[Figure, ...], s
     """
     with tempfile.TemporaryDirectory() as scratch:
         found = Path(scratch) / "figures.json"
-        command = [sys.executable, "-m", "tfaccel.fpga.distributed", str(saved), str(found)]
+        command = [
+            sys.executable,
+            "-m",
+            "tfaccel.fpga.distributed_arithmetic",
+            str(saved),
+            str(found),
+        ]
         limit_s = min(limit_s, DA4ML_LIMIT_S)
         try:
             process.run(command, what="da4ml", log=log, limit_s=limit_s, cwd=Path.cwd())
@@ -88,16 +94,16 @@ def da4ml(saved: Path, log: Path, limit_s: float) -> tuple[tuple[Figure, ...], s
             return (), f"no figures from da4ml: it was not done after {limit_s:g} s"
         except FpgaError:
             return (), f"no figures from da4ml: it failed, see {log}"
-        told = json.loads(found.read_text())
+        values = json.loads(found.read_text())
     source = "da4ml, without multipliers"
     return (
-        Figure("LUT", told["lut"], "estimated", "", source),
-        Figure("FF", told["ff"], "estimated", "", source),
-        Figure("latency", told["stages"], "estimated", "stages", source),
+        Figure("LUT", values["lut"], "estimated", "", source),
+        Figure("FF", values["ff"], "estimated", "", source),
+        Figure("latency", values["stages"], "estimated", "stages", source),
     ), ""
 
 
-def need_tool(backend: str) -> None:
+def require_tool(backend: str) -> None:
     """Refuses to build without the vendor's tool.
 
     Raises:
@@ -129,8 +135,8 @@ def build(project: Project, backend: str, log: Path, limit_s: float) -> tuple[Fi
         cwd=project.directory,
     )
     with log.open("a") as out, contextlib.redirect_stdout(out):  # the parsers print
-        told = _report(need("hls4ml").report, backend, str(project.directory))
-    figures = synthesised(told or {}, _TOOLS[backend])
+        values = _report(require("hls4ml").report, backend, str(project.directory))
+    figures = synthesised(values or {}, _TOOLS[backend])
     if not figures:
         raise FpgaError(f"{_TOOLS[backend]} left no report in {project.directory}.", log)
     return figures
@@ -144,13 +150,13 @@ def _report(parsers: Any, backend: str, directory: str) -> Any:
     return parsers.parse_vivado_report(directory)
 
 
-def synthesised(told: Mapping[str, Any], tool: str) -> tuple[Figure, ...]:
+def synthesised(values: Mapping[str, Any], tool: str) -> tuple[Figure, ...]:
     """The figures in what hls4ml's report parser returns.
 
     >>> synthesised({"CSynthesisReport": {"LUT": "120"}}, "vitis-run")[0].value
     120.0
     """
-    flat = told.get("CSynthesisReport", told)
+    flat = values.get("CSynthesisReport", values)
     return tuple(
         Figure(name, float(flat[key]), "synthesised", unit, tool)
         for key, (name, unit) in _SYNTHESISED.items()

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from tfaccel.errors import FpgaCheckError, FpgaError
-from tfaccel.fpga import convert, emulator, estimate, place, qat, verify
+from tfaccel.fpga import convert, emulator, estimate, output_directory, qat, verify
 from tfaccel.fpga.allowlist import check_layers
 from tfaccel.fpga.data import Rows, generated, rows_of
-from tfaccel.fpga.extra import need
+from tfaccel.fpga.export_settings import Settings
 from tfaccel.fpga.layer import Layer, Shape, layers_of
+from tfaccel.fpga.optional_imports import require
 from tfaccel.fpga.report import Check, Figure, Report
-from tfaccel.fpga.settings import Settings
 from tfaccel.fpga.softmax import cut, ends, is_softmax, one_hot
 
 
@@ -74,10 +74,11 @@ def export_fpga(
         FpgaTimeoutError: a tool was not done in time.
         FpgaCheckError: the firmware does not agree with Keras; `report` says how far it is off.
 
-    Example::
-
+    Example:
+        ```python
         report = tfaccel.export_fpga(model, "firmware", check=(x_held_out, y_held_out))
         print(report.verdict)
+        ```
     """
     settings = Settings(
         backend, part, clock_ns, precision, io_type, reuse_factor, strategy, softmax, timeout_s
@@ -85,13 +86,13 @@ def export_fpga(
     if not 0 <= min_agreement <= 1:
         raise FpgaError(f"min_agreement={min_agreement:g}, expected a part between 0 and 1.")
     if build:
-        _estimate.need_tool(backend)
+        _estimate.require_tool(backend)
     prepared = prepare(model, directory, settings, check=check, calibrate=calibrate)
     try:
         report = _export(prepared, settings, min_agreement, estimate, build)
         (prepared.home / "report.json").write_text(report.to_json())
     finally:
-        place.remember(prepared.home)
+        output_directory.record_files(prepared.home)
     if report.check.status == "failed":
         raise FpgaCheckError(
             f"{report.verdict}, expected {_expected(report)}, "
@@ -136,7 +137,7 @@ class _Prepared:
 
     @property
     def log(self) -> Path:
-        return self.home / place.LOG
+        return self.home / output_directory.LOG
 
 
 def prepare(
@@ -160,9 +161,11 @@ def prepare(
             f"io_type={settings.io_type!r} on a quantized model, expected 'io_parallel': each of "
             "its numbers may have a type of its own."
         )
-    need("hls4ml")
-    convert.need_compiler()
-    home = place.take(place.of_this_worker(directory, getattr(model, "distribute_strategy", None)))
+    require("hls4ml")
+    convert.require_compiler()
+    home = output_directory.prepare(
+        output_directory.worker_directory(directory, getattr(model, "distribute_strategy", None))
+    )
     made_up = rows.generated and calibrate is None
     notes = _calibrated(model, rows, calibrate) if quantized and not made_up else []
     device, host = _functional(model, home), (False,) * len(model.outputs)
@@ -215,12 +218,12 @@ def _export(
     (home / emulator.MANIFEST).write_text(_manifest(project, prepared))
     x = [np.asarray(one, np.float32) for one in rows.x]
     answered, _ = emulator.run(project, x, log=log, limit_s=settings.timeout_s)
-    wanted = reference(prepared.device, x)
+    expected = reference(prepared.device, x)
     if prepared.has_softmax and settings.softmax == "argmax":
-        wanted = [one_hot(one) for one in wanted]
+        expected = [one_hot(one) for one in expected]
     check = verify.compare(
         answered,
-        wanted,
+        expected,
         ends=prepared.ends,
         y=rows.y,
         generated=rows.generated,
@@ -266,14 +269,14 @@ def reference(model: Any, x: list[np.ndarray]) -> list[np.ndarray]:
         FpgaError: Keras fails on these rows.
     """
     try:
-        wanted = model.predict(x if len(x) > 1 else x[0], verbose=0)
+        expected = model.predict(x if len(x) > 1 else x[0], verbose=0)
     except Exception as error:  # TensorFlow's own, for an index that an Embedding has not
         lines = [one.strip() for one in str(error).splitlines() if one.strip()]
-        said = next((one for one in lines if one.startswith("indices[")), (lines or [""])[0])
+        reason = next((one for one in lines if one.startswith("indices[")), (lines or [""])[0])
         raise FpgaError(
-            f"Keras fails on the rows of the check ({said[:160]}); give rows as in training."
+            f"Keras fails on the rows of the check ({reason[:160]}); give rows as in training."
         ) from error
-    return list(wanted) if isinstance(wanted, (list, tuple)) else [wanted]
+    return list(expected) if isinstance(expected, (list, tuple)) else [expected]
 
 
 def _with_layers(
@@ -298,7 +301,7 @@ def _calibrated(model: Any, rows: Rows, data: Any) -> list[str]:
     if data is not None:
         qat.calibrate(model, data)
         return []
-    trace_minmax = need("hgq.utils").trace_minmax
+    trace_minmax = require("hgq.utils").trace_minmax
     arrays = [np.asarray(one, np.float32) for one in rows.x]
     # Without a reset: the check alone may be less than what the model will meet.
     trace_minmax(model, arrays[0] if len(arrays) == 1 else arrays, reset=False)
@@ -320,13 +323,13 @@ def _functional(model: Any, home: Path) -> Any:
 
 
 def _manifest(project: convert.Project, prepared: _Prepared) -> str:
-    told = {
+    entry = {
         "stamp": project.stamp,
         "inputs": project.inputs,
         "outputs": [one.shape[1:] for one in prepared.device.outputs],
         "host": prepared.host,
     }
-    return json.dumps({"format": 1, "project": told}, indent=1)
+    return json.dumps({"format": 1, "project": entry}, indent=1)
 
 
 def _expected(report: Report) -> str:

@@ -1,4 +1,4 @@
-"""A tool in a process of its own, with a time limit, all it says in the log."""
+"""A tool in a separate process, with a time limit, all it says in the log."""
 
 from __future__ import annotations
 

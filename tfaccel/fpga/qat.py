@@ -17,8 +17,8 @@ import numpy as np
 from tfaccel.errors import FpgaError
 from tfaccel.fpga.allowlist import check_layers, stays
 from tfaccel.fpga.data import rows_of
-from tfaccel.fpga.extra import need
 from tfaccel.fpga.layer import Layer, layers_of
+from tfaccel.fpga.optional_imports import require
 
 COUNTERPARTS = {
     "Dense": "QDense",
@@ -49,15 +49,16 @@ def quantize(model: Any, *, beta: float = 1e-6) -> Any:
     Raises:
         FpgaError: a layer has no counterpart, or trains in less than float32.
 
-    Example::
-
+    Example:
+        ```python
         with strategy.scope():
             model = tfaccel.fpga.quantize(build_model())
             model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+        ```
     """
     import keras
 
-    layers = need("hgq.layers")
+    layers = require("hgq.layers")
     found = layers_of(model)
     check_layers(found)
     kinds = {one.name: _counterpart(one) for one in found}
@@ -140,7 +141,7 @@ def calibrate(model: Any, x: Any) -> int:
     Raises:
         FpgaError: the rows do not fit the model.
     """
-    trace_minmax = need("hgq.utils").trace_minmax
+    trace_minmax = require("hgq.utils").trace_minmax
     rows = rows_of(x, [tuple(one.shape) for one in model.inputs])
     arrays = [one.astype(np.float32) for one in rows.x]
     return int(trace_minmax(model, arrays[0] if len(arrays) == 1 else arrays))

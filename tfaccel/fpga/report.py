@@ -53,11 +53,11 @@ class Check:
         status: ``"passed"``, ``"failed"``, or ``"unverified"`` when the rows are generated: then
             nothing is known about real data.
         rows: how many were compared.
-        exact: how many of them are the same to the bit.
+        exact: how many of them are bit-identical.
         agreement: the part of the rows on which the answer is the same.
         measure: what is the same answer: ``"argmax"``, or ``"within 1% of the range"``.
         maximum: the largest difference of an output.
-        required: the agreement that was asked for; of quantized models, exact rows.
+        required: the agreement that was requested; of quantized models, exact rows.
         accuracy: of the firmware, when labels were given.
         keras_accuracy: of Keras on the same rows.
         layers: the error of each layer, when the check failed.
@@ -116,15 +116,15 @@ class Report:
         """
         check = self.check
         if self.quantized or check.exact == check.rows:
-            said = f"bit-exact on {check.exact} of {check.rows} rows"
+            verdict = f"bit-exact on {check.exact} of {check.rows} rows"
         else:
-            said = (
+            verdict = (
                 f"{check.agreement:.2%} of {check.rows} rows agree ({check.measure}), "
                 f"maximum error {check.maximum:.3g}"
             )
         if check.status == "unverified":
-            return f"unverified: {said} of generated input, which says nothing of real data"
-        return said if check.status == "passed" else f"failed: {said}"
+            return f"unverified: {verdict} of generated input, which says nothing of real data"
+        return verdict if check.status == "passed" else f"failed: {verdict}"
 
     def figure(self, name: str) -> Figure | None:
         """The figure of that name, if there is one."""
@@ -132,8 +132,8 @@ class Report:
 
     def to_json(self) -> str:
         """All of it, as JSON."""
-        told = {**dataclasses.asdict(self), "verdict": self.verdict, "passed": self.passed}
-        return json.dumps(told, indent=1, default=str)
+        fields = {**dataclasses.asdict(self), "verdict": self.verdict, "passed": self.passed}
+        return json.dumps(fields, indent=1, default=str)
 
     def show(self, console: Any = None) -> None:
         """Prints it, for people.

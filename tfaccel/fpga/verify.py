@@ -35,7 +35,7 @@ def compare(
         ends: the activation that each output comes from.
         y: class numbers, of the first output.
         generated: the rows are made up, so that nothing can be passed or failed.
-        quantized: every row must be the same to the bit.
+        quantized: every row must be bit-identical.
         min_agreement: else, the part of the rows that must agree.
 
     Returns:
@@ -118,10 +118,10 @@ def layer_errors(
         return ()
     probe = keras.Model(model.inputs, [layer.output for layer, _ in probed])
     given = list(x) if len(x) > 1 else x[0]
-    wanted = probe.predict(given, verbose=0)
-    wanted = wanted if isinstance(wanted, list) else [wanted]
+    expected = probe.predict(given, verbose=0)
+    expected = expected if isinstance(expected, list) else [expected]
     errors = []
-    for (layer, name), want in zip(probed, wanted, strict=True):
+    for (layer, name), want in zip(probed, expected, strict=True):
         got = traced[name]
         if got.size != want.size:
             continue

@@ -21,15 +21,15 @@ def add_command(parser: argparse.ArgumentParser) -> None:
 
 def command_of(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list[str]:
     """The program and its arguments, from options parsed after `add_command`."""
-    words = options.command[1:] if options.command[:1] == ["--"] else options.command
-    if not words:
+    argv = options.command[1:] if options.command[:1] == ["--"] else options.command
+    if not argv:
         parser.error("there is nothing to run; expected a script, for example train.py")
-    if not options.module and words[0].endswith(".py") and not Path(words[0]).is_file():
-        parser.error(f"there is no file {words[0]!r}; expected a script, for example train.py")
-    return python_command(words, module=options.module)
+    if not options.module and argv[0].endswith(".py") and not Path(argv[0]).is_file():
+        parser.error(f"there is no file {argv[0]!r}; expected a script, for example train.py")
+    return python_command(argv, module=options.module)
 
 
-def python_command(words: Sequence[str], *, module: bool) -> list[str]:
+def python_command(argv: Sequence[str], *, module: bool) -> list[str]:
     """Puts this Python before a script or a module, and nothing before another program.
 
     >>> python_command(["pkg.train", "--lr=1"], module=True)[1:]
@@ -38,8 +38,8 @@ def python_command(words: Sequence[str], *, module: bool) -> list[str]:
     ['nice', 'python', 'train.py']
     """
     if module:
-        return [sys.executable, "-m", *words]
-    return [sys.executable, *words] if words[0].endswith(".py") else list(words)
+        return [sys.executable, "-m", *argv]
+    return [sys.executable, *argv] if argv[0].endswith(".py") else list(argv)
 
 
 def variable(text: str) -> tuple[str, str]:

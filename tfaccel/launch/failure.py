@@ -56,10 +56,10 @@ class Exit:
         return 128 - self.status if self.status < 0 else self.status
 
     @property
-    def how(self) -> str:
+    def description(self) -> str:
         """The exit code or the signal's name, for people.
 
-        >>> Exit(0, 1, -9, 0.0).how
+        >>> Exit(0, 1, -9, 0.0).description
         'killed by SIGKILL'
         """
         if self.status >= 0:
@@ -70,9 +70,9 @@ class Exit:
             return f"killed by signal {-self.status}"
 
     @property
-    def lost_a_peer(self) -> bool:
+    def lost_peer(self) -> bool:
         """Whether it died of another worker's end, as its exception or its last lines say."""
-        words = last_words(self.stderr)
+        words = error_tail(self.stderr)
         if words and _TRACEBACK in words[0]:
             # Only the exception itself: TensorFlow may log about its peers on any way out.
             words = next(((line,) for line in words[1:] if line and not line[0].isspace()), ())
@@ -94,10 +94,10 @@ def first_failure(exits: Sequence[Exit], window_s: float = SAME_MOMENT_S) -> Exi
     if not failures:
         return None
     moment = [one for one in failures if one.at - failures[0].at <= window_s]
-    return next((one for one in moment if not one.lost_a_peer), failures[0])
+    return next((one for one in moment if not one.lost_peer), failures[0])
 
 
-def last_words(stderr: Sequence[str]) -> tuple[str, ...]:
+def error_tail(stderr: Sequence[str]) -> tuple[str, ...]:
     """The last traceback among lines of stderr and all after it, else the last lines."""
     for place in range(len(stderr) - 1, -1, -1):
         if _TRACEBACK in stderr[place]:
@@ -107,14 +107,14 @@ def last_words(stderr: Sequence[str]) -> tuple[str, ...]:
 
 def summary(cause: Exit, exits: Sequence[Exit]) -> str:
     """What to print last: the cause, how the others ended, and what the cause said."""
-    lines = [f"rank {cause.rank} failed first: {cause.how} (pid {cause.pid})"]
+    lines = [f"rank {cause.rank} failed first: {cause.description} (pid {cause.pid})"]
     others = [
-        f"rank {one.rank} {'was stopped' if one.stopped else one.how}"
+        f"rank {one.rank} {'was stopped' if one.stopped else one.description}"
         for one in sorted(exits, key=lambda one: one.rank)
         if one.rank != cause.rank
     ]
     if others:
         lines.append(f"the others: {', '.join(others)}")
-    words = last_words(cause.stderr)
+    words = error_tail(cause.stderr)
     lines.append("the end of its stderr:" if words else "its stderr is empty")
     return "\n".join([*lines, *(f"  {line}" for line in words)])

@@ -17,7 +17,7 @@ from typing import IO, TextIO, TypeAlias
 
 from tfaccel.errors import LaunchError
 from tfaccel.launch.failure import SAME_MOMENT_S, Exit, first_failure, summary
-from tfaccel.launch.output import Pump, Screen
+from tfaccel.launch.output import OutputForwarder, Terminal
 from tfaccel.launch.process import Worker
 
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -30,7 +30,7 @@ def supervise(
     *,
     log_dir: str | os.PathLike[str] | None,
     grace_s: float,
-) -> End:
+) -> JobResult:
     """Runs one command in each of these environments; all end together.
 
     Args:
@@ -47,7 +47,7 @@ def supervise(
 
 
 @dataclass(frozen=True)
-class End:
+class JobResult:
     """How a job ended.
 
     Attributes:
@@ -60,14 +60,14 @@ class End:
 
 
 @dataclass(frozen=True)
-class _Ended:
+class _WorkerExit:
     """A worker's process has ended, at this time."""
 
     worker: Worker
     at: float
 
 
-_Events: TypeAlias = "queue.SimpleQueue[_Ended | signal.Signals]"
+_Events: TypeAlias = "queue.SimpleQueue[_WorkerExit | signal.Signals]"
 
 
 class _Job:
@@ -93,15 +93,15 @@ class _Job:
 
         stack.enter_context(_signals_to(self._events))
         logs = [_open_log(stack, log_dir, rank) for rank in range(len(environments))]
-        self._screens = (_screen(sys.stdout), _screen(sys.stderr))
+        self._screens = (_terminal(sys.stdout), _terminal(sys.stderr))
         self._workers: list[Worker] = []
-        self._pumps: list[tuple[Pump, ...]] = []
+        self._pumps: list[tuple[OutputForwarder, ...]] = []
         stack.callback(self._end_all)
         for rank, environment in enumerate(environments):
             self._workers.append(Worker(command, rank, environment))
         self._pumps = [
             tuple(
-                Pump(pipe, worker.rank, screen, log)
+                OutputForwarder(pipe, worker.rank, screen, log)
                 for pipe, screen in zip((worker.stdout, worker.stderr), self._screens, strict=True)
                 if pipe is not None
             )
@@ -113,14 +113,14 @@ class _Job:
             self._running.add(worker)
             threading.Thread(target=self._watch, args=(worker,), daemon=True).start()
 
-    def wait(self) -> End:
+    def wait(self) -> JobResult:
         """Waits for all workers; stops them at the first failure or signal."""
         stop_at: float | None = None
         while self._running:
             event = self._next(stop_at)
-            if isinstance(event, _Ended):
+            if isinstance(event, _WorkerExit):
                 ended = self._ended(event)
-                if ended.failed and not ended.lost_a_peer:
+                if ended.failed and not ended.lost_peer:
                     stop_at = ended.at
                 elif ended.failed and stop_at is None:
                     # The worker that this one misses may be about to say what it died of.
@@ -137,9 +137,9 @@ class _Job:
 
     def _watch(self, worker: Worker) -> None:
         worker.await_end()
-        self._events.put(_Ended(worker, time.monotonic()))
+        self._events.put(_WorkerExit(worker, time.monotonic()))
 
-    def _next(self, stop_at: float | None) -> _Ended | signal.Signals | None:
+    def _next(self, stop_at: float | None) -> _WorkerExit | signal.Signals | None:
         """The next event, or None when it is time to stop or kill the workers."""
         if self._stopped_at is not None:
             stop_at = None if self._killed else self._kill_at
@@ -149,7 +149,7 @@ class _Job:
         except queue.Empty:
             return None
 
-    def _ended(self, event: _Ended) -> Exit:
+    def _ended(self, event: _WorkerExit) -> Exit:
         worker = event.worker
         self._running.discard(worker)
         status = worker.reap()
@@ -177,16 +177,16 @@ class _Job:
         for worker in self._workers:
             worker.send(number)
 
-    def _verdict(self) -> End:
+    def _verdict(self) -> JobResult:
         self._end_all()
         if self._signal:
-            say(f"stopped all {len(self._workers)} workers after {self._signal.name}")
-            return End(128 + self._signal, signalled=True)
+            log_message(f"stopped all {len(self._workers)} workers after {self._signal.name}")
+            return JobResult(128 + self._signal, signalled=True)
         cause = first_failure(self._exits)
         if cause is None:
-            return End(0)
-        say(summary(cause, self._exits))
-        return End(cause.code)
+            return JobResult(0)
+        log_message(summary(cause, self._exits))
+        return JobResult(cause.code)
 
     def _end_all(self) -> None:
         """Leaves no process behind, whatever happened, and no output unread."""
@@ -207,19 +207,19 @@ class _Job:
 def _signals_to(events: _Events) -> Iterator[None]:
     """Puts signals into the queue instead of ending this process."""
     if threading.current_thread() is not threading.main_thread():
-        yield  # Only the main thread gets signals, and may ask for them.
+        yield  # Only the main thread gets signals, and may request them.
         return
 
     def put(number: int, _: FrameType | None) -> None:
         events.put(signal.Signals(number))
 
     # Under nohup a lost terminal is no reason to stop.
-    wanted = [
+    handled = [
         number
         for number in _FORWARDED
         if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN
     ]
-    before = {number: signal.signal(number, put) for number in wanted}
+    before = {number: signal.signal(number, put) for number in handled}
     try:
         yield
     finally:
@@ -242,15 +242,17 @@ def _open_log(
         ) from error
 
 
-def _screen(stream: TextIO) -> Screen:
+def _terminal(stream: TextIO) -> Terminal:
     from rich.console import Console
 
     console = Console(file=stream)
     colour = console.color_system is not None and not console.no_color
-    return Screen(stream, terminal=stream.isatty() and not console.is_dumb_terminal, colour=colour)
+    return Terminal(
+        stream, terminal=stream.isatty() and not console.is_dumb_terminal, colour=colour
+    )
 
 
-def say(text: str) -> None:
+def log_message(text: str) -> None:
     """Says something about the job on stderr, its first line so that nobody misses it."""
     from rich.console import Console
 

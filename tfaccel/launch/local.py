@@ -12,7 +12,7 @@ from tfaccel import hardware, onednn
 from tfaccel.errors import LaunchError
 from tfaccel.launch.command import add_command, command_of, variable
 from tfaccel.launch.environment import worker_environment
-from tfaccel.launch.job import say, supervise
+from tfaccel.launch.job import log_message, supervise
 from tfaccel.launch.ports import free_ports
 
 START_TIMEOUT_S = 300.0
@@ -64,7 +64,7 @@ def run(
         if end.code == 0 or end.signalled or attempt == max_restarts:
             break
         # All of them: a worker that is started alone kills the others and waits for them.
-        say(f"starting all {nproc} workers again (restart {attempt + 1} of {max_restarts})")
+        log_message(f"starting all {nproc} workers again (restart {attempt + 1} of {max_restarts})")
     return end.code
 
 

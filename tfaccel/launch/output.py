@@ -64,7 +64,7 @@ def _text(content: bytes) -> str:
     return content.decode(errors="replace").rstrip("\r").lstrip("\b")
 
 
-class Screen:
+class Terminal:
     """Where all lines go: one at a time, however many threads bring them.
 
     On a terminal a progress bar stays on the last row and is redrawn in place. In a file it
@@ -128,11 +128,11 @@ class Screen:
         self._stream.flush()
 
 
-class Pump(threading.Thread):
+class OutputForwarder(threading.Thread):
     """Carries one pipe of one worker to a screen and to its log, until the pipe's end."""
 
     def __init__(
-        self, pipe: IO[bytes], rank: int, screen: Screen, log: IO[bytes] | None = None
+        self, pipe: IO[bytes], rank: int, screen: Terminal, log: IO[bytes] | None = None
     ) -> None:
         super().__init__(name=f"tfaccel-output-{rank}", daemon=True)
         self._pipe = pipe

@@ -24,7 +24,7 @@ from tfaccel.launch.gcloud import TpuJob
 # What gcloud says when it makes no TPU, and what to do.
 _KNOWN = (
     (r"gcloud auth login|do not currently have an active account", "run `gcloud auth login`"),
-    (r"[Qq]uota", "the project has no quota for it: ask for some in Google Cloud's console"),
+    (r"[Qq]uota", "the project has no quota for it: request some in Google Cloud's console"),
     (r"already exists|ALREADY_EXISTS", "there is one of that name: take another, or delete it"),
     (
         r"no more capacity|RESOURCE_EXHAUSTED|stockout",
@@ -52,12 +52,12 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         LaunchError: gcloud is missing, or makes no TPU.
     """
-    asked = _parser().parse_args(argv)
-    job = _job(asked)
-    if asked.dry_run or not asked.yes:
-        for command in gcloud.plan(job, asked.keep):
+    args = _parser().parse_args(argv)
+    job = _job(args)
+    if args.dry_run or not args.yes:
+        for command in gcloud.plan(job, args.keep):
             print(shlex.join(command))
-        if asked.dry_run:
+        if args.dry_run:
             return 0
         print("tfaccel: a TPU costs money; give --yes to run these commands.", file=sys.stderr)
         return 2
@@ -68,7 +68,7 @@ def main(argv: Sequence[str]) -> int:
         )
     with _sigterm_interrupts(), tempfile.TemporaryDirectory(prefix="tfaccel-") as folder:
         job = dataclasses.replace(job, mark=uuid.uuid4().hex, folder=folder)
-        return run(job, asked.keep)
+        return run(job, args.keep)
 
 
 def run(job: TpuJob, keep: bool = False) -> int:
@@ -89,7 +89,7 @@ def run(job: TpuJob, keep: bool = False) -> int:
         _make(job)
         made = True
         for command in gcloud.plan(job, keep=True)[1:]:
-            code = _say_and_call(command)
+            code = _print_and_call(command)
             if code != 0:
                 return code
         return 0
@@ -119,10 +119,10 @@ def _make(job: TpuJob) -> None:
 
 def _is_ours(job: TpuJob) -> bool:
     """Whether there is a TPU of that name, and this job has made it."""
-    with _undisturbed():
-        asked = subprocess.run(gcloud.mark(job), capture_output=True, text=True)
-    ours = bool(job.mark) and asked.stdout.strip() == job.mark
-    if not ours:
+    with _interrupts_ignored():
+        result = subprocess.run(gcloud.mark(job), capture_output=True, text=True)
+    is_own = bool(job.mark) and result.stdout.strip() == job.mark
+    if not is_own:
         line = shlex.join(gcloud.mark(job)[:-1])
         print(
             f"tfaccel: interrupted before TPU {job.name!r} was made, so none is deleted; see that "
@@ -130,18 +130,18 @@ def _is_ours(job: TpuJob) -> bool:
             file=sys.stderr,
             flush=True,
         )
-    return ours
+    return is_own
 
 
-def _say_and_call(command: Sequence[str]) -> int:
+def _print_and_call(command: Sequence[str]) -> int:
     print(f"+ {shlex.join(command)}", flush=True)
     return subprocess.call(command)
 
 
 def _delete(job: TpuJob) -> None:
     """Deletes the TPU; another interrupt does not keep it from that."""
-    with _undisturbed():
-        code = _say_and_call(gcloud.delete(job))
+    with _interrupts_ignored():
+        code = _print_and_call(gcloud.delete(job))
     if code != 0:
         line = shlex.join(gcloud.delete(job))
         print(
@@ -152,7 +152,7 @@ def _delete(job: TpuJob) -> None:
 
 
 @contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
+def _interrupts_ignored() -> Iterator[None]:
     """Nothing interrupts us, nor what we start."""
     handlers = {s: signal.signal(s, signal.SIG_IGN) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -176,32 +176,32 @@ def _sigterm_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGTERM, handler)
 
 
-def _job(asked: argparse.Namespace) -> TpuJob:
-    if not asked.script.is_file():
-        raise LaunchError(f"tfaccel: there is no script {str(asked.script)!r}; give its path.")
-    if not re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", asked.name):
+def _job(args: argparse.Namespace) -> TpuJob:
+    if not args.script.is_file():
+        raise LaunchError(f"tfaccel: there is no script {str(args.script)!r}; give its path.")
+    if not re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", args.name):
         raise LaunchError(
-            f"tfaccel: --name is {asked.name!r}, expected lower-case letters, digits and hyphens, "
+            f"tfaccel: --name is {args.name!r}, expected lower-case letters, digits and hyphens, "
             "as Google Cloud takes them."
         )
     environment = []
-    for one in asked.env:
+    for one in args.env:
         name, equals, value = one.partition("=")
         if not name.isidentifier() or not equals:
             raise LaunchError(f"tfaccel: --env is {one!r}, expected NAME=VALUE.")
         environment.append((name, value))
-    arguments = asked.arguments[1:] if asked.arguments[:1] == ["--"] else asked.arguments
+    arguments = args.arguments[1:] if args.arguments[:1] == ["--"] else args.arguments
     job = TpuJob(
-        script=asked.script,
+        script=args.script,
         arguments=tuple(arguments),
-        name=asked.name,
-        zone=asked.zone,
-        project=asked.project,
-        accelerator=asked.accelerator_type,
-        runtime=asked.runtime_version,
-        queued=asked.queued,
-        spot=asked.spot,
-        install=tuple(asked.install),
+        name=args.name,
+        zone=args.zone,
+        project=args.project,
+        accelerator=args.accelerator_type,
+        runtime=args.runtime_version,
+        queued=args.queued,
+        spot=args.spot,
+        install=tuple(args.install),
         environment=tuple(environment),
     )
     if job.is_pod and "-pod" not in job.software:

@@ -140,8 +140,8 @@ def holders(
     names = [name for name, _ in mesh]
     places = itertools.product(*(range(size) for _, size in mesh)) if mesh else [()] * devices
     for device, place in enumerate(places):
-        here = dict(zip(names, place, strict=True))
-        part = tuple(0 if axis is None else here[axis] for axis in axes)
+        coordinates = dict(zip(names, place, strict=True))
+        part = tuple(0 if axis is None else coordinates[axis] for axis in axes)
         held[part] = (*held.get(part, ()), device)
     return held
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _COLOURS = ("cyan", "magenta", "yellow", "green", "blue", "red", "bright_cyan", "bright_magenta")
-_MOST_CELLS = 8  # of a picture, each way
+_MAX_CELLS = 8  # of a picture, each way
 _WIDTH = 140
 
 
@@ -138,9 +138,9 @@ def _drawn(axes: Axes) -> tuple[int | None, int | None]:
 
 
 def _shown(parts: int) -> list[int | None]:
-    if parts <= _MOST_CELLS:
+    if parts <= _MAX_CELLS:
         return list(range(parts))
-    return [*range(_MOST_CELLS - 2), None, parts - 1]
+    return [*range(_MAX_CELLS - 2), None, parts - 1]
 
 
 def named(devices: Sequence[str]) -> str:

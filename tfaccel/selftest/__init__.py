@@ -1,8 +1,8 @@
 """`tfaccel test`: trains under every strategy this machine can hold, and compares the numbers.
 
 A tiny model is trained once on one device, then under each strategy on the same global batches;
-loss and weights must agree, and all workers must hold the same weights to the bit. Every case runs
-in processes of its own, because TensorFlow's logical devices are set once in a process. Logical
+loss and weights must agree, and all workers must hold bit-identical weights. Every case runs
+in separate processes, because TensorFlow's logical devices are set once in a process. Logical
 CPU devices stand in for accelerators.
 """
 
@@ -28,20 +28,20 @@ from tfaccel.selftest.cases import CASES, Case, Trained, missing, verdict
 if TYPE_CHECKING:
     from rich.console import Console
 
-PASS, FAIL, NOT_HERE = "pass", "fail", "not here"
+PASS, FAIL, UNAVAILABLE = "pass", "fail", "unavailable"
 TIME_LIMIT_S = 180.0
 _GRACE_S = 30.0  # the launcher gives its workers 10
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CaseResult:
     """The verdict on one case.
 
     Attributes:
         name: the case's.
-        status: ``"pass"``, ``"fail"`` or ``"not here"``.
+        status: ``"pass"``, ``"fail"`` or ``"unavailable"``.
         seconds: wall-clock time of its own training, start of the processes included.
-        detail: why it failed or is not here; for a pass, the loss it came to.
+        detail: why it failed or is unavailable; for a pass, the loss it came to.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Outcome:
 
 
 def run(case: Case, time_limit_s: float = TIME_LIMIT_S) -> list[Trained]:
-    """Trains a case's model in processes of its own.
+    """Trains a case's model in separate processes.
 
     Args:
         case: what to train.
@@ -80,14 +80,14 @@ def _results(task: str, case: Case, time_limit_s: float) -> list[dict[str, Any]]
             text=True,
         )
         try:
-            said, _ = process.communicate(timeout=time_limit_s)
+            output, _ = process.communicate(timeout=time_limit_s)
         except subprocess.TimeoutExpired:
             raise LaunchError(f"not done after {time_limit_s:g} s\n{_stop(process)}") from None
         except BaseException:  # Ctrl-C, SIGTERM
             _stop(process)
             raise
         if process.returncode:
-            raise LaunchError(f"exited with {process.returncode}\n{said}")
+            raise LaunchError(f"exited with {process.returncode}\n{output}")
         files = [Path(folder, f"{rank}.json") for rank in range(case.workers)]
         return [json.loads(file.read_text()) for file in files]
 
@@ -104,27 +104,29 @@ def _stop(process: subprocess.Popen[str]) -> str:
 
 def _environment(environ: Mapping[str, str], case: Case) -> dict[str, str]:
     """Ours, without what describes another job."""
-    ours = {k: v for k, v in environ.items() if k != "TF_CONFIG" and not k.startswith("TFACCEL_")}
-    ours |= {"TF_CPP_MIN_LOG_LEVEL": "2", "NO_COLOR": "1", "TERM": "dumb"}
+    environment = {
+        k: v for k, v in environ.items() if k != "TF_CONFIG" and not k.startswith("TFACCEL_")
+    }
+    environment |= {"TF_CPP_MIN_LOG_LEVEL": "2", "NO_COLOR": "1", "TERM": "dumb"}
     # The child must find the package that this process runs, installed or not.
     root = str(Path(__file__).resolve().parents[2])
-    ours["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environ.get("PYTHONPATH", "")]))
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environ.get("PYTHONPATH", "")]))
     if case.device_type == "cpu":
-        ours["CUDA_VISIBLE_DEVICES"] = "-1"  # else every child takes the memory of all GPUs
-    return ours
+        environment["CUDA_VISIBLE_DEVICES"] = "-1"  # else every child takes the memory of all GPUs
+    return environment
 
 
-def outcomes(
+def case_results(
     cases: Sequence[Case] = CASES, time_limit_s: float = TIME_LIMIT_S
-) -> Iterator[Outcome]:
+) -> Iterator[CaseResult]:
     """Tries cases one after the other, each outcome as soon as it is known."""
-    here = {"gpus": 0, "tpus": 0}
+    accelerators = {"gpus": 0, "tpus": 0}
     if any(case.gpus or case.tpus for case in cases):
-        here = _results("look", Case("look", "", device_type="auto"), time_limit_s)[0]
+        accelerators = _results("look", Case("look", "", device_type="auto"), time_limit_s)[0]
     known: dict[str, list[Trained]] = {}
     for case in cases:
-        if reason := missing(case, **here):
-            yield Outcome(case.name, NOT_HERE, 0.0, reason)
+        if reason := missing(case, **accelerators):
+            yield CaseResult(case.name, UNAVAILABLE, 0.0, reason)
             continue
         began = time.monotonic()
         try:
@@ -137,14 +139,14 @@ def outcomes(
         except LaunchError as error:
             wrong = str(error)
         detail = wrong or f"loss {known[case.name][0].loss:.6f}"
-        yield Outcome(case.name, FAIL if wrong else PASS, time.monotonic() - began, detail)
+        yield CaseResult(case.name, FAIL if wrong else PASS, time.monotonic() - began, detail)
 
 
-def _show(console: Console, outcome: Outcome) -> None:
+def _show(console: Console, outcome: CaseResult) -> None:
     from rich.markup import escape
 
-    style = {PASS: "green", FAIL: "bold red", NOT_HERE: "dim"}[outcome.status]
-    seconds = "" if outcome.status == NOT_HERE else f"{outcome.seconds:5.1f} s"
+    style = {PASS: "green", FAIL: "bold red", UNAVAILABLE: "dim"}[outcome.status]
+    seconds = "" if outcome.status == UNAVAILABLE else f"{outcome.seconds:5.1f} s"
     console.print(
         f"[{style}]{outcome.status:<8}[/] {outcome.name:<32}{seconds:>8}  {escape(outcome.detail)}",
         highlight=False,
@@ -180,14 +182,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     cases = [case for case in CASES if arguments.only is None or case.name in arguments.only]
     found = []
     if arguments.json:
-        found = list(outcomes(cases, arguments.time_limit))
+        found = list(case_results(cases, arguments.time_limit))
         print(json.dumps([dataclasses.asdict(outcome) for outcome in found], indent=2))
     else:
         from rich.console import Console
 
         console = Console()
         with console.status("training a tiny model under each strategy"):
-            for outcome in outcomes(cases, arguments.time_limit):
+            for outcome in case_results(cases, arguments.time_limit):
                 _show(console, outcome)
                 found.append(outcome)
     return 1 if any(outcome.status == FAIL for outcome in found) else 0

@@ -56,11 +56,11 @@ def check(
         InputError: when the model's input has unknown sizes.
         LaunchError: when the time is up, another process uses libtpu, or the compiler ended ours.
     """
-    wanted = parse(topology)
-    if batch < 1 or batch % wanted.devices:
+    parsed = parse(topology)
+    if batch < 1 or batch % parsed.devices:
         raise StrategyError(
-            f"tfaccel: a batch of {batch} was to be checked on the {wanted.devices} devices of "
-            f"{wanted}, expected a multiple of {wanted.devices}."
+            f"tfaccel: a batch of {batch} was to be checked on the {parsed.devices} devices of "
+            f"{parsed}, expected a multiple of {parsed.devices}."
         )
     missing = [name for name in ("jax", "libtpu") if importlib.util.find_spec(name) is None]
     if missing:
@@ -71,13 +71,13 @@ def check(
     task = {
         "target": target,
         "batch": batch,
-        "topology": str(wanted),
+        "topology": str(parsed),
         "shape": list(shape) if shape is not None else None,
         "dtype": dtype,
         "mixed_bfloat16": mixed_bfloat16,
         "search": search,
     }
-    with _alone(), tempfile.TemporaryFile("w+") as result:
+    with _exclusive(), tempfile.TemporaryFile("w+") as result:
         ended = _run(json.dumps(task), result.fileno(), timeout_s)
         result.seek(0)
         text = result.read()
@@ -114,7 +114,7 @@ def _run(task: str, result: int, timeout_s: float) -> str:
     try:
         output = process.communicate(timeout=timeout_s)[0]
     except subprocess.TimeoutExpired:
-        raise LateError(
+        raise CheckTimeoutError(
             f"tfaccel: the check was not done after {timeout_s:g} s; give it more with "
             "--timeout, or check a smaller model or batch."
         ) from None
@@ -153,12 +153,12 @@ def _own_file(path: str, flags: int) -> int:
     return file
 
 
-class LateError(LaunchError):
+class CheckTimeoutError(LaunchError):
     """A check that was not done in time."""
 
 
 @contextlib.contextmanager
-def _alone() -> Iterator[None]:
+def _exclusive() -> Iterator[None]:
     """Waits until no other check runs on this machine: libtpu is for one process at a time."""
     # Of a known name, since all checks must find it; nobody else's file is opened in its place.
     path = Path(tempfile.gettempdir()) / f"tfaccel-tpu-check-{os.getuid()}.lock"

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from tfaccel.tpu.check import LateError, check
+from tfaccel.tpu.check import CheckTimeoutError, check
 
 CODES = {"fits": 0, "too big": 1, "refused": 1}
 _EPILOG = """exit codes:
@@ -30,23 +30,23 @@ def main(argv: Sequence[str]) -> int:
     Returns:
         The exit code.
     """
-    asked = _parser().parse_args(argv)
+    args = _parser().parse_args(argv)
     console = Console(highlight=False, soft_wrap=True)
     try:
         found = check(
-            asked.target,
-            asked.batch,
-            asked.topology,
-            shape=asked.input_shape,
-            dtype=asked.dtype,
-            mixed_bfloat16=asked.mixed_bfloat16,
-            search=not asked.no_search,
-            timeout_s=asked.timeout,
+            args.target,
+            args.batch,
+            args.topology,
+            shape=args.input_shape,
+            dtype=args.dtype,
+            mixed_bfloat16=args.mixed_bfloat16,
+            search=not args.no_search,
+            timeout_s=args.timeout,
         )
-    except LateError as error:
+    except CheckTimeoutError as error:
         Console(stderr=True, soft_wrap=True).print(str(error), markup=False)
         return 3
-    if asked.json:
+    if args.json:
         print(found.to_json())
     else:
         console.print("\n".join(found.lines()), markup=False)

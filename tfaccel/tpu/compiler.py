@@ -78,7 +78,7 @@ def compile_for(lowered: Lowered, topology: Topology) -> Compiled:
             platform="tpu", topology_name=str(topology), **config
         )
     except JaxRuntimeError as error:
-        raise _undescribed(topology, str(error)) from error
+        raise _topology_error(topology, str(error)) from error
     number = len(described.devices)
     module = _module(lowered, number)
     options = compiler.get_compile_options(
@@ -115,14 +115,14 @@ def compile_for(lowered: Lowered, topology: Topology) -> Compiled:
     )
 
 
-def _undescribed(topology: Topology, said: str) -> TfaccelError:
+def _topology_error(topology: Topology, message: str) -> TfaccelError:
     """Why there is no compiler for `topology`.
 
-    >>> str(_undescribed(Topology("v5e", (3, 3)), "3 is odd"))
+    >>> str(_topology_error(Topology("v5e", (3, 3)), "3 is odd"))
     "tfaccel: topology v5e:3x3 is none that the TPU's compiler knows (3 is odd), expected ..."
     """
-    first = said.splitlines()[0]
-    if "lockfile" in said:
+    first = message.splitlines()[0]
+    if "lockfile" in message:
         return LaunchError(
             f"tfaccel: another process uses libtpu ({first}), expected to be the only one; wait "
             "until it has ended."
@@ -207,7 +207,7 @@ def collectives(hlo: str) -> tuple[Collective, ...]:
 
 
 def _needed(message: str) -> int | None:
-    """The bytes that the compiler asks for when it has too few.
+    """The bytes that the compiler requests when it has too few.
 
     >>> _needed("... CompileTimeHbmOom: ... total memory required for ... (1.50G) exceeds ...")
     1610612736

@@ -12,7 +12,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfaccel.tpu.origin import Origins, trace
+from tfaccel.tpu.source_location import Origins, trace
 
 _KINDS = {
     "Where",

@@ -10,9 +10,9 @@ import keras
 import tensorflow as tf
 
 from tfaccel.distribute import _private
-from tfaccel.tpu import blame
+from tfaccel.tpu import error_attribution
 from tfaccel.tpu.dynamic import Selection, selections
-from tfaccel.tpu.origin import Origins
+from tfaccel.tpu.source_location import Origins
 from tfaccel.tpu.target import Target
 
 
@@ -62,7 +62,7 @@ def _lowered(model: keras.Model, x: Any, y: Any) -> Lowered:
     try:
         hlo = compiled.experimental_get_compiler_ir(*flat)(stage="hlo_serialized")
     except (ValueError, tf.errors.OpError) as error:
-        raise blame.refused(str(error), graph, origins) from error
+        raise error_attribution.attribute_error(str(error), graph, origins) from error
     return Lowered(hlo, len(flat), selections(graph, origins))
 
 

@@ -12,7 +12,7 @@ from tfaccel.tpu.topologies import GIB, parse
 UNKNOWN = (
     "nothing was executed: speed and numbers are not known",
     "TensorFlow's XLA kernels for CPUs lowered it: a TPU may take an operation more, or less",
-    "BatchNormalization sees the whole batch here, and under TPUStrategy each replica's rows",
+    "BatchNormalization sees the global batch here, and under TPUStrategy each replica's rows",
     "input, checkpoints and the host's memory are not part of it",
 )
 
@@ -48,7 +48,7 @@ class Collective:
     Attributes:
         kind: such as ``"all-reduce"``.
         count: how many.
-        bytes: that they put together, on each device.
+        bytes: that they combined, on each device.
     """
 
     kind: str
@@ -123,14 +123,14 @@ class Report:
     def lines(self) -> list[str]:
         """The report for people."""
         devices = parse(self.topology).devices
-        said = [
+        lines = [
             f"{self.target} on {self.topology} ({devices} devices), global batch {self.batch} "
             f"({self.batch // devices} a device), {self.parameters:,} parameters",
             self._verdict(),
         ]
         if self.memory is not None:
             m = self.memory
-            said += [
+            lines += [
                 f"  memory      {size(m.total)} of {size(self.limit)} a device: weights, slots and "
                 f"batch {size(m.arguments)}, temporaries {size(m.temporaries)}, results "
                 f"{size(m.results)}, code {size(m.code)}; at the peak {size(m.peak)}",
@@ -138,9 +138,9 @@ class Report:
                 f"  collectives {self._collectives()}",
                 f"  compiled in {self.seconds:.1f} s",
             ]
-        said += [f"  warning     {line}" for line in self.warnings]
-        said += [f"  note        {line}" for line in self.notes]
-        return [*said, *(f"  not known   {line}" for line in UNKNOWN)]
+        lines += [f"  warning     {line}" for line in self.warnings]
+        lines += [f"  note        {line}" for line in self.notes]
+        return [*lines, *(f"  not known   {line}" for line in UNKNOWN)]
 
     def _verdict(self) -> str:
         if self.verdict == "fits":

@@ -57,7 +57,7 @@ def load(text: str, shape: Sequence[int] | None = None, dtype: str = "float32") 
         StrategyError: when there is no such file, function or model.
         InputError: when a dimension of the input is not known.
     """
-    with unwritten():
+    with uninitialized_variables():
         model = _build(text)
         inputs = _inputs(model, shape, dtype)
         if not model.built:
@@ -74,7 +74,7 @@ def load(text: str, shape: Sequence[int] | None = None, dtype: str = "float32") 
         return Target(model, inputs, _labels(model.loss, outputs), notes)
 
 
-def unwritten() -> AbstractContextManager[None]:
+def uninitialized_variables() -> AbstractContextManager[None]:
     """Inside, large variables get memory that nobody has written, and so takes none.
 
     A step is compiled from shapes. A model of two billion parameters, with Adam's slots, is 24 GB
@@ -200,6 +200,6 @@ def _compares(loss: Any, labels: tf.TensorSpec, outputs: tf.TensorSpec) -> bool:
         return True
     try:
         tf.function(keras.losses.get(loss), autograph=False).get_concrete_function(labels, outputs)
-    except Exception:  # what a loss of the user's own raises
+    except Exception:  # what a custom loss raises
         return False
     return True

@@ -35,23 +35,23 @@ def main(argv: list[str]) -> int:
         found = {"mistake": str(error)}
     except Exception as error:  # whatever the model's own code raises
         traceback.print_exc()
-        found = {"mistake": mistake(given["target"], error)}
+        found = {"mistake": error_line(given["target"], error)}
     with open(int(argv[1]), "w") as file:
         json.dump(found, file)
     return 0
 
 
-def mistake(target: str, error: Exception) -> str:
+def error_line(target: str, error: Exception) -> str:
     """One line on what went wrong while a model was built or its step traced."""
-    from tfaccel.tpu.origin import own_line
+    from tfaccel.tpu.source_location import own_line
 
     seen = traceback.extract_tb(error.__traceback__)
     place = own_line((frame.filename, str(frame.lineno), frame.name) for frame in seen)
     # Keras frames the reason with the layer and its arguments, each a paragraph.
     plain = re.sub(r"\x1b\[\d*m", "", str(error))
-    said = " ".join(plain.split("Arguments received by")[0].split())[:500].rstrip(".")
+    reason = " ".join(plain.split("Arguments received by")[0].split())[:500].rstrip(".")
     return (
-        f"tfaccel: {target} cannot be checked{place}: {type(error).__name__}: {said}; "
+        f"tfaccel: {target} cannot be checked{place}: {type(error).__name__}: {reason}; "
         "expected a model whose fit would run on one device."
     )
 
@@ -68,31 +68,31 @@ def checked(
     """Checks one target in this process."""
     import keras
 
-    from tfaccel.tpu import blame, compiler, dynamic, lower
+    from tfaccel.tpu import compiler, dynamic, error_attribution, lower
     from tfaccel.tpu.search import largest
     from tfaccel.tpu.target import load
 
     if mixed_bfloat16:
         keras.config.set_dtype_policy("mixed_bfloat16")
-    wanted = parse(topology)
-    asked = load(target, shape, dtype)
-    said: dict[str, Any] = {
+    parsed = parse(topology)
+    loaded = load(target, shape, dtype)
+    fields: dict[str, Any] = {
         "target": target,
-        "topology": str(wanted),
+        "topology": str(parsed),
         "batch": batch,
-        "parameters": asked.model.count_params(),
-        "notes": asked.notes,
+        "parameters": loaded.model.count_params(),
+        "notes": loaded.notes,
     }
 
     def compiled(lowered: lower.Lowered) -> compiler.Compiled:
-        made = compiler.compile_for(lowered, wanted)
-        if made.memory.total > wanted.hbm:
+        made = compiler.compile_for(lowered, parsed)
+        if made.memory.total > parsed.hbm:
             raise compiler.TooBigError(made.memory.total)
         return made
 
     def fits(rows: int) -> bool:
         try:
-            compiled(lower.lower(asked, rows))
+            compiled(lower.lower(loaded, rows))
         except compiler.TooBigError:
             return False
         return True
@@ -100,7 +100,7 @@ def checked(
     def cost(selection: dynamic.Selection) -> str:
         """What an operation costs when it is compiled alone."""
         lone = lower.alone(selection, batch)
-        if "memory" not in said or lone is None:
+        if "memory" not in fields or lone is None:
             return "memory and compile time"
         try:
             made = compiled(lone)
@@ -110,27 +110,27 @@ def checked(
 
     selections: tuple[dynamic.Selection, ...] = ()
     try:
-        lowered = lower.lower(asked, batch)
+        lowered = lower.lower(loaded, batch)
         selections = lowered.selections
         found = compiled(lowered)
-    except blame.UnsupportedError as error:
-        said |= {"verdict": "refused", "why": str(error)}
+    except error_attribution.UnsupportedError as error:
+        fields |= {"verdict": "refused", "why": str(error)}
     except compiler.RefusedError as error:
-        said |= {"verdict": "refused", "why": f"the TPU's compiler says: {error}"}
+        fields |= {"verdict": "refused", "why": f"the TPU's compiler says: {error}"}
     except compiler.TooBigError as error:
-        said |= {"verdict": "too big", "needed": error.needed}
+        fields |= {"verdict": "too big", "needed": error.needed}
         if search:
-            said["fitting"] = largest(fits, batch, wanted.devices)
+            fields["fitting"] = largest(fits, batch, parsed.devices)
     else:
-        said |= {
+        fields |= {
             "needed": found.memory.total,
             "memory": found.memory,
             "flops": found.flops,
             "collectives": found.collectives,
             "seconds": found.seconds,
         }
-    said["warnings"] = tuple(one.warning(cost(one)) for one in selections)
-    return Report(**said, host=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    fields["warnings"] = tuple(one.warning(cost(one)) for one in selections)
+    return Report(**fields, host=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 
 if __name__ == "__main__":

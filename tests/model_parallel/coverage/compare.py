@@ -19,8 +19,9 @@ class Outcome:
     """What became of it.
 
     Attributes:
-        kind: "works", "refused", "fails" (an error that says no more than TensorFlow does) or
-            "wrong" (other numbers than one device).
+        kind: "works", "undivided" (works, and each process computes the whole of it), "refused",
+            "fails" (an error that says no more than TensorFlow does) or "wrong" (other numbers
+            than one device).
         text: the message, or what differs.
         far: the largest difference from one device, as a share of the one allowed.
     """
@@ -44,6 +45,8 @@ def outcome(row: Row, want: dict[str, Any], got: dict[str, Any]) -> Outcome:
         worst[key] = difference(one, other, row.rtol)
     far = max(worst.values())
     text = ", ".join(f"{k} {v:.3g}" for k, v in worst.items() if not v <= 1)
+    if not text and got.get("undivided"):
+        return Outcome("undivided", "; ".join(got["undivided"]), far)
     return Outcome("wrong" if text else "works", text, far)
 
 

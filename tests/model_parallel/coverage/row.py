@@ -24,10 +24,11 @@ class Row:
         name: the first word is the class that it covers.
         group: a heading of the table.
         model: makes the model.
-        data: inputs and targets of `ROWS` rows.
+        data: inputs and targets of `WEIGHTED_MEAN` rows.
         loss: of `compile`; called when it is a class.
         metrics: makes those of `compile`.
-        expected: "works", "replicated: <what>" or "refused: <regular expression>".
+        expected: "works", "replicated: <what>", or "undivided: " or "refused: " and a regular
+            expression.
         rtol: how near to one device.
         compared: the results that are compared with one device; "repeated" is compared with a
             second run of the same.

@@ -18,7 +18,7 @@ from tests.model_parallel.coverage import columns
 from tests.model_parallel.coverage.compare import outcome
 from tests.model_parallel.coverage.row import Row
 from tests.model_parallel.coverage.zoo import ZOO
-from tfaccel.distribute.model_parallel.operations import REPLICATED_OPS
+from tfaccel.distribute.model_parallel.replicated_ops import REPLICATED_OPS
 
 PAGE = columns.ROOT / "docs" / "model_parallel_coverage.md"
 
@@ -37,6 +37,8 @@ written by `python -m tests.model_parallel.coverage.table`.
 - **works, other draws**: layers that draw random numbers draw others than one device does with
   this seed, the same at each run; at inference they give the numbers of one device;
 - **replicated**: works; each device computes the whole of the operations named: no gain in speed;
+- **undivided**: works; each process computes the whole step on its host: no gain in speed or
+  memory;
 - **refused**: an error before anything is trained, which says what to do.
 
 {counts}
@@ -48,7 +50,15 @@ def page(out: Path) -> str:
     told = {name: _tell(row, out) for name, row in ZOO.items()}
     counts = ", ".join(
         f"{sum(t.startswith(kind) for t in told.values())} {kind}"
-        for kind in ("works", "replicated", "refused", "fails", "wrong", "not measured")
+        for kind in (
+            "works",
+            "replicated",
+            "undivided",
+            "refused",
+            "fails",
+            "wrong",
+            "not measured",
+        )
         if any(t.startswith(kind) for t in told.values())
     )
     text = HEAD.format(

@@ -1,4 +1,4 @@
-"""Which tensors travel together."""
+"""Which tensors are sent together."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 def plan(sizes: Sequence[int], kinds: Sequence[object], limit: int) -> list[list[int]]:
     """Packs tensors into messages, in order.
 
-    A tensor of `limit` bytes or more travels alone, and is not copied for it. Gradients come in
+    A tensor of `limit` bytes or more is sent alone, and is not copied for it. Gradients come in
     the order of their layers and are ready in the opposite one, so it begins with the last.
 
     Args:

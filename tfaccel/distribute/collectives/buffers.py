@@ -1,4 +1,4 @@
-"""Memory that messages travel in, used again as soon as nobody looks at it."""
+"""Memory that messages are sent in, used again as soon as nobody looks at it."""
 
 from __future__ import annotations
 

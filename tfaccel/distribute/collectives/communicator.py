@@ -15,7 +15,7 @@ class Communicator:
 
     Args:
         comm: an `mpi4py.MPI.Comm`.
-        begin: called before each collective.
+        before_collective: called before each collective.
     """
 
     def __init__(self, comm: Any, begin: Callable[[], None] = lambda: None) -> None:
@@ -28,11 +28,11 @@ class Communicator:
         self.rank: int = comm.Get_rank()
         self.size: int = comm.Get_size()
 
-    def share(self, value: Any) -> Any:
+    def broadcast_object(self, value: Any) -> Any:
         """Worker 0's `value`, any object that can be pickled."""
         return self._comm.bcast(value)
 
-    def share_all(self, value: Any) -> list[Any]:
+    def all_gather_object(self, value: Any) -> list[Any]:
         """The value of every worker, any object that can be pickled."""
         return list(self._comm.allgather(value))
 
@@ -79,7 +79,7 @@ class Communicator:
         self._comm.Alltoall(parts.reshape(-1).view(np.uint8), received)
         return received.view(parts.dtype).reshape(parts.shape)
 
-    def join(self, array: np.ndarray) -> np.ndarray:
+    def all_gatherv(self, array: np.ndarray) -> np.ndarray:
         """Concatenates the arrays of all workers, in rank order.
 
         Args:

@@ -9,10 +9,10 @@ import tensorflow as tf
 
 from tfaccel.distribute import _private
 from tfaccel.distribute.collectives.ops import WorkerCollectives
-from tfaccel.distribute.step import wire_dtype
+from tfaccel.distribute.step import transport_dtype
 
 
-class AcrossWorkers(_private.CollectiveAllReduce):  # type: ignore[misc]
+class CrossWorkerCollectives(_private.CollectiveAllReduce):  # type: ignore[misc]
     """TensorFlow's collectives among the devices of a worker, ours among the workers.
 
     Args:
@@ -27,18 +27,18 @@ class AcrossWorkers(_private.CollectiveAllReduce):  # type: ignore[misc]
     ) -> None:
         super().__init__(devices, len(devices), options, keys)
         self._group_size = len(devices) * workers.size  # what a mean divides by
-        here: list[Any] = self._launchers  # type: ignore[has-type]
+        launchers: list[Any] = self._launchers  # type: ignore[has-type]
         self._launchers = [
-            _Launcher(local, i, len(devices), workers) for i, local in enumerate(here)
+            _Launcher(local, i, len(devices), workers) for i, local in enumerate(launchers)
         ]
 
 
 class _Launcher:
-    """One device's part; the first device speaks for its worker, the others hear it."""
+    """One device's part; the first device represents its worker, the others hear it."""
 
     def __init__(self, local: Any, index: int, devices: int, workers: WorkerCollectives) -> None:
         self._local = local
-        self._speaks = index == 0
+        self._is_first_device = index == 0
         self._alone = devices == 1
         self._workers = workers
 
@@ -47,21 +47,21 @@ class _Launcher:
 
     def batch_all_reduce(self, packs: list[list[tf.Tensor]], options: Any) -> list[tf.Tensor]:
         if self._alone:
-            return self._from_last(tf.nest.flatten(packs))
+            return self._in_reverse(tf.nest.flatten(packs))
         # Within a worker nothing is gained by 16 bits, which TensorFlow's CPUs do not add.
         given = tf.nest.flatten(packs)
-        wide = [[tf.cast(t, wire_dtype(t.dtype)) for t in pack] for pack in packs]
+        wide = [[tf.cast(t, transport_dtype(t.dtype)) for t in pack] for pack in packs]
         sums = self._local.batch_all_reduce(wide, options)
-        if self._speaks:
+        if self._is_first_device:
             narrow = [tf.cast(s, g.dtype) for s, g in zip(sums, given, strict=True)]
-            totals = self._from_last(narrow)
+            totals = self._in_reverse(narrow)
         else:
             totals = [tf.zeros_like(g) for g in given]
-        wide = [tf.cast(t, wire_dtype(t.dtype)) for t in totals]
+        wide = [tf.cast(t, transport_dtype(t.dtype)) for t in totals]
         sums = self._local.batch_all_reduce([wide], options)
         return [tf.cast(s, g.dtype) for s, g in zip(sums, given, strict=True)]
 
-    def _from_last(self, values: list[tf.Tensor]) -> list[tf.Tensor]:
+    def _in_reverse(self, values: list[tf.Tensor]) -> list[tf.Tensor]:
         # TensorFlow gives gradients the last one first, and so do we: undo one of the two.
         return self._workers.sum(values[::-1])[::-1]
 
@@ -75,12 +75,12 @@ class _Launcher:
         axis = int(tf.get_static_value(axis))
         if self._alone:
             return self._workers.gather(value, axis)
-        here = self._gather_here(value, axis, options)
-        nothing = tf.gather(here, tf.zeros([0], tf.int32), axis=axis)
-        whole = self._workers.gather(here, axis) if self._speaks else nothing
-        return self._gather_here(whole, axis, options)
+        local = self._gather_local(value, axis, options)
+        nothing = tf.gather(local, tf.zeros([0], tf.int32), axis=axis)
+        whole = self._workers.gather(local, axis) if self._is_first_device else nothing
+        return self._gather_local(whole, axis, options)
 
-    def _gather_here(self, value: tf.Tensor, axis: int, options: Any) -> tf.Tensor:
+    def _gather_local(self, value: tf.Tensor, axis: int, options: Any) -> tf.Tensor:
         """Gathers among the devices of this worker.
 
         TensorFlow 2.21 ends the process when all of them have nothing to give, so each gives one
@@ -88,7 +88,7 @@ class _Launcher:
         """
         shape = tf.unstack(tf.shape(value))
         more = tf.zeros([*shape[:axis], 1, *shape[axis + 1 :]], value.dtype)
-        ours = tf.concat([[0], tf.ones([shape[axis]], tf.int32)], 0)
+        mask = tf.concat([[0], tf.ones([shape[axis]], tf.int32)], 0)
         gathered = self._local.all_gather(tf.concat([more, value], axis), axis, options)
-        keep = self._local.all_gather(ours, 0, options)
+        keep = self._local.all_gather(mask, 0, options)
         return tf.boolean_mask(gathered, tf.equal(keep, 1), axis=axis)

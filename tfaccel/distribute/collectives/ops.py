@@ -11,7 +11,7 @@ import tensorflow as tf
 from tfaccel.distribute.collectives import buckets
 from tfaccel.distribute.collectives.communicator import Communicator
 
-_NARROW = (tf.float16, tf.bfloat16)
+_HALF_PRECISION = (tf.float16, tf.bfloat16)
 
 
 class WorkerCollectives:
@@ -23,7 +23,7 @@ class WorkerCollectives:
 
     Args:
         communicator: the workers.
-        bucket_bytes: tensors smaller than this travel together, up to so many bytes.
+        bucket_bytes: tensors smaller than this are sent together, up to so many bytes.
     """
 
     def __init__(self, communicator: Communicator, bucket_bytes: int) -> None:
@@ -40,7 +40,7 @@ class WorkerCollectives:
     def sum(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         """Sums each tensor over all workers, in buckets, the last one first.
 
-        Floats of 16 bits travel as they are and are added as float32; every worker gets the same
+        Floats of 16 bits are sent as they are and are added as float32; every worker gets the same
         bits.
 
         Args:
@@ -52,7 +52,7 @@ class WorkerCollectives:
         sums: list[Any] = [None] * len(given)
         for bucket in buckets.plan(sizes, [t.dtype for t in given], self._bucket_bytes):
             chosen = [given[i] for i in bucket]
-            if chosen[0].dtype in _NARROW:
+            if chosen[0].dtype in _HALF_PRECISION:
                 totals = self._sum_narrow(chosen)
             else:
                 totals = self._call(self._communicator.sum, chosen)
@@ -70,7 +70,7 @@ class WorkerCollectives:
         (parts,) = self._call(lambda a: [self._communicator.exchange(a[0])], [parts])
         parts = tf.cast(tf.bitcast(parts, dtype), tf.float32)
         total = tf.bitcast(tf.cast(tf.reduce_sum(parts, 0), dtype), tf.uint16)
-        (whole,) = self._call(lambda a: [self._communicator.join(a[0])], [total])
+        (whole,) = self._call(lambda a: [self._communicator.all_gatherv(a[0])], [total])
         split = tf.split(tf.bitcast(whole, dtype)[:length], [tf.size(t) for t in tensors])
         return [tf.reshape(s, tf.shape(t)) for s, t in zip(split, tensors, strict=True)]
 
@@ -81,13 +81,13 @@ class WorkerCollectives:
             tensor: any dtype but strings; its size along `axis` may be another on each worker.
             axis: where to concatenate.
         """
-        # Bytes travel; bfloat16 and booleans would be none to NumPy.
+        # Bytes are sent; bfloat16 and booleans would be none to NumPy.
         (whole,) = self._call(
-            lambda arrays: [self._communicator.gather(arrays[0], axis)], [_as_numbers(tensor)]
+            lambda arrays: [self._communicator.gather(arrays[0], axis)], [_to_numpy_dtype(tensor)]
         )
         shape = tensor.shape.as_list()
         shape[axis] = None
-        return _as_they_were(tf.ensure_shape(whole, shape), tensor.dtype)
+        return _to_original_dtype(tf.ensure_shape(whole, shape), tensor.dtype)
 
     def broadcast(self, tensor: tf.Tensor) -> tf.Tensor:
         """Worker 0's tensor.
@@ -96,9 +96,9 @@ class WorkerCollectives:
             tensor: any dtype but strings; the same dtype and shape on every worker.
         """
         (sent,) = self._call(
-            lambda arrays: [self._communicator.broadcast(arrays[0])], [_as_numbers(tensor)]
+            lambda arrays: [self._communicator.broadcast(arrays[0])], [_to_numpy_dtype(tensor)]
         )
-        return _as_they_were(tf.ensure_shape(sent, tensor.shape), tensor.dtype)
+        return _to_original_dtype(tf.ensure_shape(sent, tensor.shape), tensor.dtype)
 
     def _call(
         self, collective: Callable[[Sequence[np.ndarray]], list[np.ndarray]], given: list[tf.Tensor]
@@ -131,9 +131,9 @@ def _bytes(tensor: tf.Tensor) -> int:
     return (elements if elements is not None else 0) * int(tensor.dtype.size)
 
 
-def _as_numbers(tensor: tf.Tensor) -> tf.Tensor:
+def _to_numpy_dtype(tensor: tf.Tensor) -> tf.Tensor:
     return tf.bitcast(tensor, tf.uint16) if tensor.dtype == tf.bfloat16 else tensor
 
 
-def _as_they_were(tensor: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+def _to_original_dtype(tensor: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
     return tf.bitcast(tensor, dtype) if dtype == tf.bfloat16 else tensor

@@ -10,7 +10,7 @@ import numpy as np
 from tfaccel.distribute.collectives.communicator import Communicator
 
 _PROBE_BYTES, _TIMES = 1 << 20, 10
-_LEAST, _MOST = 1 << 19, 1 << 24
+_MIN_BYTES, _MAX_BYTES = 1 << 19, 1 << 24
 
 
 def bucket_bytes(communicator: Communicator) -> int:
@@ -20,27 +20,27 @@ def bucket_bytes(communicator: Communicator) -> int:
         communicator: the workers.
     """
     if communicator.size == 1:
-        return _LEAST
+        return _MIN_BYTES
     none, some = (np.zeros(size // 4, np.float32) for size in (4, _PROBE_BYTES))
-    latency = _quickest(lambda: communicator.sum([none]))
-    rate = _PROBE_BYTES / max(_quickest(lambda: communicator.sum([some])) - latency, 1e-9)
-    return int(communicator.share(size_for(latency, rate)))
+    latency = _min_time(lambda: communicator.sum([none]))
+    rate = _PROBE_BYTES / max(_min_time(lambda: communicator.sum([some])) - latency, 1e-9)
+    return int(communicator.broadcast_object(bucket_size(latency, rate)))
 
 
-def size_for(latency_s: float, bytes_per_s: float) -> int:
+def bucket_size(latency_s: float, bytes_per_s: float) -> int:
     """The message of which a tenth of the time is latency, within 512 KB and 16 MB.
 
-    Larger ones gain little and are ready later; what is copied to travel together costs too.
+    Larger ones gain little and are ready later; what is copied to be sent together costs too.
     Smaller ones lose: when a worker has one core, a thread that computes gives it to MPI only every
     few milliseconds, which a probe does not see that is made while nothing computes.
 
-    >>> size_for(50e-6, 2e9)
+    >>> bucket_size(50e-6, 2e9)
     1000000
     """
-    return int(min(max(10 * latency_s * bytes_per_s, _LEAST), _MOST))
+    return int(min(max(10 * latency_s * bytes_per_s, _MIN_BYTES), _MAX_BYTES))
 
 
-def _quickest(call: Callable[[], object]) -> float:
+def _min_time(call: Callable[[], object]) -> float:
     spent = []
     for _ in range(_TIMES):
         begun = time.perf_counter()

@@ -7,11 +7,11 @@ from typing import Any, Protocol
 from tfaccel.distribute.compression.cast import Cast
 from tfaccel.distribute.compression.powersgd import PowerSGD
 
-__all__ = ["Cast", "PowerSGD", "Wire", "parse"]
+__all__ = ["Cast", "Compression", "PowerSGD", "parse"]
 
 
-class Wire(Protocol):
-    """How gradients travel."""
+class Compression(Protocol):
+    """How gradients are sent."""
 
     def prepare(self, owner: Any, variables: list[Any], strategy: Any) -> None:
         """Called before an optimizer that a model was compiled with gets its first gradients."""
@@ -25,12 +25,12 @@ class Wire(Protocol):
         """
 
 
-def parse(wire: str) -> Wire:
-    """How gradients travel, for an option such as ``"bfloat16"`` or ``"powersgd:8"``.
+def parse(spec: str) -> Compression:
+    """How gradients are sent, for an option such as ``"bfloat16"`` or ``"powersgd:8"``.
 
     >>> parse("powersgd:8").rank
     8
     """
-    if wire in ("bfloat16", "float16"):
-        return Cast(wire)
-    return PowerSGD(int(wire.partition(":")[2] or 4))
+    if spec in ("bfloat16", "float16"):
+        return Cast(spec)
+    return PowerSGD(int(spec.partition(":")[2] or 4))

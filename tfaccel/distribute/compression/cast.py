@@ -1,4 +1,4 @@
-"""Gradients that travel as 16-bit floats."""
+"""Gradients that are sent as 16-bit floats."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Cast:
 
     Half the bytes of float32. bfloat16 has float32's range and 8 bits of precision. float16 has 11
     bits and ends at 65,504: a gradient beyond becomes infinite. Sparse gradients, integers and what
-    has 16 bits already travel as they are.
+    has 16 bits already are sent as they are.
 
     Args:
         name: ``"bfloat16"`` or ``"float16"``.
@@ -32,7 +32,7 @@ class Cast:
         over_mpi = getattr(tf.distribute.get_strategy(), "communication", "") == "mpi"
         add = step.all_reduce_sum if over_mpi else exchange.all_reduce_sum
         sums = iter(add([self._narrow(g) for g in grads if g is not None]))
-        return [None if g is None else _as(next(sums), g.dtype) for g in grads]
+        return [None if g is None else _cast_back(next(sums), g.dtype) for g in grads]
 
     def _narrow(self, grad: Any) -> Any:
         if isinstance(grad, tf.IndexedSlices) or not grad.dtype.is_floating:
@@ -40,5 +40,5 @@ class Cast:
         return tf.cast(grad, self._dtype) if grad.dtype.size > self._dtype.size else grad
 
 
-def _as(total: Any, dtype: tf.DType) -> Any:
+def _cast_back(total: Any, dtype: tf.DType) -> Any:
     return total if total.dtype == dtype else tf.cast(total, dtype)

@@ -2,8 +2,8 @@
 
 A ring all-reduce in bfloat16 rounds at every replica it passes. Here every replica gets its own
 part of everybody's numbers (an all-to-all), sums it in float32, rounds it once, and gives it to
-all (a gather). As many bytes travel as in a ring, `2 * (n - 1) / n` times two for each number, and
-as a part is summed in one place alone, all replicas hold the same bits.
+all (a gather). As many bytes are sent as in a ring, `2 * (n - 1) / n` times two for each number,
+and as a part is summed in one place alone, all replicas hold the same bits.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ def all_reduce_sum(values: list[Any]) -> list[Any]:
     sums = dict[int, Any]()
     for dtype in _TWO_BYTES:
         dense = [i for i, v in enumerate(values) if _is_dense(v) and v.dtype == dtype]
-        if dense and _private.exchanges():
-            sums |= zip(dense, _exchanged([values[i] for i in dense]), strict=True)
+        if dense and _private.exchange_group_size():
+            sums |= zip(dense, _all_reduce_by_exchange([values[i] for i in dense]), strict=True)
     others = [i for i in range(len(values)) if i not in sums]
     if others:
         sums |= zip(others, step.all_reduce_sum([values[i] for i in others]), strict=True)
     return [sums[i] for i in range(len(values))]
 
 
-def _exchanged(tensors: list[tf.Tensor]) -> list[tf.Tensor]:
-    replicas = _private.exchanges()
+def _all_reduce_by_exchange(tensors: list[tf.Tensor]) -> list[tf.Tensor]:
+    replicas = _private.exchange_group_size()
     dtype = tensors[0].dtype
-    # Two numbers travel as one int32: TensorFlow's gather takes no bfloat16.
+    # Two numbers are sent as one int32: TensorFlow's gather takes no bfloat16.
     parts = tf.reshape(pack(tensors, multiple=2 * replicas), [replicas, -1, 2])
-    ours = tf.bitcast(_private.all_to_all(tf.bitcast(parts, tf.int32)), dtype)
-    total = tf.cast(tf.reduce_sum(tf.cast(ours, tf.float32), axis=0), dtype)
+    received = tf.bitcast(_private.all_to_all(tf.bitcast(parts, tf.int32)), dtype)
+    total = tf.cast(tf.reduce_sum(tf.cast(received, tf.float32), axis=0), dtype)
     everyones = tf.bitcast(_private.all_gather(tf.bitcast(total, tf.int32)), dtype)
     return unpack(tf.reshape(everyones, [-1]), tensors)
 

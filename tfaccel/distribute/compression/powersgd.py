@@ -1,4 +1,4 @@
-"""PowerSGD: gradient matrices travel as products of two thin ones.
+"""PowerSGD: gradient matrices are sent as products of two thin ones.
 
 Vogels, Karimireddy and Jaggi, "PowerSGD: Practical Low-Rank Gradient Compression for Distributed
 Optimization", 2019, https://arxiv.org/abs/1905.13727 (algorithms 1 and 2).
@@ -35,7 +35,7 @@ class PowerSGD:
 
     What is lost in a step is added to the next step's gradient (error feedback), so nothing is
     lost for good; the weights are not those of one device. Vectors, sparse gradients and matrices
-    of which it would not save half travel as they are. What is kept is in no file: a run that is
+    of which it would not save half are sent as they are. What is kept is in no file: a run that is
     resumed begins without it.
 
     Args:
@@ -65,14 +65,16 @@ class PowerSGD:
         """Sums gradients over replicas."""
         if owner not in self._kept:
             raise StrategyError(
-                f"tfaccel: wire='powersgd' was asked for and optimizer {owner.name!r} is none that "
-                "a model was compiled with, expected one optimizer a model; use wire='bfloat16'."
+                "tfaccel: gradient_compression='powersgd' was requested and optimizer "
+                f"{owner.name!r} is none that a model was compiled with, expected one optimizer a "
+                "model; use gradient_compression='bfloat16'."
             )
         if len(grads) != len(self._kept[owner]):
             raise StrategyError(
                 f"tfaccel: optimizer {owner.name!r} was given {len(grads)} gradients under "
-                f"wire='powersgd', expected one for each of the {len(self._kept[owner])} variables "
-                "that the model trains (None for one without); use wire='bfloat16'."
+                "gradient_compression='powersgd', expected one for each of the "
+                f"{len(self._kept[owner])} variables that the model trains (None for one without); "
+                "use gradient_compression='bfloat16'."
             )
         present = {i: g for i, g in enumerate(grads) if g is not None}
         memory = {
@@ -81,20 +83,20 @@ class PowerSGD:
             if kept is not None and i in present and not isinstance(present[i], tf.IndexedSlices)
         }
         whole = {i: g for i, g in present.items() if i not in memory}
-        ours = {
+        matrices = {
             i: tf.reshape(tf.cast(grads[i], tf.float32), kept.error.shape) + kept.error
             for i, kept in memory.items()
         }
-        p, sums = self._first_message({i: m @ memory[i].q for i, m in ours.items()}, whole)
+        p, sums = self._first_message({i: m @ memory[i].q for i, m in matrices.items()}, whole)
         # After an overflow nothing is remembered, and whoever scales the loss hears of it.
         finite = {i: tf.reduce_all(tf.math.is_finite(total)) for i, total in p.items()}
         # The same input on every replica, and so the same bits.
         p = {i: tf.linalg.qr(_where(finite[i], total)).q for i, total in p.items()}
-        ours = {i: _where(finite[i], m) for i, m in ours.items()}
-        q = {i: tf.matmul(m, p[i], transpose_a=True) for i, m in ours.items()}
+        matrices = {i: _where(finite[i], m) for i, m in matrices.items()}
+        q = {i: tf.matmul(m, p[i], transpose_a=True) for i, m in matrices.items()}
         totals = dict(zip(q, step.all_reduce_packed(list(q.values())), strict=True)) if q else {}
         for i, kept in memory.items():
-            kept.error.assign(ours[i] - tf.matmul(p[i], q[i], transpose_b=True))
+            kept.error.assign(matrices[i] - tf.matmul(p[i], q[i], transpose_b=True))
             kept.q.assign(tf.where(finite[i], totals[i], kept.q))
             total = tf.matmul(p[i], totals[i], transpose_b=True)
             total = tf.where(finite[i], total, tf.fill(total.shape, math.nan))
@@ -104,7 +106,7 @@ class PowerSGD:
     def _first_message(
         self, p: dict[int, tf.Tensor], whole: dict[int, Any]
     ) -> tuple[dict[int, tf.Tensor], dict[int, Any]]:
-        """Sums the thin matrices, and what travels as it is, over replicas."""
+        """Sums the thin matrices, and what is sent as it is, over replicas."""
         sparse = {i: g for i, g in whole.items() if isinstance(g, tf.IndexedSlices)}
         dense = {i: g for i, g in whole.items() if i not in sparse}
         packed = step.all_reduce_packed([*p.values(), *dense.values()])
@@ -114,17 +116,17 @@ class PowerSGD:
         return dict(zip(p, packed[: len(p)], strict=True)), sums
 
     def _memory(self, index: int, shape: tuple[int, ...]) -> _Memory | None:
-        """What to remember of a gradient, or None for one that travels as it is."""
+        """What to remember of a gradient, or None for one that is sent as it is."""
         if len(shape) < 2:
             return None
         n, m = math.prod(shape[:-1]), shape[-1]
         if 2 * self.rank * (n + m) > n * m:
             return None
         start = tf.random.stateless_normal([m, self.rank], seed=[index, 0])
-        return _Memory(_own(tf.zeros([n, m]), "error"), _own(start, "q"))
+        return _Memory(_replica_variable(tf.zeros([n, m]), "error"), _replica_variable(start, "q"))
 
 
-def _own(value: tf.Tensor, name: str) -> tf.Variable:
+def _replica_variable(value: tf.Tensor, name: str) -> tf.Variable:
     """A variable of which each replica has its own."""
     return tf.Variable(
         value,

@@ -1,7 +1,7 @@
 """Processes that are forked where a mesh is: the mesh stays with the process that made it.
 
 The threads that run DTensor's devices are not in a forked process, where to read a variable of the
-mesh is to wait for ever. What such a process makes lies on its host.
+mesh is to wait forever. What such a process makes lies on its host.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from tfaccel.errors import StrategyError
 _forked = False
 
 
-def happened() -> bool:
+def in_forked_process() -> bool:
     """Whether this process was forked after its parent had made a mesh."""
     return _forked
 
@@ -34,8 +34,8 @@ def check() -> None:
 
 
 @cache
-def watch() -> None:
-    """Lets `happened` be true in processes that are forked from now on."""
+def register_hook() -> None:
+    """Lets `in_forked_process` be true in processes that are forked from now on."""
     os.register_at_fork(after_in_child=_in_child)
 
 

@@ -12,10 +12,10 @@ from typing import Any
 import keras
 
 from tfaccel.distribute.adapt import adapt
-from tfaccel.distribute.model_parallel.copies import Copies, mesh_variables
+from tfaccel.distribute.model_parallel.host_copies import HostCopies, mesh_variables
 
 
-class Generates:
+class GeneratesOnHost:
     """Mixin for a keras_hub model with a `generate`."""
 
     generate_function: Any
@@ -25,7 +25,7 @@ class Generates:
         function = super().make_generate_function()  # type: ignore[misc]
         if hasattr(function, "_tfaccel_on_copies"):
             return function
-        copies = Copies(self._generate_variables)
+        copies = HostCopies(self._generate_variables)
 
         @functools.wraps(function)
         def on_copies(*args: Any, **kwargs: Any) -> Any:
@@ -41,7 +41,7 @@ class Generates:
         return mesh_variables(held)
 
 
-def put(model: keras.Model) -> None:
+def enable_generate(model: keras.Model) -> None:
     """Lets `model` generate, if it is of those that do."""
     if hasattr(model, "make_generate_function"):
-        adapt(model, Generates)
+        adapt(model, GeneratesOnHost)

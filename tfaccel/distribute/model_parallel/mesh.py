@@ -23,11 +23,11 @@ class MeshShape:
     axes: tuple[tuple[str, int], ...]
 
     @classmethod
-    def parse(cls, asked: str | Mapping[str, int], devices: int | None = None) -> MeshShape:
+    def parse(cls, requested: str | Mapping[str, int], devices: int | None = None) -> MeshShape:
         """Reads ``"batch=2,model=4"`` or a mapping; one axis may be -1, what the others leave.
 
         Args:
-            asked: the axes.
+            requested: the axes.
             devices: how many devices there are, for an axis of -1.
 
         Raises:
@@ -38,7 +38,7 @@ class MeshShape:
         >>> print(MeshShape.parse({"batch": -1, "model": 2}, devices=8))
         batch=4,model=2
         """
-        text = _text(asked)
+        text = _text(requested)
         axes: dict[str, int] = {}
         for part in text.split(","):
             found = re.fullmatch(r"\s*([A-Za-z_]\w*)\s*=\s*(-1|[1-9]\d*)\s*", part)
@@ -52,15 +52,15 @@ class MeshShape:
         return cls(tuple(_fill(axes, text, devices).items()))
 
     @classmethod
-    def devices_for(cls, asked: object, workers: int) -> int | None:
+    def devices_for(cls, requested: object, workers: int) -> int | None:
         """How many devices each of `workers` needs for a mesh; None when it does not say.
 
         >>> MeshShape.devices_for("batch=2,model=2", workers=2)
         2
         """
-        if asked is None or "-1" in _text(asked):
+        if requested is None or "-1" in _text(requested):
             return None
-        return max(1, cls.parse(_text(asked)).size // workers)
+        return max(1, cls.parse(_text(requested)).size // workers)
 
     @property
     def size(self) -> int:
@@ -92,10 +92,10 @@ class MeshShape:
         return ",".join(f"{name}={size}" for name, size in self.axes)
 
 
-def _text(asked: object) -> str:
-    if isinstance(asked, Mapping):
-        return ",".join(f"{name}={size}" for name, size in asked.items())
-    return str(asked)
+def _text(requested: object) -> str:
+    if isinstance(requested, Mapping):
+        return ",".join(f"{name}={size}" for name, size in requested.items())
+    return str(requested)
 
 
 def _fill(axes: dict[str, int], text: str, devices: int | None) -> dict[str, int]:

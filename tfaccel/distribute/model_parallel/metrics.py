@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfaccel.distribute.model_parallel import stage
+from tfaccel.distribute.model_parallel import phase
 
 
 @contextmanager
@@ -21,7 +21,7 @@ def read_on_host(metrics: list[Any]) -> Iterator[None]:
     """
     held: list[tuple[Any, str, Any]] = []
     try:
-        if stage.current() == stage.HOST and tf.executing_eagerly():
+        if phase.current() == phase.HOST and tf.executing_eagerly():
             inner = [each for metric in metrics for each in getattr(metric, "metrics", ())]
             for metric in [*metrics, *inner]:
                 for name, value in list(vars(metric).items()):

@@ -1,4 +1,4 @@
-"""Decides how each variable lies on the mesh."""
+"""Decides the layout of each variable on the mesh."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tfaccel.distribute.model_parallel import auto
+from tfaccel.distribute.model_parallel import auto_layout
 from tfaccel.distribute.model_parallel.layout_map import Axes, LayoutMap
 from tfaccel.distribute.model_parallel.mesh import MeshShape
 from tfaccel.errors import LayoutError
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How one variable lies on the mesh.
+class VariablePlan:
+    """The layout of one variable on the mesh.
 
     Attributes:
         storage: for each dimension, the axis it is stored over, or None.
@@ -55,12 +55,12 @@ class Planner:
                 f"tfaccel: layouts are fully sharded and the mesh is {mesh}, expected an axis "
                 "called 'batch' (or 'data') to shard over; add one."
             )
-        self._auto = auto.Auto(mesh)
+        self._auto = auto_layout.AutoLayout(mesh)
         self._used: set[str] = set()
 
     def variable(
         self, path: str, shape: Sequence[int], trainable: bool, layers: Sequence[Any]
-    ) -> Plan:
+    ) -> VariablePlan:
         """The plan of a new variable.
 
         Args:
@@ -72,10 +72,10 @@ class Planner:
         Raises:
             LayoutError: when its rule does not fit it.
         """
-        axes, reason = self._asked(path, tuple(shape), layers)
+        axes, reason = self._requested(path, tuple(shape), layers)
         # While a layer computes, the batch axis divides the rows, and so no weight besides.
         compute: Axes = tuple(None if axis == self.mesh.batch_axis else axis for axis in axes)
-        if auto.computes_whole(layers):
+        if auto_layout.gathers_weights(layers):
             compute = (None,) * len(shape)
         if compute != axes:
             reason = f"{reason}, gathered to compute"
@@ -83,16 +83,16 @@ class Planner:
             storage = self._over_batch(axes, shape)
             if storage != axes:
                 reason = "fully sharded" + (f" and {reason}" if any(axes) else "")
-            return Plan(storage, compute, reason)
-        return Plan(axes, compute, reason)
+            return VariablePlan(storage, compute, reason)
+        return VariablePlan(axes, compute, reason)
 
-    def slot(self, shape: Sequence[int], of_shape: Sequence[int], of: Plan) -> Plan:
+    def slot(self, shape: Sequence[int], of_shape: Sequence[int], of: VariablePlan) -> VariablePlan:
         """The plan of an optimizer's variable that goes with another variable."""
         if tuple(shape) == tuple(of_shape):
-            return Plan(of.storage, of.compute, of.reason)
+            return VariablePlan(of.storage, of.compute, of.reason)
         whole = (None,) * len(shape)  # such as the factors of Adafactor
         storage = self._over_batch(whole, shape) if self.fully_sharded else whole
-        return Plan(storage, storage, "factor of a slot")
+        return VariablePlan(storage, storage, "factor of a slot")
 
     def check_all_used(self) -> None:
         """Raises when a rule has matched no variable so far.
@@ -106,10 +106,12 @@ class Planner:
                     f"tfaccel: layout rule {rule!r} (mesh {self.mesh}) matches no variable of the "
                     "model, expected "
                     "the whole path of one or more (tfaccel.visualize(model) lists them); "
-                    "mend or remove it."
+                    "fix or remove it."
                 )
 
-    def _asked(self, path: str, shape: tuple[int, ...], layers: Sequence[Any]) -> tuple[Axes, str]:
+    def _requested(
+        self, path: str, shape: tuple[int, ...], layers: Sequence[Any]
+    ) -> tuple[Axes, str]:
         if self.rules is None:
             return self._auto.axes(path, shape, layers)
         rule = self.rules.rule_of(path, f" of shape {shape}", f" (mesh {self.mesh})")

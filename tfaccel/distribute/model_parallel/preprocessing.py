@@ -1,8 +1,8 @@
 """Runs the part of a model that looks up strings and tables on the host, as part of the input.
 
 No device of a mesh takes strings, and DTensor has no tables. A functional or Sequential model is
-cut behind such layers: what is before the cut is mapped over the dataset, and the steps on the mesh
-are given what comes out of it. The model itself, its files and `model(x)` stay what they are.
+split behind such layers: what is before the cut is mapped over the dataset, and the steps on the
+mesh are given what comes out of it. The model itself, its files and `model(x)` stay what they are.
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ import keras
 import tensorflow as tf
 
 from tfaccel.distribute import _private
-from tfaccel.errors import InputError, LayoutError
 
 _PREFIX = "tfaccel_input_"
 
 
-def looks_up(layer: Any) -> bool:
+def runs_on_host(layer: Any) -> bool:
     """Whether a layer cannot be part of a step on a mesh: it looks up, or counts values."""
     tables = (
         keras.layers.HashedCrossing,
@@ -43,13 +42,6 @@ class HostPart:
 
     def __init__(self, model: Any, nodes: list[Any]) -> None:
         inside = {id(node) for node in nodes}
-        for node in nodes:
-            if getattr(node.operation, "trainable_weights", ()):
-                raise LayoutError(
-                    f"tfaccel: layer {node.operation.name!r} of model {model.name!r} is trained "
-                    "and goes into a layer that looks up values, which runs on the host of a mesh "
-                    "as part of the input; expected nothing that is trained before it."
-                )
         made = {id(t): t for node in nodes for t in node.outputs}
         used = [
             t
@@ -82,7 +74,7 @@ class HostPart:
 
         Args:
             dataset: of batches.
-            read_ahead: whether batches are made before they are asked for.
+            read_ahead: whether batches are made before they are requested.
         """
 
         def on_host(*batch: Any) -> Any:
@@ -94,48 +86,52 @@ class HostPart:
         return dataset.map(on_host, num_parallel_calls=calls).with_options(options)
 
 
-def before(model: Any, dataset: tf.data.Dataset, read_ahead: bool) -> tf.data.Dataset:
+def map_host_part(model: Any, dataset: tf.data.Dataset, read_ahead: bool) -> tf.data.Dataset:
     """`dataset` as the mesh takes it: with the host's part of `model` mapped over its batches.
 
     Args:
-        model: that asks for its data; a Sequential one without an Input is built.
+        model: that requests its data; a Sequential one without an Input is built.
         dataset: of batches.
         read_ahead: as in `HostPart.mapped`.
 
-    Raises:
-        InputError: when a model that cannot be cut is given strings.
     """
     x = dataset.element_spec[0] if isinstance(dataset.element_spec, tuple) else dataset.element_spec
-    looking = [layer for layer in _private.layers_of(model) if looks_up(layer)]
+    looking = [layer for layer in _private.layers_of(model) if runs_on_host(layer)]
     if looking and isinstance(model, keras.Sequential) and not model.built:
         model.build(tuple(x.shape))
-    if (part := of(model)) is not None:
+    if (part := host_part(model)) is not None:
         return part.mapped(dataset, read_ahead)
-    strings = any(getattr(leaf, "dtype", None) == tf.string for leaf in tf.nest.flatten(x))
-    if strings and looking:
-        layer = looking[0]
-        raise InputError(
-            f"tfaccel: layer {layer.name!r} ({type(layer).__name__}) looks up strings inside the "
-            f"call of {model.name!r}, which runs on a mesh, where no device takes strings; "
-            "expected a functional or Sequential model, whose lookups run on the host, or numbers: "
-            "call it in dataset.map."
-        )
     return dataset
 
 
-def of(model: Any) -> HostPart | None:
+def stays_on_host(batch: Any) -> str | None:
+    """Why a batch cannot be put on a mesh; None where it can.
+
+    Args:
+        batch: a nest of arrays and tensors, or of their specs.
+    """
+    for leaf in tf.nest.flatten(batch):
+        kind = getattr(leaf, "value_type", type(leaf))
+        if issubclass(kind, (tf.RaggedTensor, tf.SparseTensor)):
+            return f"it is given a {kind.__name__}, which a mesh does not divide"
+        if tf.as_dtype(getattr(leaf, "dtype", tf.float32)) == tf.string:
+            return "it is given strings, which no device of a mesh takes"
+    return None
+
+
+def host_part(model: Any) -> HostPart | None:
     """The part of `model` that runs on the host, or None; it is found once."""
     if not hasattr(model, "_tfaccel_host_part") or model._tfaccel_host_part[0] != model.built:
-        object.__setattr__(model, "_tfaccel_host_part", (model.built, _found(model)))
+        object.__setattr__(model, "_tfaccel_host_part", (model.built, _find_host_part(model)))
     part: HostPart | None = model._tfaccel_host_part[1]
     return part
 
 
-def called(call: Callable[..., Any], model: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
+def call_model(call: Callable[..., Any], model: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
     """`call(x)` of a model, which may be given what its host part made of its inputs."""
     if not _is_cut(x):
         return call(x, *args, **kwargs)
-    part = of(model)
+    part = host_part(model)
     assert part is not None
     return part.on_mesh(x, kwargs.get("training", args[0] if args else None))
 
@@ -144,7 +140,7 @@ def _is_cut(x: Any) -> bool:
     return isinstance(x, dict) and bool(x) and all(str(key).startswith(_PREFIX) for key in x)
 
 
-def _found(model: Any) -> HostPart | None:
+def _find_host_part(model: Any) -> HostPart | None:
     functional = _private.functional_of(model)
     if functional is None:
         return None
@@ -160,10 +156,12 @@ def _found(model: Any) -> HostPart | None:
 
     for node in nodes:
         strings = any(t.dtype == "string" for t in node.arguments.keras_tensors)
-        if strings or any(map(looks_up, _all_of(node.operation))):
+        if strings or any(map(runs_on_host, _all_of(node.operation))):
             take(node)
     if not found:
         return None
+    if any(getattr(node.operation, "trainable_weights", ()) for node in found.values()):
+        return None  # what is trained is no part of the input: the step is not divided
     for node in nodes:
         if not node.arguments.keras_tensors:
             take(node)  # an input

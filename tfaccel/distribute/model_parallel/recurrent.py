@@ -14,11 +14,16 @@ import keras
 import tensorflow as tf
 
 from tfaccel.distribute import _private
+from tfaccel.distribute.model_parallel.unsupported import CannotDivideError
 
 
 @contextmanager
 def unrolled(model: keras.Model) -> Iterator[None]:
-    """Unrolls the recurrent layers of `model` while a step is traced."""
+    """Unrolls the recurrent layers of `model` while a step is traced.
+
+    Raises:
+        CannotDivideError: inside, where a layer is called on sequences of unknown length.
+    """
     rolled = [
         layer
         for layer in _private.layers_of(model)
@@ -31,20 +36,38 @@ def unrolled(model: keras.Model) -> Iterator[None]:
     ]
     for layer in rolled:
         layer.unroll = True
+    for layer in rolled:
+        object.__setattr__(layer, "call", _of_known_length(layer.call, layer.name))
     for layer in masked_backwards:
         layer.zero_output_for_mask = False
-        object.__setattr__(layer, "call", _zeroed(layer.call))
+        object.__setattr__(layer, "call", _with_zeroed_steps(layer.call))
     try:
         yield
     finally:
         for layer in masked_backwards:
             layer.zero_output_for_mask = True
-            object.__delattr__(layer, "call")
         for layer in rolled:
+            object.__delattr__(layer, "call")
             layer.unroll = False
 
 
-def _zeroed(call: Callable[..., Any]) -> Callable[..., Any]:
+def _of_known_length(call: Callable[..., Any], name: str) -> Callable[..., Any]:
+    @functools.wraps(call)
+    def known(sequences: Any, *args: Any, **kwargs: Any) -> Any:
+        if any(each.shape[1] is None for each in tf.nest.flatten(sequences)):
+            reason = (
+                f"layer {name!r} is recurrent and the length of its sequences differs from batch "
+                "to batch"
+            )
+            raise CannotDivideError(
+                f"tfaccel: {reason}; expected one length: pad them alike in the dataset.", reason
+            )
+        return call(sequences, *args, **kwargs)
+
+    return known
+
+
+def _with_zeroed_steps(call: Callable[..., Any]) -> Callable[..., Any]:
     """Zeros the masked steps of a layer that goes backwards, and so gives its last step first.
 
     Keras 3.15 zeros those of an unrolled layer in the order of the mask, which is the input's: a

@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.experimental import dtensor
 
-from tfaccel.distribute.model_parallel import host
+from tfaccel.distribute.model_parallel import host_transfer
 from tfaccel.distribute.optimizer import optimizers_of
 from tfaccel.errors import TfaccelError
 
@@ -42,7 +42,7 @@ def write_once(
         TfaccelError: on the other processes, when the chief could not write.
     """
     atomic = atomic and "://" not in path  # a remote file is whole when it is there
-    with _held(model, strategy):
+    with _gather_to_chief(model, strategy):
         failed: BaseException | None = None
         if strategy.cluster.is_chief:
             folder, base = os.path.split(path)
@@ -65,7 +65,7 @@ def write_once(
 
 
 @contextlib.contextmanager
-def _held(model: keras.Model, strategy: Any) -> Iterator[None]:
+def _gather_to_chief(model: keras.Model, strategy: Any) -> Iterator[None]:
     """Gathers every variable of `model` in one order on all; the chief holds on to them."""
     values: dict[int, np.ndarray] = {}
     variables = [*model.variables, *(v for o in optimizers_of(model) for v in o.variables)]
@@ -73,11 +73,11 @@ def _held(model: keras.Model, strategy: Any) -> Iterator[None]:
         value = variable.numpy()
         if strategy.cluster.is_chief:
             values[id(variable)] = value
-    strategy.held = values
+    strategy.gathered_values = values
     try:
         yield
     finally:
-        strategy.held = None
+        strategy.gathered_values = None
 
 
 def broadcast(values: list[Any], cluster: Any, devices: Any) -> list[tf.Tensor]:
@@ -103,6 +103,8 @@ def broadcast(values: list[Any], cluster: Any, devices: Any) -> list[tf.Tensor]:
             mine = tf.convert_to_tensor(value)[None]
             none = tf.zeros_like(mine)
         parts = [mine if cluster.is_chief and i == 0 else none for i in range(len(devices))]
-        whole = dtensor.pack(parts, host.layout(("all", *[None] * (mine.shape.rank - 1)), mesh))
-        received.append(tf.convert_to_tensor(host.gather(tf.reduce_sum(whole, axis=0))))
+        whole = dtensor.pack(
+            parts, host_transfer.layout(("all", *[None] * (mine.shape.rank - 1)), mesh)
+        )
+        received.append(tf.convert_to_tensor(host_transfer.gather(tf.reduce_sum(whole, axis=0))))
     return received

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfaccel.distribute.model_parallel.plan import Plan
+from tfaccel.distribute.model_parallel.plan import VariablePlan
 from tfaccel.distribute.model_parallel.variable import MeshVariable
 
 
@@ -37,7 +37,7 @@ class Seeds:
                 if self._strategy.cluster is not None:
                     (drawn,) = self._strategy.broadcast([drawn])
                 start[0] = int(drawn[0])
-            plan = Plan((None,), (None,), "the state of a random operation")
+            plan = VariablePlan((None,), (None,), "the state of a random operation")
             state = MeshVariable(
                 initial_value=start,
                 plan=plan,

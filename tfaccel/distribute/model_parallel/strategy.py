@@ -1,4 +1,4 @@
-"""ModelParallelStrategy: one program over a mesh of devices, each with a share of the model."""
+"""ModelParallelStrategy: one program over a mesh of devices, each with a part of the model."""
 
 from __future__ import annotations
 
@@ -10,22 +10,33 @@ import tensorflow as tf
 from tensorflow.experimental import dtensor
 
 from tfaccel.cluster.cluster import Cluster
-from tfaccel.distribute import _private, build, outside, scope
+from tfaccel.distribute import _private, build, custom_loops, default_strategy, scope
+from tfaccel.distribute.gradients import install
 from tfaccel.distribute.model_parallel import (
-    callbacks,
+    captured_tensors,
+    dtensor_setup,
     fork,
-    lift,
-    on_mesh,
+    host_copies,
+    indexed_slices,
+    mesh_callbacks,
+    mesh_model,
+    phase,
     preprocessing,
     saving,
-    settings,
-    slices,
-    stage,
+    unsupported,
+    user_functions,
 )
-from tfaccel.distribute.model_parallel.batches import MeshBatches, place, unwrap
+from tfaccel.distribute.model_parallel.deferred_errors import DeferredErrors
 from tfaccel.distribute.model_parallel.mesh import MeshShape
-from tfaccel.distribute.model_parallel.outcome import Outcome
+from tfaccel.distribute.model_parallel.mesh_batches import (
+    MeshBatches,
+    place_tensors,
+    to_dtensors,
+    to_mesh,
+)
+from tfaccel.distribute.model_parallel.mesh_check import MeshChecks
 from tfaccel.distribute.model_parallel.plan import Planner
+from tfaccel.distribute.model_parallel.random_override import RandomOverride
 from tfaccel.distribute.model_parallel.seeds import Seeds
 from tfaccel.distribute.model_parallel.variable import MeshVariable
 from tfaccel.distribute.optimizer import optimizers_of
@@ -35,7 +46,7 @@ from tfaccel.errors import ScopeError
 class ModelParallelStrategy(tf.distribute.Strategy):  # type: ignore[misc]
     """Runs ordinary Keras models split over a mesh of devices, with DTensor.
 
-    A step is one program over all devices. It computes what one device would over the whole batch;
+    A step is one program over all devices. It computes what one device would over the global batch;
     layouts decide where each piece of it is done.
 
     Args:
@@ -43,6 +54,8 @@ class ModelParallelStrategy(tf.distribute.Strategy):  # type: ignore[misc]
         layouts: ``"auto"``, ``"fully_sharded"`` or rules as in `LayoutMap`.
         devices: the devices of this process.
         cluster: the processes of this job, or None.
+        check: whether the first step of a model is compared with one device's: ``"auto"`` for those
+            that one device can hold, ``"always"`` or ``"off"``.
 
     Raises:
         LayoutError: when the mesh does not fit the devices, or the rules not the mesh.
@@ -51,14 +64,21 @@ class ModelParallelStrategy(tf.distribute.Strategy):  # type: ignore[misc]
         mesh: DTensor's mesh.
         planner: decides how each variable lies.
         cluster: the processes of this job, or None.
-        outcome: of the last step.
+        deferred_errors: of the last step.
         seeds: the states of the random operations of steps.
+        replicated_operations: types of operations that are given whole operands, since DTensor
+            could not lay them out otherwise.
+        checks: compares the first step of a model with one device's.
+        random_override: makes random operations give constants while they are compared.
+        created_variables: the variables that have been made since it was a list, and their first
+            values as they are stored; None to note none.
         used: whether anything has run under this strategy.
-        held: whole values of variables that have been gathered for a file, by id.
+        gathered_values: whole values of variables that have been gathered for a file, by id.
     """
 
     used = False
-    held: dict[int, Any] | None = None
+    gathered_values: dict[int, Any] | None = None
+    created_variables: list[tuple[MeshVariable, tf.Tensor]] | None = None
 
     def __init__(
         self,
@@ -66,22 +86,28 @@ class ModelParallelStrategy(tf.distribute.Strategy):  # type: ignore[misc]
         layouts: str | Mapping[str, Any] = "auto",
         devices: Sequence[str] = ("CPU:0",),
         cluster: Cluster | None = None,
+        check: str = "auto",
     ) -> None:
         workers = cluster.size if cluster is not None else 1
         if not isinstance(mesh, MeshShape):
             mesh = MeshShape.parse(mesh, len(devices) * workers)
         self.planner = Planner(mesh, layouts)
-        self.mesh = settings.start(mesh, devices, cluster)
-        fork.watch()
+        self.mesh = dtensor_setup.start(mesh, devices, cluster)
+        fork.register_hook()
+        user_functions.install()
+        install()
         self.cluster = cluster
-        self.outcome = Outcome()
+        self.deferred_errors = DeferredErrors()
         self.seeds = Seeds(self)
+        self.replicated_operations: set[str] = set()
+        self.check = check
+        self.checks, self.random_override = MeshChecks(self), RandomOverride(self)
         self._devices = tuple(devices)
         super().__init__(ModelParallelExtended(self))
 
     def scope(self) -> Any:
         """As TensorFlow's; a model that Keras is about to build under it is made ready first."""
-        outside.hand_over()
+        default_strategy.delegate_default_strategy()
         if (model := _private.building_model()) is not None:
             self._prepare(model)
         return super().scope()
@@ -93,32 +119,66 @@ class ModelParallelStrategy(tf.distribute.Strategy):  # type: ignore[misc]
             self._prepare(caller.model)
             build.for_caller(caller, dataset.element_spec, self)
             if self.cluster is not None:
-                callbacks.one_writer(caller.callbacks, self)
+                mesh_callbacks.write_on_chief(caller.callbacks, self)
         threads = caller.threads if caller is not None else None
-        if caller is not None:
-            dataset = preprocessing.before(caller.model, dataset, read_ahead=threads is None)
-        return MeshBatches(dataset, self.mesh, self.planner.mesh.batch_axis, threads)
+        axis = self.planner.mesh.batch_axis
+        if caller is None:
+            return MeshBatches(dataset, self.mesh, axis, strategy=self)
+        model, kind = caller.model, build.STEPS[caller.method]
+        fallback = model._tfaccel_host_fallback
+        dataset = preprocessing.map_host_part(model, dataset, read_ahead=threads is None)
+        if (reason := preprocessing.stays_on_host(dataset.element_spec)) is not None:
+            fallback.enable(kind, reason)
+        return MeshBatches(
+            dataset,
+            self.mesh,
+            axis,
+            threads,
+            strategy=self,
+            divides=lambda: not fallback.applies_to(kind),
+        )
 
     def run(self, fn: Any, args: Any = (), kwargs: Any = None, options: Any = None) -> Any:
         """Runs `fn` once, over the whole mesh; what it returns is whole on every device."""
         fork.check()
         self.used = True
-        if _private.is_keras_function(fn):
+        if _private.is_keras_function(fn) and not isinstance(fn, keras.layers.Layer):
             model = getattr(fn, "__self__", None) or _private.predicting_model()
             if model is not None:
-                _refuse_late(model)
+                _refuse_traced(model)
                 self._prepare(model)
-        if tf.executing_eagerly():
+        else:
+            context = tf.distribute.get_replica_context()
+            if isinstance(context, SingleProgramContext) and context.strategy is self:
+                return fn(*args, **(kwargs or {}))  # of a function that runs on the mesh already
+            user_functions.before_run(self)
+            if user_functions.in_python(self):
+                return user_functions.compiled(fn, self)(*args, **(kwargs or {}))
+            parts = custom_loops.prepare(fn, self, custom_loops.Anywhere)
+            if tf.executing_eagerly():
+                args, kwargs = self.on_mesh_where_tensors((args, kwargs or {}))
+            with mesh_model.in_custom_loop(parts, self), unsupported.eager_step(fn):
+                return super().run(fn, to_dtensors(args), to_dtensors(kwargs or {}), options)
+        if tf.executing_eagerly() and not host_copies.in_use():
             args = self.on_mesh(args)
-        return super().run(fn, unwrap(args), kwargs, options)
+        return super().run(fn, to_dtensors(args), kwargs, options)
+
+    def as_one_device(self, fn: Any, data: Any) -> Any:
+        """Runs `fn` once, on the host, in the context of a step."""
+        with SingleProgramContext(self, replica_id_in_sync_group=0):
+            return fn(data)
 
     def reduce(self, reduce_op: Any, value: Any, axis: Any = None) -> Any:
         """Returns `value`, which is the sum and the mean of one."""
-        return unwrap(value)
+        return to_dtensors(value)
 
     def on_mesh(self, batch: Any) -> Any:
         """Puts a nest of host tensors on the mesh, rows over the batch axis, if they are not."""
-        return place(batch, self.mesh, self.planner.mesh.batch_axis)
+        return to_mesh(batch, self.mesh, self.planner.mesh.batch_axis)
+
+    def on_mesh_where_tensors(self, given: Any) -> Any:
+        """As `on_mesh`, of the arrays and tensors of a nest that holds other things too."""
+        return place_tensors(given, self.mesh, self.planner.mesh.batch_axis)
 
     def broadcast(self, values: list[Any]) -> list[tf.Tensor]:
         """Gives every process the chief's values; every process must call.
@@ -132,13 +192,13 @@ class ModelParallelStrategy(tf.distribute.Strategy):  # type: ignore[misc]
         scope.check(model, self)
         for optimizer in optimizers_of(model):
             _private.adopt_optimizer(optimizer, self)
-        on_mesh.put(model, self)
-        build.by_steps(model, self)
+        mesh_model.place_model(model, self)
+        build.build_from_steps(model, self)
 
 
-def _refuse_late(model: Any) -> None:
+def _refuse_traced(model: Any) -> None:
     """Raises where a function of `model` is being traced that takes no host batches."""
-    if not tf.executing_eagerly() and not isinstance(model, on_mesh.OnMesh):
+    if not tf.executing_eagerly() and not isinstance(model, mesh_model.MeshModel):
         raise ScopeError(
             f"tfaccel: a batch is given to model {model.name!r}, which was compiled outside the "
             "scope of this strategy; call model.compile(...) inside `with strategy.scope():` "
@@ -146,11 +206,15 @@ def _refuse_late(model: Any) -> None:
         )
 
 
-class OneProgram(tf.distribute.ReplicaContext):  # type: ignore[misc]
+class SingleProgramContext(tf.distribute.ReplicaContext):  # type: ignore[misc]
     """The context of a step: there is one replica, and it is the whole mesh."""
 
     def all_reduce(self, reduce_op: Any, value: Any, options: Any = None) -> Any:
         """Returns `value`, which is the sum and the mean of one."""
+        return value
+
+    def all_gather(self, value: Any, axis: int, options: Any = None) -> Any:
+        """Returns `value`, which has all rows."""
         return value
 
 
@@ -159,11 +223,13 @@ class ModelParallelExtended(tf.distribute.StrategyExtended):  # type: ignore[mis
 
     def _create_variable(self, next_creator: Any, **kwargs: Any) -> tf.Variable:
         owner = self._container_strategy()
-        if stage.current() == stage.COPY or fork.happened():
+        if phase.current() == phase.COPY or fork.in_forked_process():
             return next_creator(**kwargs)
         if not tf.executing_eagerly():
             with tf.init_scope():
                 return self._create_variable(next_creator, **kwargs)
+        if kwargs.get("aggregation") == tf.VariableAggregation.ONLY_FIRST_REPLICA:
+            custom_loops.adopt_new_optimizer(custom_loops.Anywhere)
         value = kwargs.pop("initial_value")
         like = kwargs.pop("colocate_with", None)
         with tf.device("/CPU:0"):
@@ -176,7 +242,7 @@ class ModelParallelExtended(tf.distribute.StrategyExtended):  # type: ignore[mis
             plan = planner.variable(path, shape, bool(kwargs.get("trainable")), layers)
         if (model := _private.compiling_model()) is not None:
             _private.set_strategy(model, owner)
-            on_mesh.put(model, owner)
+            mesh_model.place_model(model, owner)
         kept = {k: kwargs[k] for k in ("trainable", "name", "dtype") if k in kwargs}
         return MeshVariable(initial_value=value, plan=plan, mesh=owner.mesh, strategy=owner, **kept)
 
@@ -189,11 +255,14 @@ class ModelParallelExtended(tf.distribute.StrategyExtended):  # type: ignore[mis
     def call_for_each_replica(self, fn: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Runs `fn` once."""
         owner = self._container_strategy()
-        lift.lift_captures(owner)
-        with OneProgram(owner, replica_id_in_sync_group=0), stage.entered(stage.STEP):
-            return tf.nest.map_structure(self._whole, fn(*args, **(kwargs or {})))
+        if host_copies.in_use():
+            with SingleProgramContext(owner, replica_id_in_sync_group=0):
+                return fn(*args, **(kwargs or {}))
+        captured_tensors.capture_on_mesh(owner)
+        with SingleProgramContext(owner, replica_id_in_sync_group=0), phase.entered(phase.STEP):
+            return tf.nest.map_structure(self._replicated_results, fn(*args, **(kwargs or {})))
 
-    def _whole(self, value: Any) -> Any:
+    def _replicated_results(self, value: Any) -> Any:
         """Results leave the step replicated, so that every process can read them."""
         if not tf.is_tensor(value) or value.shape.rank is None:
             return value
@@ -203,8 +272,10 @@ class ModelParallelExtended(tf.distribute.StrategyExtended):  # type: ignore[mis
     def update(
         self, var: Any, fn: Any, args: Any = (), kwargs: Any = None, group: bool = True
     ) -> Any:
-        """Calls `fn` on the variable, which is seen as it is stored."""
-        with stage.entered(stage.UPDATE), _private.dividing(slices.divide):
+        """Calls `fn` on the variable, seen as it is stored; on the host, whole."""
+        if host_copies.in_use() or (phase.current() == phase.HOST and tf.executing_eagerly()):
+            return fn(var, *args, **(kwargs or {}))
+        with phase.entered(phase.UPDATE), _private.division_replaced(indexed_slices.divide):
             return fn(var, *args, **(kwargs or {}))
 
     def _reduce_to(self, reduce_op: Any, value: Any, destinations: Any, options: Any) -> Any:

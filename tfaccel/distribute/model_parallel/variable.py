@@ -11,8 +11,14 @@ import tensorflow as tf
 from tensorflow.experimental import dtensor
 
 from tfaccel.distribute import _private
-from tfaccel.distribute.model_parallel import copies, fork, host, stage
-from tfaccel.distribute.model_parallel.plan import Plan
+from tfaccel.distribute.model_parallel import (
+    fork,
+    host_copies,
+    host_transfer,
+    phase,
+    user_functions,
+)
+from tfaccel.distribute.model_parallel.plan import VariablePlan
 
 
 class MeshVariable(_private.ReadByValue, dtensor.DVariable):  # type: ignore[misc]
@@ -33,41 +39,58 @@ class MeshVariable(_private.ReadByValue, dtensor.DVariable):  # type: ignore[mis
 
     in_datasets: Any = None
     drawn = False
+    _seen_by_tapes: Any = None
 
     def __init__(
-        self, *, initial_value: Any, plan: Plan, mesh: Any, strategy: Any, **kwargs: Any
+        self, *, initial_value: Any, plan: VariablePlan, mesh: Any, strategy: Any, **kwargs: Any
     ) -> None:
         self.plan = plan
         self._owner = weakref.ref(strategy)
         self._mesh = mesh
         self._gathered = plan.storage != plan.compute
-        super().__init__(host.scatter(initial_value, plan.storage, mesh), **kwargs)
+        super().__init__(host_transfer.scatter(initial_value, plan.storage, mesh), **kwargs)
+        if strategy.created_variables is not None:
+            strategy.created_variables.append((self, self.stored()))
 
     @property
     def distribute_strategy(self) -> Any:
         """The strategy under whose scope it was made."""
         return self._owner()
 
-    def hidden(self) -> bool:
+    def reads_by_value(self) -> bool:
         """On the host, all read the whole value."""
-        return stage.current() in (stage.HOST, stage.COPY)
+        return host_copies.in_use() or phase.current() in (phase.HOST, phase.COPY)
+
+    @property
+    def handle(self) -> Any:
+        """Of the resource that is read and assigned here: a gradient is with respect to it."""
+        copied = host_copies.current()
+        return super().handle if copied is None else copied.of(self).handle
 
     def stored(self) -> tf.Tensor:
         """The value as it is stored: a DTensor."""
         fork.check()
         return super().read_value()
 
+    def store(self, value: tf.Tensor) -> None:
+        """Sets the value to one that `stored` has returned."""
+        super().assign(value)
+
     def numpy(self) -> np.ndarray:
         """The whole value; with several processes, every one of them must call."""
-        held = self._owner().held  # type: ignore[union-attr]
+        if host_copies.in_use():
+            return host_copies.current().of(self).numpy()  # type: ignore[union-attr, no-any-return]
+        held = self._owner().gathered_values  # type: ignore[union-attr]
         if held is not None:
+            if id(self) not in held:
+                raise KeyError(f"{self.name!r} is no variable of the model")
             return held[id(self)]  # type: ignore[no-any-return]
         with tf.init_scope():
             if self.drawn:
                 return self.in_datasets.numpy()  # type: ignore[no-any-return]
-            return host.gather(self.stored())
+            return host_transfer.gather(self.stored())
 
-    def pieces(self) -> Iterator[tuple[host.Slices, tf.Tensor]]:
+    def pieces(self) -> Iterator[tuple[host_transfer.Slices, tf.Tensor]]:
         """The slices on the devices of this process, but for those that another one has too.
 
         Over all processes every slice comes once: from the first device that holds it.
@@ -76,22 +99,43 @@ class MeshVariable(_private.ReadByValue, dtensor.DVariable):  # type: ignore[mis
         parts = dtensor.unpack(self.stored())
         for place, part in zip(self._mesh.local_device_locations(), parts, strict=True):
             if all(place[axis] == 0 for axis in place if axis not in storage):
-                yield host.slices_of(storage, shape, self._mesh, place), part
+                yield host_transfer.slices_of(storage, shape, self._mesh, place), part
 
-    def put_pieces(self, read: Callable[[host.Slices], Any]) -> None:
+    def put_pieces(self, read: Callable[[host_transfer.Slices], Any]) -> None:
         """Sets the value from slices, of which each process reads those of its own devices."""
         shape = tuple(self.shape)
-        super().assign(host.scatter_from(read, shape, self.plan.storage, self._mesh))
+        super().assign(host_transfer.scatter_from(read, shape, self.plan.storage, self._mesh))
+
+    @property
+    def on_tape(self) -> Any:
+        """The copy that is read on the host where a tape records; None in a step, or before."""
+        return self._seen_by_tapes if phase.current() == phase.HOST else None
+
+    def _watched(self) -> tf.Tensor:
+        """The whole value on the host, whose gradient a tape can take."""
+        value = self.numpy()
+        if self._seen_by_tapes is None:
+            with phase.entered(phase.COPY), tf.device("/CPU:0"):
+                self._seen_by_tapes = tf.Variable(value, trainable=self.trainable)
+        else:
+            self._seen_by_tapes.assign(value)
+        return self._seen_by_tapes.value()
+
+    def _used(self) -> None:
+        user_functions.before_use(self._owner())
 
     def value(self) -> tf.Tensor:
         """A DTensor laid out to compute with; on the host, the whole value."""
-        if (copied := copies.current()) is not None:
+        self._used()
+        if (copied := host_copies.current()) is not None:
             return copied.of(self).value()
-        if stage.current() == stage.HOST and tf.executing_eagerly():
+        if phase.current() == phase.HOST and tf.executing_eagerly():
+            if _private.is_recording():
+                return self._watched()
             return tf.convert_to_tensor(self.numpy())
         stored = super().value()
         # On the host a graph is for a file (SavedModel), which other devices shall read.
-        if not any(self.plan.storage) or stage.current() != stage.STEP:
+        if not any(self.plan.storage) or phase.current() != phase.STEP:
             return stored
         return self._as_computed(stored)
 
@@ -101,7 +145,9 @@ class MeshVariable(_private.ReadByValue, dtensor.DVariable):  # type: ignore[mis
 
     def sparse_read(self, indices: Any, name: Any = None) -> tf.Tensor:
         """The rows at `indices`."""
-        if self.hidden() or self._gathered:
+        if (copied := host_copies.current()) is not None:
+            return copied.of(self).sparse_read(indices, name)
+        if self.reads_by_value() or self._gathered:
             return tf.gather(self.value(), indices)
         return super().sparse_read(indices, name)
 
@@ -111,7 +157,8 @@ class MeshVariable(_private.ReadByValue, dtensor.DVariable):  # type: ignore[mis
 
     def assign(self, value: Any, *args: Any, **kwargs: Any) -> Any:
         """Sets the value, from a DTensor in a step, or from an array on the host."""
-        if (copied := copies.current()) is not None:
+        self._used()
+        if (copied := host_copies.current()) is not None:
             return copied.of(self, assigned=True).assign(value, *args, **kwargs)
         if self.in_datasets is not None and tf.executing_eagerly():
             self.in_datasets.assign(value)
@@ -119,13 +166,15 @@ class MeshVariable(_private.ReadByValue, dtensor.DVariable):  # type: ignore[mis
 
     def assign_add(self, delta: Any, *args: Any, **kwargs: Any) -> Any:
         """Adds to the value."""
-        if (copied := copies.current()) is not None:
+        self._used()
+        if (copied := host_copies.current()) is not None:
             return copied.of(self, assigned=True).assign_add(delta, *args, **kwargs)
         return super().assign_add(self._laid_out(delta), *args, **kwargs)
 
     def assign_sub(self, delta: Any, *args: Any, **kwargs: Any) -> Any:
         """Subtracts from the value."""
-        if (copied := copies.current()) is not None:
+        self._used()
+        if (copied := host_copies.current()) is not None:
             return copied.of(self, assigned=True).assign_sub(delta, *args, **kwargs)
         return super().assign_sub(self._laid_out(delta), *args, **kwargs)
 
@@ -149,7 +198,7 @@ class MeshVariable(_private.ReadByValue, dtensor.DVariable):  # type: ignore[mis
         whole), and cannot always do so: the sum that makes a bias's gradient gathers nothing.
         """
         compute, storage = (
-            host.layout(a, self._mesh) for a in (self.plan.compute, self.plan.storage)
+            host_transfer.layout(a, self._mesh) for a in (self.plan.compute, self.plan.storage)
         )
 
         @tf.custom_gradient
@@ -166,16 +215,16 @@ class MeshVariable(_private.ReadByValue, dtensor.DVariable):  # type: ignore[mis
         return laid_out(stored)
 
     def _laid_out(self, value: Any) -> Any:
-        if stage.current() == stage.HOST and tf.executing_eagerly():
+        if phase.current() == phase.HOST and tf.executing_eagerly():
             value = np.asarray(value, self.dtype.as_numpy_dtype)
             whole = np.broadcast_to(value, self.shape) if value.ndim == 0 else value
             if whole.shape != tuple(self.shape):
                 return value  # TensorFlow says what is wrong
-            return host.scatter(whole, self.plan.storage, self._mesh)
+            return host_transfer.scatter(whole, self.plan.storage, self._mesh)
         value = tf.convert_to_tensor(value, self.dtype)
         if value.shape.rank != len(self.plan.storage):
             return value
-        return dtensor.relayout(value, host.layout(self.plan.storage, self._mesh))
+        return dtensor.relayout(value, host_transfer.layout(self.plan.storage, self._mesh))
 
     def _gather_saveables_for_checkpoint(self) -> dict[str, Any]:
         return tf.Variable._gather_saveables_for_checkpoint(self)  # type: ignore[no-any-return]

@@ -1,0 +1,69 @@
+"""Which options a strategy accepts: each factory declares its own, one check refuses the rest."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+from tfaccel.errors import StrategyError
+from tfaccel.strategies.options import Options
+
+Accepted = Mapping[str, Sequence[Any] | None]
+"""The values of each option by its name; None for every value that the option can have."""
+
+ANY = None
+
+COMMON: Accepted = dict.fromkeys(
+    (
+        "devices",
+        "device_type",
+        "precision",
+        "xla",
+        "memory_growth",
+        "seed",
+        "deterministic",
+        "start_timeout",  # the launcher sets it for every script
+        "check",
+    ),
+    ANY,
+)
+"""What every strategy accepts, and those of one device, where it is as if not given."""
+
+
+def check(name: str, factories: Mapping[str, str], options: Options) -> None:
+    """Refuses an option that strategy `name` does not accept, or not with that value.
+
+    Args:
+        name: a strategy's name.
+        factories: the module of each strategy, with its `ACCEPTS`.
+        options: what was requested; an option with its default value counts as not requested.
+
+    Raises:
+        StrategyError: names the option, and the strategies that accept it.
+    """
+    accepted = accepted_by(factories[name])
+    for field in fields(Options):
+        value = getattr(options, field.name)
+        if value is field.default or value == field.default:
+            continue
+        values = accepted.get(field.name, ())
+        if values is ANY or value in values:
+            continue
+        if values:
+            expected = f"expected {' or '.join(map(repr, values))}; or leave it out."
+        else:
+            takers = [n for n, m in factories.items() if accepted_by(m).get(field.name, ()) != ()]
+            expected = (
+                f"which does not accept it; use {' or '.join(map(repr, takers))}, or leave it out."
+            )
+        raise StrategyError(
+            f"tfaccel: {field.name}={value!r} was requested with strategy {name!r}, {expected}"
+        )
+
+
+def accepted_by(module: str) -> Accepted:
+    """What the factory in `module` accepts."""
+    accepted: Accepted = importlib.import_module(module).ACCEPTS
+    return accepted

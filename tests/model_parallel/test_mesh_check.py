@@ -1,0 +1,241 @@
+"""The first-step check on a mesh: it names what DTensor makes otherwise, and leaves nothing."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from absl import logging
+
+from tests.model_parallel.test_training import strategy
+from tfaccel.distribute.model_parallel import mesh_check, mesh_parity, rewrites
+from tfaccel.distribute.model_parallel.variable import MeshVariable
+from tfaccel.errors import CheckError
+
+pytestmark = [pytest.mark.slow, pytest.mark.child(devices=4, group="check")]
+
+_RNG = np.random.default_rng(0)
+X, Y = _RNG.normal(size=(16, 6)).astype("float32"), _RNG.normal(size=(16, 2)).astype("float32")
+Made = Callable[[], keras.Model]
+
+
+class Reverses(keras.layers.Layer):
+    """Turns the rows of a batch around: without its rewriting, DTensor turns those of each part."""
+
+    def call(self, x: Any) -> Any:
+        return x[::-1]
+
+
+class Remembers(keras.layers.Layer):
+    """Keeps the last row in a variable, and gives what it is given."""
+
+    def build(self, shape: Any) -> None:
+        self.kept = self.add_weight(shape=(6,), initializer="zeros", trainable=False, name="kept")
+
+    def call(self, x: Any) -> Any:
+        self.kept.assign(x[::-1][0])
+        return x
+
+
+class OfTheLast(keras.metrics.Metric):
+    """The first number of the last row."""
+
+    def __init__(self) -> None:
+        super().__init__(name="last")
+        self.seen = self.add_weight(name="seen", initializer="zeros")
+
+    def update_state(self, y: Any, p: Any, sample_weight: Any = None) -> None:
+        self.seen.assign(y[::-1][0, 0])
+
+    def result(self) -> Any:
+        return self.seen
+
+
+def dense(*before: Any, optimizer: Any = None, **more: Any) -> Made:
+    def made() -> keras.Model:
+        layers = [layer() for layer in before]
+        layers = [*layers, keras.layers.Dense(8, "tanh", name="first"), keras.layers.Dense(2)]
+        model = keras.Sequential([keras.Input((6,)), *layers])
+        model.compile(
+            (optimizer or functools.partial(keras.optimizers.SGD, 0.1))(),
+            "mse",
+            **{key: value() for key, value in more.items()},
+        )
+        return model
+
+    return made
+
+
+def fitted(made: Made, mode: str = "auto", layouts: str = "auto", **fit: Any) -> keras.Model:
+    ours = strategy(layouts)
+    ours.check = mode
+    keras.utils.set_random_seed(5)
+    with ours.scope():
+        model = made()
+    model.fit(X, Y, **{"batch_size": 8, "shuffle": False, "verbose": 0, **fit})
+    return model
+
+
+def refuses(made: Made, *says: str) -> None:
+    with pytest.raises(CheckError, match=r"^tfaccel: the first-step check found that ") as caught:
+        fitted(made)
+    line = str(caught.value)
+    assert "\n" not in line
+    assert "on the mesh batch=2,model=2, expected" in line
+    for part in says:
+        assert part in line, line
+
+
+@pytest.fixture
+def without(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Takes rewritings of operations out."""
+
+    def out(*types: str) -> None:
+        for kind in types:
+            monkeypatch.delitem(rewrites.REWRITES, kind)
+
+    return out
+
+
+# What is wrong on purpose.
+
+
+def test_an_operation_that_is_laid_out_wrongly(without: Any) -> None:
+    fitted(dense(Reverses))
+    without("StridedSlice", "StridedSliceGrad")
+    refuses(dense(Reverses), "'loss/total'", "layer 'reverses", "(Reverses) is the first whose")
+
+
+@pytest.mark.exhaustive
+def test_the_state_of_a_layer(without: Any) -> None:
+    fitted(dense(Remembers))
+    without("StridedSlice", "StridedSliceGrad")
+    refuses(dense(Remembers), "variable 'sequential", "/kept'", "no layer's output differs")
+
+
+def test_the_state_of_a_metric(without: Any) -> None:
+    made = dense(metrics=lambda: [OfTheLast()])
+    fitted(made)
+    without("StridedSlice", "StridedSliceGrad")
+    refuses(made, "metric variable 'last/seen'", "no layer's output differs")
+
+
+@pytest.mark.parametrize("optimizer", [pytest.param("sgd", marks=pytest.mark.exhaustive), "adam"])
+def test_a_wrong_gradient(optimizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the kernels that are divided alone."""
+
+    def doubled(self: Any, stored: tf.Tensor) -> tf.Tensor:
+        @tf.custom_gradient  # type: ignore[untyped-decorator]
+        def read(value: tf.Tensor) -> Any:
+            return tf.identity(value), lambda gradient: 2 * gradient
+
+        return read(stored)
+
+    monkeypatch.setattr(MeshVariable, "_as_computed", doubled)
+    of = "adam/sequential" if optimizer == "adam" else "variable 'sequential"
+    made = {"sgd": functools.partial(keras.optimizers.SGD, 0.1), "adam": keras.optimizers.Adam}
+    refuses(dense(optimizer=made[optimizer]), of, "first", "no layer's output differs")
+
+
+# What it leaves alone.
+
+
+class Noisy(keras.Model):
+    """Draws in every way that a mesh has, counts, and keeps a tensor."""
+
+    traces = 0
+    last: Any = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop = keras.layers.Dropout(0.3, seed=4)
+        self.noise = keras.layers.GaussianNoise(0.1, seed=3)
+        self.norm = keras.layers.BatchNormalization()
+        self.net = keras.Sequential([keras.layers.Dense(8, "tanh"), keras.layers.Dense(2)])
+
+    def call(self, x: Any, training: bool = False) -> Any:
+        x = self.noise(self.norm(x, training=training), training=training)
+        x += 0.1 * tf.random.stateless_uniform(tf.shape(x), [1, 2]) + tf.random.normal([6], seed=7)
+        return self.net(self.drop(x, training=training))
+
+    def train_step(self, data: Any) -> Any:
+        self.traces += 1
+        said = super().train_step(data)
+        self.last = said["loss"]
+        return said
+
+
+def noisy() -> keras.Model:
+    model = Noisy()
+    model.compile(keras.optimizers.Adam(0.01), "mse", metrics=["mae"])
+    return model
+
+
+@pytest.mark.parametrize(
+    "layouts", ["auto", pytest.param("fully_sharded", marks=pytest.mark.exhaustive)]
+)
+def test_nothing_of_it_stays(layouts: str) -> None:
+    with mock.patch.object(logging, "info") as info:
+        compared = fitted(noisy, layouts=layouts, epochs=2)
+    assert not [call for call in info.call_args_list if "was not checked" in call.args[0]]
+    plain = fitted(noisy, "off", layouts, epochs=2)
+    assert compared.traces == plain.traces
+    assert int(compared.optimizer.iterations.numpy()) == 4
+    assert compared.history.history == plain.history.history
+    held = zip(
+        [*compared.variables, *compared.optimizer.variables],
+        [*plain.variables, *plain.optimizer.variables],
+        strict=True,
+    )
+    for ours, theirs in held:
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_it_runs_once_for_each_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = []
+    plain = mesh_check.MeshChecks._compare
+    monkeypatch.setattr(mesh_check.MeshChecks, "_compare", lambda *args: ran.append(plain(*args)))
+    model = fitted(dense(), steps_per_epoch=1)
+    model.evaluate(X, Y, verbose=0)
+    model.train_on_batch(X[:8], Y[:8])
+    assert len(ran) == 1
+    with strategy("auto").scope():
+        model.compile(keras.optimizers.SGD(0.2), "mae")
+    model.train_on_batch(X[:8], Y[:8])
+    assert len(ran) == 2
+    fitted(dense(), "off", steps_per_epoch=1)
+    assert len(ran) == 2
+
+
+def in_a_function() -> keras.Model:
+    draw = tf.function(lambda x: x + tf.random.stateless_normal([6], [1, 2]))
+    return dense(lambda: keras.layers.Lambda(draw))()
+
+
+@pytest.mark.parametrize(
+    ("made", "says"),
+    [(in_a_function, "random numbers"), (dense(), "check='always'")],
+)
+def test_what_is_not_compared_trains(
+    made: Made, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mesh_parity, "MAX_BYTES", 300 if "always" in says else 1 << 30)
+    with mock.patch.object(logging, "info") as info:
+        model = fitted(made)
+    said = [call.args[0] % call.args[1:] for call in info.call_args_list]
+    assert any("was not checked" in line and says in line for line in said), said
+    assert int(model.optimizer.iterations.numpy()) == 2
+
+
+@pytest.mark.exhaustive
+def test_always_compares_what_is_large(without: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mesh_parity, "MAX_BYTES", 300)
+    without("StridedSlice", "StridedSliceGrad")
+    with pytest.raises(CheckError, match="Reverses"):
+        fitted(dense(Reverses), "always")

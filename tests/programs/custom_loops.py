@@ -1,0 +1,258 @@
+"""Kind 12: custom training loops."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras import layers
+
+from tests.programs.data import labels, one_hot, reals, weights
+from tests.programs.program import Numbers, program
+
+
+def classifier() -> keras.Model:
+    return keras.Sequential([keras.Input((5,)), layers.Dense(8, "tanh"), layers.Dense(3)])
+
+
+@program(12, always=True)
+def eager_loop_of_the_guide(strategy: Any) -> Numbers:
+    """Keras's guide as it stands: no strategy.run, eager steps, metrics, a validation loop"""
+    x, y = reals(26, 5), labels(3, 26)
+    with strategy.scope():
+        model = classifier()
+        optimizer = keras.optimizers.SGD(0.2)
+        loss_fn = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        accuracy = keras.metrics.SparseCategoricalAccuracy()
+    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(8)
+    found = []
+    for _ in range(2):
+        for features, target in data:
+            with tf.GradientTape() as tape:
+                logits = model(features, training=True)
+                loss = loss_fn(target, logits)
+            grads = tape.gradient(loss, model.trainable_weights)
+            optimizer.apply(grads, model.trainable_weights)
+            accuracy.update_state(target, logits)
+            found.append(float(loss))
+        found.append(float(accuracy.result()))
+        accuracy.reset_state()
+        for features, target in data:
+            accuracy.update_state(target, model(features, training=False))
+        found.append(float(accuracy.result()))
+        accuracy.reset_state()
+    return {"found": found, "weights": weights(model)}
+
+
+@program(12)
+def compiled_loop_of_the_guide(strategy: Any) -> Numbers:
+    """The guide's second half: a tf.function without strategy.run, add_loss of a layer"""
+
+    class Active(layers.Layer):
+        def call(self, x: Any) -> Any:
+            self.add_loss(0.01 * tf.reduce_mean(tf.square(x)))
+            return x
+
+    x, y = reals(24, 5), labels(3, 24)
+    with strategy.scope():
+        inputs = keras.Input((5,))
+        h = Active()(layers.Dense(8, "tanh")(inputs))
+        model = keras.Model(inputs, layers.Dense(3)(h))
+        optimizer = keras.optimizers.Adam(0.01)
+        optimizer.build(model.trainable_variables)
+        loss_fn = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        accuracy = keras.metrics.SparseCategoricalAccuracy()
+
+    @tf.function
+    def train_step(features: Any, target: Any) -> Any:
+        with tf.GradientTape() as tape:
+            logits = model(features, training=True)
+            loss = loss_fn(target, logits) + sum(model.losses)
+        grads = tape.gradient(loss, model.trainable_weights)
+        optimizer.apply(grads, model.trainable_weights)
+        accuracy.update_state(target, logits)
+        return loss
+
+    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(8)
+    found = [float(train_step(*batch)) for _ in range(2) for batch in data]
+    return {"found": found, "accuracy": float(accuracy.result()), "weights": weights(model)}
+
+
+@program(12, always=True)
+def loop_of_tensorflows_guide(strategy: Any) -> Numbers:
+    """tf.distribute's guide: a distributed dataset, strategy.run in a tf.function, test metrics"""
+    x, y = reals(32, 5), labels(3, 32)
+    batch = 8
+    with strategy.scope():
+        model = classifier()
+        optimizer = keras.optimizers.SGD(0.2, momentum=0.9)
+        loss_object = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="none")
+        test_loss = keras.metrics.Mean(name="test_loss")
+        accuracy = keras.metrics.SparseCategoricalAccuracy(name="train_accuracy")
+
+        def compute_loss(target: Any, logits: Any) -> Any:
+            return tf.nn.compute_average_loss(loss_object(target, logits), global_batch_size=batch)
+
+    def train_step(inputs: Any) -> Any:
+        features, target = inputs
+        with tf.GradientTape() as tape:
+            logits = model(features, training=True)
+            loss = compute_loss(target, logits)
+        grads = tape.gradient(loss, model.trainable_variables)
+        optimizer.apply_gradients(zip(grads, model.trainable_variables, strict=True))
+        accuracy.update_state(target, logits)
+        return loss
+
+    def test_step(inputs: Any) -> None:
+        features, target = inputs
+        test_loss.update_state(loss_object(target, model(features, training=False)))
+
+    @tf.function
+    def distributed_train_step(inputs: Any) -> Any:
+        losses = strategy.run(train_step, args=(inputs,))
+        return strategy.reduce(tf.distribute.ReduceOp.SUM, losses, axis=None)
+
+    @tf.function
+    def distributed_test_step(inputs: Any) -> Any:
+        return strategy.run(test_step, args=(inputs,))
+
+    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(batch)
+    train = strategy.experimental_distribute_dataset(data)
+    test = strategy.experimental_distribute_dataset(data.take(2))
+    found = []
+    for _ in range(2):
+        total = 0.0
+        for inputs in train:
+            total += float(distributed_train_step(inputs))
+        for inputs in test:
+            distributed_test_step(inputs)
+        found += [total, float(accuracy.result()), float(test_loss.result())]
+        test_loss.reset_state()
+        accuracy.reset_state()
+    return {"found": found, "weights": weights(model)}
+
+
+@program(12)
+def epoch_in_one_function(strategy: Any) -> Numbers:
+    """A whole epoch in a tf.function that goes over the distributed dataset, an F1 score"""
+    x, y = reals(24, 5), one_hot(3, 24)
+    with strategy.scope():
+        model = classifier()
+        optimizer = keras.optimizers.SGD(0.3)
+        optimizer.build(model.trainable_variables)
+        rows_of = keras.losses.CategoricalCrossentropy(from_logits=True, reduction=None)
+        mean, score = keras.metrics.Mean(), keras.metrics.F1Score(average="macro")
+
+    def step(batch: Any) -> Any:
+        features, target = batch
+        with tf.GradientTape() as tape:
+            logits = model(features, training=True)
+            rows = rows_of(target, logits)
+            loss = tf.reduce_sum(rows) / 8.0
+        of = model.trainable_variables
+        optimizer.apply_gradients(zip(tape.gradient(loss, of), of, strict=True))
+        mean.update_state(rows)
+        score.update_state(target, tf.nn.softmax(logits))
+        return loss
+
+    @tf.function
+    def epoch(data: Any) -> Any:
+        total, steps = 0.0, 0.0
+        for batch in data:
+            losses = strategy.run(step, args=(batch,))
+            total += strategy.reduce(tf.distribute.ReduceOp.SUM, losses, axis=None)
+            steps += 1.0
+        return total / steps
+
+    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(8)
+    data = strategy.experimental_distribute_dataset(data)
+    found = []
+    for _ in range(2):
+        mean.reset_state()
+        score.reset_state()
+        found += [float(epoch(data)), float(mean.result()), float(score.result())]
+    return {"found": found, "weights": weights(model)}
+
+
+@program(12, always=True)
+def loop_inside_the_scope(strategy: Any) -> Numbers:
+    """The whole loop inside the scope, steps eager and in a tf.function, parts created outside"""
+    x, y = reals(22, 5), labels(3, 22)
+    optimizer = keras.optimizers.Adam(0.05, global_clipnorm=0.5)
+    loss_fn = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    found = []
+    with strategy.scope():
+        model = classifier()
+        overlap = keras.metrics.MeanIoU(3, sparse_y_pred=False)  # its state are integers
+
+        def step(features: Any, target: Any) -> Any:
+            with tf.GradientTape() as tape:
+                logits = model(features, training=True)
+                loss = loss_fn(target, logits)
+            grads = tape.gradient(loss, model.trainable_variables)
+            optimizer.apply_gradients(zip(grads, model.trainable_variables, strict=True))
+            overlap.update_state(target, logits)
+            return loss
+
+        data = tf.data.Dataset.from_tensor_slices((x, y)).batch(8)
+        for run in (step, tf.function(step)):
+            found += [float(run(*batch)) for batch in data]
+            found.append(float(overlap.result()))
+    found.append(int(optimizer.iterations.numpy()))
+    return {"found": found, "weights": weights(model)}
+
+
+@program(12)
+def steps_with_an_optimizer_made_outside(strategy: Any) -> Numbers:
+    """next(iterator) and strategy.run in a tf.function, the optimizer made before the scope"""
+    x, y = reals(24, 5), labels(3, 24)
+    optimizer = keras.optimizers.Adam(0.05)
+    with strategy.scope():
+        model = classifier()
+        mean = keras.metrics.Mean()
+        rows_of = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="none")
+
+    def step(batch: Any) -> Any:
+        features, target = batch
+        with tf.GradientTape() as tape:
+            rows = rows_of(target, model(features, training=True))
+            loss = tf.nn.compute_average_loss(rows, global_batch_size=8)
+        grads = tape.gradient(loss, model.trainable_variables)
+        optimizer.apply_gradients(zip(grads, model.trainable_variables, strict=True))
+        mean.update_state(rows)
+        return loss
+
+    @tf.function
+    def steps(iterator: Any) -> Any:
+        total = 0.0
+        for _ in tf.range(3):
+            losses = strategy.run(step, args=(next(iterator),))
+            total += strategy.reduce(tf.distribute.ReduceOp.SUM, losses, axis=None)
+        return total
+
+    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(8).repeat()
+    iterator = iter(strategy.experimental_distribute_dataset(data))
+    found = [float(steps(iterator)), float(steps(iterator)), float(mean.result())]
+    found.append(int(optimizer.iterations.numpy()))
+    return {"found": found, "weights": weights(model)}
+
+
+@program(12)
+def loop_of_train_on_batch(strategy: Any) -> Numbers:
+    """train_on_batch, test_on_batch and predict_on_batch in a loop with a changing learning rate"""
+    x, y = reals(24, 5), labels(3, 24)
+    with strategy.scope():
+        model = classifier()
+        model.compile(
+            keras.optimizers.SGD(0.3),
+            keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            metrics=["accuracy"],
+        )
+    found = []
+    for step in range(6):
+        rows = slice(4 * step, 4 * step + (4 if step < 5 else 1))
+        model.optimizer.learning_rate = 0.3 / (1 + step)
+        found.append(model.train_on_batch(x[rows], y[rows], return_dict=True))
+    found.append(model.test_on_batch(x[:7], y[:7], return_dict=True))
+    return {"found": found, "predict": model.predict_on_batch(x[:3]), "weights": weights(model)}

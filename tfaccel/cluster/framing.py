@@ -1,0 +1,48 @@
+"""Framing of the rendezvous: a magic word, a length and so many bytes."""
+
+from __future__ import annotations
+
+import json
+import struct
+from typing import Any
+
+MAGIC = b"tfaccel1"
+_HEADER = struct.Struct("!8sI")
+
+
+class ProtocolError(Exception):
+    """Whoever is at the other end does not speak this protocol."""
+
+
+def frame(body: bytes) -> bytes:
+    """One frame."""
+    return _HEADER.pack(MAGIC, len(body)) + body
+
+
+def first_frame(received: bytearray, limit: int) -> bytes | None:
+    """The body of the first frame, or None while it has not all come.
+
+    Raises:
+        ProtocolError: this is no frame, or one larger than `limit` bytes.
+
+    >>> first_frame(bytearray(frame(b"hello") + b"more"), limit=100)
+    b'hello'
+    """
+    if not received.startswith(MAGIC[: len(received)]):
+        raise ProtocolError
+    if len(received) < _HEADER.size:
+        return None
+    _, length = _HEADER.unpack_from(received)
+    if length > limit:
+        raise ProtocolError
+    body = bytes(received[_HEADER.size : _HEADER.size + length])
+    return body if len(body) == length else None
+
+
+def as_object(body: bytes) -> dict[str, Any]:
+    """The JSON object of a body; an empty one when it is something else."""
+    try:
+        found = json.loads(body)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}

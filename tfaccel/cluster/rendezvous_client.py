@@ -1,0 +1,82 @@
+"""The client of the rendezvous: every other rank connects to rank 0 until it answers."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+
+from tfaccel.cluster import framing
+from tfaccel.cluster.cluster import Cluster
+from tfaccel.cluster.job_identity import JobIdentity
+from tfaccel.cluster.rendezvous_server import CLOSE_TIMEOUT_S
+from tfaccel.errors import ClusterError
+
+MAX_PAYLOAD_BYTES = 1 << 20
+_CONNECT_TIMEOUT_S = 5.0
+
+
+def join(cluster: Cluster, identity: JobIdentity, started: float, timeout_s: float) -> bytes:
+    """Connects to rank 0 until it answers."""
+    host, port = cluster.host_and_port(0)
+    hello = json.dumps(
+        {
+            "rank": cluster.rank,
+            "job_id": identity.job_id,
+            "size": identity.size,
+            "versions": identity.versions,
+        }
+    ).encode()
+    deadline = started + timeout_s
+    pause, last = 0.05, "no answer"
+    while (left := deadline - time.monotonic()) > 0:
+        try:
+            with socket.create_connection(
+                (host, port), timeout=min(left, _CONNECT_TIMEOUT_S)
+            ) as connection:
+                # With nobody listening, a local call can by chance reach its own end.
+                if connection.getsockname() == connection.getpeername():
+                    raise ConnectionRefusedError("nobody is listening")
+                connection.sendall(framing.frame(hello))
+                # Rank 0 was there before this call, so its deadline comes before this one.
+                return _receive_answer(
+                    cluster, connection, time.monotonic() + timeout_s + CLOSE_TIMEOUT_S
+                )
+        except framing.ProtocolError:
+            raise ClusterError(
+                f"worker {cluster.rank} called worker 0 at {cluster.workers[0]} and something "
+                "other than tfaccel answered; expected worker 0 of this job: stop what is left "
+                "of an earlier job there, or choose another port"
+            ) from None
+        except OSError as error:
+            last = error.strerror or str(error) or type(error).__name__
+        time.sleep(max(0.0, min(pause, deadline - time.monotonic())))
+        pause = min(pause * 1.5, 1.0)
+    raise ClusterError(
+        f"worker {cluster.rank} ({cluster.address}) waited {timeout_s:g} s and did not reach "
+        f"worker 0 at {cluster.workers[0]} ({last}); start it, look at its own output, "
+        "or wait longer with TFACCEL_START_TIMEOUT"
+    )
+
+
+def _receive_answer(cluster: Cluster, connection: socket.socket, deadline: float) -> bytes:
+    """Rank 0's payload, from two frames: a verdict, then the payload."""
+    received = bytearray()
+    verdict = _read_frame(connection, received, deadline)
+    error = framing.as_object(verdict).get("error")
+    if error is not None:
+        raise ClusterError(f"worker {cluster.rank} heard from worker 0: {error}")
+    return _read_frame(connection, received, deadline)
+
+
+def _read_frame(connection: socket.socket, received: bytearray, deadline: float) -> bytes:
+    while True:
+        body = framing.first_frame(received, MAX_PAYLOAD_BYTES)
+        if body is not None:
+            del received[: len(framing.frame(body))]
+            return body
+        connection.settimeout(max(0.01, deadline - time.monotonic()))
+        chunk = connection.recv(1 << 16)
+        if not chunk:
+            raise ConnectionResetError("it closed the connection before it answered")
+        received += chunk

@@ -1,0 +1,131 @@
+"""What a strategy hands to Keras in place of a dataset: batches where they are needed.
+
+Keras iterates it from Python. Three properties of its trainer are handled here:
+
+* before training it takes one batch only to see shapes, and throws it away together with its
+  iterator (https://github.com/keras-team/keras/issues/20585): the next iterator starts with that
+  batch again, so that a generator loses no rows;
+* it calls `zip(range(steps_per_execution), iterator)` for each execution: at the end of the data
+  an execution that has run some steps must stop quietly, one that has run none must raise;
+* it takes `OutOfRangeError` for the end of the data.
+
+The threads of a `keras.utils.PyDataset` read ahead by themselves, and Keras stops them after that
+first look and after each epoch. Who reads ahead of Keras then finds them stopped, so nobody does.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import tensorflow as tf
+
+from tfaccel.distribute import _private
+from tfaccel.errors import InputError
+
+
+def without_autotune(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """`dataset` without the thread that tunes it while it is read, unless that was requested.
+
+    At the end of a pass TensorFlow 2.21 waits for that thread, which sleeps for as long as the pass
+    has taken so far: an epoch could take twice its time. Without it, parallelism is fixed to the
+    number of cores, and buffers grow when they are found empty.
+    """
+    options = tf.data.Options()
+    if dataset.options().autotune.enabled is None:
+        options.autotune.enabled = False
+    return dataset.with_options(options)
+
+
+class BatchIterable:
+    """Batches that can be iterated again and again; a subclass says where they come from.
+
+    Args:
+        threads: Keras's threads that read them ahead, or None.
+    """
+
+    _tfaccel_feed = True
+
+    def __init__(self, threads: Any = None) -> None:
+        self._threads = threads
+        self._source: PushBackIterator | None = None
+        self._reader: weakref.ref[BatchIterator] | None = None
+
+    def __iter__(self) -> BatchIterator:
+        abandoned = self._reader is None or self._reader() is None
+        looked_at = self._source is not None and abandoned and self._source.push_back()
+        if looked_at and self._threads is not None:
+            looked_at = not _private.restart_threads(self._threads)
+        if self._source is None or not looked_at:
+            self._source = PushBackIterator(self._open())
+        iterator = self._reading(self._source)
+        self._reader = weakref.ref(iterator)
+        return iterator
+
+    def _open(self) -> Iterator[Any]:
+        """One more pass over the batches."""
+        raise NotImplementedError
+
+    def _reading(self, source: PushBackIterator) -> BatchIterator:
+        """What reads `source`."""
+        return BatchIterator(source)
+
+
+class BatchIterator:
+    """One pass over the batches, in the way Keras's trainer reads it."""
+
+    _tfaccel_feed = True
+
+    def __init__(self, feed: PushBackIterator) -> None:
+        self._feed = feed
+        self._at_execution_start = True
+
+    def __iter__(self) -> BatchIterator:
+        self._at_execution_start = True  # an execution of one or more steps begins
+        return self
+
+    def __next__(self) -> Any:
+        if not tf.executing_eagerly():
+            raise InputError(
+                "tfaccel: next(iterator) was called inside a tf.function, which would train on one "
+                "batch again and again; take the batch outside and pass it in."
+            )
+        try:
+            batch = next(self._feed)
+        except StopIteration:
+            if self._at_execution_start:
+                raise tf.errors.OutOfRangeError(None, None, "End of the dataset") from None
+            raise
+        self._at_execution_start = False
+        return batch
+
+
+class PushBackIterator:
+    """An iterator of batches that can take its only batch back."""
+
+    def __init__(self, source: Iterator[Any]) -> None:
+        self._source = source
+        self._consumed: list[Any] = []
+        self._pushed_back: list[Any] = []
+        self._ended = False
+
+    def __next__(self) -> Any:
+        if self._pushed_back:
+            batch = self._pushed_back.pop()
+        else:
+            try:
+                batch = next(self._source)
+            except StopIteration:
+                self._ended = True
+                raise
+        # One batch is enough to know whether only one was taken; do not hold on to more.
+        self._consumed = [batch] if not self._consumed else [None, None]
+        return batch
+
+    def push_back(self) -> bool:
+        """Takes the one batch back that was read; False when it cannot (the pass is under way)."""
+        if self._ended or len(self._consumed) != 1:
+            return False
+        self._pushed_back, self._consumed = self._consumed, []
+        return True

@@ -1,0 +1,330 @@
+"""Shards a global batch into the rows of each replica, inside `tf.data`.
+
+Replica `m` of `N` gets a contiguous block of the batch's rows; when the rows do not divide, the
+first replicas get one more. The blocks go to workers in turn (worker `w` of `W` holds
+`w, w + W, …`), which is the order in which Keras's `predict` reassembles them.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import tensorflow as tf
+
+from tfaccel.distribute import _private
+from tfaccel.errors import InputError
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Which of all replicas run in this process.
+
+    Attributes:
+        workers: number of processes.
+        rank: which of them we are.
+        local: number of replicas in each process.
+    """
+
+    workers: int
+    rank: int
+    local: int
+
+    @property
+    def replicas(self) -> int:
+        """The number of replicas in all processes."""
+        return self.workers * self.local
+
+    @property
+    def blocks(self) -> list[int]:
+        """The block of rows each of our replicas takes.
+
+        >>> Placement(workers=2, rank=1, local=2).blocks
+        [1, 3]
+        """
+        return [replica * self.workers + self.rank for replica in range(self.local)]
+
+
+@dataclass(frozen=True)
+class ShardingOptions:
+    """How batches are sharded where that is not plain.
+
+    Attributes:
+        undersized: what the replicas beyond the rows of a batch get that has fewer rows than there
+            are replicas: ``"none"`` of them; ``"whole"``, as the first replica, which takes all
+            rows, so that it computes what one device would; ``"last"``, the last row. What they get
+            counts for nothing: their batch fraction is 0.
+        multiples: whether a part of a batch may have k times as many rows as another, and is then
+            split by k rows for one; else only a part of one row may differ, and goes to all.
+    """
+
+    undersized: str = "none"
+    multiples: bool = False
+
+
+DEFAULT_SHARDING = ShardingOptions()
+
+
+@tf.autograph.experimental.do_not_convert
+def shard_batch(
+    batch: Any, placement: Placement, sharding: ShardingOptions = DEFAULT_SHARDING
+) -> tuple[tuple[Any, ...], tf.Tensor, tf.Tensor]:
+    """Shards one global batch.
+
+    Args:
+        batch: a nest of dense, ragged or sparse tensors, or of what `is_absent`.
+        placement: which blocks are ours.
+        sharding: what becomes of few rows, and of parts with different numbers of rows.
+
+    Returns:
+        The part of `batch` for each of our replicas (None where nothing was given), each one's
+        fraction of all rows (float32, shape `[local]`), and the number of rows in the global batch
+        (int64).
+
+    Raises:
+        InputError: when parts of the batch have numbers of rows that do not go together; in a
+            graph that does not know them, an InvalidArgumentError, of which `sharding_error` makes
+            it.
+    """
+    rows, factors = _row_counts([t for t in tf.nest.flatten(batch) if not is_absent(t)], sharding)
+    parts, fractions = [], []
+    for block in placement.blocks:
+        start, size = _block(rows, block, placement.replicas)
+        if sharding.undersized == "whole":
+            undersized, nothing = rows < placement.replicas, tf.zeros_like(rows)
+            start, size = tf.where(undersized, nothing, start), tf.where(undersized, rows, size)
+            fractions.append(
+                _fraction(tf.where(undersized, nothing, size) if block else size, rows)
+            )
+        else:
+            fractions.append(_fraction(size, rows))
+        if sharding.undersized == "last":
+            start = tf.minimum(start, tf.maximum(rows - 1, 0))
+            size = tf.maximum(size, tf.minimum(rows, 1))
+        rest = iter(factors)
+        parts.append(
+            tf.nest.map_structure(
+                lambda t, a=start, n=size, f=rest: _take_rows(t, a, n, f),
+                batch,
+            )
+        )
+    return tuple(parts), tf.stack(fractions), rows
+
+
+_UNEVEN = (
+    "tfaccel: the parts of a batch have different first dimensions, expected the number of rows in "
+    "each, so that a replica can take its rows of all; reshape or repeat a part in the dataset, "
+    "and keep in the model what is no row. Found"
+)
+
+
+def sharding_error(error: tf.errors.InvalidArgumentError) -> Exception:
+    """What to raise for an error of a dataset that `shard_batch` is mapped over."""
+    found = re.search(re.escape(_UNEVEN) + r"\]? ?\[?([\d ]+)", error.message)
+    return error if found is None else uneven(found[1].split())
+
+
+def uneven(found: list[Any]) -> InputError:
+    """What to raise for parts of a batch whose numbers of rows do not go together."""
+    return InputError(f"{_UNEVEN} {', '.join(map(str, found))}.")
+
+
+def static_row_count(leaves: list[Any], multiples: bool) -> int | None:
+    """The number of rows of a batch, where it is known without looking at values.
+
+    Args:
+        leaves: the tensors of a batch.
+        multiples: as in `ShardingOptions`.
+
+    Raises:
+        InputError: when the numbers of rows of the leaves do not go together.
+    """
+    found = [leaf.shape[0] for leaf in leaves]
+    if any(count is None for count in found):
+        return None
+    others = [count for count in found if count != 1]
+    rows = min(others, default=1)
+    fits = [c == 1 or c == rows or (multiples and rows > 0 and c % rows == 0) for c in found]
+    if not all(fits):
+        raise uneven(found)
+    return int(rows)
+
+
+def _row_counts(leaves: list[Any], sharding: ShardingOptions) -> tuple[tf.Tensor, list[Any]]:
+    """The rows of a batch, and how many rows of each leaf belong to one (None for one).
+
+    The factor of a leaf that goes whole to every replica is 0.
+    """
+    first, known = row_count(leaves[0]), leaves[0].shape[0]
+    counts = [
+        None if known is not None and leaf.shape[0] == known else row_count(leaf)
+        for leaf in leaves[1:]
+    ]
+    if all(count is None for count in counts):
+        return first, [None] * len(leaves)
+    static_row_count(leaves, sharding.multiples)
+    found = tf.stack([first, *(count for count in counts if count is not None)])
+    rows = tf.reduce_min(tf.where(found == 1, tf.reduce_max(found), found))
+    one = tf.maximum(rows, 1)
+    fits = (found == 1) | (found == rows)
+    if sharding.multiples:
+        fits |= (found % one == 0) & (found > rows) & (rows > 0)
+    with tf.control_dependencies(
+        [tf.debugging.Assert(tf.reduce_all(fits), [_UNEVEN, found], summarize=32)]
+    ):
+        rows = tf.identity(rows)
+    # Of no rows, each leaf is split as the others.
+    factors = iter(tf.unstack(tf.where(rows == 0, tf.ones_like(found), found // one)))
+    of_first = next(factors)
+    return rows, [of_first, *(of_first if c is None else next(factors) for c in counts)]
+
+
+def shard_dataset(
+    dataset: tf.data.Dataset,
+    placement: Placement,
+    read_ahead: bool = True,
+    sharding: ShardingOptions = DEFAULT_SHARDING,
+    first: Callable[[Any], tf.Tensor] | None = None,
+) -> tf.data.Dataset:
+    """Maps `shard_batch` over a dataset of global batches.
+
+    Arrays given to `fit` are split before their rows are gathered, so that a worker copies only the
+    rows its own replicas need.
+
+    Args:
+        dataset: of global batches.
+        placement: which blocks of rows are ours.
+        read_ahead: whether batches are made before they are requested.
+        sharding: as in `shard_batch`.
+        first: what is said of the first batch, whole, as a last element (int64, shape `[n]`); of
+            the others nothing is.
+
+    Raises:
+        InputError: when an element of `dataset` is not a batch, or has parts of different rows.
+    """
+    check_batched(dataset.element_spec)
+
+    @tf.autograph.experimental.do_not_convert
+    def parts(*batch: Any) -> Any:
+        return shard_batch(batch if len(batch) > 1 else batch[0], placement, sharding)
+
+    arrays = _private.array_pipeline(dataset) if read_ahead else None
+    source, whole = dataset, _as_it_is
+    if arrays is not None:
+        source, functions = arrays
+        whole = functools.partial(_gathered, functions)
+
+        @tf.autograph.experimental.do_not_convert
+        def parts(*pair: Any) -> Any:
+            return _gather_own(*pair, functions, placement, sharding)
+
+    if first is not None:
+        source, parts = source.enumerate(), _with_first(parts, whole, first)
+    if not read_ahead:
+        return source.map(parts).with_options(dataset.options())
+    divided = source.map(parts, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    return divided.with_options(dataset.options()).prefetch(tf.data.AUTOTUNE)
+
+
+def _with_first(parts: Any, whole: Any, first: Callable[[Any], tf.Tensor]) -> Any:
+    """`parts` of numbered elements, and what `first` says of the `whole` first batch."""
+
+    @tf.autograph.experimental.do_not_convert
+    def numbered(number: tf.Tensor, element: Any) -> Any:
+        given = element if isinstance(element, tuple) else (element,)
+        none = tf.zeros([0], tf.int64)
+        said = tf.cond(tf.equal(number, 0), lambda: first(whole(*given)), lambda: none)
+        return (*parts(*given), tf.ensure_shape(said, [None]))
+
+    return numbered
+
+
+def _as_it_is(*batch: Any) -> Any:
+    return batch
+
+
+def _gathered(functions: list[Any], indices: tf.Tensor, data: Any) -> Any:
+    """Rows of Keras's array pipeline."""
+    batch = functions[0](indices, data)
+    for function in functions[1:]:
+        batch = function(*batch) if isinstance(batch, tuple) else function(batch)
+    return batch
+
+
+@tf.autograph.experimental.do_not_convert
+def _gather_own(
+    indices: tf.Tensor,
+    data: Any,
+    functions: list[Any],
+    placement: Placement,
+    sharding: ShardingOptions,
+) -> Any:
+    """One batch of Keras's array pipeline, for our replicas' rows alone."""
+    own, fractions, rows = shard_batch(indices, placement, sharding)
+    return tuple(_gathered(functions, part, data) for part in own), fractions, rows
+
+
+def check_batched(spec: Any) -> None:
+    """Raises when an element of a dataset is not a batch.
+
+    Raises:
+        InputError: says what the dataset yields.
+    """
+    if any(s.shape.rank == 0 for s in tf.nest.flatten(spec) if hasattr(s, "shape")):
+        given = [s for s in tf.nest.flatten(spec) if not is_absent(s)]
+        shapes = ", ".join(f"{s.dtype.name}{s.shape}" for s in given)
+        raise InputError(
+            f"tfaccel: the dataset yields ({shapes}), expected batches whose first dimension is "
+            "the rows; batch it with dataset.batch(global_batch_size)."
+        )
+
+
+def row_count(tensor: Any) -> tf.Tensor:
+    """The number of rows of a dense, ragged or sparse tensor (int64 scalar)."""
+    if isinstance(tensor, tf.SparseTensor):
+        return tensor.dense_shape[0]
+    if isinstance(tensor, tf.RaggedTensor):
+        return tf.cast(tensor.nrows(), tf.int64)
+    return tf.shape(tensor, out_type=tf.int64)[0]
+
+
+def _block(rows: tf.Tensor, block: int, blocks: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """Start and size of one of `blocks` blocks of `rows` rows."""
+    base, rest = rows // blocks, rows % blocks
+    size = base + tf.cast(block < rest, tf.int64)
+    return block * base + tf.minimum(tf.constant(block, tf.int64), rest), size
+
+
+def _fraction(size: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
+    return tf.cast(
+        tf.math.divide_no_nan(tf.cast(size, tf.float64), tf.cast(rows, tf.float64)), tf.float32
+    )
+
+
+def _take_rows(tensor: Any, start: tf.Tensor, size: tf.Tensor, factors: Iterator[Any]) -> Any:
+    if is_absent(tensor):
+        return None
+    factor = next(factors)
+    if factor is not None:
+        start = start * factor
+        size = tf.where(factor == 0, tf.ones_like(size), size * factor)
+    if isinstance(tensor, tf.SparseTensor):
+        rest = tensor.dense_shape[1:]
+        begin = tf.concat([[start], tf.zeros_like(rest)], axis=0)
+        return tf.sparse.slice(tensor, begin, tf.concat([[size], rest], axis=0))
+    return tensor[start : start + size]
+
+
+def is_absent(leaf: Any) -> bool:
+    """Whether a leaf of a batch, or of its spec, stands for None: an input or weights not given.
+
+    Keras's generators hand None to `tf.data` as an Optional, and its steps take any for None.
+
+    >>> is_absent(None), is_absent(tf.OptionalSpec(None)), is_absent(tf.zeros(2))
+    (True, True, False)
+    """
+    nothing = (tf.experimental.Optional, tf.OptionalSpec, tf.NoneTensorSpec)
+    return leaf is None or isinstance(leaf, nothing)

@@ -1,0 +1,124 @@
+"""Starts MPI among the workers of a cluster, whoever has started them."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import secrets
+import socket
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from tfaccel.cluster import coordinator
+from tfaccel.cluster.cluster import Cluster
+from tfaccel.cluster.failure_detector import FailureDetector
+from tfaccel.distribute.collectives.communicator import Communicator
+from tfaccel.errors import ClusterError, StrategyError
+
+_INSTALL = "pip install 'tfaccel[mpi]'"
+_YIELD = "MPIR_CVAR_POLLS_BEFORE_YIELD"
+"""MPICH's: how often a thread that waits looks for messages before it lets others compute."""
+
+
+def is_installed() -> bool:
+    """Whether MPI is available here."""
+    import importlib.util
+
+    return importlib.util.find_spec("mpi4py") is not None
+
+
+def join(cluster: Cluster, port: int | None = None, secret: str = "") -> Communicator:
+    """Starts MPI, and ties this worker's life to the others'.
+
+    Args:
+        cluster: the workers.
+        port: of the coordinator beside worker 0; None when MPI's own launcher has started us,
+            which has told MPI already who is there.
+        secret: of the coordinator.
+
+    Raises:
+        StrategyError: no MPI library can be loaded.
+        ClusterError: the workers do not find each other.
+    """
+    host = cluster.host_and_port(0)[0] if port is not None else ""
+    with (
+        contextlib.nullcontext() if port is None else _pmi_environment(cluster, host, port, secret)
+    ):
+        comm = _initialized()
+    if (comm.Get_rank(), comm.Get_size()) != (cluster.rank, cluster.size):
+        raise ClusterError(
+            f"tfaccel: MPI says worker {comm.Get_rank()} of {comm.Get_size()}, but "
+            f"{cluster.source} says {cluster.rank} of {cluster.size}; expected the same: use the "
+            "MPI library that started this job, or start it with `tfaccel launch`."
+        )
+    if port is None:
+        own = None
+        if cluster.is_chief:
+            secret = secrets.token_hex(16)
+            own = socket.gethostname(), coordinator.start(cluster.size, secret), secret
+        host, port, secret = comm.bcast(own)
+    assert port is not None
+    line = coordinator.connect(host, port, cluster.rank, "liveness", secret)
+    names = [f"worker {r} of {cluster.size} ({w})" for r, w in enumerate(cluster.workers)]
+    detector = FailureDetector(line, names)
+    atexit.register(_leave, detector)
+    return Communicator(comm, detector.before_collective)
+
+
+def _initialized() -> Any:
+    import mpi4py
+
+    mpi4py.rc.initialize = mpi4py.rc.finalize = False
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise StrategyError(
+            f"tfaccel: communication='mpi' was requested and no MPI library can be loaded "
+            f"({reason}); {_INSTALL}."
+        ) from error
+    if not MPI.Is_initialized():
+        # One collective runs at a time, on whichever of TensorFlow's threads has its turn. But
+        # only where several may call does MPICH yield the core: with more workers than cores an
+        # all-reduce of 1 MB took a second, and takes a millisecond.
+        with _environment_set({} if _YIELD in os.environ else {_YIELD: 1}):
+            MPI.Init_thread(MPI.THREAD_MULTIPLE)
+    return MPI.COMM_WORLD.Dup()
+
+
+@contextlib.contextmanager
+def _pmi_environment(cluster: Cluster, host: str, port: int, secret: str) -> Iterator[None]:
+    """Tells an MPI library that starts inside who it is, and where it hears of the others."""
+    line = coordinator.connect(host, port, cluster.rank, "pmi", secret)
+    variables = {"PMI_FD": line.detach(), "PMI_RANK": cluster.rank, "PMI_SIZE": cluster.size}
+    with _environment_set(variables):
+        yield
+
+
+@contextlib.contextmanager
+def _environment_set(variables: Mapping[str, Any]) -> Iterator[None]:
+    """Environment variables for as long as an MPI library starts."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update({name: str(value) for name, value in variables.items()})
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _leave(detector: FailureDetector) -> None:
+    """Ends MPI when all workers have ended; not when this one fails, for they will not come."""
+    if getattr(sys, "last_value", None) is not None:
+        detector.abort()
+        return
+    detector.close()
+    from mpi4py import MPI
+
+    if not MPI.Is_finalized():
+        MPI.Finalize()

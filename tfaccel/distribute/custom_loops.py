@@ -1,0 +1,116 @@
+"""Custom training loops, which no `fit` prepares.
+
+Whatever is made under a strategy's scope may be used in such a loop: under `strategy.run`, where
+gradients are summed over the replicas before the optimizer clips, tests or accumulates them, or
+outside of it, where the model's variables are those of all replicas and the loop is one device's.
+What was created outside the scope is taken over when the loop first uses it.
+"""
+
+from __future__ import annotations
+
+import types
+import weakref
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+
+from tfaccel.distribute import _private, scope
+from tfaccel.distribute.adapt import adapt
+from tfaccel.distribute.object_graph import ReachableObjects
+from tfaccel.distribute.optimizer import ReduceFirst
+
+
+class Anywhere:
+    """Mixin for a Keras optimizer whose `apply` may be called inside and outside a scope."""
+
+    def build(self, variables: Any) -> None:
+        """Makes slots beside the variables, also where the scope has been left."""
+        strategy = self._distribution_strategy  # type: ignore[attr-defined]
+        if tf.distribute.get_strategy() is strategy:
+            super().build(variables)  # type: ignore[misc]
+            return
+        with strategy.scope():
+            super().build(variables)  # type: ignore[misc]
+
+    def apply(self, grads: Any, trainable_variables: Any = None) -> Any:
+        """Applies gradients, in a replica or outside of all."""
+        self._distribution_strategy.used = True  # type: ignore[attr-defined]
+        return super().apply(grads, trainable_variables)  # type: ignore[misc]
+
+    def _tf_apply(self, grads: Any, trainable_variables: Any = None) -> None:
+        # LossScaleOptimizer asks replica 0 whether gradients are finite; they are the same on all.
+        self._common_apply(grads, trainable_variables)  # type: ignore[attr-defined]
+
+
+class CreatedInScope(Anywhere, ReduceFirst):
+    """Mixin for a Keras optimizer under a strategy with replicas."""
+
+
+def adopt_new_optimizer(mixin: type = CreatedInScope) -> None:
+    """Prepares the optimizer whose first variable is being made, if one is.
+
+    Args:
+        mixin: what it becomes.
+    """
+    optimizer = _private.optimizer_being_made()
+    if optimizer is not None:
+        adapt(optimizer, mixin)
+
+
+class Parts(NamedTuple):
+    """What a custom step uses.
+
+    Attributes:
+        layers: those that are in no other, models too.
+        losses: that it calls.
+    """
+
+    layers: tuple[Any, ...]
+    losses: tuple[Any, ...]
+
+
+def prepare(function: Any, strategy: Any, mixin: type = CreatedInScope) -> Parts:
+    """Makes what a custom step uses a part of `strategy`, before it first runs.
+
+    A counter on one device would count each replica, and an optimizer would know nothing of the
+    others.
+
+    Args:
+        function: that `strategy.run` is given.
+        strategy: of ours.
+        mixin: what its optimizers become.
+
+    Returns:
+        What it uses.
+    """
+    done = vars(strategy).setdefault("_prepared", weakref.WeakKeyDictionary())
+    bound = isinstance(function, types.MethodType)
+    owner, method = (function.__self__, function.__func__) if bound else (function, None)
+    try:
+        known = done.setdefault(owner, {})
+    except TypeError:  # nothing can be said of it: looked through each time
+        known = {}
+    if method not in known:
+        found = scope.check_function(function, strategy)
+        for optimizer in found.optimizers():
+            adapt(optimizer, mixin)
+        known[method] = _weakly(_parts(found))
+    layers, losses = known[method]
+    return Parts(_alive(layers), _alive(losses))
+
+
+def _parts(found: ReachableObjects) -> Parts:
+    layers = [part for part in found.parts if isinstance(part, keras.layers.Layer)]
+    inside = {id(inner) for layer in layers for inner in _private.layers_of(layer)[1:]}
+    losses = [part for part in found.parts if isinstance(part, keras.losses.Loss)]
+    return Parts(tuple(layer for layer in layers if id(layer) not in inside), tuple(losses))
+
+
+def _weakly(parts: Parts) -> Parts:
+    # The step may be a method of its model, which nothing here shall keep alive.
+    return Parts(*(tuple(map(weakref.ref, kind)) for kind in parts))
+
+
+def _alive(references: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(part for reference in references if (part := reference()) is not None)

@@ -1,0 +1,37 @@
+"""Dataset caches in files, of workers that share a folder.
+
+A script says `dataset.cache(path)` on every worker. TensorFlow takes the second writer of a file
+for a mistake, or reads what the first has not finished. So each worker has a file of its own, with
+its rank at the end of the name.
+
+The name is part of the dataset when it is made, so the method of `tf.data.Dataset` is replaced,
+once in a process and permanently; a cache in memory is TensorFlow's.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from typing import Any
+
+import tensorflow as tf
+
+
+def use_worker_files(rank: int) -> None:
+    """Makes `tf.data.Dataset.cache` write files of this worker's own.
+
+    Args:
+        rank: of this worker.
+    """
+    dataset: Any = tf.data.Dataset
+    original = getattr(dataset.cache, "_tfaccel_plain", dataset.cache)
+
+    @functools.wraps(original)
+    def cache(self: Any, filename: Any = "", name: Any = None) -> Any:
+        if isinstance(filename, (str, os.PathLike)):
+            path = os.fspath(filename)
+            filename = f"{path}.rank{rank}" if path else path
+        return original(self, filename, name)
+
+    cache._tfaccel_plain = original  # type: ignore[attr-defined]
+    dataset.cache = cache

@@ -1,0 +1,147 @@
+"""Dataset consistency: whether all workers iterate over the same global batches.
+
+A script that shards its data itself (`dataset.shard`, a file for each worker) gives every worker
+other batches. Of each, most rows would then not be trained on; and where one worker has fewer
+batches, the others would wait for it, or meet its next message in the middle of theirs.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import tensorflow as tf
+from absl import logging
+
+from tfaccel.errors import InputError
+
+AllGather = Callable[[list[int]], list[list[int]]]
+
+_EXPECTED = (
+    "expected the same dataset of global batches on every worker, of which each takes its own "
+    "rows; leave out dataset.shard, files by worker and the like"
+)
+_warned = False
+
+
+def length_of(dataset: tf.data.Dataset, steps: int | None) -> int:
+    """How many batches a pass over `dataset` has, or one of `tf.data`'s two negative numbers.
+
+    Args:
+        dataset: of global batches.
+        steps: how many of them Keras will take, where it knows.
+    """
+    return int(dataset.cardinality()) if steps is None else steps
+
+
+def check_equal(dataset: tf.data.Dataset, length: int, all_gather: AllGather) -> None:
+    """Compares what is known of the workers' datasets before anything is read; all must call.
+
+    Args:
+        dataset: of global batches.
+        length: as `length_of`.
+        all_gather: gives the numbers of every worker, in the order of their ranks.
+
+    Raises:
+        InputError: on every worker, when they differ.
+    """
+    kind = zlib.crc32(repr(tf.nest.map_structure(_row_spec, dataset.element_spec)).encode())
+    gathered = all_gather([length, kind])
+    if len({tuple(numbers) for numbers in gathered}) == 1:
+        return
+    if len({numbers[1] for numbers in gathered}) > 1:
+        raise InputError(
+            f"tfaccel: the workers' datasets have elements of different shapes or types "
+            f"({tf.nest.flatten(dataset.element_spec)} on this one), {_EXPECTED}."
+        )
+    lengths = ", ".join(_length_text(numbers[0]) for numbers in gathered)
+    raise InputError(
+        f"tfaccel: the workers' datasets have {lengths} batches (by rank), {_EXPECTED}; or give "
+        "each the same number of steps with dataset.take."
+    )
+
+
+def end_together(batches: Iterator[Any], length: int, all_gather: AllGather) -> Iterator[Any]:
+    """`batches` that end on all workers at once, with as many rows on each.
+
+    Where their number is known nothing is asked before the last one.
+
+    Args:
+        batches: of this worker, as `shard_dataset` makes them.
+        length: as `length_of`.
+        all_gather: as in `check_equal`.
+
+    Raises:
+        InputError: on every worker, when one has more batches than another, or other rows.
+    """
+    unknown = length == tf.data.UNKNOWN_CARDINALITY
+    number = 0
+    while True:
+        batch = next(batches, None)
+        if unknown or number == length - 1:
+            gathered = all_gather(
+                [int(batch is not None), int(batch[2]) if batch is not None else 0]
+            )
+            _check_batch(number, gathered)
+        if batch is None:
+            return
+        yield batch
+        number += 1
+
+
+def _check_batch(number: int, gathered: list[list[int]]) -> None:
+    if len({tuple(numbers) for numbers in gathered}) == 1:
+        return
+    ended = [str(rank) for rank, (more, _) in enumerate(gathered) if not more]
+    if ended:
+        raise InputError(
+            f"tfaccel: worker {', '.join(ended)} has no more than {number} batches and others "
+            f"have, {_EXPECTED}."
+        )
+    rows = ", ".join(str(rows) for _, rows in gathered)
+    raise InputError(
+        f"tfaccel: batch {number} of the workers' datasets has {rows} rows (by rank), {_EXPECTED}."
+    )
+
+
+def check_first_batch(parts: Any, all_gather: AllGather) -> None:
+    """Says so when the first global batch of a worker has other values than another's.
+
+    Args:
+        parts: what stands for the values of the batch: integers, one for each of its leaves.
+        all_gather: as in `check_equal`.
+    """
+    global _warned
+    gathered = all_gather([int(part) for part in parts])
+    if _warned or not gathered or any(len(set(leaf)) == 1 for leaf in zip(*gathered, strict=True)):
+        return  # something is alike: noise that each worker adds to its own rows is no harm
+    _warned = True
+    logging.warning(
+        "tfaccel: the first batch has other values on each worker. If they come from random "
+        "augmentation, nothing is wrong. If each worker reads rows of its own, most rows train "
+        "nothing: %s.",
+        _EXPECTED,
+    )
+
+
+def fingerprints(batch: Any) -> tf.Tensor:
+    """An integer for the values of each leaf of a batch (int64, shape `[leaves]`)."""
+    hashes = [
+        tf.strings.to_hash_bucket_fast(tf.io.serialize_tensor(leaf), 2**31 - 1)
+        for leaf in tf.nest.flatten(batch, expand_composites=True)
+        if isinstance(leaf, tf.Tensor) and leaf.dtype not in (tf.variant, tf.resource)
+    ]
+    return tf.stack(hashes) if hashes else tf.zeros([0], tf.int64)
+
+
+def _row_spec(spec: Any) -> Any:
+    if isinstance(spec, tf.TensorSpec) and spec.shape.rank:
+        return spec.dtype.name, tuple(spec.shape[1:])
+    return type(spec).__name__
+
+
+def _length_text(number: int) -> str:
+    if number == tf.data.INFINITE_CARDINALITY:
+        return "infinitely many"
+    return "unknown" if number == tf.data.UNKNOWN_CARDINALITY else str(number)

@@ -1,0 +1,106 @@
+"""Side effects of replicas that are traced into one graph, in each replica's own order.
+
+TensorFlow runs the operations of a function that have side effects on no variable (`tf.print`,
+`tf.debugging.assert_*`, `tf.py_function`, a branch that holds one) in the order in which they were
+traced, and replicas are traced one after the other. An assertion of the second replica would then
+wait for the last one of the first. Where that one comes after a collective, it waits for the second
+replica's part of the collective, which may follow from the assertion: both would wait forever. A
+step that reduces twice and asserts something each time is such a program.
+
+So these operations run in order within each replica, after those that were traced before the
+replicas and before those that are traced after them.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import tensorflow as tf
+
+from tfaccel.distribute import _private
+
+
+class InOrderOfReplicas:
+    """Mixin for a `tf.distribute.StrategyExtended` whose replicas are traced into one graph."""
+
+    def _call_for_each_replica(self, fn: Any, args: Any, kwargs: Any) -> Any:
+        run = super()._call_for_each_replica  # type: ignore[misc]
+        if _private.is_function(fn):
+            return self._around_replicas(fn)(*args, **kwargs)
+        if tf.executing_eagerly() or len(self.worker_devices) == 1:  # type: ignore[attr-defined]
+            return run(fn, args, kwargs)
+        effects = _Effects()
+
+        def replica(*args: Any, **kwargs: Any) -> Any:
+            with effects.of_replica():
+                return fn(*args, **kwargs)
+
+        returned = run(replica, args, kwargs)
+        effects.end()
+        return returned
+
+    def _around_replicas(self, function: Any) -> Any:
+        """A `tf.function` that runs in each replica, as one in which the replicas run.
+
+        TensorFlow makes the same of it, and would not come back to us.
+        """
+        made = vars(self).setdefault("_tfaccel_functions_around", weakref.WeakKeyDictionary())
+        if function not in made:
+            plain, ctx = function.python_function, weakref.ref(self)
+
+            def around(*args: Any, **kwargs: Any) -> Any:
+                return ctx().call_for_each_replica(plain, args, kwargs)  # type: ignore[union-attr]
+
+            made[function] = _private.function_like(function, around)
+        return made[function]
+
+
+class _Effects:
+    """The side effects of replicas that are traced into the current graph."""
+
+    def __init__(self) -> None:
+        self.graph = tf.compat.v1.get_default_graph()
+        self._last: list[Any] = []  # of each replica
+        earlier = reversed(self.graph.get_operations())
+        self._before = next((op for op in earlier if _private.is_ordered_by_trace(op)), None)
+        self._ordered = set[int]()
+
+    def of_replica(self) -> _OfReplica:
+        """What a replica enters while it is traced."""
+        return _OfReplica(self)
+
+    def put_in_order(self, operations: list[Any]) -> None:
+        """Lets the side effects among the operations of a replica run one after the other."""
+        # A replica that waits for another in the middle has traced operations of both.
+        new = [op for op in operations if id(op) not in self._ordered]
+        effects = [op for op in new if _private.is_ordered_by_trace(op)]
+        if not effects or not _private.leave_unordered(self.graph, effects):
+            return
+        self._ordered.update(map(id, effects))
+        before = self._before
+        for op in effects:
+            if before is not None:
+                _private.run_after(op, before)
+            before = op
+        self._last.append(before)
+
+    def end(self) -> None:
+        """Lets what is traced from now on wait for the side effects of all replicas."""
+        if self._last:
+            with tf.control_dependencies(self._last), tf.device("/CPU:0"):
+                tf.raw_ops.Assert(condition=True, data=["tfaccel: all replicas are done"])
+
+
+class _OfReplica:
+    """Those of one replica, which is traced while this is entered."""
+
+    def __init__(self, effects: _Effects) -> None:
+        self._effects = effects
+
+    def __enter__(self) -> None:
+        self._begin = len(self._effects.graph.get_operations())
+
+    def __exit__(self, failed: Any, *_: Any) -> None:
+        if failed is None:
+            self._effects.put_in_order(self._effects.graph.get_operations()[self._begin :])

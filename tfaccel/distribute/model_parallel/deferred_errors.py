@@ -1,0 +1,45 @@
+"""Deferred errors: whether the steps that were sent to the mesh have succeeded.
+
+DTensor runs steps asynchronously, and reports a failure to whoever reads a result. A
+`fit` whose logs nobody reads would go on, and show the metrics as they were: a loss of 0.0.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+
+
+class DeferredErrors:
+    """Reads one result of each step, while the next one runs."""
+
+    def __init__(self) -> None:
+        self._result: tf.Tensor | None = None
+
+    def follow(self, results: Any) -> Any:
+        """Checks the step before, and keeps a result of this one.
+
+        Args:
+            results: what a step has returned.
+
+        Returns:
+            `results`.
+
+        Raises:
+            tf.errors.OpError: what went wrong in the step before.
+        """
+        self.check()
+        tensors = [leaf for leaf in tf.nest.flatten(results) if tf.is_tensor(leaf)]
+        self._result = tensors[0] if tensors else None
+        return results
+
+    def check(self) -> None:
+        """Waits for the last step.
+
+        Raises:
+            tf.errors.OpError: what went wrong in it.
+        """
+        result, self._result = self._result, None
+        if result is not None:
+            result.numpy()

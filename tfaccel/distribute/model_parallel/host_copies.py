@@ -1,0 +1,133 @@
+"""Copies of variables for a function that runs on the host, and not on the mesh.
+
+A graph cannot read both a host tensor and a variable of the mesh. Such a function is traced, and
+called, with a whole copy of each variable in its place; what it assigns is put on the mesh after.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import tensorflow as tf
+
+from tfaccel.distribute import _private
+from tfaccel.distribute.model_parallel import phase, user_functions
+
+
+class HostCopies:
+    """The copies that one function uses, in all its calls.
+
+    A variable that the function uses and that is not among `variables` is copied when it is first
+    requested.
+
+    Args:
+        variables: gives the mesh variables that the function is known to use.
+        broadcast: of several processes, gives all of them the chief's values; None leaves each
+            process its own.
+    """
+
+    def __init__(
+        self,
+        variables: Callable[[], list[Any]] = list,
+        broadcast: Callable[[list[Any]], list[Any]] | None = None,
+    ) -> None:
+        self._variables = variables
+        self._broadcast = broadcast
+        self._copies: dict[int, tuple[Any, tf.Variable]] = {}
+        self._assigned: set[int] = set()
+
+    @contextmanager
+    def used(self, put_back: bool = True) -> Iterator[None]:
+        """Reads and assignments inside go to the copies; every process must come here.
+
+        Args:
+            put_back: whether the variables get what was assigned to their copies.
+        """
+        for variable, copy in self._copies.values():
+            copy.assign(variable.numpy())
+        for variable in self._variables():
+            self.of(variable)
+        before, _thread_state.copies = _thread_state.copies, self
+        try:
+            with phase.entered(phase.COPY):
+                yield
+        finally:
+            _thread_state.copies = before
+        if not put_back:
+            return
+        assigned = [pair for key, pair in self._copies.items() if key in self._assigned]
+        values = [copy.numpy() for _, copy in assigned]
+        if self._broadcast is not None and values:
+            values = self._broadcast(values)
+        for (variable, _), value in zip(assigned, values, strict=True):
+            variable.assign(value)
+
+    def of(self, variable: Any, assigned: bool = False) -> tf.Variable:
+        """The copy of `variable`, which shall be put on the mesh if it is `assigned`."""
+        if assigned:
+            self._assigned.add(id(variable))
+        if id(variable) not in self._copies:
+            # The variable is kept with its copy, so that its id stays its own.
+            self._copies[id(variable)] = variable, _copied(variable)
+        return self._copies[id(variable)][1]
+
+
+def _copied(variable: Any) -> tf.Variable:
+    before, _thread_state.copies = _thread_state.copies, None
+    try:
+        with tf.init_scope(), tf.device("/CPU:0"):
+            with phase.entered(phase.HOST):
+                value = variable.numpy()
+            with phase.entered(phase.COPY):
+                return tf.Variable(value, trainable=variable.trainable)
+    finally:
+        _thread_state.copies = before
+
+
+class _ThreadState(threading.local):
+    copies: HostCopies | None = None
+
+
+_thread_state = _ThreadState()
+
+
+class DatasetCopies:
+    """Copies for the functions of a `tf.data.Dataset`, which run on the host, in threads of it.
+
+    A layer that was made in the scope may be called in `dataset.map`. What such a function assigns
+    (the state of random numbers) stays with the copy, from which the variable is then read.
+    """
+
+    def of(self, variable: Any, assigned: bool = False) -> tf.Variable:
+        """The copy of `variable`, made when it is first requested."""
+        if variable.in_datasets is None:
+            variable.in_datasets = _copied(variable)
+        variable.drawn = variable.drawn or assigned
+        return variable.in_datasets
+
+
+_dataset_copies = DatasetCopies()
+
+
+def in_use() -> bool:
+    """Whether a function runs, or is traced, in this thread that uses copies of its own."""
+    return _thread_state.copies is not None
+
+
+def current() -> HostCopies | DatasetCopies | None:
+    """The copies that are used by the function that this thread is in."""
+    if _thread_state.copies is None and _traces_for_a_dataset():
+        return _dataset_copies
+    return _thread_state.copies
+
+
+def _traces_for_a_dataset() -> bool:
+    return phase.current() == phase.HOST and user_functions.in_graph_of_dataset()
+
+
+def mesh_variables(held: Any) -> list[Any]:
+    """The variables of a mesh behind Keras's variables `held`."""
+    return [each for v in held if hasattr(each := _private.tf_variable(v), "plan")]

@@ -1,0 +1,94 @@
+"""Transfers values between the host and the mesh, a slice for each device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from tensorflow.experimental import dtensor
+
+from tfaccel.distribute.model_parallel.layout_map import Axes
+
+Slices = tuple[slice, ...]
+
+
+def layout(axes: Axes, mesh: Any) -> Any:
+    """DTensor's layout for `axes`, on a DTensor `mesh`."""
+    return dtensor.Layout([axis or dtensor.UNSHARDED for axis in axes], mesh)
+
+
+def slices_of(axes: Axes, shape: tuple[int, ...], mesh: Any, place: Mapping[str, int]) -> Slices:
+    """The part of an array of `shape` that the device at `place` holds.
+
+    Args:
+        axes: the axis of each dimension, or None.
+        shape: the global shape.
+        mesh: a DTensor mesh.
+        place: the device's coordinate on each axis.
+    """
+    cut = []
+    for axis, size in zip(axes, shape, strict=True):
+        if axis is None:
+            cut.append(slice(None))
+        else:
+            part = size // mesh.dim_size(axis)
+            cut.append(slice(place[axis] * part, (place[axis] + 1) * part))
+    return tuple(cut)
+
+
+def scatter(value: Any, axes: Axes, mesh: Any) -> tf.Tensor:
+    """Puts a host array or tensor on the mesh; each device gets its slice alone.
+
+    Args:
+        value: of a shape whose sharded dimensions divide.
+        axes: the axis of each dimension, or None.
+        mesh: a DTensor mesh.
+    """
+    if not any(axes):
+        return scatter_from(lambda cut: value, tuple(value.shape), axes, mesh)
+    array = np.asarray(value)
+    # A copy of each slice: TensorFlow's own would share, and so keep, the memory of the whole.
+    return scatter_from(lambda cut: array[cut].copy(), array.shape, axes, mesh)
+
+
+def scatter_from(
+    read: Callable[[Slices], Any], shape: tuple[int, ...], axes: Axes, mesh: Any
+) -> tf.Tensor:
+    """As `scatter`, of a value of which `read` gives one slice at a time."""
+    with tf.device("/CPU:0"):
+        parts: dict[Any, tf.Tensor] = {}
+        packed = []
+        for place in mesh.local_device_locations():
+            cut = slices_of(axes, shape, mesh, place)
+            key = tuple((s.start, s.stop) for s in cut)
+            if key not in parts:
+                parts[key] = tf.convert_to_tensor(read(cut))
+            packed.append(parts[key])
+    return dtensor.pack(packed, layout(axes, mesh))
+
+
+def is_on_mesh(value: Any) -> bool:
+    """Whether `value` is an eager tensor of a mesh."""
+    return tf.is_tensor(value) and hasattr(value, "numpy") and bool(dtensor.is_dtensor(value))
+
+
+def gather(tensor: tf.Tensor) -> np.ndarray:
+    """The whole value of a DTensor on the host.
+
+    With several processes every one of them must call: slices of the others are fetched.
+    """
+    held = dtensor.fetch_layout(tensor)
+    mesh = held.mesh
+    axes: Axes = tuple(None if s == dtensor.UNSHARDED else s for s in held.sharding_specs)
+    if any(axes) and len(mesh.local_device_locations()) < mesh.size:
+        tensor = dtensor.relayout(tensor, dtensor.Layout.replicated(mesh, len(axes)))
+        axes = (None,) * len(axes)
+    parts = dtensor.unpack(tensor)
+    if not any(axes):
+        return np.asarray(parts[0].numpy())
+    whole = np.empty(tuple(tensor.shape), tensor.dtype.as_numpy_dtype)
+    for place, part in zip(mesh.local_device_locations(), parts, strict=True):
+        whole[slices_of(axes, whole.shape, mesh, place)] = part.numpy()
+    return whole

@@ -1,0 +1,234 @@
+"""What a model does differently on a mesh, invisibly to its user."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfaccel.distribute import build
+from tfaccel.distribute._private import layers_of
+from tfaccel.distribute.adapt import adapt
+from tfaccel.distribute.custom_loops import Parts
+from tfaccel.distribute.model_parallel import (
+    generate,
+    host_copies,
+    host_fallback,
+    phase,
+    preprocessing,
+    saving,
+)
+from tfaccel.distribute.model_parallel.feature_replication import replicated_features
+from tfaccel.distribute.model_parallel.mesh_batches import to_dtensors
+from tfaccel.distribute.model_parallel.metrics import read_on_host
+from tfaccel.distribute.model_parallel.recurrent import unrolled
+from tfaccel.distribute.model_parallel.unsupported import check, remember, with_explained_errors
+
+
+class MeshModel:
+    """Mixin for a model whose variables lie on a mesh."""
+
+    _tfaccel_strategy: Any
+    train_function: Any
+    test_function: Any
+    predict_function: Any
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """As Keras's; on the host, by copies of the variables where a layer makes a function.
+
+        Keras compiles a grouped convolution, and its function would read both host tensors and the
+        mesh.
+        """
+        on_host = phase.current() == phase.HOST and tf.executing_eagerly()
+        if not on_host or not any(getattr(each, "groups", 1) != 1 for each in layers_of(self)):
+            return preprocessing.call_model(super().__call__, self, *args, **kwargs)  # type: ignore[misc]
+        with host_copies.HostCopies().used():
+            return super().__call__(*args, **kwargs)  # type: ignore[misc]
+
+    def make_train_function(self, force: bool = False) -> None:
+        """As Keras's; its function takes host batches too (`train_on_batch`)."""
+        super().make_train_function(force)  # type: ignore[misc]
+        self.train_function = _takes_host_batches(self, "train", super())
+
+    def make_test_function(self, force: bool = False) -> None:
+        """As Keras's; its function takes host batches too (`test_on_batch`)."""
+        super().make_test_function(force)  # type: ignore[misc]
+        self.test_function = _takes_host_batches(self, "test", super())
+
+    def make_predict_function(self, force: bool = False) -> None:
+        """As Keras's; its function takes host batches too (`predict_on_batch`)."""
+        super().make_predict_function(force)  # type: ignore[misc]
+        self.predict_function = _takes_host_batches(self, "predict", super())
+
+    def get_metrics_result(self) -> Any:
+        """As Keras's, with the variables of metrics read on the host, when the steps are done."""
+        self._tfaccel_strategy.deferred_errors.check()
+        with read_on_host(self.metrics):  # type: ignore[attr-defined]
+            return super().get_metrics_result()  # type: ignore[misc]
+
+    def save(self, filepath: Any, overwrite: bool = True, **kwargs: Any) -> None:
+        """As Keras's; of several processes, which all call, the chief writes."""
+        self._write(super().save, filepath, overwrite, kwargs)  # type: ignore[misc]
+
+    def save_weights(self, filepath: Any, overwrite: bool = True, **kwargs: Any) -> None:
+        """As Keras's; of several processes, which all call, the chief writes."""
+        self._write(super().save_weights, filepath, overwrite, kwargs)  # type: ignore[misc]
+
+    def export(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
+        """As Keras's; of several processes, which all call, the chief writes.
+
+        Without one order in which all gather the variables, the processes of a trained model waited
+        for each other forever.
+        """
+        strategy, export = self._tfaccel_strategy, super().export  # type: ignore[misc]
+        if strategy.cluster is None:
+            export(filepath, *args, **kwargs)
+            return
+        saving.write_once(
+            self,
+            strategy,
+            os.fspath(filepath),
+            lambda own: export(own, *args, **kwargs),
+            atomic=False,  # a folder
+        )
+
+    def _write(self, write: Any, filepath: Any, overwrite: bool, kwargs: dict[str, Any]) -> None:
+        strategy = self._tfaccel_strategy
+        if strategy.cluster is None:
+            write(filepath, overwrite=overwrite, **kwargs)
+            return
+        path = os.fspath(filepath)
+        if os.path.exists(path) and not overwrite:
+            raise FileExistsError(
+                f"tfaccel: {path} is there already and overwrite=False; expected a new path."
+            )
+        saving.write_once(
+            self,
+            strategy,
+            path,
+            lambda own: write(own, overwrite=True, **kwargs),
+            atomic=not kwargs,  # several files, or a folder
+        )
+
+    def train_step(self, data: Any) -> Any:
+        """The model's own, with recurrent layers unrolled and features whole where they must be."""
+        with _on_mesh(self, "train"):
+            return super().train_step(data)  # type: ignore[misc]
+
+    def test_step(self, data: Any) -> Any:
+        """The model's own, with recurrent layers unrolled and features whole where they must be."""
+        with _on_mesh(self, "test"):
+            return super().test_step(data)  # type: ignore[misc]
+
+    def predict_step(self, data: Any) -> Any:
+        """The model's own, with recurrent layers unrolled and features whole where they must be."""
+        with _on_mesh(self, "predict"):
+            return super().predict_step(data)  # type: ignore[misc]
+
+
+@contextmanager
+def _on_mesh(model: Any, kind: str) -> Iterator[None]:
+    strategy = model._tfaccel_strategy
+    if host_copies.in_use() or build.is_tracing() or model._tfaccel_host_fallback.applies_to(kind):
+        yield
+        strategy.planner.check_all_used()
+        return
+    mesh, planner = strategy.mesh, strategy.planner
+    check(model, kind == "train", mesh.device_type())
+    with unrolled(model), replicated_features(model, mesh, planner.mesh.model_axis):
+        yield
+    planner.check_all_used()  # after a step that makes variables
+    remember(model, tf.compat.v1.get_default_graph())
+
+
+@contextmanager
+def in_custom_loop(parts: Parts, strategy: Any) -> Iterator[None]:
+    """While a custom step is traced or run, its layers are as in a model's steps.
+
+    Args:
+        parts: what the step uses.
+        strategy: of a mesh.
+    """
+    mesh, planner = strategy.mesh, strategy.planner
+    losses = parts.losses
+    with ExitStack() as stack:
+        for layer in parts.layers:
+            check(layer, False, mesh.device_type())
+            stack.enter_context(unrolled(layer))
+            stack.enter_context(replicated_features(layer, mesh, planner.mesh.model_axis, losses))
+            losses = ()
+        yield
+    planner.check_all_used()
+    graph = tf.compat.v1.get_default_graph()
+    for layer in parts.layers:
+        remember(layer, graph)
+
+
+def place_model(model: keras.Model, strategy: Any) -> None:
+    """Makes `model` one that runs on the mesh of `strategy`."""
+    adapt(model, MeshModel)
+    generate.enable_generate(model)
+    object.__setattr__(model, "_tfaccel_strategy", strategy)
+    if not hasattr(model, "_tfaccel_host_fallback"):
+        object.__setattr__(
+            model, "_tfaccel_host_fallback", host_fallback.HostFallback(model, strategy)
+        )
+
+
+def _takes_host_batches(model: Any, kind: str, plain: Any) -> Callable[[Any], Any]:
+    """The function of a step that Keras has made, which takes host batches too.
+
+    Args:
+        model: whose step it is.
+        kind: ``"train"``, ``"test"`` or ``"predict"``.
+        plain: has Keras's own methods that make such functions.
+    """
+    name = f"{kind}_function"
+    function = getattr(model, name)
+    if hasattr(function, "_tfaccel_takes_host_batches"):
+        return function  # type: ignore[no-any-return]
+    strategy = model._tfaccel_strategy
+
+    def made() -> Any:
+        """Keras's function once more, to be traced anew."""
+        held = getattr(model, name)
+        try:
+            getattr(plain, f"make_{name}")(force=True)
+            return getattr(model, name)
+        finally:
+            setattr(model, name, held)
+
+    first: list[Any] = [function]
+
+    def divided() -> Any:
+        explained = with_explained_errors(first.pop() if first else made(), model)
+        return lambda batches: explained([strategy.on_mesh(batch) for batch in batches])
+
+    def placed(batch: Any) -> Any:
+        if (part := preprocessing.host_part(model)) is not None:
+            batch = part.on_host(batch)
+        if (reason := preprocessing.stays_on_host(to_dtensors(batch))) is not None:
+            model._tfaccel_host_fallback.enable(kind, reason)
+        return batch
+
+    step = host_fallback.with_host_fallback(divided, made, model._tfaccel_host_fallback, kind)
+
+    @functools.wraps(function)
+    def takes(batches: Any) -> Any:
+        if isinstance(batches, list):  # of predict, whose results are read
+            return step([placed(batch) for batch in batches])
+        result = None
+        for _, batch in zip(range(model.steps_per_execution), iter(batches), strict=False):
+            given = [placed(batch)]
+            if kind == "train" and not model._tfaccel_host_fallback.applies_to(kind):
+                strategy.checks.check_first_step(model, step, *given)
+            result = step(given)
+        return strategy.deferred_errors.follow(result)
+
+    takes._tfaccel_takes_host_batches = True  # type: ignore[attr-defined]
+    return takes

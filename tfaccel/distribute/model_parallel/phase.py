@@ -1,0 +1,35 @@
+"""The phase that the program is in.
+
+On the host, in a step on the mesh, in an update of the optimizer, or in a function that runs on the
+host with copies of the variables.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+HOST, STEP, UPDATE, COPY = "host", "step", "update", "copy"
+
+
+class _ThreadState(threading.local):
+    phase = HOST
+
+
+_thread_state = _ThreadState()
+
+
+def current() -> str:
+    """The phase of this thread."""
+    return _thread_state.phase
+
+
+@contextmanager
+def entered(phase: str) -> Iterator[None]:
+    """Runs what is inside in `phase`."""
+    before, _thread_state.phase = _thread_state.phase, phase
+    try:
+        yield
+    finally:
+        _thread_state.phase = before

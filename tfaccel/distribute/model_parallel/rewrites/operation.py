@@ -1,0 +1,133 @@
+"""An operation that is being made, and what stands for it where others are made in its place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tensorflow as tf
+from tensorflow.experimental import dtensor
+
+from tfaccel.distribute.model_parallel.layout_constraint import relayout
+
+MAX_DIMS = 8  # of a tensor
+
+
+class OperationProxy:
+    """What the maker of an operation gets, where others were made in its place.
+
+    Its inputs and attributes are those that were requested, so that the gradient is the one of the
+    operation that was requested.
+
+    Args:
+        operation: one of those that were made.
+        outputs: the tensors that take the place of its outputs.
+        inputs: those of the operation that was requested, or None where they are the same.
+        attrs: the same of its attributes.
+    """
+
+    def __init__(
+        self, operation: Any, outputs: list[Any], inputs: Any = None, attrs: Any = None
+    ) -> None:
+        self._operation = operation
+        self.outputs = outputs
+        self.inputs = operation.inputs if inputs is None else tuple(inputs)
+        self._attrs = attrs
+
+    def _get_attr_int(self, name: str) -> int:
+        return int(self._attrs[name].i if self._attrs else self._operation._get_attr_int(name))
+
+    def _get_attr_bool(self, name: str) -> bool:
+        return bool(self._attrs[name].b if self._attrs else self._operation._get_attr_bool(name))
+
+    def _get_attr_type(self, name: str) -> tf.DType:
+        if self._attrs:
+            return tf.as_dtype(self._attrs[name].type)
+        return self._operation._get_attr_type(name)
+
+    def get_attr(self, name: str) -> Any:
+        """An attribute; of one that was rewritten, a number, a type or whether."""
+        if not self._attrs:
+            return self._operation.get_attr(name)
+        value = self._attrs[name]
+        held = getattr(value, value.WhichOneof("value"))
+        return tf.as_dtype(held) if value.HasField("type") else held
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._operation, name)
+
+
+class Operation:
+    """An operation that is being made.
+
+    Args:
+        create: makes it, of inputs and changed attributes.
+        inputs: as requested.
+        attrs: the same.
+        strategy: of the step.
+    """
+
+    def __init__(
+        self, create: Callable[..., Any], inputs: Sequence[Any], attrs: Any, strategy: Any
+    ) -> None:
+        self.create = create
+        self.inputs = list(inputs)
+        self.attrs = attrs
+        self.strategy = strategy
+        self.mesh = strategy.mesh
+
+    def rank(self, which: int) -> int | None:
+        """The rank of an input, or None where it is not known."""
+        rank: int | None = self.inputs[which].shape.rank
+        return rank
+
+    def replicate(self, which: int, dims: Any = None) -> None:
+        """Lays an input out with these dimensions whole, or all for None; see `relayout_dims`."""
+        value = self.inputs[which]
+        if isinstance(value, tf.Tensor) and value.shape.rank and not is_shape(value):
+            self.inputs[which] = relayout_dims(value, self.mesh, dims)
+
+    def emit(self, dims: Any = None) -> Any:
+        """The operation, with the dimensions `dims` of its outputs whole, or all for None.
+
+        Without that it would be laid out by what uses it.
+        """
+        operation = self.create(self.inputs)
+        return OperationProxy(
+            operation,
+            [
+                relayout_dims(t, self.mesh, dims) if t.shape.rank and not is_shape(t) else t
+                for t in operation.outputs
+            ],
+        )
+
+
+def relayout_dims(value: Any, mesh: Any, dims: Any = None) -> Any:
+    """`value` with the dimensions `dims` whole, or all for None, and its gradient too.
+
+    The rows stay divided as they are, unless they are of `dims`; no other dimension does.
+    """
+    specs = [dtensor.UNSHARDED] * value.shape.rank
+    rows = rows_of(value)
+    if dims is not None and rows not in dims:
+        specs[rows] = dtensor.MATCH
+    layout = dtensor.Layout(specs, mesh)
+    return relayout(value, layout) if value.dtype.is_floating else dtensor.relayout(value, layout)
+
+
+def rows_of(value: Any) -> int:
+    """The dimension of the rows of a batch, whose number a step does not know."""
+    sizes = value.shape.as_list()
+    return sizes.index(None) if None in sizes else 0
+
+
+def is_shape(value: tf.Tensor) -> bool:
+    """Whether `value` may be a shape, or the paddings of one, computed beforehand where known.
+
+    DTensor has to know shapes when it lays a step out: it looks for constants, and through no
+    relayout of them.
+    """
+    if value.dtype not in (tf.int32, tf.int64) or not value.shape.is_fully_defined():
+        return False
+    sizes = value.shape.as_list()
+    return len(sizes) == 1 or (len(sizes) == 2 and sizes[0] <= MAX_DIMS and sizes[1] <= 2)

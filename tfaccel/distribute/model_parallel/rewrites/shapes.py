@@ -1,0 +1,92 @@
+"""Operations that take a dimension apart, put it together, or move it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+from tensorflow.experimental import dtensor
+
+from tfaccel.distribute.model_parallel.rewrites.operation import Operation, is_shape, rows_of
+
+MAX_STEPS = 8
+
+
+def _axis(value: Any, rank: int | None) -> int | None:
+    static = tf.get_static_value(value)
+    return None if static is None or rank is None else int(static) % rank
+
+
+def split(axis: int, value: int) -> Callable[[Operation], Any]:
+    """Splits a dimension that is whole; the arguments are the places of the inputs."""
+
+    def split_replicated(op: Operation) -> Any:
+        dim = _axis(op.inputs[axis], op.rank(value))
+        op.replicate(value, None if dim is None else [dim])
+        return op.create(op.inputs)
+
+    return split_replicated
+
+
+def unpack(op: Operation) -> Any:
+    """Unstacks a dimension that is whole."""
+    if (rank := op.rank(0)) is not None:
+        op.replicate(0, [op.attrs["axis"].i % rank])
+    return op.create(op.inputs)
+
+
+def concat(op: Operation) -> Any:
+    """Concatenates along a dimension that is whole."""
+    *values, axis = op.inputs
+    dim = _axis(axis, values[0].shape.rank)
+    if dim is not None:
+        for which in range(len(values)):
+            op.replicate(which, [dim])
+    return op.create(op.inputs)
+
+
+def pad(op: Operation) -> Any:
+    """Pads dimensions that are whole."""
+    static = tf.get_static_value(op.inputs[1])
+    padded = None if static is None else [d for d, around in enumerate(static) if around.any()]
+    op.replicate(0, padded)
+    return op.emit(padded)
+
+
+def transpose(op: Operation) -> Any:
+    """Leaves the result of what was laid out whole so."""
+    # DTensor transposes no tensor whose result its users would like to be divided otherwise.
+    return op.emit() if _is_replicated(op.inputs[0]) else op.create(op.inputs)
+
+
+def _is_replicated(value: Any) -> bool:
+    """Whether `value` was laid out whole by us, and then changed element by element at most."""
+    for _ in range(MAX_STEPS):
+        made_by = value.op
+        if made_by.type == "Relayout":
+            layout = dtensor.Layout.from_string(made_by.get_attr("layout").decode())
+            return bool(layout.is_fully_replicated())
+        if made_by.type not in ("Cast", "Identity", "IdentityN", "Mul", "Neg", "Relu", "Tanh"):
+            return False
+        value = made_by.inputs[0]
+    return False
+
+
+def reshape(op: Operation) -> Any:
+    """Reshapes; of whole operands where rows come to lie between other dimensions."""
+    value, _ = op.inputs
+    if value.shape.rank is None or is_shape(value):
+        return op.create(op.inputs)
+    operation = op.create(op.inputs)
+    (made,) = operation.outputs
+    if made.shape.rank is None or _before_rows(value) == _before_rows(made):
+        return operation
+    # The rows of the batch come to lie between others: no slice of them is one of the result.
+    op.replicate(0)
+    return op.emit()
+
+
+def _before_rows(value: Any) -> int:
+    return math.prod(value.shape.as_list()[: rows_of(value)])

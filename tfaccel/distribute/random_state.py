@@ -1,0 +1,79 @@
+"""The random state that all workers start from.
+
+Workers that shuffle with seeds of their own see some rows twice and others never
+(https://github.com/tensorflow/tensorflow/issues/56513). They take over the chief's state before
+the first dataset is made; where the script has seeded all of them alike, that changes nothing.
+
+A script without a global seed stays without one, so that `shuffle(1000, seed=3)` orders rows as on
+one device. Only what has no seed at all, and would draw from each worker's clock, is given seeds
+from a stream on which the workers agree.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfaccel.distribute import _private
+
+_LARGEST_SEED = 2**31 - 1
+
+
+def serialize() -> bytes:
+    """The state of Python, NumPy and TensorFlow here, and a seed for what has none."""
+    name, keys, *rest = np.random.get_state()
+    state = {
+        "python": random.getstate(),
+        "numpy": [name, np.asarray(keys).tolist(), *rest],
+        "tensorflow": _private.global_seed(),
+        "unseeded": random.SystemRandom().randrange(1, _LARGEST_SEED),
+    }
+    return json.dumps(state).encode()
+
+
+def restore(offered: bytes) -> None:
+    """Takes over a state that `serialize` gave."""
+    state: dict[str, Any] = json.loads(offered)
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, np.array(keys, np.uint32), *rest))
+    if _private.global_seed() != state["tensorflow"]:
+        tf.random.set_seed(state["tensorflow"])
+    _private.seed_unseeded(SeedStream(state["unseeded"]))
+
+
+class SeedStream:
+    """The seeds of random operations and datasets that were given none, alike on all workers.
+
+    Args:
+        seed: on which the workers agree.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._stream = random.Random(seed)
+
+    def __call__(self) -> tuple[int, int] | None:
+        """The two seeds of one operation; None where it may differ from worker to worker."""
+        if _in_replica():
+            return None
+        if tf.executing_eagerly():
+            return self._seed, self._stream.randrange(_LARGEST_SEED)
+        # As TensorFlow does with a global seed: an operation's number in its graph. A graph that
+        # one worker alone makes then changes no other.
+        graph = tf.compat.v1.get_default_graph()
+        number = getattr(graph, "_tfaccel_unseeded", 0)
+        graph._tfaccel_unseeded = number + 1
+        return self._seed, number
+
+
+def _in_replica() -> bool:
+    """Whether we are in one of several replicas, each with rows and noise of its own."""
+    if not tf.distribute.has_strategy() or tf.distribute.in_cross_replica_context():
+        return False
+    return hasattr(tf.distribute.get_strategy(), "placement")

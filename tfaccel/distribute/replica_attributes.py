@@ -1,0 +1,121 @@
+"""Attributes that each replica of an eager step sets for itself.
+
+With `run_eagerly=True` the replicas of one process take turns whenever they meet in a reduction or
+an update. What a step keeps on `self` meanwhile (``self.features = features``) must be its own.
+That is said of data; variables, layers and what Keras knows of them are made once for all, and so
+is what a layer's `build` keeps.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+SavedAttributes = list[tuple[dict[str, Any], str, Any]]
+_DATA = (
+    tf.Tensor,
+    tf.RaggedTensor,
+    tf.SparseTensor,
+    np.ndarray,
+    np.generic,
+    int,
+    float,
+    str,
+    bytes,
+)
+
+
+class ReplicaAttributes:
+    """The attributes of a model and its layers, as each replica sees them.
+
+    Args:
+        objects: whose attributes each replica has for itself.
+    """
+
+    def __init__(self, objects: Sequence[Any]) -> None:
+        self._before = [(vars(o), dict(vars(o))) for o in objects]
+        self._first: SavedAttributes | None = None
+        self._builds = [(now, now["build"]) for now, _ in self._before if "build" in now]
+        for now, before in self._before:
+            if "build" in now and not now.get("built", True):
+                now["build"] = _kept(now, before)
+
+    def wrap(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        """A replica's `step`, which sees what was there before and what it has set itself."""
+
+        def replica(*args: Any) -> Any:
+            context = tf.distribute.get_replica_context()
+            merge_call = context.merge_call
+
+            def merge_call_isolated(*args: Any, **kwargs: Any) -> Any:
+                changed = self._take()
+                try:
+                    return merge_call(*args, **kwargs)
+                finally:
+                    _restore(changed)
+
+            context.merge_call = merge_call_isolated
+            try:
+                return step(*args)
+            finally:
+                del context.merge_call
+                changed = self._take()
+                self._first = changed if self._first is None else self._first
+
+        return replica
+
+    def end(self) -> None:
+        """Leaves what the first replica has set, as one device would."""
+        if self._first is not None:
+            _restore(self._first)
+        self._leave()
+
+    def undo(self) -> None:
+        """Takes back what has been set since."""
+        self._take()
+        self._leave()
+
+    def _leave(self) -> None:
+        for now, build in self._builds:
+            now["build"] = build
+
+    def _take(self) -> SavedAttributes:
+        """The data that have been set, which are taken back."""
+        found: SavedAttributes = []
+        for now, before in self._before:
+            for name in [n for n, v in now.items() if before.get(n, self) is not v]:
+                if name == "built" or name.startswith("_") or not _is_data(now[name]):
+                    continue
+                found.append((now, name, now[name]))
+                if name in before:
+                    now[name] = before[name]
+                else:
+                    del now[name]
+        return found
+
+
+def _kept(now: dict[str, Any], before: dict[str, Any]) -> Callable[..., Any]:
+    """A layer's `build`, which Keras keeps on the instance; what it sets counts as set before."""
+    build = now["build"]
+
+    @functools.wraps(build)
+    def builds(*args: Any, **kwargs: Any) -> Any:
+        earlier = dict(now)
+        built = build(*args, **kwargs)
+        before.update({n: v for n, v in now.items() if earlier.get(n, now) is not v})
+        return built
+
+    return builds
+
+
+def _is_data(value: Any) -> bool:
+    return all(v is None or isinstance(v, _DATA) for v in tf.nest.flatten(value))
+
+
+def _restore(kept: SavedAttributes) -> None:
+    for now, name, value in kept:
+        now[name] = value

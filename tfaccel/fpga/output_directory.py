@@ -1,0 +1,75 @@
+"""The directory of an export: made, or taken from an earlier export, and from nothing else."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from tfaccel.errors import FpgaError
+
+LOG = "export.log"
+_WRITTEN = "export.files"  # what the export put here, so that the next one removes nothing else
+
+
+def worker_directory(directory: str | Path, strategy: Any) -> Path:
+    """The directory, or one beside it for a worker that is not the chief.
+
+    All workers of a job export, as all call `fit`: what computes with the model needs them all.
+
+    Args:
+        directory: the chief's.
+        strategy: the model's; one of several processes has a `cluster`.
+    """
+    home = Path(directory).expanduser().resolve()
+    cluster = getattr(strategy, "cluster", None)
+    if cluster is None or cluster.is_chief:
+        return home
+    return home.with_name(f"{home.name}.worker-{cluster.rank}")
+
+
+def prepare(directory: str | Path) -> Path:
+    """Makes the directory, or empties that of an earlier export.
+
+    Args:
+        directory: new, empty, or an earlier export to which nothing was added.
+
+    Returns:
+        Its full path; an empty log is in it.
+
+    Raises:
+        FpgaError: there is something else in it, or it cannot be made.
+    """
+    home = Path(directory).expanduser().resolve()
+    try:
+        if home.exists():
+            _refuse_others(home)
+            for one in home.iterdir():  # the directory itself may be the one we are in
+                shutil.rmtree(one) if one.is_dir() and not one.is_symlink() else one.unlink()
+        home.mkdir(parents=True, exist_ok=True)
+        (home / LOG).touch()
+    except OSError as error:
+        raise FpgaError(
+            f"{home} cannot be made ({error.strerror}), expected a directory that can be written."
+        ) from error
+    record_files(home)
+    return home
+
+
+def record_files(home: Path) -> None:
+    """Writes down what is there now, all of which the export wrote."""
+    names = {one.name for one in home.iterdir()} | {_WRITTEN, "model.keras"}
+    (home / _WRITTEN).write_text("\n".join(sorted(names)))
+
+
+def _refuse_others(home: Path) -> None:
+    if not home.is_dir():
+        raise FpgaError(f"{home} is a file, expected a new or empty directory.")
+    written = home / _WRITTEN
+    known = set(written.read_text().split("\n")) if written.is_file() else set()
+    others = sorted({one.name for one in home.iterdir()} - known)
+    if others:
+        raise FpgaError(
+            f"{home} holds something else ({others[0]}), expected a new or empty directory, or an "
+            "earlier export; take another directory, or move it away."
+        )
