@@ -5,7 +5,7 @@
     python examples/vision_transformer.py --strategy=model_parallel --mesh=batch=2,model=2
     tfaccel launch --nproc 2 examples/vision_transformer.py --strategy=multi_worker_mirrored
 
-Reaches a held-out accuracy of at least 0.93 under every strategy.
+Reaches a held-out accuracy of at least 0.9 under every strategy.
 """
 
 import keras
@@ -87,7 +87,7 @@ def main(_):
 if __name__ == "__main__":
     FLAGS.verbosity = logging.WARNING  # app.run turns on INFO, where TensorFlow tells of every step
     flags.define(seed=1)
-    absl_flags.DEFINE_integer("epochs", 20, "Passes over the images.")
+    absl_flags.DEFINE_integer("epochs", 25, "Passes over the images.")
     absl_flags.DEFINE_integer("batch_size", 64, "Images a step, over all replicas together.")
     absl_flags.DEFINE_string("out", "vision_transformer.keras", "Where to save the trained model.")
     app.run(main)

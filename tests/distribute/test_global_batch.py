@@ -13,7 +13,7 @@ import tensorflow as tf
 import tfaccel
 from tests.conformance.models import hard_triplets
 from tests.distribute.watched import mirrored
-from tfaccel.distribute import fit
+from tfaccel.distribute import fit, row_gather
 from tfaccel.errors import StrategyError
 
 pytestmark = pytest.mark.child(devices=2, group="pair")
@@ -130,6 +130,28 @@ def test_also_in_batches_that_are_filled_up(losses: Any, monkeypatch: Any) -> No
     # One number beside vectors counts once for each row, and copies are rows too.
     alone = losses is VECTORS
     of_each_head({n: losses[n] for n in losses if not alone or n in ("rows", "squares")})
+
+
+def mean_square(y: Any, p: Any) -> Any:
+    return tf.reduce_mean(tf.square(y - p))
+
+
+@pytest.mark.parametrize("rows", [7, 1])
+def test_metrics_of_the_batch_are_those_of_one_device(rows: int) -> None:
+    metrics = [root_mean_square, product, mean_square]
+    same(dense, loss=lambda: "mse", metrics=metrics, rows=rows)
+
+
+def test_a_metric_that_is_a_mean_of_rows_gathers_nothing(monkeypatch: Any) -> None:
+    gathered = []
+    plain = row_gather.gather_rows
+    monkeypatch.setattr(
+        row_gather, "gather_rows", lambda *a, **k: gathered.append(1) or plain(*a, **k)
+    )
+    trained(mirrored(), dense, loss=lambda: "mse", metrics=[mean_square])
+    assert not gathered
+    trained(mirrored(), dense, loss=lambda: "mse", metrics=[root_mean_square])
+    assert gathered
 
 
 def test_also_in_sixteen_bits() -> None:

@@ -18,8 +18,13 @@ LAUNCH = [sys.executable, "-m", "tfaccel.cli", "launch", "--nproc", "2"]
 
 
 def run(command: list[str], out: Path) -> str:
+    return output([*command, f"--out={out}"])
+
+
+def output(command: list[str]) -> str:
+    """What an example prints; it must succeed."""
     done = subprocess.run(
-        [*command, f"--out={out}"],
+        command,
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "2"},
         capture_output=True,

@@ -10,6 +10,7 @@ worker, as it depends on shapes alone; a loss that cannot be tried is taken to b
 from __future__ import annotations
 
 import itertools
+import types
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -52,6 +53,44 @@ def is_per_example(loss: keras.losses.Loss, y_true: Any, y_pred: Any) -> bool:
         )
         known[key] = bool(probe(lambda: _probe(loss, *specs)).value)
     return known[key]
+
+
+def is_row_mean(metric: Any, function: Callable[..., Any], y_true: Any, y_pred: Any) -> bool:
+    """Whether the number that `function` returns for some rows is a mean over them.
+
+    Args:
+        metric: whose function it is.
+        function: of `y_true` and `y_pred`; returns a scalar.
+        y_true: as in `is_per_example`.
+        y_pred: the same.
+    """
+    flat = keras.tree.flatten((y_true, y_pred))
+    if any(not isinstance(t, tf.Tensor) or t.shape.rank is None for t in flat):
+        return True  # what cannot be tried cannot be gathered either
+    key = tuple((tuple(t.shape[1:]), t.shape.rank, t.dtype.name) for t in flat)
+    known = _probed.setdefault(metric, {})
+    if key not in known:
+        specs = keras.tree.map_structure(
+            lambda t: tf.TensorSpec(t.shape, t.dtype), (y_true, y_pred)
+        )
+        known[key] = bool(probe(lambda: _probe_mean(function, *specs)).value)
+    return known[key]
+
+
+def _probe_mean(function: Callable[..., Any], true: Any, pred: Any) -> bool:
+    most = 16 if _is_large(true, pred) else None
+    call = _traced_call(types.SimpleNamespace(call=function), true, pred, most)
+    verdicts = []
+    for given in _random_inputs(true, pred, most):
+
+        def value(rows: slice, given: Any = given) -> Any:
+            return call(*keras.tree.map_structure(lambda both: both[0][rows], given))
+
+        parts = [value(slice(_HALF)), value(slice(_HALF, None)), value(slice(None))]
+        if all(part is not None and np.isfinite(part).all() for part in parts):
+            first, last, whole = parts
+            verdicts.append(np.allclose(whole, (first + last) / 2, rtol=1e-4, atol=1e-6))
+    return bool(verdicts) and all(verdicts)
 
 
 def _is_keras_loss(loss: Any) -> bool:

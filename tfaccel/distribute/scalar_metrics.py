@@ -12,8 +12,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfaccel.distribute import _private, step
+from tfaccel.distribute import _private, row_gather, step
 from tfaccel.distribute.adapt import adapt
+from tfaccel.distribute.per_example import is_row_mean
 from tfaccel.distribute.step_reductions import WEIGHTED_MEAN
 
 
@@ -37,16 +38,26 @@ class WeightedScalar:
 
 
 class WeightedBatchValue:
-    """Mixin for a metric of a user's function, which may return one number for its rows."""
+    """Mixin for a metric of a user's function, which may return one number for its rows.
+
+    Where that is no mean over rows (a Dice coefficient of the batch), it is computed of all rows.
+    """
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
         """Adds what our rows say."""
         ctx = step.current()
         function = _private.metric_function(self)
-        counted = sample_weight is None and _private.keras_mask(y_pred) is None
+        # Weights of rows that are copies are ours (`padding.py`); a number for the batch has none.
+        padded = ctx is not None and ctx.real is not None
+        unweighted = sample_weight is None or padded
+        counted = unweighted and _private.keras_mask(y_pred) is None
         if ctx is not None and function is not None and counted:
             value = function(y_true, y_pred)
             if _is_scalar(value):
+                if padded or _needs_all_rows(self, function, y_true, y_pred, ctx):
+                    block = row_gather.local_block(keras.tree.flatten(y_pred)[0], ctx)
+                    value = function(*row_gather.gather_rows((y_true, y_pred), block, ctx))
+                    return keras.metrics.Mean.update_state(self, value, ctx.batch_fraction)
                 value = tf.convert_to_tensor(value)
                 if ctx.has_empty_replicas:
                     value = tf.where(ctx.batch_fraction > 0, value, tf.zeros_like(value))
@@ -68,6 +79,15 @@ def weight_scalar_metrics(model: keras.Model) -> None:
         function = _private.metric_function(metric)
         if function is not None and not str(function.__module__).startswith("keras."):
             adapt(metric, WeightedBatchValue)
+
+
+def _needs_all_rows(
+    metric: Any, function: Any, y_true: Any, y_pred: Any, ctx: step.StepContext
+) -> bool:
+    """Whether a number for our rows cannot be combined with those of the other replicas."""
+    if ctx.independent or ctx.has_global_batch or not row_gather.has_other_replicas():
+        return False
+    return not is_row_mean(metric, function, y_true, y_pred)
 
 
 def _is_scalar(values: Any) -> bool:
