@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import signal
 import threading
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,8 @@ from tfaccel.distribute.effects import InOrderOfReplicas
 from tfaccel.distribute.fit import KerasFit, KerasFitExtended
 from tfaccel.distribute.replica_options import ReplicaOptions
 from tfaccel.distribute.step import transport_dtype
+
+_NUMBERS = 8  # what is gathered is filled up to a multiple of so many, to be traced once
 
 
 class MultiWorkerMirroredExtended(
@@ -89,6 +92,10 @@ class MultiWorkerMirroredStrategy(KerasFit, tf.distribute.MultiWorkerMirroredStr
             )
         tf.distribute.Strategy.__init__(self, extended)
 
+    @functools.cached_property
+    def _gather_functions(self) -> dict[int, Any]:
+        return {}
+
     @property
     def placement(self) -> Placement:
         """Which of all replicas run in this process."""
@@ -111,12 +118,34 @@ class MultiWorkerMirroredStrategy(KerasFit, tf.distribute.MultiWorkerMirroredStr
         Args:
             numbers: as many on each of them.
         """
-        local = self.placement.local
         if not numbers:
             return [[] for _ in range(self.placement.workers)]
-        own_numbers = tf.constant([numbers], tf.int64)
-        found = self.gather(_private.PerReplica((own_numbers,) * local), axis=0).numpy().tolist()
-        return list(found[::local])
+        padded = [*numbers, *[0] * (-len(numbers) % _NUMBERS)]
+        if len(padded) not in self._gather_functions:
+            self._gather_functions[len(padded)] = self._gather_function(len(padded))
+        found = self._gather_functions[len(padded)](tf.constant([padded], tf.int64))
+        return [row[: len(numbers)] for row in found.numpy().tolist()]
+
+    def _gather_function(self, numbers: int) -> Any:
+        """A function from our int64 numbers, of shape `[1, numbers]`, to those of each worker.
+
+        It is traced once, where `gather` is at each call.
+        """
+        workers, rank, local = (self.placement.workers, self.placement.rank, self.placement.local)
+
+        def of_replica(own: tf.Tensor) -> tf.Tensor:
+            context = tf.distribute.get_replica_context()
+            is_first = tf.equal(context.replica_id_in_sync_group, rank * local)
+            row = tf.one_hot(rank, workers, dtype=tf.int64)[:, None] * tf.cast(is_first, tf.int64)
+            return context.all_reduce(tf.distribute.ReduceOp.SUM, row * own)
+
+        def gathered(own: tf.Tensor) -> tf.Tensor:
+            with self.scope():
+                found = self.extended.call_for_each_replica(of_replica, args=(own,))
+            return self.experimental_local_results(found)[0]
+
+        signature = [tf.TensorSpec([1, numbers], tf.int64)]
+        return tf.function(gathered, autograph=False, input_signature=signature)
 
     def broadcast(self, values: list[Any]) -> list[tf.Tensor]:
         """Gives every worker the chief's values; every worker must call.
