@@ -119,6 +119,7 @@ __all__ = [
     "graph_nodes",
     "handle",
     "is_function",
+    "is_called_by_keras",
     "is_keras_function",
     "is_onednn_enabled",
     "is_ordered_by_trace",
@@ -773,6 +774,11 @@ def keras_mask(tensor: Any) -> Any:
 def set_keras_mask(tensor: Any, mask: Any) -> None:
     """Hangs a mask on losses: Keras's reductions leave out what it does not hold."""
     tensor._keras_mask = mask
+
+
+def is_called_by_keras() -> bool:
+    """Whether Keras calls the method that asks: a step may be a function put on the instance."""
+    return _module(sys._getframe(2)).startswith("keras.")
 
 
 def is_keras_function(fn: Any) -> bool:

@@ -55,7 +55,12 @@ class StepResult:
         """
         of_metrics = {id(v) for m in model.metrics for v in m.variables}
         of_optimizers = {id(v) for o in optimizers_of(model) for v in o.variables}
+        # These count rows, or a batch where its rows are not known; their means are among the logs.
+        trackers = [*_private.loss_trackers(model), _private.loss_tracker(model)] if slots else []
+        of_trackers = {id(v) for m in trackers if m is not None for v in m.variables}
         for variable, before, after in changes:
+            if id(variable) in of_trackers:
+                continue
             if id(variable) in of_metrics:
                 self.metrics[variable.path] = after - before
             elif not np.issubdtype(after.dtype, np.number):

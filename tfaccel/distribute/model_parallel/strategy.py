@@ -142,7 +142,8 @@ class ModelParallelStrategy(tf.distribute.Strategy):  # type: ignore[misc]
         """Runs `fn` once, over the whole mesh; what it returns is whole on every device."""
         fork.check()
         self.used = True
-        if _private.is_keras_function(fn) and not isinstance(fn, keras.layers.Layer):
+        by_keras = _private.is_keras_function(fn) or _private.is_called_by_keras()
+        if by_keras and not isinstance(fn, keras.layers.Layer):
             model = getattr(fn, "__self__", None) or _private.predicting_model()
             if model is not None:
                 _refuse_traced(model)
