@@ -46,7 +46,11 @@ def result(name: str, strategy: list[str], flags: list[str], folder: Path) -> li
     return [float(number) for number in ([found] if isinstance(found, str) else found)]
 
 
-@pytest.mark.parametrize("name", SHORT)
+@pytest.mark.parametrize(
+    "name",
+    ["contrastive", "own_loop"]
+    + [pytest.param(n, marks=pytest.mark.exhaustive) for n in ("lora", "time_series")],
+)
 def test_two_replicas_are_as_one_device(name: str, tmp_path: Path) -> None:
     if name == "lora":
         pytest.importorskip("keras_hub")
