@@ -178,7 +178,7 @@ def test_gradients_that_powersgd_does_not_know_are_refused() -> None:
 
 def test_local_steps_send_no_gradient_to_compress() -> None:
     with pytest.raises(
-        StrategyError, match="gradient_compression='float16' and local_steps=2 were requested"
+        StrategyError, match="gradient_compression and local_steps=2 were requested"
     ):
         tfaccel.strategy(
             "mirrored", device_type="cpu", gradient_compression="float16", local_steps=2
