@@ -52,7 +52,7 @@ _HALVED = (
 )
 MUTATIONS = {
     "a replica's weight is left out": Mutation(
-        "step.py", "else value * fraction", "else value", "test_optimizer.py"
+        "step.py", "else value * fraction", "else value", "test_loss.py"
     ),
     "a replica without rows counts": Mutation(
         "step.py",

@@ -18,6 +18,8 @@ import time
 import traceback
 from typing import Any
 
+from tests.fallbacks import Fallbacks
+
 
 def main() -> None:
     parser = argparse.ArgumentParser()
@@ -58,13 +60,15 @@ def main() -> None:
         started = time.monotonic()
         folder = os.path.join(asked.out, "files", name)
         os.makedirs(folder, exist_ok=True)
-        try:
-            if name in CASES:
-                result = run_case(CASES[name], scope, folder)
-            else:
-                result = SCRIPTS[name](scope, folder)
-        except Exception:
-            result = {"error": traceback.format_exc()}
+        with Fallbacks() as fallbacks:
+            try:
+                if name in CASES:
+                    result = run_case(CASES[name], scope, folder)
+                else:
+                    result = SCRIPTS[name](scope, folder)
+            except Exception:
+                result = {"error": traceback.format_exc()}
+        result["fallbacks"] = fallbacks.said
         digest = hashlib.sha256()
         for array in result.get("weights", ()):
             digest.update(array.tobytes())

@@ -73,6 +73,16 @@ def test_frozen_statistics_stay_to_the_bit_and_live_ones_are_equal_everywhere() 
         assert all(part.tobytes() == first.tobytes() for part in rest), variable.path
 
 
+def test_a_moving_mean_moves_by_the_mean_of_all_rows() -> None:
+    with mirrored().scope():
+        layer = keras.layers.BatchNormalization(momentum=0.9)
+        model = keras.Sequential([keras.Input((3,)), layer, keras.layers.Dense(1)])
+        model.compile(keras.optimizers.SGD(0.05), "mse")
+    x, y = data(7)
+    model.fit(x, y, batch_size=7, verbose=0)  # parts of three rows and of two
+    np.testing.assert_allclose(layer.moving_mean.numpy(), 0.1 * x.mean(axis=0), rtol=1e-5)
+
+
 def test_own_randomness_differs_by_replica_and_restores_the_state() -> None:
     with mirrored().scope():
         generator = keras.random.SeedGenerator(5)

@@ -309,7 +309,7 @@ def late_metrics_of_a_step(strategy: Any) -> Numbers:
     return found
 
 
-@program(10, always=True)
+@program(10, all_rows=True, always=True)
 def contrastive_views(strategy: Any) -> Numbers:
     """Two views a row without call: a projection head, a similarity of all rows with all rows"""
 

@@ -27,6 +27,8 @@ losses, metrics, predictions and weights are compared in float32.
 - **same**: plain Keras's numbers, within a relative 1e-4, on every worker;
 - **same, undivided**: plain Keras's numbers; each process computes the whole step on its host,
   which gains neither speed nor memory, and is said in a line of the log;
+- **same, over all rows**: plain Keras's numbers; every replica runs the step over all rows of the
+  batch, which gains no speed, and is said in a line of the log;
 - **refused**: one line that says what to write instead, before anything is trained;
 - **stops**: an error of Keras or TensorFlow, known and not answered yet.
 
@@ -57,6 +59,8 @@ def _outcome(program: Program) -> str:
             line = f"stops: {program.known[strategy]}"
         elif strategy == "mesh" and program.undivided:
             line = "same, undivided"
+        elif program.falls_back(strategy):
+            line = "same, over all rows"
         else:
             line = "same"
         told.setdefault(line, []).append(COLUMNS[strategy].title)

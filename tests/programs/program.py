@@ -24,6 +24,7 @@ class Program:
         known: columns under which it ends with an error that is no line of ours, and which (told in
             the docs). What would come out with other numbers has no place here.
         undivided: whether a mesh computes steps of it whole, by each process on its host.
+        all_rows: whether every replica runs steps of it over all rows.
         always: whether every run of the tests takes it; others are `exhaustive`.
         rtol: how near to one device.
     """
@@ -36,8 +37,16 @@ class Program:
     refused: Mapping[str, str] = field(default_factory=dict)
     known: Mapping[str, str] = field(default_factory=dict)
     undivided: bool = False
+    all_rows: bool = False
     always: bool = False
     rtol: float = 1e-4
+
+    def falls_back(self, column: str) -> bool:
+        """Whether steps of it are not shared among the devices of a column."""
+        return self.undivided if column == "mesh" else self.all_rows and column in REPLICATED
+
+
+REPLICATED = ("mirrored", "workers")
 
 
 def program(kind: int, **row: Any) -> Callable[[Callable[..., Numbers]], Callable[..., Numbers]]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
 import re
 import threading
@@ -18,6 +17,8 @@ import time
 import traceback
 from pathlib import Path
 from typing import Any
+
+from tests.fallbacks import Fallbacks
 
 LIMIT_S = 240  # of one program, for what hangs
 AGAIN = 75  # the exit code that asks to be started again behind a program that broke the process
@@ -61,9 +62,9 @@ def main() -> None:
         watchdog.daemon = True
         watchdog.start()
         started = time.monotonic()
-        with Undivided() as undivided:
+        with Fallbacks() as fallbacks:
             result = measured(PROGRAMS[name], strategy, asked.out / "files" / name)
-        result["undivided"] = undivided.said
+        result["fallbacks"] = fallbacks.said
         watchdog.cancel()
         result["seconds"] = round(time.monotonic() - started, 1)
         _write(path, result)
@@ -71,26 +72,6 @@ def main() -> None:
         print(f"{name}: {result['seconds']} s {said[:300]}", flush=True)
         if said and asked.strategy != "plain" and "Error: tfaccel: " not in said:
             os._exit(AGAIN)  # after one failed collective, every other of the process may fail
-
-
-class Undivided(logging.Handler):
-    """Keeps what is logged of steps that a mesh does not divide."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.said: list[str] = []
-
-    def __enter__(self) -> Undivided:
-        logging.getLogger("absl").addHandler(self)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        logging.getLogger("absl").removeHandler(self)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Keeps a line."""
-        if "is not divided over the mesh" in (line := record.getMessage()):
-            self.said.append(line)
 
 
 def measured(program: Any, strategy: Any, folder: Path) -> dict[str, Any]:

@@ -23,6 +23,11 @@ pytestmark = pytest.mark.slow
 
 # What one device shows, every other column shows nearly as well.
 _EXHAUSTIVE = ("one_device",)
+# These take three times as long as replicas in one process.
+_ONE_OF_A_KIND = ("workers", "mesh")
+REPRESENTATIVES = {
+    next(p.name for p in PROGRAMS.values() if p.always and p.kind == kind) for kind in KINDS
+}
 
 
 class Table:
@@ -57,8 +62,8 @@ class Table:
 def table(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     asked: dict[str, set[str]] = {}
     for item in request.session.items:
-        parameters = getattr(getattr(item, "callspec", None), "params", {})
-        if "strategy" in parameters and "name" in parameters:
+        if "table" in getattr(item, "fixturenames", ()) and item.path == Path(__file__):
+            parameters = item.callspec.params
             asked.setdefault(parameters["strategy"], set()).add(parameters["name"])
     asked[columns.PLAIN] = set().union(*asked.values())
     needed = {
@@ -73,6 +78,8 @@ def table(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 def _pair(strategy: str, program: Program) -> Any:
     always = program.always and strategy not in _EXHAUSTIVE
+    if strategy in _ONE_OF_A_KIND:
+        always = always and program.name in REPRESENTATIVES
     marks = () if always else (pytest.mark.exhaustive,)
     return pytest.param(strategy, program.name, marks=marks)
 
@@ -91,8 +98,8 @@ def test_comes_out_as_on_one_device(table: Table, strategy: str, name: str) -> N
         assert "error" in table.result(strategy, name), f"{name} runs now: it is no longer known"
         return
     want = table.numbers(columns.PLAIN, name)
-    undivided = table.result(strategy, name)["undivided"]
-    assert bool(undivided) == (program.undivided and strategy == "mesh"), undivided
+    fallbacks = table.result(strategy, name)["fallbacks"]
+    assert bool(fallbacks) == program.falls_back(strategy), fallbacks
     for rank in range(columns.COLUMNS[strategy].workers):
         found = differences(want, table.numbers(strategy, name, rank), program.rtol)
         assert not found, "\n".join(found)

@@ -1,0 +1,38 @@
+"""Steps that come out right because they were not shared among devices.
+
+Where the numbers of a step would be others than one device's, replicas run it over all rows of the
+batch, and a mesh computes it whole on its host. Both warn, and both would hide that the step could
+once be shared: tests that compare numbers say which of their programs may fall back.
+"""
+
+from __future__ import annotations
+
+import logging
+
+ALL_ROWS = "over all rows of the batch"
+UNDIVIDED = "is not divided over the mesh"
+
+
+class Fallbacks(logging.Handler):
+    """Keeps what tfaccel warns of such steps, while it is entered.
+
+    Attributes:
+        said: the warnings.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: list[str] = []
+
+    def __enter__(self) -> Fallbacks:
+        logging.getLogger("absl").addHandler(self)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        logging.getLogger("absl").removeHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keeps a line."""
+        line = record.getMessage()
+        if ALL_ROWS in line or UNDIVIDED in line:
+            self.said.append(line)
