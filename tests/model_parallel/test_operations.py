@@ -30,11 +30,24 @@ def _graph(t: Any) -> Any:
     return tf.transpose(tf.reshape(folded, (2, -1, 4)), [1, 2, 0])
 
 
+def _heads(t: Any) -> Any:
+    """Features as attention takes them apart: two of four heads, before the rows."""
+    return tf.transpose(tf.reshape(t, (-1, 2, 1, 4)), [1, 0, 2, 3])
+
+
+def _places(t: Any) -> Any:
+    return tf.tile(tf.constant([2, 0, 1, 7, 3, 3, 5, 6])[None], [tf.shape(t)[0], 1])
+
+
 FUNCTIONS: dict[str, Callable[[Any], Any]] = {
     "a new axis before features": lambda t: t[:, None],
     "a new axis before rows": lambda t: t[None][0],
     "new axes around an ellipsis": lambda t: t[:, None, ..., None],
     "a new axis and an index": lambda t: t[..., 0, None] * t[:, -1][:, None],
+    "an index before rows": lambda t: _heads(t)[0] + _heads(t)[-1] * 0.5,
+    "indices around rows": lambda t: tf.tile(_heads(t)[1, :, -1], [1, 2]) * t,
+    "an index that is computed": lambda t: _heads(t)[tf.shape(t)[1] - 7] * _heads(t)[7 - 8],
+    "chosen by a vector in rows": lambda t: t * tf.gather(t, _places(t), axis=1, batch_dims=1),
     "one row": lambda t: t * t[0][None],
     "rows in reverse": lambda t: t[::-1],
     "features in reverse": lambda t: t[:, ::-1] * t[:, -1:0:-2][:, :1],
@@ -48,7 +61,13 @@ FUNCTIONS: dict[str, Callable[[Any], Any]] = {
     "rows between others": _graph,
     "the diagonal of a matrix": lambda t: tf.linalg.set_diag(t[:, :, None] * t[:, None], t),
 }
-FEW = ("a new axis before features", "rows in reverse", "products of rows", "rows between others")
+FEW = (
+    "a new axis before features",
+    "an index before rows",
+    "rows in reverse",
+    "products of rows",
+    "rows between others",
+)
 
 
 class Between(keras.layers.Layer):
