@@ -256,3 +256,47 @@ def loop_of_train_on_batch(strategy: Any) -> Numbers:
         found.append(model.train_on_batch(x[rows], y[rows], return_dict=True))
     found.append(model.test_on_batch(x[:7], y[:7], return_dict=True))
     return {"found": found, "predict": model.predict_on_batch(x[:3]), "weights": weights(model)}
+
+
+@program(12)
+def moving_means_in_a_loop(strategy: Any) -> Numbers:
+    """Moving means of BatchNormalization under strategy.run, with a last batch of five rows"""
+    x, y = reals(29, 5), labels(3, 29)
+    with strategy.scope():
+        model = keras.Sequential(
+            [
+                keras.Input((5,)),
+                layers.BatchNormalization(momentum=0.8, synchronized=True),
+                layers.Dense(8, "tanh"),
+                layers.BatchNormalization(momentum=0.9, synchronized=True),
+                layers.Dense(3),
+            ]
+        )
+        plain = layers.BatchNormalization(momentum=0.7)  # of replicas, each by its own rows
+        plain.build((None, 5))
+        optimizer = keras.optimizers.SGD(0.2)
+        rows_of = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="none")
+
+    def step(features: Any, target: Any) -> Any:
+        with tf.GradientTape() as tape:
+            rows = rows_of(target, model(features, training=True))
+            loss = tf.nn.compute_average_loss(rows, global_batch_size=8)
+        of = model.trainable_variables
+        optimizer.apply(tape.gradient(loss, of), of)
+        plain(features, training=True)
+        return loss
+
+    def validate(features: Any, target: Any) -> Any:
+        return tf.reduce_sum(rows_of(target, model(features, training=False)))
+
+    def reduced(function: Any) -> Any:
+        def run(batch: Any) -> Any:
+            return strategy.reduce("SUM", strategy.run(function, args=batch), axis=None)
+
+        return tf.function(run)
+
+    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(8)
+    data = strategy.experimental_distribute_dataset(data)
+    train, test = reduced(step), reduced(validate)
+    found = [float(run(batch)) for _ in range(2) for run in (train, test) for batch in data]
+    return {"found": found, "weights": weights(model), "mean": plain.moving_mean.numpy()}

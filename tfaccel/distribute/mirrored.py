@@ -10,10 +10,16 @@ import tensorflow as tf
 from tfaccel.distribute import _private
 from tfaccel.distribute.effects import InOrderOfReplicas
 from tfaccel.distribute.fit import KerasFit, KerasFitExtended
+from tfaccel.distribute.layer_state import AveragesLayerState
 from tfaccel.distribute.replica_options import ReplicaOptions
 
 
-class MirroredExtended(InOrderOfReplicas, KerasFitExtended, _private.MirroredExtended):  # type: ignore[misc]
+class MirroredExtended(
+    AveragesLayerState,
+    InOrderOfReplicas,
+    KerasFitExtended,
+    _private.MirroredExtended,  # type: ignore[misc]
+):
     """How the variables and steps of `MirroredStrategy` are made."""
 
 

@@ -15,11 +15,17 @@ from tfaccel.distribute.collectives.launcher import CrossWorkerCollectives
 from tfaccel.distribute.collectives.ops import WorkerCollectives
 from tfaccel.distribute.effects import InOrderOfReplicas
 from tfaccel.distribute.fit import KerasFitExtended
+from tfaccel.distribute.layer_state import AveragesLayerState
 from tfaccel.distribute.multi_worker import MultiWorkerMirroredStrategy
 from tfaccel.distribute.replica_options import ReplicaOptions
 
 
-class MpiExtended(InOrderOfReplicas, KerasFitExtended, _private.CollectiveAllReduceExtended):  # type: ignore[misc]
+class MpiExtended(
+    AveragesLayerState,
+    InOrderOfReplicas,
+    KerasFitExtended,
+    _private.CollectiveAllReduceExtended,  # type: ignore[misc]
+):
     """TensorFlow's strategy for the devices of one worker, with MPI between the workers."""
 
     def __init__(

@@ -16,6 +16,7 @@ from tfaccel.distribute import _private, chief_callbacks, dataset_cache
 from tfaccel.distribute.batch_sharding import Placement
 from tfaccel.distribute.effects import InOrderOfReplicas
 from tfaccel.distribute.fit import KerasFit, KerasFitExtended
+from tfaccel.distribute.layer_state import AveragesLayerState
 from tfaccel.distribute.replica_options import ReplicaOptions
 from tfaccel.distribute.step import transport_dtype
 
@@ -23,6 +24,7 @@ _NUMBERS = 8  # what is gathered is filled up to a multiple of so many, to be tr
 
 
 class MultiWorkerMirroredExtended(
+    AveragesLayerState,
     InOrderOfReplicas,
     KerasFitExtended,
     _private.CollectiveAllReduceExtended,  # type: ignore[misc]

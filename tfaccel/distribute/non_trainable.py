@@ -20,7 +20,7 @@ from tfaccel.distribute.step import StepContext
 _STRIDE = 0x9E3779B9
 
 
-def statistics(model: keras.Model) -> list[Any]:
+def statistics(model: keras.layers.Layer) -> list[Any]:
     """The floating variables of `model` that change without a gradient, such as moving means.
 
     Weights that were frozen later (`layer.trainable = False`) were made trainable and are not
@@ -49,6 +49,12 @@ class StatisticsAverager:
     def __init__(self, variables: Sequence[Any]) -> None:
         self._variables = list(variables)
         self._before = [tf.identity(tf.convert_to_tensor(v)) for v in self._variables]
+
+    def keep(self, variables: Sequence[Any]) -> None:
+        """Leaves out what is not among `variables`."""
+        kept = {id(variable) for variable in variables}
+        pairs = [p for p in zip(self._variables, self._before, strict=True) if id(p[0]) in kept]
+        self._variables, self._before = [v for v, _ in pairs], [old for _, old in pairs]
 
     def changes(self, step: StepContext) -> list[tf.Tensor]:
         """Our part of the change of each statistic."""

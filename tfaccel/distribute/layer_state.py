@@ -1,0 +1,94 @@
+"""The state of layers in custom training loops, the same on every replica.
+
+`fit` ends each step with an average of what replicas have learnt beside gradients, such as the
+moving means of BatchNormalization. Here a step that `strategy.run` was given ends the same way, and
+replicas draw different random numbers in it. Without, the file that is saved would hold what the
+first replica saw.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfaccel.distribute import _private
+from tfaccel.distribute.batch_sharding import is_absent, row_count
+from tfaccel.distribute.non_trainable import StatisticsAverager, replica_seeds, statistics
+from tfaccel.distribute.step import StepContext, all_reduce_packed, all_reduce_sum
+
+_thread_state = threading.local()
+_READS = ("ReadVariableOp", "ResourceGather", "ResourceGatherNd", "VariableShape")
+
+
+@contextlib.contextmanager
+def averaged(layers: Sequence[keras.layers.Layer]) -> Iterator[None]:
+    """While `strategy.run` runs a custom step that uses `layers`."""
+    before = getattr(_thread_state, "layers", None)
+    _thread_state.layers = tuple(layers)
+    try:
+        yield
+    finally:
+        _thread_state.layers = before
+
+
+class AveragesLayerState:
+    """Mixin for a `tf.distribute.StrategyExtended` whose replicas run custom steps."""
+
+    def _call_for_each_replica(self, fn: Any, args: Any, kwargs: Any) -> Any:
+        run = super()._call_for_each_replica  # type: ignore[misc]
+        layers = getattr(_thread_state, "layers", None)
+        # TensorFlow comes back with the Python function of a `tf.function`.
+        if layers is None or _private.is_function(fn):
+            return run(fn, args, kwargs)
+        seeds = self.seeds()  # type: ignore[attr-defined]
+        with averaged(()):  # what a step calls in its turn is part of it
+            return run(_averaging(fn, layers, seeds), args, kwargs)
+
+
+def _averaging(fn: Callable[..., Any], layers: Sequence[Any], seeds: list[Any]) -> Any:
+    variables = [v for layer in layers for v in statistics(layer)]
+
+    def replica(*args: Any, **kwargs: Any) -> Any:
+        averager, written = StatisticsAverager(variables), _Written(variables)
+        with replica_seeds(seeds):
+            result = fn(*args, **kwargs)
+        if changed := written.since():
+            averager.keep(changed)
+            rows = _rows((args, kwargs))
+            fraction = tf.math.divide_no_nan(rows, all_reduce_sum(rows))
+            ctx = StepContext(fraction, has_empty_replicas=True)
+            averager.assign(all_reduce_packed(averager.changes(ctx)))
+        return result
+
+    return replica
+
+
+def _rows(arguments: Any) -> tf.Tensor:
+    """How many rows a replica was given: those of its first argument that has any."""
+    for leaf in tf.nest.flatten(arguments):
+        if tf.is_tensor(leaf) and not is_absent(leaf) and leaf.shape.rank != 0:
+            return tf.cast(row_count(leaf), tf.float32)
+    return tf.ones([])
+
+
+class _Written:
+    """Tells which variables a part of a graph may write; all of them where there is no graph."""
+
+    def __init__(self, variables: Sequence[Any]) -> None:
+        self._variables = list(variables)
+        self._graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
+        self._begin = 0 if self._graph is None else len(self._graph.get_operations())
+
+    def since(self) -> list[Any]:
+        """Those that may have been written since this was made."""
+        graph = self._graph
+        if graph is None:
+            return self._variables
+        new = graph.get_operations()[self._begin :]
+        used = {i.ref() for op in new if op.type not in _READS for i in op.inputs}
+        return [v for v in self._variables if graph.capture(v.handle).ref() in used]
