@@ -85,3 +85,35 @@ def test_an_error_of_the_program_is_its_own() -> None:
     with pytest.raises(TypeError, match="a mistake of the program"):
         model.fit(X, np.eye(4)[Y], verbose=0)
     assert reasons(model) == {}
+
+
+def test_a_function_of_texts_runs_on_the_host(caplog: pytest.LogCaptureFixture) -> None:
+    """As a text is generated a character at a time, with the model called by a keyword."""
+    rows = np.array(["on", "no", "oo"])
+
+    def train(scope: Any) -> Any:
+        with scope():
+            lookup = keras.layers.StringLookup(vocabulary=["n", "o"])
+            model = keras.Sequential(
+                [keras.Input((2,)), keras.layers.Embedding(3, 4), keras.layers.Dense(3)]
+            )
+            model.compile(
+                keras.optimizers.SGD(0.1),
+                keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            )
+        ids = np.array([[1, 2], [2, 1], [2, 2], [1, 1]])
+
+        @tf.function
+        def step(texts: Any) -> Any:
+            letters = tf.reshape(tf.strings.bytes_split(texts).to_tensor(), (-1, 2))
+            return model(inputs=lookup(letters))
+
+        before = step(rows)
+        model.fit(ids, ids, verbose=0, shuffle=False)
+        return [np.asarray(before), np.asarray(step(rows)), np.asarray(model(inputs=ids))]
+
+    with caplog.at_level(logging.WARNING, "absl"):
+        assert_as_one_device(train, rtol=1e-4)
+    said = [m for m in caplog.messages if "function step is not divided over the mesh" in m]
+    assert len(said) == 1
+    assert "since it is given strings" in said[0]

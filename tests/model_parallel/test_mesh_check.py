@@ -239,3 +239,41 @@ def test_always_compares_what_is_large(without: Any, monkeypatch: pytest.MonkeyP
     without("StridedSlice", "StridedSliceGrad")
     with pytest.raises(CheckError, match="Reverses"):
         fitted(dense(Reverses), "always")
+
+
+def test_variables_of_tensorflow_are_restored() -> None:
+    class Counts(keras.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = keras.layers.Dense(2)
+            self.steps = tf.Variable(0, dtype="int64")
+
+        def call(self, x: Any) -> Any:
+            return self.inner(x)
+
+        def train_step(self, data: Any) -> Any:
+            self.steps.assign_add(1)
+            return super().train_step(data)
+
+    with strategy().scope():
+        model = Counts()
+        model.compile(keras.optimizers.SGD(0.1), "mse")
+    model.fit(X, Y, batch_size=8, epochs=2, verbose=0)
+    assert int(model.steps.numpy()) == 4
+
+
+def test_a_metric_may_return_the_value_of_its_variable() -> None:
+    class Rows(keras.metrics.Metric):
+        def __init__(self) -> None:
+            super().__init__(name="rows")
+            self.seen = self.add_weight(name="seen", initializer="zeros")
+
+        def update_state(self, y: Any, p: Any, sample_weight: Any = None) -> None:
+            self.seen.assign_add(tf.cast(tf.shape(y)[0], "float32"))
+
+        def result(self) -> Any:
+            return self.seen.value
+
+    with strategy().scope():
+        model = dense(metrics=lambda: [Rows()])()
+    assert model.fit(X, Y, batch_size=8, verbose=0).history["rows"] == [16]

@@ -167,3 +167,31 @@ def supervised_contrastive(strategy: Any) -> Numbers:
         model.compile(keras.optimizers.SGD(0.3), contrastive, run_eagerly=True)
     run = model.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0)
     return {"history": run.history, "weights": weights(model)}
+
+
+@program(1, all_rows=True)
+def rows_that_predict_each_other(strategy: Any) -> Numbers:
+    """A recommender whose `call` sums over all rows, as Keras's own does: fit and predict"""
+
+    class Recommender(keras.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.users = layers.Embedding(9, 4, embeddings_initializer="he_normal")
+            self.films = layers.Embedding(12, 4, embeddings_initializer="he_normal")
+            self.bias = layers.Embedding(9, 1)
+
+        def call(self, pairs: Any) -> Any:
+            users, films = self.users(pairs[:, 0]), self.films(pairs[:, 1])
+            return ops.sigmoid(ops.tensordot(users, films, 2) + self.bias(pairs[:, 0]))
+
+    pairs = np.stack([labels(9, 34), labels(12, 34, seed=4)], axis=1)
+    rated = shares(34)
+    with strategy.scope():
+        model = Recommender()
+        model.compile(keras.optimizers.SGD(0.1), "binary_crossentropy")
+    before = model.predict(pairs[:8], verbose=0)
+    run = model.fit(pairs, rated, batch_size=8, epochs=2, shuffle=False, verbose=0)
+    told = model.evaluate(pairs[:8], rated[:8], batch_size=4, verbose=0)
+    after = model.predict(pairs[:13], batch_size=4, verbose=0)  # a last batch of one row
+    history = {"history": run.history, "evaluated": told, "predicted": after}
+    return {**history, "weights": weights(model), "of": before.shape}

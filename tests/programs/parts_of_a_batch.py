@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 from keras import layers, ops
 
@@ -75,3 +76,56 @@ def several_negatives_a_row(strategy: Any) -> Numbers:
         model.compile(keras.optimizers.SGD(0.2), loss)
     run = model.fit(data, epochs=2, verbose=0)
     return {"history": run.history, "weights": weights(model)}
+
+
+@program(8, all_rows=True)
+def molecules_of_atoms(strategy: Any) -> Numbers:
+    """Graphs of five atoms and six bonds, numbered over the batch, for each row of targets"""
+    graphs, atoms, bonds = 4, 5, 6
+
+    class Messages(layers.Layer):
+        def build(self, shapes: Any) -> None:
+            self.kernel = self.add_weight(shape=(shapes[1][-1], shapes[0][-1]))
+
+        def call(self, inputs: Any) -> Any:
+            atom, bond, ends = inputs
+            sent = ops.matmul(bond, self.kernel) * ops.take(atom, ends[:, 1], axis=0)
+            return ops.segment_sum(sent, ends[:, 0], num_segments=graphs * atoms)
+
+    class Readout(layers.Layer):
+        def call(self, inputs: Any) -> Any:
+            return ops.segment_sum(*inputs, num_segments=graphs)
+
+    class Molecules(keras.utils.PyDataset):
+        def __len__(self) -> int:
+            return 3
+
+        def __getitem__(self, batch: int) -> Any:
+            ends = (
+                labels(atoms, graphs, bonds, 2, seed=batch)
+                + atoms * np.arange(graphs)[:, None, None]
+            )
+            x = {
+                "atom": reals(graphs * atoms, 3, seed=batch),
+                "bond": reals(graphs * bonds, 2, seed=batch + 9),
+                "ends": ends.reshape(-1, 2).astype("int32"),
+                "graph": np.repeat(np.arange(graphs), atoms).astype("int32"),
+            }
+            return x, labels(2, graphs, 1, seed=batch).astype("float32")
+
+    with strategy.scope():
+        atom, bond = keras.Input((3,), name="atom"), keras.Input((2,), name="bond")
+        ends = keras.Input((2,), dtype="int32", name="ends")
+        graph = keras.Input((), dtype="int32", name="graph")
+        read = Readout()([Messages()([atom, bond, ends]), graph])
+        model = keras.Model([atom, bond, ends, graph], layers.Dense(1, "sigmoid")(read))
+        model.compile(keras.optimizers.SGD(0.1), "binary_crossentropy", metrics=["mae"])
+    run = model.fit(Molecules(), epochs=2, verbose=0, class_weight={0: 2.0, 1: 0.5})
+    told = model.evaluate(Molecules(), verbose=0)
+    predicted = model.predict(Molecules(), verbose=0)
+    return {
+        "history": run.history,
+        "weights": weights(model),
+        "evaluated": told,
+        "predicted": predicted,
+    }

@@ -151,6 +151,7 @@ class Checks:
                 )
             return False
         self._reductions[model] = reductions
+        model.test_function = model.predict_function = None  # traced before: not so
         return True
 
 

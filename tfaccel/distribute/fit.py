@@ -8,6 +8,8 @@ the way of a batch.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import weakref
 from typing import Any
 
@@ -23,6 +25,7 @@ from tfaccel.distribute import (
     custom_loops,
     dataset_consistency,
     default_strategy,
+    layer_state,
     logs,
     multi_step,
     non_trainable,
@@ -212,8 +215,10 @@ class KerasFit:
                     f"tfaccel: fit runs {fn}, expected a plain method train_step or test_step of "
                     "the model; take the decorator off it (fit makes a tf.function of it itself)."
                 )
-            custom_loops.prepare(fn, self)
-            return super().run(fn, args, kwargs, options)  # type: ignore[misc]
+            layers = custom_loops.prepare(fn, self).layers
+            alone = self.placement.replicas == 1 or self.frequency.local_steps > 1
+            with contextlib.nullcontext() if alone else layer_state.averaged(layers):
+                return super().run(fn, args, kwargs, options)  # type: ignore[misc]
         (batch,), given = args, None
         model = getattr(fn, "__self__", None)
         if not isinstance(batch, (Sharded, ShardedWithEmpty)):
@@ -224,19 +229,33 @@ class KerasFit:
             )
             batch = self._shard(batch, may)
         batch = batch._replace(data=absent_to_none(batch.data))
-        if model is None:  # predict: no loss, no state, nothing to combine but the rows
-            if given is not None and (model := _private.predicting_model()) is not None:
-                scope.check(model, self)
-                build.for_method(model, "predict_on_batch", build.specs(given), self)
-            predicted = super().run(fn, (batch.data,), kwargs, options)  # type: ignore[misc]
-            if isinstance(batch.real, tuple):
-                return predicted
-            real = self.experimental_local_results(batch.real)  # type: ignore[attr-defined]
-            return tf.nest.map_structure(lambda v: self._drop_padding(v, real), predicted)
+        if model is None:
+            return self._predict(fn, batch, given, kwargs, options)
         self._prepare(model)
         if getattr(fn, "__name__", "") == "train_step":
             self._check(model, fn)
         return self.run_step(model, fn, batch, self.checks.reductions(model), None, kwargs, options)
+
+    def _predict(
+        self, fn: Any, batch: Sharded | ShardedWithEmpty, given: Any, kwargs: Any, options: Any
+    ) -> Any:
+        """Runs a predict step: no loss, no state, nothing to combine but the rows."""
+        model = _private.predicting_model()
+        if given is not None and model is not None:
+            scope.check(model, self)
+            build.for_method(model, "predict_on_batch", build.specs(given), self)
+        args: tuple[Any, ...] = (batch.data,)
+        has_real = not isinstance(batch.real, tuple)
+        # Of a last batch of few rows every replica has all.
+        whole = isinstance(batch, ShardedWithEmpty) and has_real
+        if model is not None and self.checks.reductions(model).all_rows and not whole:
+            fn = functools.partial(replicated_batch.predict, fn)
+            args = (batch.data, batch.real if has_real else None)
+        predicted = super().run(fn, args, kwargs, options)  # type: ignore[misc]
+        if not has_real:
+            return predicted
+        real = self.experimental_local_results(batch.real)  # type: ignore[attr-defined]
+        return tf.nest.map_structure(lambda v: self._drop_padding(v, real), predicted)
 
     def run_step(
         self,

@@ -116,7 +116,9 @@ class CountsRealRows:
         """Adds our part of a batch's loss."""
         ctx = step.current()
         if ctx is not None and ctx.real is not None and sample_weight is not None:
-            sample_weight = tf.reduce_sum(tf.cast(ctx.real, tf.float32))
+            # Rows of the first input, of which there may be several for each of the batch.
+            real = tf.reduce_mean(tf.cast(ctx.real, tf.float32))
+            sample_weight = tf.cast(sample_weight, tf.float32) * real
         return super().update_state(values, sample_weight)  # type: ignore[misc]
 
 

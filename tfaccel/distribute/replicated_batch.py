@@ -5,11 +5,12 @@ each other, keeps them in a queue, or is written for the number of rows in the g
 the first-step check finds that replicas with parts of the batch cannot make one device's numbers,
 each gets the rows of all others first, and the first replica's results count. That is one device's
 step, at one device's speed; what the replicas share is the memory of nothing and the work of the
-input.
+input. `predict` of such a model runs so too, as its rows may depend on each other in `call`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -34,25 +35,57 @@ def gather(data: Any, fraction: tf.Tensor, real: Any) -> tuple[Any, tf.Tensor, t
     Raises:
         StrategyError: for strings, ragged and sparse tensors.
     """
-    ctx = StepContext(fraction, real=real)
+    gathered, block = _gather(data, StepContext(fraction, real=real))
+    first = tf.equal(row_gather.block_number(), 0)
+    return gathered, tf.cast(first, tf.float32), tf.repeat(first, block.total)
+
+
+def predict(fn: Callable[[Any], Any], data: Any, real: Any) -> Any:
+    """What `fn` makes of the rows of all replicas, for our rows; every replica must call.
+
+    Args:
+        fn: a step that returns rows.
+        data: a replica's part of a batch.
+        real: as in `gather`.
+
+    Returns:
+        Our rows of each tensor that has as many rows as the batch.
+
+    Raises:
+        StrategyError: for strings, ragged and sparse tensors.
+    """
+    gathered, block = _gather(data, StepContext(tf.ones([]), real=real))
+    return keras.tree.map_structure(lambda rows: _own_rows(rows, block), fn(gathered))
+
+
+def _gather(data: Any, ctx: StepContext) -> tuple[Any, row_gather.RowBlock]:
+    """The rows of all replicas, and our block of the rows of the batch."""
     flat = keras.tree.flatten(data)
     chosen = [i for i, value in enumerate(flat) if value is not None]
     blocks = row_gather.blocks_of([flat[i] for i in chosen], ctx)
     max_rows = tf.reduce_max(tf.stack([block.total for block in blocks]))
     replicas = tf.distribute.get_strategy().placement.replicas
-    rows = max_rows
+    totals = []
     for i, block in zip(chosen, blocks, strict=True):
         static_rows = flat[i].shape[0]
         gathered_rows = row_gather.gather_rows(flat[i], block, ctx, shared=False)
         # One row that goes with all others has been given to every replica.
         once = (block.total == replicas) & (max_rows > replicas)
         gathered_rows = gathered_rows[: tf.where(once, 1, block.total)]
-        if static_rows is not None and real is None:  # static parts are equal parts
+        if static_rows is not None and ctx.real is None:  # static parts are equal parts
             gathered_rows = tf.ensure_shape(
                 gathered_rows, [static_rows * replicas, *gathered_rows.shape[1:]]
             )
         flat[i] = gathered_rows
-        rows = tf.minimum(rows, tf.where(once, max_rows, block.total))
-    first = tf.equal(row_gather.block_number(), 0)
-    counts = tf.repeat(first, rows)
-    return keras.tree.pack_sequence_as(data, flat), tf.cast(first, tf.float32), counts
+        totals.append(tf.where(once, max_rows, block.total))
+    fewest = tf.argmin(tf.stack(totals))  # other parts have several rows for each of the batch
+    of_batch = [tf.stack(numbers)[fewest] for numbers in zip(*blocks, strict=True)]
+    return keras.tree.pack_sequence_as(data, flat), row_gather.RowBlock(*of_batch)
+
+
+def _own_rows(rows: Any, block: row_gather.RowBlock) -> Any:
+    if not rows.shape.rank:
+        return rows
+    own = row_gather.local_rows(rows, block)
+    # What is no row of the batch (a table, a summary) is the same everywhere.
+    return tf.cond(tf.shape(rows)[0] == block.total, lambda: own, lambda: rows)

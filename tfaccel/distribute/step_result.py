@@ -61,17 +61,18 @@ class StepResult:
         for variable, before, after in changes:
             if id(variable) in of_trackers:
                 continue
+            path = _variable_path(variable)
             if id(variable) in of_metrics:
-                self.metrics[variable.path] = after - before
+                self.metrics[path] = after - before
             elif not np.issubdtype(after.dtype, np.number):
                 continue
             elif id(variable) in of_optimizers:
                 if slots:
-                    self.slots[variable.path] = before, after
+                    self.slots[path] = before, after
             elif _private.tf_variable(variable).trainable:
-                self.weights[variable.path] = before, after
-            elif "seed_generator_state" not in variable.path:
-                self.state[variable.path] = before, after
+                self.weights[path] = before, after
+            elif "seed_generator_state" not in path:
+                self.state[path] = before, after
 
 
 class TracedStep:

@@ -10,6 +10,7 @@ is said once.
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -95,6 +96,36 @@ class HostFallback:
         batches = [on_host(batch) for batch in batches]
         with self._copies.used():
             return function(batches)
+
+
+_functions: weakref.WeakKeyDictionary[Any, tuple[Any, host_copies.HostCopies]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def run_function(function: Any, strategy: Any, reason: str, args: Any, kwargs: Any) -> Any:
+    """Calls a `tf.function` of the user's that uses a mesh and cannot run there.
+
+    Args:
+        function: its own traces are not used, which may hold the mesh.
+        strategy: of the mesh.
+        reason: why it cannot.
+        args: its arguments.
+        kwargs: its keyword arguments.
+    """
+    if function not in _functions:
+        logging.warning(
+            "tfaccel: function %s is not divided over the mesh, since %s; each process computes "
+            "the whole of it on its host.",
+            getattr(function.python_function, "__name__", function),
+            reason,
+        )
+        broadcast = strategy.broadcast if strategy.cluster is not None else None
+        made = tf.function(function.python_function)
+        _functions[function] = made, host_copies.HostCopies(broadcast=broadcast)
+    made, copies = _functions[function]
+    with copies.used():
+        return made(*args, **kwargs)
 
 
 def on_host(batch: Any) -> Any:

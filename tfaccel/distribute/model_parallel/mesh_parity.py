@@ -56,8 +56,10 @@ class MeshParityRun:
     ) -> None:
         self._strategy, self._model = strategy, model
         self._function, self._batch, self._limited = function, batch, limited
-        variables = [*variables_of(model), *reachable_objects(model).variables]
+        reached = reachable_objects(model)
+        variables = [*variables_of(model), *reached.variables, *reached.raw]
         self._variables = list({id(v): v for v in variables if mesh_variables([v])}.values())
+        self._host_variables = [v for v in reached.raw if not mesh_variables([v])]
         self._held = mesh_variables(self._variables)
         self._values: dict[int, np.ndarray] = {}
         self._refuse_large(sum(_bytes(v.dtype, v.shape) for v in self._held))
@@ -139,11 +141,21 @@ class MeshParityRun:
         created = self._strategy.created_variables = []
         saved = [(v, v.stored()) for v in self._held]
         try:
-            yield
+            with self._host_variables_restored():
+                yield
         finally:
             self._strategy.created_variables = None
             for variable, value in [*saved, *created]:
                 variable.store(value)
+
+    @contextlib.contextmanager
+    def _host_variables_restored(self) -> Iterator[None]:
+        saved = [(v, v.numpy()) for v in self._host_variables]
+        try:
+            yield
+        finally:
+            for variable, value in saved:
+                variable.assign(value)
 
     @contextlib.contextmanager
     def _on_host_copies(self) -> Iterator[HostCopies]:
@@ -153,7 +165,11 @@ class MeshParityRun:
         # Read by all processes before: here there may be one alone.
         self._strategy.gathered_values = self._values
         try:
-            with self._strategy.scope(), copies.used(put_back=False):
+            with (
+                self._host_variables_restored(),
+                self._strategy.scope(),
+                copies.used(put_back=False),
+            ):
                 yield copies
         except ParityRunError:
             raise

@@ -14,21 +14,15 @@ from tfaccel.distribute.model_parallel import phase
 
 @contextmanager
 def read_on_host(metrics: list[Any]) -> Iterator[None]:
-    """Holds host values in the place of the variables of `metrics`.
+    """Gives host values for the variables of `metrics`.
 
     An operation that is given a variable itself, as the product in R2Score, reads a DTensor from
     it, which does not go with the host tensors that all else reads.
     """
-    held: list[tuple[Any, str, Any]] = []
-    try:
-        if phase.current() == phase.HOST and tf.executing_eagerly():
-            inner = [each for metric in metrics for each in getattr(metric, "metrics", ())]
-            for metric in [*metrics, *inner]:
-                for name, value in list(vars(metric).items()):
-                    if isinstance(value, keras.Variable):
-                        held.append((metric, name, value))
-                        object.__setattr__(metric, name, tf.constant(value.numpy()))
+    if phase.current() != phase.HOST or not tf.executing_eagerly():
         yield
-    finally:
-        for metric, name, value in held:
-            object.__setattr__(metric, name, value)
+        return
+    variables = {id(v): v for metric in metrics for v in metric.variables}.values()
+    values = [(v, tf.constant(v.numpy())) for v in variables]
+    with keras.StatelessScope(state_mapping=values):
+        yield

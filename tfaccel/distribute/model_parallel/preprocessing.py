@@ -127,13 +127,13 @@ def host_part(model: Any) -> HostPart | None:
     return part
 
 
-def call_model(call: Callable[..., Any], model: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
-    """`call(x)` of a model, which may be given what its host part made of its inputs."""
-    if not _is_cut(x):
-        return call(x, *args, **kwargs)
+def call_model(call: Callable[..., Any], model: Any, *args: Any, **kwargs: Any) -> Any:
+    """`call` of a model, which may be given what its host part made of its inputs."""
+    if not args or not _is_cut(args[0]):
+        return call(*args, **kwargs)
     part = host_part(model)
     assert part is not None
-    return part.on_mesh(x, kwargs.get("training", args[0] if args else None))
+    return part.on_mesh(args[0], kwargs.get("training", args[1] if len(args) > 1 else None))
 
 
 def _is_cut(x: Any) -> bool:

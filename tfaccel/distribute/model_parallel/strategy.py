@@ -17,6 +17,7 @@ from tfaccel.distribute.model_parallel import (
     dtensor_setup,
     fork,
     host_copies,
+    host_fallback,
     indexed_slices,
     mesh_callbacks,
     mesh_model,
@@ -172,6 +173,10 @@ class ModelParallelStrategy(tf.distribute.Strategy):  # type: ignore[misc]
     def reduce(self, reduce_op: Any, value: Any, axis: Any = None) -> Any:
         """Returns `value`, which is the sum and the mean of one."""
         return to_dtensors(value)
+
+    def run_on_host(self, function: Any, reason: str, args: Any, kwargs: Any) -> Any:
+        """Calls a `tf.function` that cannot run on the mesh (`host_fallback.py`)."""
+        return host_fallback.run_function(function, self, reason, args, kwargs)
 
     def on_mesh(self, batch: Any) -> Any:
         """Puts a nest of host tensors on the mesh, rows over the batch axis, if they are not."""

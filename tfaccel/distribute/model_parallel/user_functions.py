@@ -29,6 +29,7 @@ from tensorflow.experimental import dtensor
 
 from tfaccel.distribute import _private
 from tfaccel.distribute.model_parallel import host_transfer, phase
+from tfaccel.distribute.model_parallel.preprocessing import stays_on_host
 
 MESH, PYTHON = "mesh", "python"
 
@@ -198,6 +199,8 @@ def _traced_or_redirected(
 def _redirected(function: Any, strategy: Any, target: str, args: Any, kwargs: Any) -> Any:
     strategy.used = True
     if target == MESH:
+        if (reason := stays_on_host((args, kwargs))) is not None:
+            return strategy.run_on_host(function, reason, args, kwargs)
         return compiled(function.python_function, strategy)(*args, **kwargs)
     before, _thread_state.in_python = _thread_state.in_python, strategy
     try:
