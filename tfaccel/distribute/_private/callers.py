@@ -1,4 +1,4 @@
-"""Who asks: what is read from the frames of the callers.
+"""Who asks: what is read from the calls that led to us (`call_stack.py`).
 
 Keras tells a strategy about a dataset and a step, never about the model, its callbacks, the number
 of steps, or which library reads the number of replicas. Seen with TensorFlow 2.21 and Keras 3.15,
@@ -7,13 +7,14 @@ watched by `tests/distribute/test_private.py` and `tests/model_parallel/test_pri
 
 from __future__ import annotations
 
-import sys
+import itertools
 from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
 
 from tfaccel.distribute._private.keras_trainer import is_trainer
+from tfaccel.distribute.call_stack import Call, calls
 
 __all__ = [
     "Caller",
@@ -64,33 +65,23 @@ def calling_model() -> Caller | None:
     Returns:
         None when it is not Keras's trainer that asks, but a script or a callback.
     """
-    frame = sys._getframe(1)
-    while frame is not None and not _module(frame).startswith("keras."):
-        frame = frame.f_back  # type: ignore[assignment]
-    if frame is None or frame.f_code.co_name != "__init__":  # of Keras's iterator over an epoch
+    outwards = calls()
+    asks = next(filter(_is_keras, outwards), None)
+    if asks is None or asks.function != "__init__":  # of Keras's iterator over an epoch
         return None
-    epoch = frame.f_locals.get("self")
+    epoch = asks.local("self")
     threads = getattr(getattr(epoch, "data_adapter", None), "enqueuer", None)
-    while frame is not None and _module(frame).startswith("keras."):
-        if frame.f_code.co_name in ("fit", "evaluate", "predict"):
-            model = frame.f_locals.get("self")
+    for call in itertools.takewhile(_is_keras, outwards):
+        if call.function in ("fit", "evaluate", "predict"):
+            model, given = call.local("self"), call.local
             if is_trainer(model):
-                given = frame.f_locals.get
-                limits = tuple(given(n) for n in ("steps_per_epoch", "validation_steps", "steps"))
-                method, callbacks = frame.f_code.co_name, given("callbacks")
-                begun = given("epoch_iterator") is not None or _fits(model, frame.f_back)
-                return Caller(model, method, callbacks, threads, epoch, limits, begun)
-        frame = frame.f_back  # type: ignore[assignment]
+                limits = tuple(map(given, ("steps_per_epoch", "validation_steps", "steps")))
+                fits = (c.function == "fit" and c.local("self") is model for c in outwards)
+                begun = given("epoch_iterator") is not None or any(fits)
+                return Caller(
+                    model, call.function, given("callbacks"), threads, epoch, limits, begun
+                )
     return None
-
-
-def _fits(model: keras.Model, frame: Any) -> bool:
-    """Whether `frame` was called, by whatever way, from a `fit` of `model`."""
-    while frame is not None:
-        if frame.f_code.co_name == "fit" and frame.f_locals.get("self") is model:
-            return True
-        frame = frame.f_back
-    return False
 
 
 def building_model() -> Any:
@@ -98,10 +89,9 @@ def building_model() -> Any:
 
     `train_on_batch` asks a strategy for its scope, to build the model, before anything else.
     """
-    frame = sys._getframe(2)
-    if frame.f_code.co_name != "_maybe_symbolic_build" or not _module(frame).startswith("keras."):
-        return None
-    return frame.f_locals.get("self")
+    asks = next(calls(1))
+    builds = asks.function == "_maybe_symbolic_build" and _is_keras(asks)
+    return asks.local("self") if builds else None
 
 
 def compiling_model() -> keras.Model | None:
@@ -110,22 +100,13 @@ def compiling_model() -> keras.Model | None:
     A model on a mesh must be known before its first batch, and the metrics that `compile` makes
     are the last thing of it that a strategy sees.
     """
-    frame = sys._getframe(1)
-    while frame is not None:
-        if frame.f_code.co_name == "compile" and _module(frame).startswith("keras."):
-            model = frame.f_locals.get("self")
-            return model if is_trainer(model) else None
-        frame = frame.f_back  # type: ignore[assignment]
-    return None
+    compiles = (call for call in calls() if call.function == "compile" and _is_keras(call))
+    return _trainer_of(next(compiles, None))
 
 
 def predicting_model() -> Any:
     """The model whose predict function calls `strategy.run`; what it is given is a closure."""
-    frame = sys._getframe(2)
-    while frame is not None and not _module(frame).startswith("keras."):
-        frame = frame.f_back  # type: ignore[assignment]
-    model = frame.f_locals.get("self") if frame is not None else None
-    return model if is_trainer(model) else None
+    return _trainer_of(next(filter(_is_keras, calls(1)), None))
 
 
 def batch_of_step() -> Any:
@@ -137,11 +118,9 @@ def batch_of_step() -> Any:
     Returns:
         None when it is not `fit` or `train_on_batch` that calls.
     """
-    frame: Any = sys._getframe(1)
-    while frame is not None:
-        if frame.f_code.co_name == "function" and _module(frame).endswith("tensorflow.trainer"):
-            return frame.f_locals.get("data")
-        frame = frame.f_back
+    for call in calls():
+        if call.function == "function" and call.module.endswith("tensorflow.trainer"):
+            return call.local("data")
     return None
 
 
@@ -151,20 +130,17 @@ def optimizer_being_made() -> keras.optimizers.Optimizer | None:
     Keras tells a strategy about variables alone, and an optimizer that no model was compiled with
     is seen nowhere else. Its counter is its first variable.
     """
-    frame = sys._getframe(1)
-    while frame is not None and not _module(frame).startswith("keras."):
-        frame = frame.f_back  # type: ignore[assignment]
-    while frame is not None and _module(frame).startswith("keras."):
-        made = frame.f_locals.get("self")
-        if frame.f_code.co_name == "__init__" and isinstance(made, keras.optimizers.Optimizer):
+    outside = itertools.dropwhile(lambda call: not _is_keras(call), calls())
+    for call in itertools.takewhile(_is_keras, outside):
+        made = call.local("self")
+        if call.function == "__init__" and isinstance(made, keras.optimizers.Optimizer):
             return made
-        frame = frame.f_back  # type: ignore[assignment]
     return None
 
 
 def is_called_by_keras() -> bool:
     """Whether Keras calls the method that asks: a step may be a function put on the instance."""
-    return _module(sys._getframe(2)).startswith("keras.")
+    return _is_keras(next(calls(1)))
 
 
 def calling_library() -> str:
@@ -176,10 +152,11 @@ def calling_library() -> str:
     Returns:
         An empty text for the user's code.
     """
-    frame: Any = sys._getframe(2)
-    if frame.f_code.co_name == "num_replicas_in_sync" and frame.f_back is not None:
-        frame = frame.f_back
-    package = _module(frame).partition(".")[0]
+    outwards = calls(1)
+    asks = next(outwards)
+    if asks.function == "num_replicas_in_sync":
+        asks = next(outwards, asks)
+    package = asks.module.partition(".")[0]
     return package if package in ("keras", "tensorflow") else ""
 
 
@@ -189,7 +166,7 @@ def loss_asks() -> bool:
     It does so in `scale_loss_for_distribution` wherever it is called. Keras's trainer reads the
     same property outside of replicas to know how many parts a gathered result has.
     """
-    return _module(sys._getframe(2)).startswith("keras.src.losses.")
+    return next(calls(1)).is_of("keras.src.losses")
 
 
 def asked_without_replica() -> bool:
@@ -198,10 +175,14 @@ def asked_without_replica() -> bool:
     It would then call `merge_call` of the replica that it is in, and there is none. The question
     is `Extended._use_merge_call`, and `strategy_supports_no_merge_call` the public name that asks.
     """
-    frame: Any = sys._getframe(2)
-    asks = frame.f_code.co_name == "strategy_supports_no_merge_call"
+    asks = next(calls(1)).function == "strategy_supports_no_merge_call"
     return bool(asks and tf.distribute.in_cross_replica_context())
 
 
-def _module(frame: Any) -> str:
-    return str(frame.f_globals.get("__name__", ""))
+def _is_keras(call: Call) -> bool:
+    return call.is_of("keras")
+
+
+def _trainer_of(call: Call | None) -> Any:
+    model = call.local("self") if call is not None else None
+    return model if is_trainer(model) else None

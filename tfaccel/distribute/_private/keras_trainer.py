@@ -7,13 +7,14 @@ by `tests/distribute/test_private.py`.
 from __future__ import annotations
 
 import gc
-import sys
 from typing import Any
 
 import keras
 
 # What has `fit` and is no `keras.Model`: a layer of Keras's trainer class, which is not public.
 from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
+
+from tfaccel.distribute.call_stack import calls
 
 __all__ = [
     "BeforeSaving",
@@ -105,10 +106,8 @@ class BuildsFromSteps:
         raise NotImplementedError
 
     def _symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
-        frame: Any = sys._getframe(1)
-        while frame is not None and frame.f_code.co_name == "_maybe_symbolic_build":
-            frame = frame.f_back
-        method = frame.f_code.co_name if frame is not None else ""
+        functions = (call.function for call in calls())
+        method = next((f for f in functions if f != "_maybe_symbolic_build"), "")
         if self.build_for(method, data_batch, False):
             return
         try:
