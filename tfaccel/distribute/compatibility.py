@@ -94,7 +94,13 @@ NAMES: dict[str, tuple[str, ...]] = {
         "experimental_acd_manager",
         "run_independently",
     ),
-    f"{_TF}.framework.ops.Operation": ("_add_control_input", "_control_flow_context"),
+    f"{_TF}.framework.ops.Operation": (
+        "_add_control_input",
+        "_control_flow_context",
+        "_get_attr_bool",
+        "_get_attr_int",
+        "_get_attr_type",
+    ),
     f"{_TF}.ops.resource_variable_ops.BaseResourceVariable": ("_handle",),
     f"{_TF}.trackable.base.Trackable": (
         "_copy_trackable_to_cpu",

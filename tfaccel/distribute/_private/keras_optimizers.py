@@ -6,9 +6,9 @@ Seen with Keras 3.15, watched by `tests/distribute/test_private.py` and, where t
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import keras
@@ -18,6 +18,7 @@ import tensorflow as tf
 from keras.src import backend as keras_backend
 
 from tfaccel.distribute._private.tf_variables import tf_variable
+from tfaccel.distribute.replacements import replaced
 
 __all__ = [
     "BeforeClipping",
@@ -81,17 +82,11 @@ def trained_by(optimizer: Any) -> list[Any]:
     return list(getattr(optimizer, "_trainable_variables", None) or ())
 
 
-@contextlib.contextmanager
-def division_replaced(divide: Callable[[Any, Any, Any], Any]) -> Iterator[None]:
+def division_replaced(divide: Callable[[Any, Any, Any], Any]) -> AbstractContextManager[None]:
     """Keras's operations divide by `divide`, which is given their own division first.
 
     That of Keras 3.15 asks in a `tf.cond` whether the divisor of `tf.IndexedSlices` has a zero, and
     there is no option or class by which to answer; optimizers ask it of what they divide by.
     """
     module = keras_backend.numpy
-    before = module.divide
-    module.divide = functools.partial(divide, before)
-    try:
-        yield
-    finally:
-        module.divide = before
+    return replaced(module, "divide", functools.partial(divide, module.divide))

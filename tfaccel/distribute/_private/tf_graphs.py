@@ -6,8 +6,8 @@ Seen with TensorFlow 2.21, watched by `tests/distribute/test_private.py` and
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import tensorflow as tf
@@ -28,8 +28,11 @@ from tensorflow.python.framework.auto_control_deps import (
     op_is_stateful,
 )
 
+from tfaccel.distribute.replacements import replaced
+
 __all__ = [
     "LARGEST_CONSTANT",
+    "OperationProxy",
     "is_ordered_by_trace",
     "is_pure",
     "leave_unordered",
@@ -87,8 +90,9 @@ def run_after(op: tf.Operation, earlier: tf.Operation) -> None:
     op._add_control_input(earlier)
 
 
-@contextlib.contextmanager
-def operations_replaced(replace: Callable[[Any], list[tf.Tensor] | None]) -> Iterator[None]:
+def operations_replaced(
+    replace: Callable[[Any], list[tf.Tensor] | None],
+) -> AbstractContextManager[None]:
     """Lets `replace` say what is used in place of the outputs of each operation of a graph.
 
     Which operations a step is made of is known where a graph makes them, in `_create_op_internal`,
@@ -106,20 +110,51 @@ def operations_replaced(replace: Callable[[Any], list[tf.Tensor] | None]) -> Ite
         op = plain(self, *args, **kwargs)
         with self.as_default():
             outputs = replace(op)
-        return op if outputs is None else _Replaced(op, outputs)
+        return op if outputs is None else OperationProxy(op, outputs)
 
-    graph._create_op_internal = create
-    try:
-        yield
-    finally:
-        graph._create_op_internal = plain
+    return replaced(graph, "_create_op_internal", create)
 
 
-class _Replaced:
-    """An operation whose outputs are those of others."""
+class OperationProxy:
+    """What the maker of an operation gets, where others were made in its place.
 
-    def __init__(self, op: Any, outputs: list[tf.Tensor]) -> None:
-        self._op, self.outputs = op, outputs
+    Its inputs and attributes are those that were requested, so that the gradient is the one of the
+    operation that was requested: TensorFlow asks the operation for its attributes then, in methods
+    of its own for a number, a type and whether.
+
+    Args:
+        operation: one of those that were made.
+        outputs: the tensors that take the place of its outputs.
+        inputs: those of the operation that was requested, or None where they are the same.
+        attrs: the same of its attributes.
+    """
+
+    def __init__(
+        self, operation: Any, outputs: list[Any], inputs: Any = None, attrs: Any = None
+    ) -> None:
+        self._operation = operation
+        self.outputs = outputs
+        self.inputs = operation.inputs if inputs is None else tuple(inputs)
+        self._attrs = attrs
+
+    def _get_attr_int(self, name: str) -> int:
+        return int(self._attrs[name].i if self._attrs else self._operation._get_attr_int(name))
+
+    def _get_attr_bool(self, name: str) -> bool:
+        return bool(self._attrs[name].b if self._attrs else self._operation._get_attr_bool(name))
+
+    def _get_attr_type(self, name: str) -> tf.DType:
+        if self._attrs:
+            return tf.as_dtype(self._attrs[name].type)
+        return self._operation._get_attr_type(name)
+
+    def get_attr(self, name: str) -> Any:
+        """An attribute; of one that was rewritten, a number, a type or whether."""
+        if not self._attrs:
+            return self._operation.get_attr(name)
+        value = self._attrs[name]
+        held = getattr(value, value.WhichOneof("value"))
+        return tf.as_dtype(held) if value.HasField("type") else held
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._op, name)
+        return getattr(self._operation, name)

@@ -10,6 +10,7 @@ import keras
 import tensorflow as tf
 
 from tfaccel.distribute.model_parallel import phase
+from tfaccel.distribute.replacements import Replacements
 
 
 @contextmanager
@@ -19,16 +20,11 @@ def read_on_host(metrics: list[Any]) -> Iterator[None]:
     An operation that is given a variable itself, as the product in R2Score, reads a DTensor from
     it, which does not go with the host tensors that all else reads.
     """
-    held: list[tuple[Any, str, Any]] = []
-    try:
+    with Replacements() as replacements:
         if phase.current() == phase.HOST and tf.executing_eagerly():
             inner = [each for metric in metrics for each in getattr(metric, "metrics", ())]
             for metric in [*metrics, *inner]:
                 for name, value in list(vars(metric).items()):
                     if isinstance(value, keras.Variable):
-                        held.append((metric, name, value))
-                        object.__setattr__(metric, name, tf.constant(value.numpy()))
+                        replacements.replace(metric, name, tf.constant(value.numpy()))
         yield
-    finally:
-        for metric, name, value in held:
-            object.__setattr__(metric, name, value)
