@@ -20,7 +20,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("strategies", "tfaccel")
-PRIVATE = ROOT / "tfaccel" / "distribute" / "_private.py"
+PRIVATE = ROOT / "tfaccel" / "distribute" / "_private"
 _MARKER = re.compile(r"^<!-- (table|file): (.+?) -->$", re.MULTILINE)
 
 
@@ -58,7 +58,7 @@ def _made(kind: str, what: str) -> str:
     if what == "messages":
         return _messages()
     if what == "private names":
-        return _table(("name", "why it is needed"), private_names())
+        return _private_names()
     raise ValueError(f"<!-- {kind}: {what} --> requests a table that docs/hooks.py does not know")
 
 
@@ -175,9 +175,29 @@ def _messages() -> str:
 # --- Private names ----------------------------------------------------------------------------
 
 
-def private_names() -> list[tuple[str, str]]:
-    """What `_private.py` exports, each with its reason: a docstring, or the comment above it."""
-    source = PRIVATE.read_text("utf-8")
+def private_names() -> dict[str, list[tuple[str, str]]]:
+    """What each module of `_private` exports.
+
+    Returns:
+        By module, pairs of a name and its reason: a docstring, or the comment above an import.
+    """
+    found = {}
+    for path in sorted(PRIVATE.glob("*.py")):
+        if path.name != "__init__.py":
+            found[path.name] = _exported(path.read_text("utf-8"))
+    return found
+
+
+def _private_names() -> str:
+    shown = []
+    for name, rows in private_names().items():
+        text = ast.get_docstring(ast.parse((PRIVATE / name).read_text("utf-8"))) or ""
+        table = _table(("name", "why it is needed"), rows)
+        shown.append(f"### `{name}`\n\n{_cell(_first_sentence(text))}\n\n{table}")
+    return "\n\n".join(shown)
+
+
+def _exported(source: str) -> list[tuple[str, str]]:
     tree, lines = ast.parse(source), source.splitlines()
     reasons: dict[str, str] = {}
     for node in tree.body:

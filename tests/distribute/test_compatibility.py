@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,12 @@ import keras
 import pytest
 
 import tfaccel
-from tfaccel.distribute import compatibility
+from tfaccel.distribute import _private, compatibility
 from tfaccel.errors import StrategyError
 
 ROOT = Path(__file__).parents[2] / "tfaccel"
 FILES = sorted((ROOT / "distribute").rglob("*.py"))
+PRIVATE = ROOT / "distribute" / "_private"
 # Of Python, or ours under a name that is a text.
 OTHERS = {"_", "_averagings", "_exit", "_function", "_getframe", "_mask", "_replace", "_self_"}
 OTHERS |= {"_checks", "_prepared", "_step", "_tfaccel"}
@@ -81,11 +83,27 @@ def test_every_private_name_that_is_used_is_listed() -> None:
 
 def test_private_modules_are_imported_in_one_place_and_listed() -> None:
     found = {path: set(imported(ast.parse(path.read_text()))) for path in FILES}
-    assert [path.name for path, names in found.items() if names] == ["_private.py"]
-    (names,) = (names for names in found.values() if names)
+    assert {path.parent for path, names in found.items() if names} == {PRIVATE}
+    names = set().union(*found.values())
     whole = {f"{o}.{n}" for o, attributes in compatibility.NAMES.items() for n in attributes}
     whole |= set(compatibility.NAMES)
     assert [n for n in names if not any(f"{w}.".startswith(f"{n}.") for w in whole)] == []
+
+
+def test_modules_of_private_names_tell_what_watches_them() -> None:
+    for path in PRIVATE.glob("*.py"):
+        text = " ".join((ast.get_docstring(ast.parse(path.read_text())) or "").split())
+        assert "Seen with" in text, path.name
+        watching = re.findall(r"`(tests/\S+\.py)`", text)
+        assert watching, path.name
+        assert all((ROOT.parent / test).is_file() for test in watching), path.name
+
+
+def test_names_of_every_module_can_be_had_from_the_package() -> None:
+    modules = {path.stem for path in PRIVATE.glob("*.py")} - {"__init__"}
+    names = [name for module in modules for name in getattr(_private, module).__all__]
+    assert sorted(names) == sorted(_private.__all__)
+    assert all(hasattr(_private, name) for name in names)
 
 
 def test_private_methods_that_are_overridden_are_listed() -> None:

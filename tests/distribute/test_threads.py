@@ -96,7 +96,7 @@ def test_a_plain_one_is_read_by_keras_alone() -> None:
 
 
 def test_the_threads_can_be_seen() -> None:
-    """Watches `_private.calling_model().threads` and what `_private.begin_again` does to them."""
+    """Watches `calling_model().threads` of `_private`, and what `restart_threads` does to them."""
     model = under(mirrored(), linear)
     for made, can_begin_again in ((Pages(), True), (Endless(), False)):
         model.evaluate(made, steps=2, verbose=0)

@@ -12,6 +12,7 @@ import pytest
 import tensorflow as tf
 
 from tests.model_parallel.test_training import assert_as_one_device, strategy
+from tfaccel.distribute import _private
 
 pytestmark = [pytest.mark.slow, pytest.mark.child(devices=4)]
 
@@ -276,5 +277,28 @@ def test_a_grouped_convolution_is_called_on_the_host() -> None:
         called = [model(x), model(x, training=True), model(x)]
         loss = model.fit(x, np.ones((5, 6, 4)), verbose=0).history["loss"]
         return [[np.asarray(each) for each in called], loss, np.asarray(model(x))]
+
+    assert_as_one_device(train, rtol=1e-4)
+
+
+def test_layers_are_themselves_again_after_a_step() -> None:
+    x = np.random.default_rng(0).integers(0, 9, (9, 5))
+
+    def train(scope: Any) -> Any:
+        with scope():
+            rnn = keras.layers.SimpleRNN(4, return_sequences=True)
+            layers = [keras.layers.Bidirectional(rnn), keras.layers.Conv1D(4, 2)]
+            layers += [keras.layers.Flatten(), keras.layers.Dense(2, "tanh")]
+            embedding = keras.layers.Embedding(9, 8, mask_zero=True)
+            model = keras.Sequential([keras.Input((5,), dtype="int32"), embedding, *layers])
+            loss = keras.losses.MeanSquaredError()
+            model.compile(keras.optimizers.SGD(0.1), loss, metrics=[keras.metrics.R2Score()])
+        parts = [model, loss, *_private.layers_of(model)]
+        names = ("call", "compute_metrics", "activation", "unroll", "zero_output_for_mask")
+        before = [{n: vars(part).get(n) for n in names} for part in parts]
+        history = model.fit(x, Y[:9], batch_size=8, verbose=0, shuffle=False).history
+        assert [{n: vars(part).get(n) for n in names} for part in parts] == before
+        assert any(each["zero_output_for_mask"] for each in before)
+        return [history["loss"], history["r2_score"], model.get_weights()]
 
     assert_as_one_device(train, rtol=1e-4)

@@ -46,7 +46,7 @@ class FromSteps(_private.BuildsFromSteps):
     _tfaccel_spec: Any = None
 
     def build_for(self, method: str, batch: Any, failed: bool) -> bool:
-        """As `_private.BuildsBySteps`."""
+        """As `_private.BuildsFromSteps`."""
         kind = STEPS.get(method, "")
         if not failed and not _is_custom(self, kind):
             return False

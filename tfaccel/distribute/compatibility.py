@@ -3,7 +3,7 @@
 Public interfaces do not reach all that a strategy must change, and a private name may move with any
 release. `check` is called when a strategy is made: a name that is gone is an error that says so,
 before any step could run without what hangs on it (gradients reduced twice, or not at all).
-`_private.py` says why each is used; `tests/distribute/test_private.py` watches what each does.
+`_private/` says why each is used; `tests/distribute/test_private.py` watches what each does.
 """
 
 from __future__ import annotations
@@ -94,7 +94,13 @@ NAMES: dict[str, tuple[str, ...]] = {
         "experimental_acd_manager",
         "run_independently",
     ),
-    f"{_TF}.framework.ops.Operation": ("_add_control_input", "_control_flow_context"),
+    f"{_TF}.framework.ops.Operation": (
+        "_add_control_input",
+        "_control_flow_context",
+        "_get_attr_bool",
+        "_get_attr_int",
+        "_get_attr_type",
+    ),
     f"{_TF}.ops.resource_variable_ops.BaseResourceVariable": ("_handle",),
     f"{_TF}.trackable.base.Trackable": (
         "_copy_trackable_to_cpu",

@@ -35,6 +35,7 @@ import keras
 import tensorflow as tf
 
 from tfaccel.distribute import _private, sparse, step
+from tfaccel.distribute.replacements import replaced
 from tfaccel.distribute.step_reductions import SCALED_MEAN, SUM
 
 
@@ -81,26 +82,17 @@ def install() -> None:
 _thread_state = threading.local()
 
 
-@contextlib.contextmanager
-def plain_gradients() -> Iterator[None]:
+def plain_gradients() -> contextlib.AbstractContextManager[None]:
     """Leaves gradients to TensorFlow for a while, in this thread."""
-    before = getattr(_thread_state, "inert", False)
-    _thread_state.inert = True
-    try:
-        yield
-    finally:
-        _thread_state.inert = before
+    return replaced(_thread_state, "inert", True)
 
 
 @contextlib.contextmanager
 def recorded() -> Iterator[list[tuple[list[Any], list[Any]]]]:
     """Notes the gradients with respect to variables that this thread takes, as TensorFlow's are."""
-    before = getattr(_thread_state, "seen", None)
-    _thread_state.seen = []
-    try:
-        yield _thread_state.seen
-    finally:
-        _thread_state.seen = before
+    seen: list[tuple[list[Any], list[Any]]] = []
+    with replaced(_thread_state, "seen", seen):
+        yield seen
 
 
 def _local_derivative(method: Callable[..., Any]) -> Callable[..., Any]:

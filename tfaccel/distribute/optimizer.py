@@ -18,6 +18,7 @@ import tensorflow as tf
 from tfaccel.distribute import _private, gradients, step
 from tfaccel.distribute.adapt import adapt
 from tfaccel.distribute.object_graph import reachable_objects
+from tfaccel.distribute.replacements import replaced
 
 _thread_state = threading.local()
 
@@ -55,11 +56,8 @@ class ReduceFirst:
             ctx.recorded.append((list(trainable_variables or ()), grads))
         for part in parts_of(self):
             reduce_first(part, tf.distribute.get_strategy())
-        _thread_state.now = True
-        try:
+        with replaced(_thread_state, "now", True):
             return super().apply(grads, trainable_variables)  # type: ignore[misc]
-        finally:
-            _thread_state.now = False
 
     def global_batch_gradients(self, grads: list[Any]) -> list[Any]:
         """The global batch's gradients, of what a replica's step hands us."""

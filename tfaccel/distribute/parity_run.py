@@ -20,6 +20,7 @@ from tfaccel.distribute.batches import (
     per_replica,
 )
 from tfaccel.distribute.frequency import Frequency
+from tfaccel.distribute.replacements import Replacements
 from tfaccel.distribute.step_reductions import StepReductions
 from tfaccel.distribute.step_result import (
     HostState,
@@ -159,12 +160,10 @@ class ParityRun:
 @contextlib.contextmanager
 def _reduced_in_every_step(strategy: Any) -> Iterator[None]:
     """Sends gradients uncompressed and in every step, without which they are not one device's."""
-    compression, frequency = strategy.gradient_compression, strategy.frequency
-    strategy.gradient_compression, strategy.frequency = None, Frequency()
-    try:
+    with Replacements() as replacements:
+        replacements.replace(strategy, "gradient_compression", None)
+        replacements.replace(strategy, "frequency", Frequency())
         yield
-    finally:
-        strategy.gradient_compression, strategy.frequency = compression, frequency
 
 
 class MovingStatistics:

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfaccel.distribute.replacements import Replacements, replaced
+
 SavedAttributes = list[tuple[dict[str, Any], str, Any]]
 _DATA = (
     tf.Tensor,
@@ -39,10 +41,10 @@ class ReplicaAttributes:
     def __init__(self, objects: Sequence[Any]) -> None:
         self._before = [(vars(o), dict(vars(o))) for o in objects]
         self._first: SavedAttributes | None = None
-        self._builds = [(now, now["build"]) for now, _ in self._before if "build" in now]
-        for now, before in self._before:
+        self._builds = Replacements()
+        for each, (now, before) in zip(objects, self._before, strict=True):
             if "build" in now and not now.get("built", True):
-                now["build"] = _kept(now, before)
+                self._builds.replace(each, "build", _kept(now, before))
 
     def wrap(self, step: Callable[..., Any]) -> Callable[..., Any]:
         """A replica's `step`, which sees what was there before and what it has set itself."""
@@ -58,11 +60,10 @@ class ReplicaAttributes:
                 finally:
                     _restore(changed)
 
-            context.merge_call = merge_call_isolated
             try:
-                return step(*args)
+                with replaced(context, "merge_call", merge_call_isolated):
+                    return step(*args)
             finally:
-                del context.merge_call
                 changed = self._take()
                 self._first = changed if self._first is None else self._first
 
@@ -72,16 +73,12 @@ class ReplicaAttributes:
         """Leaves what the first replica has set, as one device would."""
         if self._first is not None:
             _restore(self._first)
-        self._leave()
+        self._builds.close()
 
     def undo(self) -> None:
         """Takes back what has been set since."""
         self._take()
-        self._leave()
-
-    def _leave(self) -> None:
-        for now, build in self._builds:
-            now["build"] = build
+        self._builds.close()
 
     def _take(self) -> SavedAttributes:
         """The data that have been set, which are taken back."""

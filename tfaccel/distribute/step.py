@@ -10,6 +10,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfaccel.distribute.replacements import replaced
 from tfaccel.distribute.step_reductions import SCALED_MEAN, SUM, WEIGHTED_MEAN, StepReductions
 
 _thread_state = threading.local()
@@ -101,23 +102,13 @@ def current() -> StepContext | None:
 @contextlib.contextmanager
 def entered(step: StepContext) -> Iterator[StepContext]:
     """Makes `step` the current one of this thread (each replica is traced in its own)."""
-    before = current()
-    _thread_state.step = step
-    try:
+    with replaced(_thread_state, "step", step):
         yield step
-    finally:
-        _thread_state.step = before
 
 
-@contextlib.contextmanager
-def as_one_device() -> Iterator[None]:
+def as_one_device() -> contextlib.AbstractContextManager[None]:
     """Makes this thread run plain Keras, on the variables of one replica."""
-    before = on_one_device()
-    _thread_state.independent = True
-    try:
-        yield
-    finally:
-        _thread_state.independent = before
+    return replaced(_thread_state, "independent", True)
 
 
 def on_one_device() -> bool:

@@ -15,6 +15,7 @@ from tensorflow.experimental import dtensor
 from tfaccel.distribute import _private
 from tfaccel.distribute.adapt import adapt
 from tfaccel.distribute.model_parallel import host_transfer, rewrites
+from tfaccel.distribute.replacements import replaced
 
 
 class CapturesOnMesh:
@@ -51,11 +52,9 @@ class CapturesOnMesh:
         return rule(rewrites.Operation(made, inputs, kwargs["attrs"], self._strategy))
 
     def _of_whole(self, operation: Any) -> Any:
-        self._laying_out = True  # what lays operands out is made of operations too
-        try:
+        # What lays operands out is made of operations too.
+        with replaced(self, "_laying_out", True):
             return rewrites.replicate_operands(operation)
-        finally:
-            self._laying_out = False
 
     def _to_mesh(self, tensor: tf.Tensor) -> tf.Tensor:
         with tf.init_scope():

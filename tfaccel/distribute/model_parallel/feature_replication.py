@@ -20,6 +20,7 @@ from tensorflow.experimental import dtensor
 from tfaccel.distribute import _private
 from tfaccel.distribute.model_parallel.axis_relayout import relayout_calls
 from tfaccel.distribute.model_parallel.layout_constraint import constrain_layout
+from tfaccel.distribute.replacements import Replacements
 
 # Between the two dense layers of a pair, and inside attention: these leave divided features so.
 _ELEMENTWISE = (
@@ -72,33 +73,23 @@ def replicated_features(
     """
     rows = functools.partial(_replicate_features, mesh=mesh, rows=_UNCHANGED)
     whole = functools.partial(_replicate_features, mesh=mesh, rows=dtensor.UNSHARDED)
-    changed: list[tuple[Any, str, Any]] = []
-    try:
+    with Replacements() as replacements:
         for layer in _layers_to_replicate(model):
             name = "activation" if isinstance(layer, _ELEMENTWISE) else "call"
-            changed.append((layer, name, layer.__dict__.get(name)))
             activation = getattr(getattr(layer, "activation", None), "__name__", None)
             alone = isinstance(layer, _REPLICATED) or activation in _REPLICATED_ACTIVATIONS
             place = whole if alone else rows
-            object.__setattr__(layer, name, _with_layout(getattr(layer, name), place))
+            replacements.replace(layer, name, _with_layout(getattr(layer, name), place))
         # One instance may be the loss of several outputs.
         for loss in {id(e): e for e in (*_private.compiled_losses(model), *losses)}.values():
-            changed.append((loss, "call", None))
             place = whole if isinstance(loss, keras.losses.CTC) else rows
-            object.__setattr__(loss, "call", _with_layout(loss.call, place))
+            replacements.replace(loss, "call", _with_layout(loss.call, place))
         for layer, call in relayout_calls(model, mesh, model_axis):
-            changed.append((layer, "call", layer.__dict__.get("call")))
-            object.__setattr__(layer, "call", call)
+            replacements.replace(layer, "call", call)
         if isinstance(model, keras.Model):
-            changed.append((model, "compute_metrics", None))
-            object.__setattr__(model, "compute_metrics", _with_layout(model.compute_metrics, rows))
+            metrics = _with_layout(model.compute_metrics, rows)
+            replacements.replace(model, "compute_metrics", metrics)
         yield
-    finally:
-        for layer, name, before in changed:
-            if before is None:
-                object.__delattr__(layer, name)
-            else:
-                object.__setattr__(layer, name, before)
 
 
 def _layers_to_replicate(model: keras.Model) -> list[keras.layers.Layer]:

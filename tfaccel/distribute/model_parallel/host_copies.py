@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from tfaccel.distribute import _private
 from tfaccel.distribute.model_parallel import phase, user_functions
+from tfaccel.distribute.replacements import replaced
 
 
 class HostCopies:
@@ -50,12 +51,8 @@ class HostCopies:
             copy.assign(variable.numpy())
         for variable in self._variables():
             self.of(variable)
-        before, _thread_state.copies = _thread_state.copies, self
-        try:
-            with phase.entered(phase.COPY):
-                yield
-        finally:
-            _thread_state.copies = before
+        with replaced(_thread_state, "copies", self), phase.entered(phase.COPY):
+            yield
         if not put_back:
             return
         assigned = [pair for key, pair in self._copies.items() if key in self._assigned]
@@ -76,15 +73,11 @@ class HostCopies:
 
 
 def _copied(variable: Any) -> tf.Variable:
-    before, _thread_state.copies = _thread_state.copies, None
-    try:
-        with tf.init_scope(), tf.device("/CPU:0"):
-            with phase.entered(phase.HOST):
-                value = variable.numpy()
-            with phase.entered(phase.COPY):
-                return tf.Variable(value, trainable=variable.trainable)
-    finally:
-        _thread_state.copies = before
+    with replaced(_thread_state, "copies", None), tf.init_scope(), tf.device("/CPU:0"):
+        with phase.entered(phase.HOST):
+            value = variable.numpy()
+        with phase.entered(phase.COPY):
+            return tf.Variable(value, trainable=variable.trainable)
 
 
 class _ThreadState(threading.local):

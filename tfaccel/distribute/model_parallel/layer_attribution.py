@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from tfaccel.distribute import _private
 from tfaccel.distribute.differences import is_near
+from tfaccel.distribute.replacements import Replacements
 
 LayerOutputs = dict[str, tf.Tensor]
 
@@ -66,16 +67,10 @@ def first_divergent(model: Any, mesh_outputs: Any, reference: Any, tolerance: fl
 def _outputs_recorded(model: Any, record: Callable[[Any, Any], None]) -> Iterator[None]:
     """Lets `record` see what each layer of `model` returns."""
     layers = [layer for layer in _private.layers_of(model) if layer is not model]
-    before = [(layer, vars(layer).get("call")) for layer in layers]
-    for layer in layers:
-        object.__setattr__(layer, "call", _recording(layer, layer.call, record))
-    try:
+    with Replacements() as replacements:
+        for layer in layers:
+            replacements.replace(layer, "call", _recording(layer, layer.call, record))
         yield
-    finally:
-        for layer, call in before:
-            vars(layer).pop("call", None)
-            if call is not None:
-                object.__setattr__(layer, "call", call)
 
 
 def _recording(layer: Any, call: Any, record: Callable[[Any, Any], None]) -> Callable[..., Any]:

@@ -28,6 +28,7 @@ from tfaccel.distribute.model_parallel.mesh_batches import to_dtensors
 from tfaccel.distribute.model_parallel.metrics import read_on_host
 from tfaccel.distribute.model_parallel.recurrent import unrolled
 from tfaccel.distribute.model_parallel.unsupported import check, remember, with_explained_errors
+from tfaccel.distribute.replacements import replaced
 
 
 class MeshModel:
@@ -196,12 +197,9 @@ def _takes_host_batches(model: Any, kind: str, plain: Any) -> Callable[[Any], An
 
     def made() -> Any:
         """Keras's function once more, to be traced anew."""
-        held = getattr(model, name)
-        try:
+        with replaced(model, name, None):
             getattr(plain, f"make_{name}")(force=True)
             return getattr(model, name)
-        finally:
-            setattr(model, name, held)
 
     first: list[Any] = [function]
 

@@ -25,6 +25,7 @@ from tfaccel.distribute.model_parallel.host_fallback import on_host
 from tfaccel.distribute.model_parallel.layer_attribution import layer_outputs
 from tfaccel.distribute.model_parallel.mesh_batches import to_dtensors
 from tfaccel.distribute.object_graph import reachable_objects
+from tfaccel.distribute.replacements import replaced
 from tfaccel.distribute.step_result import (
     HostState,
     ParityRunError,
@@ -138,13 +139,15 @@ class MeshParityRun:
     @contextlib.contextmanager
     def _variables_restored(self) -> Iterator[None]:
         """Sets the variables of the mesh back to what they are now."""
-        created = self._strategy.created_variables = []
+        created: list[tuple[Any, Any]] = []
         saved = [(v, v.stored()) for v in self._held]
         try:
-            with self._host_variables_restored():
+            with (
+                self._host_variables_restored(),
+                replaced(self._strategy, "created_variables", created),
+            ):
                 yield
         finally:
-            self._strategy.created_variables = None
             for variable, value in [*saved, *created]:
                 variable.store(value)
 
@@ -163,10 +166,11 @@ class MeshParityRun:
         copies, host_state = HostCopies(lambda: self._held), HostState(self._model)
         gradients.install()
         # Read by all processes before: here there may be one alone.
-        self._strategy.gathered_values = self._values
+        values_read = replaced(self._strategy, "gathered_values", self._values)
         try:
             with (
                 self._host_variables_restored(),
+                values_read,
                 self._strategy.scope(),
                 copies.used(put_back=False),
             ):
@@ -176,7 +180,6 @@ class MeshParityRun:
         except Exception as error:
             raise ParityRunError(f"{type(error).__name__}: {error}") from error
         finally:
-            self._strategy.gathered_values = None
             host_state.restore()
 
     def _one_device_step(self, data: Any) -> Any:

@@ -7,8 +7,9 @@ host with copies of the variables.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
+
+from tfaccel.distribute.replacements import replaced
 
 HOST, STEP, UPDATE, COPY = "host", "step", "update", "copy"
 
@@ -25,11 +26,6 @@ def current() -> str:
     return _thread_state.phase
 
 
-@contextmanager
-def entered(phase: str) -> Iterator[None]:
+def entered(phase: str) -> AbstractContextManager[None]:
     """Runs what is inside in `phase`."""
-    before, _thread_state.phase = _thread_state.phase, phase
-    try:
-        yield
-    finally:
-        _thread_state.phase = before
+    return replaced(_thread_state, "phase", phase)

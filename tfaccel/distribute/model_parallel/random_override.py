@@ -13,9 +13,10 @@ from typing import Any
 import tensorflow as tf
 
 from tfaccel.distribute import constant_random
+from tfaccel.distribute._private import OperationProxy
 from tfaccel.distribute.model_parallel.plan import VariablePlan
-from tfaccel.distribute.model_parallel.rewrites.operation import OperationProxy
 from tfaccel.distribute.model_parallel.variable import MeshVariable
+from tfaccel.distribute.replacements import replaced
 
 
 class RandomOverride:
@@ -39,13 +40,13 @@ class RandomOverride:
     @contextmanager
     def enabled(self) -> Iterator[None]:
         """Gives constants in the steps that are first traced inside."""
-        self._enabled, self.random_ops, self.unsupported = True, 0, None
+        self.random_ops, self.unsupported = 0, None
         if self._constants is not None:
             self._constants.assign(1.0)
         try:
-            yield
+            with replaced(self, "_enabled", True):
+                yield
         finally:
-            self._enabled = False
             if self._constants is not None:
                 self._constants.assign(0.0)
 

@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from tfaccel.distribute import _private
 from tfaccel.distribute.model_parallel.unsupported import CannotDivideError
+from tfaccel.distribute.replacements import Replacements
 
 
 @contextmanager
@@ -34,21 +35,14 @@ def unrolled(model: keras.Model) -> Iterator[None]:
         for layer in rolled
         if layer.go_backwards and layer.return_sequences and layer.zero_output_for_mask
     ]
-    for layer in rolled:
-        layer.unroll = True
-    for layer in rolled:
-        object.__setattr__(layer, "call", _of_known_length(layer.call, layer.name))
-    for layer in masked_backwards:
-        layer.zero_output_for_mask = False
-        object.__setattr__(layer, "call", _with_zeroed_steps(layer.call))
-    try:
-        yield
-    finally:
-        for layer in masked_backwards:
-            layer.zero_output_for_mask = True
+    with Replacements() as replacements:
         for layer in rolled:
-            object.__delattr__(layer, "call")
-            layer.unroll = False
+            replacements.replace(layer, "unroll", True)
+            replacements.replace(layer, "call", _of_known_length(layer.call, layer.name))
+        for layer in masked_backwards:
+            replacements.replace(layer, "zero_output_for_mask", False)
+            replacements.replace(layer, "call", _with_zeroed_steps(layer.call))
+        yield
 
 
 def _of_known_length(call: Callable[..., Any], name: str) -> Callable[..., Any]:

@@ -17,6 +17,7 @@ from tensorflow.experimental import dtensor
 
 from tfaccel.distribute.model_parallel import host_transfer
 from tfaccel.distribute.optimizer import optimizers_of
+from tfaccel.distribute.replacements import replaced
 from tfaccel.errors import TfaccelError
 
 
@@ -73,11 +74,8 @@ def _gather_to_chief(model: keras.Model, strategy: Any) -> Iterator[None]:
         value = variable.numpy()
         if strategy.cluster.is_chief:
             values[id(variable)] = value
-    strategy.gathered_values = values
-    try:
+    with replaced(strategy, "gathered_values", values):
         yield
-    finally:
-        strategy.gathered_values = None
 
 
 def broadcast(values: list[Any], cluster: Any, devices: Any) -> list[tf.Tensor]:

@@ -30,6 +30,7 @@ from tensorflow.experimental import dtensor
 from tfaccel.distribute import _private
 from tfaccel.distribute.model_parallel import host_transfer, phase
 from tfaccel.distribute.model_parallel.preprocessing import stays_on_host
+from tfaccel.distribute.replacements import replaced
 
 MESH, PYTHON = "mesh", "python"
 
@@ -134,12 +135,9 @@ def compiled(function: Any, strategy: Any) -> Callable[..., Any]:
     original = cls.__call__._tfaccel_plain
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        before, _thread_state.call = _thread_state.call, None
-        try:
+        with replaced(_thread_state, "call", None):
             placed = strategy.on_mesh_where_tensors((args, kwargs))
             return on_host(original(made, *placed))
-        finally:
-            _thread_state.call = before
 
     return call
 
@@ -176,16 +174,12 @@ def _traced_or_redirected(
             return _redirected(function, strategy, target, args, kwargs)
     leaves = tf.nest.flatten((args, kwargs), expand_composites=False)
     takes_input = any(_is_input_source(leaf) for leaf in leaves)
-    before, _thread_state.call = (
-        _thread_state.call,
-        _Call(takes_input, any(map(_is_host_tensor, leaves))),
-    )
+    outermost = _Call(takes_input, any(map(_is_host_tensor, leaves)))
     try:
-        return on_host(original(*args, **kwargs))
+        with replaced(_thread_state, "call", outermost):
+            return on_host(original(*args, **kwargs))
     except _UsesMeshError as found:
         strategy, target = found.strategy, found.target
-    finally:
-        _thread_state.call = before
     _targets[function] = weakref.ref(strategy), target
     if target == PYTHON:
         logging.info(
@@ -202,11 +196,8 @@ def _redirected(function: Any, strategy: Any, target: str, args: Any, kwargs: An
         if (reason := stays_on_host((args, kwargs))) is not None:
             return strategy.run_on_host(function, reason, args, kwargs)
         return compiled(function.python_function, strategy)(*args, **kwargs)
-    before, _thread_state.in_python = _thread_state.in_python, strategy
-    try:
+    with replaced(_thread_state, "in_python", strategy):
         return function.python_function(*args, **kwargs)
-    finally:
-        _thread_state.in_python = before
 
 
 def _is_keras_function(function: Any) -> bool:

@@ -1,4 +1,4 @@
-"""An operation that is being made, and what stands for it where others are made in its place."""
+"""An operation that is being made, and the layouts of its inputs and outputs."""
 
 from __future__ import annotations
 
@@ -8,53 +8,10 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.experimental import dtensor
 
+from tfaccel.distribute._private import OperationProxy
 from tfaccel.distribute.model_parallel.layout_constraint import relayout
 
 MAX_DIMS = 8  # of a tensor
-
-
-class OperationProxy:
-    """What the maker of an operation gets, where others were made in its place.
-
-    Its inputs and attributes are those that were requested, so that the gradient is the one of the
-    operation that was requested.
-
-    Args:
-        operation: one of those that were made.
-        outputs: the tensors that take the place of its outputs.
-        inputs: those of the operation that was requested, or None where they are the same.
-        attrs: the same of its attributes.
-    """
-
-    def __init__(
-        self, operation: Any, outputs: list[Any], inputs: Any = None, attrs: Any = None
-    ) -> None:
-        self._operation = operation
-        self.outputs = outputs
-        self.inputs = operation.inputs if inputs is None else tuple(inputs)
-        self._attrs = attrs
-
-    def _get_attr_int(self, name: str) -> int:
-        return int(self._attrs[name].i if self._attrs else self._operation._get_attr_int(name))
-
-    def _get_attr_bool(self, name: str) -> bool:
-        return bool(self._attrs[name].b if self._attrs else self._operation._get_attr_bool(name))
-
-    def _get_attr_type(self, name: str) -> tf.DType:
-        if self._attrs:
-            return tf.as_dtype(self._attrs[name].type)
-        return self._operation._get_attr_type(name)
-
-    def get_attr(self, name: str) -> Any:
-        """An attribute; of one that was rewritten, a number, a type or whether."""
-        if not self._attrs:
-            return self._operation.get_attr(name)
-        value = self._attrs[name]
-        held = getattr(value, value.WhichOneof("value"))
-        return tf.as_dtype(held) if value.HasField("type") else held
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._operation, name)
 
 
 class Operation:

@@ -6,7 +6,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfaccel.distribute.model_parallel.rewrites.operation import Operation, OperationProxy
+from tfaccel.distribute._private import OperationProxy
+from tfaccel.distribute.model_parallel.rewrites.operation import Operation
 
 
 def matmul(op: Operation) -> Any:

@@ -7,9 +7,9 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfaccel.distribute._private import OperationProxy
 from tfaccel.distribute.model_parallel.rewrites.operation import (
     Operation,
-    OperationProxy,
     relayout_dims,
 )
 

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfaccel.distribute._private import OperationProxy
 from tfaccel.distribute.model_parallel.rewrites.operation import (
     Operation,
-    OperationProxy,
     is_shape,
     relayout_dims,
 )

@@ -1,0 +1,96 @@
+"""The losses and metrics of a compiled model: which objects they are, and what those are made of.
+
+A model's public attributes hold what the user wrote, or the metrics of all kinds in one list. Seen
+with Keras 3.15, watched by `tests/distribute/test_private.py`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+__all__ = [
+    "additional_losses",
+    "compiled_losses",
+    "compiled_metrics",
+    "loss_tracker",
+    "loss_trackers",
+    "metric_function",
+    "metrics_in",
+    "sum_additional_losses",
+    "wrapped_function",
+]
+
+
+def compiled_losses(model: keras.Model) -> list[keras.losses.Loss]:
+    """The `Loss` objects that `model.compile(loss=...)` made or was given.
+
+    `model.loss` holds what the user wrote (a name, a function, a nest of them); the objects that
+    are called live in the compiled loss alone.
+    """
+    compiled = getattr(model, "_compile_loss", None)
+    flat = getattr(compiled, "_flat_losses", None) or []
+    return [entry[1] for entry in flat if isinstance(entry[1], keras.losses.Loss)]
+
+
+def wrapped_function(loss: keras.losses.Loss) -> tuple[Any, dict[str, Any]]:
+    """The function that a loss is made of, and its options; None for a class with its own `call`.
+
+    Keras wraps its own functions and those of a script in the same class.
+    """
+    return getattr(loss, "fn", None), dict(getattr(loss, "_fn_kwargs", None) or {})
+
+
+def sum_additional_losses(model: keras.Model, summed: Callable[[Any], Any]) -> None:
+    """Has `summed` make the number that one entry of `model.losses` adds to Keras's loss.
+
+    Public is only `compute_loss`, which has summed all of them already. Keras's own number of an
+    entry is its sum.
+    """
+    object.__setattr__(model, "_aggregate_additional_loss", summed)
+
+
+def additional_losses(model: keras.Model) -> Any:
+    """What makes that number now."""
+    return getattr(model, "_aggregate_additional_loss", None)
+
+
+def loss_tracker(model: keras.Model) -> keras.metrics.Mean | None:
+    """The metric in which Keras's steps keep the mean loss; `model.metrics` names it only."""
+    return getattr(model, "_loss_tracker", None)
+
+
+def loss_trackers(model: keras.Model) -> list[keras.metrics.Mean]:
+    """The metrics in which a model of several outputs keeps the loss of each."""
+    return list(getattr(getattr(model, "_compile_loss", None), "metrics", ()))
+
+
+def compiled_metrics(model: keras.Model) -> list[keras.metrics.Metric]:
+    """The metrics of `(y_true, y_pred)` that `model.compile(metrics=...)` was given.
+
+    `model.metrics` holds also those that a custom step updates with values of its own.
+    """
+    compiled = getattr(model, "_compile_metrics", None)
+    return list(compiled.metrics) if compiled is not None else []
+
+
+def metrics_in(metric: Any) -> list[keras.metrics.Metric]:
+    """The metrics that a metric is made of, or those of a compiled container."""
+    return list(getattr(metric, "_metrics", ()))
+
+
+def metric_function(metric: keras.metrics.Metric) -> Callable[[Any, Any], Any] | None:
+    """The function that a metric averages, with its arguments bound; None for another kind.
+
+    Where it returns one number for all rows, who averages it cannot say how many those were.
+    """
+    function = getattr(metric, "_fn", None)
+    if function is None or not isinstance(metric, keras.metrics.MeanMetricWrapper):
+        return None
+    arguments = getattr(metric, "_fn_kwargs", None) or {}
+    if not arguments:
+        return function  # type: ignore[no-any-return]
+    return functools.wraps(function)(functools.partial(function, **arguments))

@@ -1,0 +1,92 @@
+"""Keras's optimizers: their strategy, their variables and slots, and what they accumulate.
+
+Seen with Keras 3.15, watched by `tests/distribute/test_private.py` and, where they divide, by
+`tests/model_parallel/test_private.py`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+# Keras's operations, which its optimizers are written in.
+from keras.src import backend as keras_backend
+
+from tfaccel.distribute._private.tf_variables import tf_variable
+from tfaccel.distribute.replacements import replaced
+
+__all__ = [
+    "BeforeClipping",
+    "accumulation",
+    "adam_slots",
+    "adopt_optimizer",
+    "division_replaced",
+    "optimizer_key",
+    "trained_by",
+]
+
+
+class BeforeClipping:
+    """Mixin for a Keras optimizer that must see gradients once accumulated and not yet clipped.
+
+    Keras accumulates and clips in one method. Inside, the one name that is called between the two,
+    and only in a step that updates, is `_clip_gradients`.
+    """
+
+    def before_clipping(self, grads: list[Any]) -> list[Any]:
+        """What to clip and apply in place of these gradients."""
+        raise NotImplementedError
+
+    def _clip_gradients(self, grads: Any) -> Any:
+        return super()._clip_gradients(self.before_clipping(list(grads)))  # type: ignore[misc]
+
+
+def accumulation(optimizer: Any) -> tuple[Any, list[Any]]:
+    """The count of all steps of `optimizer`, and what it has accumulated for each variable.
+
+    The public `iterations` counts updates, and so does not say whether one is under way.
+    """
+    held = getattr(optimizer, "_accumulated_gradients", None) or []
+    return optimizer._iterations, [v for v in held if v is not None]
+
+
+def adam_slots(optimizer: keras.optimizers.Adam, variable: Any) -> tuple[Any, Any]:
+    """The slots that Adam keeps for a variable; its public list does not say which are whose."""
+    index = optimizer._get_variable_index(variable)
+    return optimizer._momentums[index], optimizer._velocities[index]
+
+
+def adopt_optimizer(optimizer: Any, strategy: tf.distribute.Strategy) -> None:
+    """Ties an optimizer to `strategy`, also one that was made before the scope was entered.
+
+    Keras remembers `tf.distribute.get_strategy()` when the optimizer is constructed and updates
+    variables through it; there is no public way to say it later.
+    """
+    optimizer._distribution_strategy = strategy
+
+
+def optimizer_key(optimizer: Any, variable: keras.Variable) -> Any:
+    """By what `optimizer` knows a variable, in its dicts and sets; None where it cannot."""
+    if tf_variable(variable) is None or not hasattr(optimizer, "_var_key"):
+        return None
+    return optimizer._var_key(variable)
+
+
+def trained_by(optimizer: Any) -> list[Any]:
+    """The variables that `optimizer` was built for; its public `variables` are its own."""
+    return list(getattr(optimizer, "_trainable_variables", None) or ())
+
+
+def division_replaced(divide: Callable[[Any, Any, Any], Any]) -> AbstractContextManager[None]:
+    """Keras's operations divide by `divide`, which is given their own division first.
+
+    That of Keras 3.15 asks in a `tf.cond` whether the divisor of `tf.IndexedSlices` has a zero, and
+    there is no option or class by which to answer; optimizers ask it of what they divide by.
+    """
+    module = keras_backend.numpy
+    return replaced(module, "divide", functools.partial(divide, module.divide))

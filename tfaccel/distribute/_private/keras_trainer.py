@@ -1,0 +1,140 @@
+"""Keras's trainer: what has `fit`, its strategy, its steps, and how it makes variables.
+
+Keras has no hook by which a strategy could learn or say any of this. Seen with Keras 3.15, watched
+by `tests/distribute/test_private.py`.
+"""
+
+from __future__ import annotations
+
+import gc
+from typing import Any
+
+import keras
+
+# What has `fit` and is no `keras.Model`: a layer of Keras's trainer class, which is not public.
+from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
+
+from tfaccel.distribute.call_stack import calls
+
+__all__ = [
+    "BeforeSaving",
+    "BuildsFromSteps",
+    "TensorFlowTrainer",
+    "build_all",
+    "is_keras_function",
+    "is_trainer",
+    "live_trainers_and_optimizers",
+    "set_initial_epoch",
+    "set_strategy",
+    "strategy_at_compile",
+]
+
+
+def is_trainer(instance: Any) -> bool:
+    """Whether `instance` is a layer with `fit`: a model, or of Keras's bare `Trainer`."""
+    return isinstance(instance, keras.layers.Layer) and isinstance(instance, TensorFlowTrainer)
+
+
+def live_trainers_and_optimizers() -> tuple[list[Any], list[Any]]:
+    """All that has `fit`, and all optimizers, of this process; Keras keeps no list of them."""
+    optimizer, layer = keras.optimizers.Optimizer, keras.layers.Layer
+    found: list[Any] = []
+    relevant: dict[type, bool] = {}
+    for each in gc.get_objects():
+        cls = type(each)
+        if (is_wanted := relevant.get(cls)) is None:
+            is_wanted = relevant[cls] = issubclass(cls, (TensorFlowTrainer, optimizer))
+        if is_wanted and hasattr(each, "_tracker"):  # one that is being made has none
+            found.append(each)
+    trainers = [each for each in found if isinstance(each, layer)]
+    return trainers, [each for each in found if isinstance(each, optimizer)]
+
+
+def is_keras_function(fn: Any) -> bool:
+    """Whether `fn` is one of the functions `keras.Model` hands to `strategy.run`.
+
+    `train_step` and `test_step` are bound methods of the model; `predict` passes a closure of
+    Keras's trainer module.
+    """
+    if is_trainer(getattr(fn, "__self__", None)):
+        return getattr(fn, "__name__", "") in ("train_step", "test_step")
+    return str(getattr(fn, "__module__", "")).startswith("keras.")
+
+
+def set_strategy(model: Any, strategy: Any) -> None:
+    """Makes `fit`, `evaluate` and `predict` of a model use `strategy`.
+
+    Keras remembers the strategy in whose scope a model was constructed; public is only the reading.
+    """
+    model._distribute_strategy = strategy
+
+
+def strategy_at_compile(model: Any) -> Any:
+    """The strategy that a model was constructed in; None for none, and `fit` takes the current."""
+    return model._distribute_strategy
+
+
+def build_all(model: keras.Model, x: Any, y: Any) -> None:
+    """Makes the variables of a model, its metrics and its optimizer, as the first batch would.
+
+    Args:
+        model: compiled.
+        x: `keras.KerasTensor`s of a batch.
+        y: the same.
+    """
+    model._symbolic_build(data_batch=(x, y))
+
+
+class BuildsFromSteps:
+    """Mixin for a model whose variables are made before its steps run, and not as Keras does it.
+
+    Under any strategy Keras calls the model on symbolic inputs in `_symbolic_build`, which a model
+    without a `call` cannot stand; there is no public way to leave that out.
+    """
+
+    def build_for(self, method: str, batch: Any, failed: bool) -> bool:
+        """Makes the variables of a step.
+
+        Args:
+            method: `fit`, `evaluate`, `train_on_batch` or `test_on_batch`.
+            batch: what Keras would build from.
+            failed: whether Keras has tried, and could not.
+
+        Returns:
+            Whether it has; else Keras tries, or its error stands.
+        """
+        raise NotImplementedError
+
+    def _symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
+        functions = (call.function for call in calls())
+        method = next((f for f in functions if f != "_maybe_symbolic_build"), "")
+        if self.build_for(method, data_batch, False):
+            return
+        try:
+            super()._symbolic_build(iterator, data_batch)  # type: ignore[misc]
+        except Exception:
+            if not self.build_for(method, data_batch, True):
+                raise
+
+
+def set_initial_epoch(model: keras.Model, epoch: int) -> None:
+    """Makes the running `fit` start at `epoch`, as Keras's BackupAndRestore does."""
+    model._initial_epoch = epoch
+
+
+class BeforeSaving:
+    """Mixin for a Keras callback that may save after any batch.
+
+    Its count of batches differs between a worker that saves and one that does not, so that it
+    cannot say when all shall do something first. `_should_save_on_batch` is where it asks.
+    """
+
+    save_freq: Any
+
+    def due(self, batch: int) -> bool:
+        """Called after each batch when `save_freq` is a number; whether to save now."""
+        raise NotImplementedError
+
+    def _should_save_on_batch(self, batch: int) -> bool:
+        super()._should_save_on_batch(batch)  # type: ignore[misc]  # what it writes of its count
+        return self.save_freq != "epoch" and self.due(batch)

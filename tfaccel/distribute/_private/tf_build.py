@@ -1,0 +1,16 @@
+"""How TensorFlow was built.
+
+Seen with TensorFlow 2.21, watched by `tests/test_onednn.py`.
+"""
+
+from __future__ import annotations
+
+# Whether oneDNN computes is decided when TensorFlow is imported, and told nowhere.
+from tensorflow.python.util._pywrap_util_port import IsMklEnabled
+
+__all__ = ["is_onednn_enabled"]
+
+
+def is_onednn_enabled() -> bool:
+    """Whether oneDNN's kernels compute in this process."""
+    return bool(IsMklEnabled())

@@ -1,0 +1,108 @@
+"""The collectives of `tf.distribute`: their keys, their rings, and two that it does not export.
+
+What starts a replica's collectives, its launcher, counts the keys by which they find those of the
+other replicas. Seen with TensorFlow 2.21, watched by `tests/distribute/test_private.py` and
+`tests/distribute/test_compression.py`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import tensorflow as tf
+
+# Every reduction and gathering of the strategies with replicas goes through this class and its
+# `_launchers`, one for each device; other transports take their place there.
+from tensorflow.python.distribute.cross_device_ops import CollectiveAllReduce
+
+from tfaccel.distribute._private.tf_strategies import MirroredExtended
+
+__all__ = [
+    "CollectiveAllReduce",
+    "all_gather",
+    "all_to_all",
+    "exchange_group_size",
+    "reserve_collective_keys",
+    "use_ring_reduce",
+]
+
+_key_bases = itertools.count(1 << 20, 1 << 10)
+
+
+def reserve_collective_keys(strategy: tf.distribute.Strategy) -> None:
+    """Gives `strategy` collective keys of its own; call it before its Extended is made.
+
+    All strategies of a process start from the same keys, so that the second one's first message
+    meets what is left of the first one's ("Shape mismatch in the collective instance"). Workers
+    make their strategies in the same order, and so agree.
+    """
+    strategy._collective_key_base = next(_key_bases)
+
+
+def use_ring_reduce(extended: MirroredExtended) -> None:
+    """Makes a `MirroredStrategy` reduce in TensorFlow's rings; call it before anything is reduced.
+
+    Inside a function it reduces with collectives of its own, whatever `cross_device_ops` it was
+    given, and those are NCCL's on GPUs (but for logical ones, which NCCL refuses).
+    """
+    options = tf.distribute.experimental.CommunicationOptions(
+        implementation=tf.distribute.experimental.CommunicationImplementation.RING
+    )
+    devices = extended.worker_devices
+    collectives = CollectiveAllReduce(devices, len(devices), options, extended._collective_keys)
+    extended._communication_options = options
+    extended._collective_ops = extended._cross_device_ops = collectives
+
+
+def exchange_group_size() -> int:
+    """With how many replicas `all_to_all` and `all_gather` would exchange; 0 where they cannot.
+
+    They stand in a graph, on CPU devices: eager replicas run one after the other, and what GPUs do
+    has not been seen.
+    """
+    launcher = None if tf.executing_eagerly() else _launcher()
+    if launcher is None or "CPU" not in str(launcher._device).upper():
+        return 0
+    return int(launcher._group_size)
+
+
+def all_to_all(tensor: tf.Tensor) -> tf.Tensor:
+    """Gives row `i` to replica `i`, and returns the rows that all replicas gave to us, in order.
+
+    `tf.distribute` has no such collective. TensorFlow's own needs the keys by which a replica's
+    collectives find those of the others, and these are counted in the launcher.
+
+    Args:
+        tensor: float16, float32, float64, int32 or int64, of as many rows as replicas.
+    """
+    launcher = _launcher()
+    with tf.device(launcher._device):
+        return tf.raw_ops.CollectiveAllToAllV2(
+            input=tensor,
+            group_size=launcher._group_size,
+            group_key=launcher._group_key,
+            instance_key=launcher._next_instance_key(),
+            ordering_token=[launcher._get_ordering_token()],
+            communication_hint=launcher._options.implementation.value.lower(),
+            timeout_seconds=launcher._options.timeout_seconds or 0.0,
+            is_stateless=False,
+        )
+
+
+def all_gather(tensor: tf.Tensor) -> tf.Tensor:
+    """The rows of all replicas, in order; `ReplicaContext.all_gather` would pause the replicas.
+
+    Args:
+        tensor: of the dtypes of `all_to_all`, and of the same shape on every replica.
+    """
+    return _launcher()._all_gather(tensor, None)
+
+
+def _launcher() -> Any:
+    """What starts the collectives of the replica that we are in, or None without any."""
+    context = tf.distribute.get_replica_context()
+    extended = context.strategy.extended
+    collectives = getattr(extended, "_collective_ops", getattr(extended, "_cross_device_ops", None))
+    launchers = getattr(collectives, "_launchers", None)
+    return launchers[context._replica_id] if launchers else None

@@ -1,0 +1,45 @@
+"""`tf.function` and the tapes: a function's traces and options, and whether any tape records.
+
+TensorFlow exports how a function is made, and neither how it is made anew nor what it was made
+with. Seen with TensorFlow 2.21, watched by `tests/distribute/test_private.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+# Whether any tape records; public is only the tape that one holds.
+from tensorflow.python.eager.record import could_possibly_record
+
+__all__ = ["forget_traces", "function_like", "is_function", "is_recording"]
+
+
+def forget_traces(function: Any) -> None:
+    """Makes a `tf.function` trace anew when it is called next.
+
+    Its traces hold the variables that it used then, and TensorFlow has no public way to drop them.
+    `_clone` makes a function of the same options without traces.
+    """
+    if hasattr(function, "_clone"):
+        vars(function).update(vars(function._clone(None)))
+
+
+def is_function(fn: Any) -> bool:
+    """Whether `fn` is a `tf.function` in which TensorFlow would run the replicas.
+
+    Under XLA on GPUs each replica runs its own, with nothing to order.
+    """
+    return isinstance(fn, tf.types.experimental.PolymorphicFunction) and not fn._jit_compile
+
+
+def function_like(function: Any, plain: Callable[..., Any]) -> Any:
+    """A `tf.function` of `plain` with the options of another."""
+    return function._clone(python_function=plain)
+
+
+def is_recording() -> bool:
+    """Whether a tape of this thread may record what is computed now."""
+    return bool(could_possibly_record())

@@ -1,0 +1,81 @@
+"""The variables of TensorFlow, alone and inside a `keras.Variable`: which one is read, and how.
+
+Keras exports a variable's value, and TensorFlow its resource; neither exports which variable holds
+the value, nor which copy of several is read. Seen with TensorFlow 2.21 and Keras 3.15, watched by
+`tests/distribute/test_private.py` and `tests/model_parallel/test_private.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+# A variable of several replicas, for what it is read from outside of them.
+from tensorflow.python.distribute.values import DistributedVariable
+
+__all__ = ["ReadByValue", "handle", "read_here", "set_tf_variable", "tf_variable"]
+
+
+class ReadByValue:
+    """Mixin for a resource variable whose readers shall call `value()`.
+
+    An eager operation reads a resource variable by the handle it finds as `_handle`, and asks
+    nobody. Where `reads_by_value()` holds it finds none, and converts the variable as any other
+    object.
+    """
+
+    _held: Any
+
+    def reads_by_value(self) -> bool:
+        """Whether operations shall not read by themselves now."""
+        raise NotImplementedError
+
+    @property
+    def _handle(self) -> Any:
+        return None if self.reads_by_value() else self._held
+
+    @_handle.setter
+    def _handle(self, handle: Any) -> None:
+        self._held = handle
+
+    @property
+    def handle(self) -> Any:
+        """The handle of the resource."""
+        return self._held
+
+
+def handle(variable: Any) -> tf.Tensor:
+    """The resource of a variable, for an operation that changes it: the replica's own."""
+    held = variable.value if isinstance(variable, keras.Variable) else variable
+    return held.handle
+
+
+def tf_variable(variable: Any) -> Any:
+    """The TensorFlow variable of a `keras.Variable`, or a TensorFlow variable itself.
+
+    None before it is made. The public `value` is a tensor of another dtype inside a layer of mixed
+    precision, and the replica's own inside a replica.
+    """
+    return variable._value if isinstance(variable, keras.Variable) else variable
+
+
+def set_tf_variable(variable: keras.Variable, held: Any) -> None:
+    """Makes a Keras variable, which stays the same object everywhere, hold another variable."""
+    variable._value = held
+
+
+def read_here(source: Any) -> Any:
+    """What a gradient's source is read from where we are.
+
+    Outside of `Strategy.run` a program reads one copy of a variable of several replicas, or a copy
+    on the host of one of a mesh, and a tape records that. TensorFlow asks the variable itself for
+    its handle, which one of replicas has in a replica only.
+    """
+    found = source._value if isinstance(source, keras.Variable) else source
+    if getattr(found, "on_tape", None) is not None:
+        return found.on_tape
+    if isinstance(found, DistributedVariable) and tf.distribute.in_cross_replica_context():
+        return found._get_on_device_or_primary()
+    return source

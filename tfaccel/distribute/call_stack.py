@@ -1,0 +1,64 @@
+"""The calls that led to a function, read from Python's stack.
+
+What Keras does not tell a strategy is read from the functions that call it
+(`_private/callers.py`): all walks over the stack are this one.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+
+class Call:
+    """A function that is running.
+
+    Args:
+        frame: its frame.
+    """
+
+    def __init__(self, frame: FrameType) -> None:
+        self._frame = frame
+
+    @property
+    def function(self) -> str:
+        """Its name, without those of its class and module."""
+        return self._frame.f_code.co_name
+
+    @property
+    def module(self) -> str:
+        """The name of the module that it is written in."""
+        return str(self._frame.f_globals.get("__name__", ""))
+
+    def is_of(self, package: str) -> bool:
+        """Whether it is written in a module inside `package`."""
+        return self.module.startswith(f"{package}.")
+
+    def local(self, name: str) -> Any:
+        """What its argument or local variable of that name holds now; None without one."""
+        return self._frame.f_locals.get(name)
+
+
+def calls(above: int = 0) -> Iterator[Call]:
+    """The calls that led to the function that asks, the innermost first.
+
+    Args:
+        above: how many of them are left out: for 0 the first is that of the function that called
+            the one that asks.
+
+    >>> def asks():
+    ...     return [call.function for call in calls()][:2]
+    >>> def outer():
+    ...     return asks()
+    >>> outer()
+    ['outer', '<module>']
+    """
+    return _outwards(sys._getframe(above + 2))
+
+
+def _outwards(frame: FrameType | None) -> Iterator[Call]:
+    while frame is not None:
+        yield Call(frame)
+        frame = frame.f_back
