@@ -8,13 +8,14 @@ written another one can read, and any other strategy, and one device.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from tfaccel.distribute.files.atomic import begin_folder, beside, inside, replace_folder
+from tfaccel.distribute.files.one_writer import error_of, error_text, tell
 from tfaccel.distribute.optimizer import optimizers_of
 from tfaccel.errors import CheckpointError
 
@@ -45,7 +46,7 @@ def save(model: keras.Model, path: str | os.PathLike[str]) -> None:
         ```
     """
     strategy, folder = model.distribute_strategy, _folder(path)
-    writing = _sibling(folder, "writing")
+    writing = beside(folder, "writing")
     cluster = getattr(strategy, "cluster", None)
     rank, chief = (cluster.rank, cluster.is_chief) if cluster else (0, True)
     names, specs, tensors = [], [], []
@@ -54,14 +55,14 @@ def save(model: keras.Model, path: str | os.PathLike[str]) -> None:
             names.append(name)
             specs.append(_spec(tuple(variable.shape), cut))
             tensors.append(piece)
-    failed = _error_of(lambda: _begin(writing)) if chief else None
+    failed = error_of(lambda: begin_folder(writing)) if chief else None
     _agree(strategy, folder, failed)
-    failed = _error_of(lambda: _write(writing, rank, names, specs, tensors))
+    failed = error_of(lambda: _write(writing, rank, names, specs, tensors))
     # A process that could not write waits with the others, and is found out by what is missing.
     _agree(strategy, folder, failed if chief else None)
     if chief:
         workers = cluster.size if cluster else 1
-        failed = _error_of(lambda: _complete(writing, folder, workers))
+        failed = error_of(lambda: _complete(writing, folder, workers))
     _agree(strategy, folder, failed)
 
 
@@ -75,7 +76,7 @@ def restore(model: keras.Model, path: str | os.PathLike[str]) -> None:
     Raises:
         CheckpointError: when there is none, or it is another model's.
     """
-    prefix = _inside(_folder(path), _NAME)
+    prefix = inside(_folder(path), _NAME)
     try:
         reader = tf.compat.v1.train.NewCheckpointReader(prefix)
         held = reader.get_variable_to_shape_map()
@@ -160,107 +161,46 @@ def _folder(path: str | os.PathLike[str]) -> str:
     return os.fspath(path).rstrip("/")
 
 
-def _inside(folder: str, name: str) -> str:
-    return f"{folder}/{name}"
-
-
-def _sibling(folder: str, kind: str) -> str:
-    """A hidden name next to `folder`.
-
-    >>> _sibling("gs://bucket/run/step-1", "old"), _sibling("step-1", "old")
-    ('gs://bucket/run/.old.step-1', '.old.step-1')
-    """
-    above, slash, name = folder.rpartition("/")
-    return f"{above}{slash}.{kind}.{name}"
-
-
-def _remove(folder: str) -> None:
-    if tf.io.gfile.exists(folder):
-        tf.io.gfile.rmtree(folder)
-
-
-def _move(folder: str, to: str) -> None:
-    if "://" not in folder:
-        tf.io.gfile.rename(folder, to)
-        return
-    # Not every remote filesystem has folders that could be renamed.
-    tf.io.gfile.makedirs(to)
-    for name in tf.io.gfile.listdir(folder):
-        tf.io.gfile.rename(_inside(folder, name), _inside(to, name))
-    _remove(folder)
-
-
-def _begin(writing: str) -> None:
-    """Makes an empty folder, also where a run that was killed has left one."""
-    _remove(writing)
-    tf.io.gfile.makedirs(writing)
-
-
 def _write(writing: str, rank: int, names: list[str], specs: list[str], tensors: list[Any]) -> None:
     """Writes what this process has, and then that it has done so."""
     if names:
         with tf.device("/CPU:0"):
             tf.raw_ops.SaveV2(
-                prefix=_inside(writing, f"part-{rank:05d}"),
+                prefix=inside(writing, f"part-{rank:05d}"),
                 tensor_names=names,
                 shape_and_slices=specs,
                 tensors=tensors,
             )
-    with tf.io.gfile.GFile(_inside(writing, f"done-{rank:05d}"), "w") as file:
+    with tf.io.gfile.GFile(inside(writing, f"done-{rank:05d}"), "w") as file:
         file.write("")
 
 
 def _complete(writing: str, folder: str, workers: int) -> None:
     """Merges the parts, and puts the folder where it belongs."""
-    done = [_inside(writing, f"done-{rank:05d}") for rank in range(workers)]
+    done = [inside(writing, f"done-{rank:05d}") for rank in range(workers)]
     missing = [str(rank) for rank, file in enumerate(done) if not tf.io.gfile.exists(file)]
     if missing:
         raise OSError(f"nothing came of worker {', '.join(missing)}")
     for file in done:
         tf.io.gfile.remove(file)
     parts = sorted(
-        p.removesuffix(".index") for p in tf.io.gfile.glob(_inside(writing, "part-*.index"))
+        p.removesuffix(".index") for p in tf.io.gfile.glob(inside(writing, "part-*.index"))
     )
     tf.raw_ops.MergeV2Checkpoints(
         checkpoint_prefixes=parts,
-        destination_prefix=_inside(writing, _NAME),
+        destination_prefix=inside(writing, _NAME),
         delete_old_dirs=False,
     )
-    old = _sibling(folder, "old")
-    _remove(old)
-    if tf.io.gfile.exists(folder):
-        _move(folder, old)
-    _move(writing, folder)
-    _remove(old)
-
-
-def _error_of(work: Callable[[], None]) -> Exception | None:
-    """What `work` failed of."""
-    try:
-        work()
-    except Exception as error:
-        return error
-    return None
-
-
-_MESSAGE_BYTES = 200  # of an error, which all processes hear
+    replace_folder(writing, folder)
 
 
 def _agree(strategy: Any, folder: str, failed: Exception | None) -> None:
     """Waits for the other processes; all raise what the chief has failed of, and each its own."""
-    says = _error_text(failed) if failed is not None else ""
-    if getattr(strategy, "cluster", None) is not None:
-        sent = np.zeros(_MESSAGE_BYTES, np.int32)
-        codes = [ord(c) for c in says[:_MESSAGE_BYTES]]
-        sent[: len(codes)] = codes
-        (heard,) = strategy.broadcast([sent])
-        says = says or "".join(chr(c) for c in np.asarray(heard) if c)
-    if says:
+    failure = tell(strategy, failed)
+    if failed is not None:
+        failure = error_text(failed)
+    if failure:
         raise CheckpointError(
-            f"tfaccel: the checkpoint {folder} was not written ({says}), expected a folder that "
+            f"tfaccel: the checkpoint {folder} was not written ({failure}), expected a folder that "
             "every worker can write to."
         ) from failed
-
-
-def _error_text(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {getattr(error, 'message', error)}".split())

@@ -14,7 +14,6 @@ from tfaccel.distribute.batches import (
     Batches,
     Sharded,
     ShardedWithEmpty,
-    _prefetch,
     absent_to_none,
     shard_host_batch,
 )
@@ -121,18 +120,6 @@ def test_none_is_a_distributed_value_until_the_step(partial_batch: str, sizes: l
         named, weights = absent_to_none(batch.data)
         assert named["a"] is weights is None
         assert named["b"] is batch.data[0]["b"]
-
-
-def test_accelerators_get_a_batch_while_they_work_on_the_one_before() -> None:
-    started: list[int] = []
-
-    def source() -> Iterator[int]:
-        for batch in range(3):
-            started.append(batch)
-            yield batch
-
-    seen = [(batch, list(started)) for batch in _prefetch(source())]
-    assert seen == [(0, [0, 1]), (1, [0, 1, 2]), (2, [0, 1, 2])]
 
 
 @pytest.mark.parametrize(

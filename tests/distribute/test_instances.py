@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 import pickle
 import random
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -19,10 +21,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfaccel.distribute import _private, chief_callbacks, dataset_cache, random_state
+from tfaccel.distribute import _private, dataset_cache, random_state
 from tfaccel.distribute.adapt import adapt
+from tfaccel.distribute.files import file_callbacks, model_files
+from tfaccel.distribute.files.one_writer import on_chief
 from tfaccel.distribute.loss import GlobalBatchLoss
 from tfaccel.distribute.optimizer import ReduceFirst, optimizers_of, reduce_first
+from tfaccel.errors import TfaccelError
 
 
 def test_an_adapted_optimizer_is_saved_as_keras_own() -> None:
@@ -73,20 +78,32 @@ def test_every_optimizer_of_a_model_is_found() -> None:
     assert names == ["Adam", "Lion", "SGD"]
 
 
-def strategy(rank: int) -> Any:
-    return SimpleNamespace(cluster=SimpleNamespace(is_chief=rank == 0))
+def strategy(rank: int, sent: list[Any] | None = None) -> Any:
+    """A worker of replicas; the chief's messages go to `sent`, and come from it to the others."""
+    messages: list[Any] = [] if sent is None else sent
+
+    def summed(tensors: list[tf.Tensor]) -> list[tf.Tensor]:
+        if rank == 0:
+            messages.append(tensors)
+        return messages.pop(0) if rank and messages else tensors
+
+    return SimpleNamespace(
+        cluster=SimpleNamespace(is_chief=rank == 0, rank=rank, size=2),
+        holds_whole_variables=True,
+        sum_over_workers=summed,
+        gathered_for_file=lambda model: contextlib.nullcontext(),
+    )
 
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_only_the_chief_writes_a_log(rank: int, tmp_path: Path) -> None:
     log = keras.callbacks.CSVLogger(str(tmp_path / "log.csv"))
-    chief_callbacks.write_on_chief([log], strategy(rank))
+    file_callbacks.write_on_chief([log], strategy(rank))
     log.set_model(keras.Sequential([keras.Input((1,))]))
     log.on_train_begin()
     log.on_epoch_end(0, {"loss": 1.0})
     assert (tmp_path / "log.csv").exists() == (rank == 0)
-    if rank == 0:
-        log.csv_file.close()
+    log.on_train_end()
 
 
 def test_writers_are_found_however_they_are_given(tmp_path: Path) -> None:
@@ -96,47 +113,121 @@ def test_writers_are_found_however_they_are_given(tmp_path: Path) -> None:
     alone, listed, nested, contained = fresh(), fresh(), fresh(), fresh()
     backup = keras.callbacks.BackupAndRestore(str(tmp_path))
     other = keras.callbacks.EarlyStopping()
-    chief_callbacks.write_on_chief(None, strategy(0))
-    chief_callbacks.write_on_chief(alone, strategy(0))
-    chief_callbacks.write_on_chief([listed, other, (nested, backup)], strategy(0))
-    chief_callbacks.write_on_chief(keras.callbacks.CallbackList([contained]), strategy(0))
-    assert all(
-        isinstance(c, chief_callbacks.ChiefWrites) for c in (alone, listed, nested, contained)
-    )
-    assert isinstance(backup, chief_callbacks.ChiefBacksUp)
+    file_callbacks.write_on_chief(None, strategy(0))
+    file_callbacks.write_on_chief(alone, strategy(0))
+    file_callbacks.write_on_chief([listed, other, (nested, backup)], strategy(0))
+    file_callbacks.write_on_chief(keras.callbacks.CallbackList([contained]), strategy(0))
+    assert all(isinstance(c, file_callbacks.ChiefSaves) for c in (alone, listed, nested, contained))
+    assert isinstance(backup, file_callbacks.ChiefBacksUp)
     assert type(other) is keras.callbacks.EarlyStopping
 
 
+def small() -> keras.Model:
+    return keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+
+
+def test_what_the_chief_fails_of_is_every_worker_s_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    sent: list[Any] = []
+
+    def save(rank: int) -> None:
+        checkpoint = keras.callbacks.ModelCheckpoint(str(tmp_path / "file" / "x.keras"))
+        file_callbacks.write_on_chief(checkpoint, strategy(rank, sent))
+        checkpoint.set_model(small())
+        checkpoint.on_epoch_end(0, {"loss": 1.0})
+
+    with pytest.raises(NotADirectoryError):
+        save(0)
+    assert len(sent) == 1
+    with pytest.raises(TfaccelError, match=r"worker 0 could not run ModelCheckpoint, .*NotADirect"):
+        save(1)
+
+
+def test_a_save_within_the_chief_s_turn_waits_for_nobody(tmp_path: Path) -> None:
+    sent: list[Any] = []
+    model, chief = small(), strategy(0, sent)
+    model_files.write_by_policy(model, chief)
+    on_chief(chief, "save", lambda: model.save_weights(tmp_path / "m.weights.h5"))
+    assert (tmp_path / "m.weights.h5").exists()
+    assert len(sent) == 1, "all that is said is that it is done"
+
+
 def test_a_file_is_replaced_in_one_step(tmp_path: Path) -> None:
-    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
-    chief_callbacks.save_atomically(model, rank=1)
-    chief_callbacks.save_atomically(model, rank=1)
     path, seen = tmp_path / "m.weights.h5", []
     path.write_text("the old file")
-    write = model.save_weights.__wrapped__
 
-    def slow(filepath: str, overwrite: bool) -> None:
-        write(filepath, overwrite=overwrite)
-        seen.append((Path(filepath).name, path.read_text()))
+    class Watched(keras.Sequential):  # type: ignore[misc]
+        def save_weights(self, filepath: Any, overwrite: bool = True, **kwargs: Any) -> None:
+            super().save_weights(filepath, overwrite=overwrite, **kwargs)
+            seen.append((Path(filepath).relative_to(tmp_path).as_posix(), path.read_text()))
 
-    replaced = chief_callbacks._atomic_writer(slow, rank=1)
-    replaced(path)
-    assert seen == [(".rank1.m.weights.h5", "the old file")]
+    model = Watched([keras.Input((2,)), keras.layers.Dense(1)])
+    model_files.write_by_policy(model, strategy(1))
+    model_files.write_by_policy(model, strategy(1))
+    model.save_weights(path)
+    assert seen == [(".rank1.m.weights.h5/m.weights.h5", "the old file")]
     assert [p.name for p in tmp_path.iterdir()] == ["m.weights.h5"]
     model.load_weights(path)
     model.save(tmp_path / "m.keras")
-    assert keras.models.load_model(tmp_path / "m.keras").count_params() == 3
+    model = keras.models.load_model(tmp_path / "m.keras", custom_objects={"Watched": Watched})
+    assert model.count_params() == 3
+
+
+def test_folders_and_files_in_parts_are_replaced_too(tmp_path: Path) -> None:
+    """By workers in turn, which share a disk; the second finds what the first has written."""
+    for rank, value in ((0, 1.0), (1, 2.0)):
+        model = small()
+        model_files.write_by_policy(model, strategy(rank))
+        model.set_weights([np.full(w.shape, value) for w in model.get_weights()])
+        model.export(str(tmp_path / "new" / "exported") + "/", verbose=False)
+        model.save(tmp_path / "folder", zipped=False)
+        model.save_weights(tmp_path / "parts.weights.json", max_shard_size=1)
+    names = ["folder", "new", "parts.weights.json", "parts_00000.weights.h5"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == names
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["exported"]
+    exported = tf.saved_model.load(str(tmp_path / "new" / "exported"))
+    assert exported.serve(tf.ones((1, 2))).numpy().tolist() == [[6.0]]
+    again = small()
+    again.load_weights(tmp_path / "parts.weights.json")
+    for held in (again, keras.models.load_model(tmp_path / "folder")):
+        assert [float(w.min()) for w in held.get_weights()] == [2.0, 2.0]
+
+
+def test_a_path_that_keras_refuses_is_named_as_it_was_given(tmp_path: Path) -> None:
+    model = small()
+    model_files.write_by_policy(model, strategy(0))
+    with pytest.raises(ValueError, match="filepath=" + re.escape(str(tmp_path / "m.what"))):
+        model.save(tmp_path / "m.what")
+
+
+def test_a_file_that_is_there_is_kept_by_all_workers(tmp_path: Path) -> None:
+    path, sent = tmp_path / "m.keras", []  # type: ignore[var-annotated]
+    path.write_text("the old file")
+    for rank in (0, 1):
+        model = small()
+        model_files.write_by_policy(model, strategy(rank, sent))
+        with pytest.raises(FileExistsError, match="is there already and overwrite=False"):
+            model.save(path if rank == 0 else tmp_path / "not there on its disk.keras", False)
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [(path.name, "the old file")]
 
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_only_the_chief_writes_to_a_remote_path(rank: int) -> None:
-    written = []
+    written: list[str] = []
 
-    def write(filepath: str, overwrite: bool) -> None:
-        written.append(filepath)
+    class Watched(keras.Sequential):  # type: ignore[misc]
+        def save(self, filepath: Any, overwrite: bool = True, **_: Any) -> None:
+            written.append(filepath)
 
-    chief_callbacks._atomic_writer(write, rank)("gs://bucket/m.keras")
-    assert written == (["gs://bucket/m.keras"] if rank == 0 else [])
+        def export(self, filepath: Any, **_: Any) -> None:
+            written.append(filepath)
+
+    model = Watched([keras.Input((2,)), keras.layers.Dense(1)])
+    model_files.write_by_policy(model, strategy(rank))
+    model.save("gs://bucket/m.keras")
+    model.export("gs://bucket/exported")
+    expected = ["gs://bucket/m.keras", "gs://bucket/exported"]
+    assert written == (expected if rank == 0 else [])
 
 
 def test_each_worker_has_a_cache_of_its_own(tmp_path: Path) -> None:
@@ -160,12 +251,15 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path)
     path = tmp_path / "m.weights.h5"
     path.write_text("the old file")
 
-    def full(filepath: str, overwrite: bool) -> None:
-        Path(filepath).write_text("half")
-        raise OSError("disk full")
+    class Full(keras.Sequential):  # type: ignore[misc]
+        def save_weights(self, filepath: Any, overwrite: bool = True, **_: Any) -> None:
+            Path(filepath).write_text("half")
+            raise OSError("disk full")
 
+    model = Full([keras.Input((2,)), keras.layers.Dense(1)])
+    model_files.write_by_policy(model, strategy(0))
     with pytest.raises(OSError, match="disk full"):
-        chief_callbacks._atomic_writer(full, rank=0)(path)
+        model.save_weights(path)
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [(path.name, "the old file")]
 
 

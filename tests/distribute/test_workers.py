@@ -15,8 +15,9 @@ import tensorflow as tf
 import tfaccel
 from tests.distribute.watched import data, linear
 from tfaccel.distribute import dataset_consistency
-from tfaccel.distribute.chief_callbacks import ChiefBacksUp, broadcast
-from tfaccel.errors import InputError
+from tfaccel.distribute.broadcast import broadcast, broadcast_text
+from tfaccel.distribute.files.file_callbacks import ChiefBacksUp
+from tfaccel.errors import InputError, TfaccelError
 
 pytestmark = pytest.mark.child(workers=2, group="pairs")
 
@@ -174,6 +175,66 @@ def test_every_worker_saves_a_whole_file(tmp_path: Any) -> None:
     again = keras.models.load_model(tmp_path / "model.keras")
     for mine, loaded in zip(model.get_weights(), again.get_weights(), strict=True):
         np.testing.assert_array_equal(mine, loaded)
+
+
+def test_only_the_chief_s_callbacks_write(tmp_path: Any) -> None:
+    with strategy().scope():
+        model = linear()
+    board = keras.callbacks.TensorBoard(tmp_path / "board", histogram_freq=1, update_freq=1)
+    log = keras.callbacks.CSVLogger(tmp_path / "log.csv")
+    kept = keras.callbacks.ModelCheckpoint(tmp_path / "kept" / "{batch}.keras", save_freq=3)
+    given = {"batch_size": 4, "validation_data": data(8), "verbose": 0, "epochs": 2}
+    model.fit(*data(8), callbacks=[board, log, kept], **given)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    if strategy().placement.rank:
+        assert names == []
+        return
+    assert names == ["board", "kept", "log.csv"]
+    assert len((tmp_path / "log.csv").read_text().splitlines()) == 3
+    assert [path.name for path in (tmp_path / "kept").iterdir()] == ["1.keras"]
+    for part in ("train", "validation"):
+        assert len(list((tmp_path / "board" / part).glob("events*"))) == 1
+    assert board.log_dir == str(tmp_path / "board")
+
+
+def test_what_the_chief_cannot_write_is_every_worker_s_error(tmp_path: Any) -> None:
+    chief = strategy().placement.rank == 0
+    (tmp_path / "file").write_text("no folder")
+    path = tmp_path / "file" / "x.keras" if chief else tmp_path / "x.keras"
+    with strategy().scope():
+        model = linear()
+
+    def fit(callback: Any) -> None:
+        model.fit(*data(8), batch_size=4, epochs=2, verbose=0, callbacks=[callback])
+
+    writers = {
+        "ModelCheckpoint": (lambda: fit(keras.callbacks.ModelCheckpoint(path)), 2),
+        "run ModelChe": (lambda: fit(keras.callbacks.ModelCheckpoint(path, save_freq=1)), 1),
+        "BackupAndRestore": (lambda: fit(keras.callbacks.BackupAndRestore(path, 1)), 1),
+        "TensorBoard": (lambda: fit(keras.callbacks.TensorBoard(path)), 0),
+        "write nowhere://bucket/x.keras": (lambda: model.save("nowhere://bucket/x.keras"), 0),
+    }
+    for says, (write, steps) in writers.items():
+        before = int(model.optimizer.iterations.numpy())
+        expected: Any = (OSError, tf.errors.OpError) if chief else TfaccelError
+        with pytest.raises(expected, match=None if chief else f"worker 0 could not .*{says}"):
+            write()
+        assert int(model.optimizer.iterations.numpy()) == before + steps, says
+    fit(keras.callbacks.Callback())  # the job goes on, with all messages taken
+
+
+def test_workers_may_export_to_one_folder(tmp_path: Any) -> None:
+    with strategy().scope():
+        model = linear()
+    model.fit(*data(8), batch_size=4, verbose=0)
+    shared = tmp_path.parent if strategy().placement.rank else tmp_path
+    folder = broadcast_text(strategy(), str(shared)) + "/exported"
+    for _ in range(2):
+        model.export(folder, verbose=False)
+    broadcast(strategy(), [np.int32(0)])  # the other one may be about to replace it
+    exported = tf.saved_model.load(folder)
+    served = exported.serve(data(8)[0])
+    np.testing.assert_allclose(served, model.predict(data(8)[0], verbose=0), rtol=1e-5)
 
 
 def shards(number: int, rows: int = 4) -> tf.data.Dataset:

@@ -11,17 +11,20 @@ import contextlib
 import json
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 
 import tfaccel
 from tests.model_parallel.test_mesh_check import Reverses
 from tfaccel.distribute.model_parallel import rewrites
-from tfaccel.errors import CheckError
+from tfaccel.errors import CheckError, TfaccelError
 
+EVERY_TWO: Any = {"save_freq": 2, "save_weights_only": True}
 X = np.random.default_rng(0).normal(size=(32, 8)).astype("float32")
 Y = np.arange(32) % 4
 
@@ -74,12 +77,35 @@ def write(folder: str, scope: Any) -> dict[str, Any]:
     if os.environ.get("TF_CONFIG") is None:  # of several processes, each would write all of it
         checkpoint.write(f"{folder}/checkpoint")
     backup = keras.callbacks.BackupAndRestore(f"{folder}/backup")
+    written = [
+        keras.callbacks.ModelCheckpoint(f"{folder}/kept/{{epoch}}.keras"),
+        keras.callbacks.ModelCheckpoint(f"{folder}/kept/{{batch}}.weights.h5", **EVERY_TWO),
+        keras.callbacks.TensorBoard(f"{folder}/board", histogram_freq=1),
+        keras.callbacks.CSVLogger(f"{folder}/log.csv"),
+    ]
     with contextlib.suppress(KeyboardInterrupt):
-        fit(model, epochs=5, initial_epoch=1, callbacks=[backup, Stop()])
+        fit(model, epochs=5, initial_epoch=1, callbacks=[backup, *written, Stop()])
     said: dict[str, Any] = {"third epoch": go_on(model)}
     if os.environ.get("TF_CONFIG") is not None:
+        fails_everywhere(model, folder)
         said["refused"] = refused(scope)
     return said
+
+
+def fails_everywhere(model: keras.Model, folder: str) -> None:
+    """What the chief cannot write is an error on every process, and the job goes on."""
+    (Path(folder) / "kept" / "file").touch()
+    path = f"{folder}/kept/file/x"
+    writers = [
+        lambda: model.save(f"{path}.keras"),
+        lambda: model.export(path, verbose=False),
+        lambda: fit(model, callbacks=[keras.callbacks.ModelCheckpoint(f"{path}.keras")]),
+        lambda: fit(model, callbacks=[keras.callbacks.BackupAndRestore(path)]),
+    ]
+    chief = tfaccel.is_chief(model.distribute_strategy)
+    for write in writers:
+        with pytest.raises(OSError if chief else TfaccelError, match="" if chief else "worker 0 c"):
+            write()
 
 
 def refused(scope: Any) -> str:

@@ -50,6 +50,9 @@ def test_what_is_written_here_is_read_there(written_by: str, tmp_path: Path) -> 
     names = {path.name for path in folder.iterdir()}
     assert {"model.keras", "model.weights.h5", "exported", "sharded", "backup"} <= names
     assert not [name for name in names if name.startswith(".")], "a half-written file is left"
+    kept = {path.name for path in (folder / "kept").iterdir()} - {"file"}
+    assert kept == {"2.keras", "2.weights.h5"}, "two steps, before the epoch ended"
+    assert len(list((folder / "board" / "train").glob("events*"))) == 1, "the chief logs alone"
     for number, (reader, processes) in enumerate(readers):
         copy = tmp_path / f"read{number}"
         shutil.copytree(folder, copy)

@@ -1,4 +1,10 @@
-"""Framing of the rendezvous: a magic word, a length and so many bytes."""
+"""Framing of the rendezvous: a magic word, a length and so many bytes.
+
+`multiprocessing.connection` would not do: its `accept` and `recv_bytes` wait without a deadline for
+a peer that connects and sends nothing, or half a frame, while rank 0 serves all ranks in one
+selector, until a deadline, at a port that any program may reach. Its `send` and `recv` are pickles,
+which such a program must not have loaded here; JSON after a magic word cannot run code.
+"""
 
 from __future__ import annotations
 

@@ -21,6 +21,7 @@ from tfaccel.distribute.batch_sharding import (
     static_row_count,
     uneven,
 )
+from tfaccel.distribute.read_ahead import read_ahead
 
 # Stands for None in a batch on its replicas. Keras must find a distributed value in every leaf
 # before it asks the strategy for a batch's shapes, and a plain None is none.
@@ -168,7 +169,8 @@ class Batches(BatchIterable):
             elements = dataset_consistency.end_together(elements, self._length, self._all_gather)
         batches = (b for element in elements if (b := self._place(*element)) is not None)
         copies = any("CPU" not in device.upper() for device in self._devices)
-        return _prefetch(batches) if copies and self._threads is None else batches
+        ahead = copies and self._threads is None
+        return read_ahead(batches, in_thread=False) if ahead else batches
 
     def _place(
         self, parts: tuple[Any, ...], fractions: tf.Tensor, rows: tf.Tensor, said: Any = ()
@@ -216,17 +218,6 @@ def _elements(source: Iterator[Any]) -> Iterator[Any]:
         yield from source
     except tf.errors.InvalidArgumentError as error:
         raise sharding_error(error) from None
-
-
-def _prefetch(batches: Iterator[Any]) -> Iterator[Any]:
-    """Starts the copies of the next batch before the current one is used."""
-    ready = None
-    for batch in batches:
-        if ready is not None:
-            yield ready
-        ready = batch
-    if ready is not None:
-        yield ready
 
 
 def _copy_to_device(tensor: Any, device: str) -> Any:

@@ -135,14 +135,8 @@ NAMES: dict[str, tuple[str, ...]] = {
     f"{_KERAS}.losses.losses.LossFunctionWrapper": ("_fn_kwargs", "fn"),
     f"{_KERAS}.metrics.metric.Metric": ("_variables",),
     f"{_KERAS}.metrics.reduction_metrics.MeanMetricWrapper": ("_fn", "_fn_kwargs"),
-    f"{_KERAS}.callbacks.model_checkpoint.ModelCheckpoint": (
-        "_save_model",
-        "_should_save_on_batch",
-    ),
-    f"{_KERAS}.callbacks.backup_and_restore.BackupAndRestore": (
-        "_save_model",
-        "_should_save_on_batch",
-    ),
+    f"{_KERAS}.callbacks.model_checkpoint.ModelCheckpoint": ("_should_save_on_batch",),
+    f"{_KERAS}.callbacks.backup_and_restore.BackupAndRestore": ("_should_save_on_batch",),
     # Optimizers.
     _OPTIMIZER: (
         "_accumulated_gradients",

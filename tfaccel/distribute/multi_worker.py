@@ -6,19 +6,20 @@ import functools
 import signal
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import tensorflow as tf
 
 from tfaccel.cluster.cluster import Cluster
-from tfaccel.distribute import _private, chief_callbacks, dataset_cache
+from tfaccel.distribute import _private, broadcast, dataset_cache
 from tfaccel.distribute.batch_sharding import Placement
 from tfaccel.distribute.effects import InOrderOfReplicas
+from tfaccel.distribute.files import file_callbacks, model_files
 from tfaccel.distribute.fit import KerasFit, KerasFitExtended
 from tfaccel.distribute.layer_state import AveragesLayerState
 from tfaccel.distribute.replica_options import ReplicaOptions
-from tfaccel.distribute.step import transport_dtype
+from tfaccel.distribute.step import all_reduce_sum, transport_dtype
 
 _NUMBERS = 8  # what is gathered is filled up to a multiple of so many, to be traced once
 
@@ -62,6 +63,8 @@ class MultiWorkerMirroredStrategy(KerasFit, tf.distribute.MultiWorkerMirroredStr
             TensorFlow's own heartbeat.
         options: how the replicas train together; None for the defaults.
     """
+
+    holds_whole_variables = True
 
     def __init__(
         self,
@@ -155,14 +158,38 @@ class MultiWorkerMirroredStrategy(KerasFit, tf.distribute.MultiWorkerMirroredStr
         Args:
             values: tensors or arrays, the same dtypes and shapes on every worker.
         """
-        return chief_callbacks.broadcast(self, values)
+        return broadcast.broadcast(self, values)
+
+    def sum_over_workers(self, tensors: list[tf.Tensor]) -> list[tf.Tensor]:
+        """As in `tfaccel.distribute.broadcast.Workers`."""
+        return [self.experimental_local_results(t)[0] for t in self._sum_function(tensors)]
+
+    @functools.cached_property
+    def _sum_function(self) -> Any:
+        local = self.placement.local
+
+        def of_replica(tensors: list[tf.Tensor]) -> list[tf.Tensor]:
+            context = tf.distribute.get_replica_context()
+            number = tf.cast(context.replica_id_in_sync_group, tf.int32)
+            is_first = tf.equal(number % local, 0)
+            return [all_reduce_sum(tf.where(is_first, t, tf.zeros_like(t))) for t in tensors]
+
+        def summed(tensors: list[tf.Tensor]) -> Any:
+            with self.scope():
+                return self.extended.call_for_each_replica(of_replica, args=(tensors,))
+
+        return tf.function(summed, autograph=False)
+
+    def gathered_for_file(self, model: Any) -> AbstractContextManager[None]:
+        """Nothing to do: every worker holds whole variables."""
+        return nullcontext()
 
     def _prepare_callbacks(self, held: Any) -> None:
-        chief_callbacks.write_on_chief(held, self)
+        file_callbacks.write_on_chief(held, self)
 
     def _prepare(self, model: Any) -> None:
         super()._prepare(model)
-        chief_callbacks.save_atomically(model, self.cluster.rank)
+        model_files.write_by_policy(model, self)
 
 
 @contextmanager

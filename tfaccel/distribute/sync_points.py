@@ -16,32 +16,22 @@ import tensorflow as tf
 
 from tfaccel.distribute import _private, step
 from tfaccel.distribute.adapt import adapt
+from tfaccel.distribute.files.file_callbacks import ChiefSaves, SaveCount
 
 
 class SynchronizesBeforeSaving(_private.BeforeSaving):
-    """Mixin for a callback that saves every so many batches."""
+    """Mixin for a callback that saves every so many batches, where this process is the job."""
 
     save_freq: Any
     _synchronize: Callable[[], None]
-    _writes: bool
-    _last = -1
-    _unsaved = 0
-
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Saves where this worker writes, and takes part in what comes before it elsewhere."""
-        if self._writes:
-            super().on_train_batch_end(batch, logs)  # type: ignore[misc]
-        elif self.save_freq != "epoch":
-            self.due(batch)
+    _count: SaveCount | None = None
 
     def due(self, batch: int) -> bool:
         """Synchronizes the replicas where a save is due."""
-        new_epoch = batch <= self._last
-        self._unsaved += batch + 1 if new_epoch else batch - self._last
-        self._last = batch
-        if self._unsaved < self.save_freq:
+        if self._count is None:
+            self._count = SaveCount(self.save_freq)
+        if not self._count.due(batch):
             return False
-        self._unsaved = 0
         self._synchronize()
         return True
 
@@ -54,14 +44,17 @@ def synchronize_before_saving(
     Args:
         callbacks: the `callbacks` argument of `fit`.
         synchronize: makes the replicas equal; called on every worker at the same time.
-        writes: whether this worker saves.
+        writes: whether this worker saves. Of several, one that does not still has its turn to
+            take part (`files/file_callbacks.py`).
     """
     held = getattr(callbacks, "callbacks", callbacks)
     saving = (keras.callbacks.ModelCheckpoint, keras.callbacks.BackupAndRestore)
     for callback in tf.nest.flatten(held) if held else ():
-        if isinstance(callback, saving):
+        if isinstance(callback, ChiefSaves):
+            callback.before_saving = synchronize
+        elif writes and isinstance(callback, saving):
             adapt(callback, SynchronizesBeforeSaving)
-            callback._synchronize, callback._writes = synchronize, writes
+            callback._synchronize = synchronize
 
 
 def synchronize_after_epochs(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -92,3 +93,32 @@ def gather(tensor: tf.Tensor) -> np.ndarray:
     for place, part in zip(mesh.local_device_locations(), parts, strict=True):
         whole[slices_of(axes, whole.shape, mesh, place)] = part.numpy()
     return whole
+
+
+def sum_over_processes(tensors: list[tf.Tensor], size: int, devices: Sequence[str]) -> list[Any]:
+    """Sums each tensor over all processes, which must all call.
+
+    Args:
+        tensors: of one shape and dtype in all processes.
+        size: the number of processes.
+        devices: the devices of this one, as many as of each other one.
+    """
+    mesh = _line_of_devices(size, tuple(devices))
+    sums = []
+    for tensor in tensors:
+        with tf.device("/CPU:0"):
+            own = tf.convert_to_tensor(tensor)[None]
+            zeros = tf.zeros_like(own)
+        parts = [own, *[zeros] * (len(devices) - 1)]
+        stacked = dtensor.pack(parts, layout(("all", *[None] * (own.shape.rank - 1)), mesh))
+        sums.append(tf.convert_to_tensor(gather(tf.reduce_sum(stacked, axis=0))))
+    return sums
+
+
+@functools.cache
+def _line_of_devices(size: int, devices: tuple[str, ...]) -> Any:
+    return dtensor.create_distributed_mesh(
+        [("all", size * len(devices))],
+        local_devices=list(devices),
+        device_type=devices[0].partition(":")[0],
+    )

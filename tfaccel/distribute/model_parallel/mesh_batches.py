@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from tfaccel.distribute.batch_iterator import (
 from tfaccel.distribute.batch_sharding import check_batched, is_absent
 from tfaccel.distribute.batches import ABSENT, absent_to_none
 from tfaccel.distribute.model_parallel import host_transfer, user_functions
+from tfaccel.distribute.read_ahead import read_ahead
 from tfaccel.errors import InputError
 
 
@@ -67,7 +67,7 @@ class MeshBatches(BatchIterable):
             to_mesh(batch, self._mesh, self._axis, self._kind) if self._divides() else batch
             for batch in source
         )
-        return prefetch(placed) if self._threads is None else placed
+        return read_ahead(placed, in_thread=True) if self._threads is None else placed
 
     def _reading(self, source: PushBackIterator) -> BatchIterator:
         return _MeshIterator(source, self._strategy() if self._strategy is not None else None)
@@ -83,25 +83,6 @@ class _MeshIterator(BatchIterator):
     def __next__(self) -> Any:
         user_functions.before_use(self._strategy, takes_input=True)
         return super().__next__()
-
-
-def prefetch(batches: Iterator[Any]) -> Generator[Any, None, None]:
-    """Puts each of `batches` on the mesh while the step on the one before it runs.
-
-    Reads ahead from the second one on: Keras takes a first batch to see shapes, and for that alone
-    no other is made.
-    """
-    if (first := next(batches, None)) is None:
-        return
-    yield first
-    pool = ThreadPoolExecutor(1, "tfaccel-batches")
-    try:
-        coming = pool.submit(next, batches, None)
-        while (batch := coming.result()) is not None:
-            coming = pool.submit(next, batches, None)
-            yield batch
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def to_dtensors(batch: Any) -> Any:

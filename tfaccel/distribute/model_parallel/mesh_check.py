@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
+from tfaccel.distribute.broadcast import broadcast_text
 from tfaccel.distribute.check import FirstSteps, difference_message, log_skipped
 from tfaccel.distribute.differences import differences
 from tfaccel.distribute.model_parallel.layer_attribution import first_divergent
@@ -19,7 +18,6 @@ from tfaccel.distribute.model_parallel.mesh_parity import MeshParityRun
 from tfaccel.distribute.step_result import ParityRunError, StepResult, tolerance
 from tfaccel.errors import CheckError
 
-_MAX_LENGTH = 2000  # of a line, in all processes
 _ADVICE = (
     "keep the variables of such a layer whole by a rule of layouts=, write it with other "
     "operations, use another strategy, or leave the check out with check='off'"
@@ -100,15 +98,4 @@ class MeshChecks:
         cluster = self._strategy.cluster
         if cluster is None:
             return text()
-        message = text() if cluster.is_chief else ""
-        (numbers,) = self._strategy.broadcast([_encode(message)])
-        return _decode(np.asarray(numbers))
-
-
-def _encode(text: str) -> np.ndarray:
-    padded = np.frombuffer(text.encode()[:_MAX_LENGTH].ljust(_MAX_LENGTH), np.uint8)
-    return padded.astype(np.int32)
-
-
-def _decode(numbers: np.ndarray) -> str:
-    return bytes(numbers.astype(np.uint8)).decode(errors="replace").rstrip()
+        return broadcast_text(self._strategy, text() if cluster.is_chief else "")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -15,13 +14,13 @@ from tfaccel.distribute import build
 from tfaccel.distribute._private import layers_of
 from tfaccel.distribute.adapt import adapt
 from tfaccel.distribute.custom_loops import Parts
+from tfaccel.distribute.files import model_files
 from tfaccel.distribute.model_parallel import (
     generate,
     host_copies,
     host_fallback,
     phase,
     preprocessing,
-    saving,
 )
 from tfaccel.distribute.model_parallel.feature_replication import replicated_features
 from tfaccel.distribute.model_parallel.mesh_batches import to_dtensors
@@ -71,50 +70,6 @@ class MeshModel:
         self._tfaccel_strategy.deferred_errors.check()
         with read_on_host(self.metrics):  # type: ignore[attr-defined]
             return super().get_metrics_result()  # type: ignore[misc]
-
-    def save(self, filepath: Any, overwrite: bool = True, **kwargs: Any) -> None:
-        """As Keras's; of several processes, which all call, the chief writes."""
-        self._write(super().save, filepath, overwrite, kwargs)  # type: ignore[misc]
-
-    def save_weights(self, filepath: Any, overwrite: bool = True, **kwargs: Any) -> None:
-        """As Keras's; of several processes, which all call, the chief writes."""
-        self._write(super().save_weights, filepath, overwrite, kwargs)  # type: ignore[misc]
-
-    def export(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
-        """As Keras's; of several processes, which all call, the chief writes.
-
-        Without one order in which all gather the variables, the processes of a trained model waited
-        for each other forever.
-        """
-        strategy, export = self._tfaccel_strategy, super().export  # type: ignore[misc]
-        if strategy.cluster is None:
-            export(filepath, *args, **kwargs)
-            return
-        saving.write_once(
-            self,
-            strategy,
-            os.fspath(filepath),
-            lambda own: export(own, *args, **kwargs),
-            atomic=False,  # a folder
-        )
-
-    def _write(self, write: Any, filepath: Any, overwrite: bool, kwargs: dict[str, Any]) -> None:
-        strategy = self._tfaccel_strategy
-        if strategy.cluster is None:
-            write(filepath, overwrite=overwrite, **kwargs)
-            return
-        path = os.fspath(filepath)
-        if os.path.exists(path) and not overwrite:
-            raise FileExistsError(
-                f"tfaccel: {path} is there already and overwrite=False; expected a new path."
-            )
-        saving.write_once(
-            self,
-            strategy,
-            path,
-            lambda own: write(own, overwrite=True, **kwargs),
-            atomic=not kwargs,  # several files, or a folder
-        )
 
     def train_step(self, data: Any) -> Any:
         """The model's own, with recurrent layers unrolled and features whole where they must be."""
@@ -175,6 +130,8 @@ def place_model(model: keras.Model, strategy: Any) -> None:
     adapt(model, MeshModel)
     generate.enable_generate(model)
     object.__setattr__(model, "_tfaccel_strategy", strategy)
+    if strategy.cluster is not None:
+        model_files.write_by_policy(model, strategy)
     if not hasattr(model, "_tfaccel_host_fallback"):
         object.__setattr__(
             model, "_tfaccel_host_fallback", host_fallback.HostFallback(model, strategy)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import keras
@@ -10,20 +11,21 @@ import tensorflow as tf
 from tensorflow.experimental import dtensor
 
 from tfaccel.cluster.cluster import Cluster
-from tfaccel.distribute import _private, build, custom_loops, default_strategy, scope
+from tfaccel.distribute import _private, broadcast, build, custom_loops, default_strategy, scope
+from tfaccel.distribute.files import file_callbacks
 from tfaccel.distribute.gradients import install
 from tfaccel.distribute.model_parallel import (
     captured_tensors,
     dtensor_setup,
     fork,
+    gathered_variables,
     host_copies,
     host_fallback,
+    host_transfer,
     indexed_slices,
-    mesh_callbacks,
     mesh_model,
     phase,
     preprocessing,
-    saving,
     unsupported,
     user_functions,
 )
@@ -77,6 +79,7 @@ class ModelParallelStrategy(tf.distribute.Strategy):  # type: ignore[misc]
         gathered_values: whole values of variables that have been gathered for a file, by id.
     """
 
+    holds_whole_variables = False
     used = False
     gathered_values: dict[int, Any] | None = None
     created_variables: list[tuple[MeshVariable, tf.Tensor]] | None = None
@@ -120,7 +123,7 @@ class ModelParallelStrategy(tf.distribute.Strategy):  # type: ignore[misc]
             self._prepare(caller.model)
             build.for_caller(caller, dataset.element_spec, self)
             if self.cluster is not None:
-                mesh_callbacks.write_on_chief(caller.callbacks, self)
+                file_callbacks.write_on_chief(caller.callbacks, self)
         threads = caller.threads if caller is not None else None
         axis = self.planner.mesh.batch_axis
         if caller is None:
@@ -192,7 +195,16 @@ class ModelParallelStrategy(tf.distribute.Strategy):  # type: ignore[misc]
         Args:
             values: tensors or arrays, the same dtypes and shapes in every process.
         """
-        return saving.broadcast(values, self.cluster, self._devices)
+        return broadcast.broadcast(self, values)
+
+    def sum_over_workers(self, tensors: list[tf.Tensor]) -> list[tf.Tensor]:
+        """As in `tfaccel.distribute.broadcast.Workers`."""
+        size = self.cluster.size if self.cluster is not None else 1
+        return host_transfer.sum_over_processes(tensors, size, self._devices)
+
+    def gathered_for_file(self, model: keras.Model) -> AbstractContextManager[None]:
+        """As in `tfaccel.distribute.files.one_writer.WritingStrategy`."""
+        return gathered_variables.gathered_to_chief(model, self)
 
     def _prepare(self, model: keras.Model) -> None:
         scope.check(model, self)

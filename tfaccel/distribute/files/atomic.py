@@ -1,0 +1,121 @@
+"""Replaces files and folders in one step, so that what stands at a path is complete at any time."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Callable
+
+import tensorflow as tf
+
+_ATTEMPTS = 100  # of workers that put the same folder on a disk that they share
+
+
+def is_remote(path: str) -> bool:
+    """Whether `path` is on a filesystem of `tf.io.gfile`, which is one for all workers.
+
+    >>> is_remote("gs://bucket/m.keras"), is_remote("run/m.keras")
+    (True, False)
+    """
+    return "://" in path
+
+
+def inside(folder: str, name: str) -> str:
+    """The path of `name` in `folder`, which may be remote."""
+    return f"{folder}/{name}"
+
+
+def beside(path: str, kind: str) -> str:
+    """A hidden name next to `path`.
+
+    >>> beside("gs://bucket/run/step-1", "old"), beside("step-1", "old")
+    ('gs://bucket/run/.old.step-1', '.old.step-1')
+    """
+    above, slash, name = path.rpartition("/")
+    return f"{above}{slash}.{kind}.{name}"
+
+
+def write(path: str, rank: int, write_to: Callable[[str], None], parents: bool = False) -> None:
+    """Writes a file, several, or a folder; a local one replaces the one before when it is complete.
+
+    Workers that share a disk may all write the same path: each writes a folder of its own first.
+
+    Args:
+        path: of the file or folder.
+        rank: of this worker.
+        write_to: writes what it is given the path of: that file, a folder of that name, or files
+            beside it.
+        parents: whether missing folders above `path` are made.
+    """
+    if is_remote(path):
+        write_to(path)
+        return
+    path = path.rstrip("/")
+    folder, base = os.path.split(path)
+    if parents and folder:
+        os.makedirs(folder, exist_ok=True)
+    own = beside(path, f"rank{rank}")
+    shutil.rmtree(own, ignore_errors=True)  # of a run that was killed
+    os.mkdir(own)
+    try:
+        write_to(os.path.join(own, base))
+        # Weights in several files have an index, which is complete when they are.
+        for name in sorted(os.listdir(own), key=lambda name: (name.endswith(".json"), name)):
+            written, target = os.path.join(own, name), os.path.join(folder, name)
+            if os.path.isdir(written):
+                _put_folder(written, target, beside(own, "old"))
+            else:
+                os.replace(written, target)
+    finally:
+        shutil.rmtree(own, ignore_errors=True)
+
+
+def _put_folder(written: str, target: str, old: str) -> None:
+    """Renames a local folder, whoever else puts an equal one there meanwhile."""
+    for attempt in range(_ATTEMPTS):
+        shutil.rmtree(old, ignore_errors=True)
+        if os.path.isfile(target):
+            os.remove(target)
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(target, old)
+        try:
+            os.rename(written, target)
+            break
+        except OSError:
+            if attempt == _ATTEMPTS - 1:
+                raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def begin_folder(folder: str) -> None:
+    """Makes an empty folder, also where a run that was killed has left one."""
+    remove_folder(folder)
+    tf.io.gfile.makedirs(folder)
+
+
+def replace_folder(written: str, folder: str) -> None:
+    """Puts the folder `written` at `folder`; either is local or remote, and nobody else's."""
+    old = beside(folder, "old")
+    remove_folder(old)
+    if tf.io.gfile.exists(folder):
+        _move(folder, old)
+    _move(written, folder)
+    remove_folder(old)
+
+
+def remove_folder(folder: str) -> None:
+    """Removes a folder that may not be there."""
+    if tf.io.gfile.exists(folder):
+        tf.io.gfile.rmtree(folder)
+
+
+def _move(folder: str, to: str) -> None:
+    if not is_remote(folder):
+        tf.io.gfile.rename(folder, to)
+        return
+    # Not every remote filesystem has folders that could be renamed.
+    tf.io.gfile.makedirs(to)
+    for name in tf.io.gfile.listdir(folder):
+        tf.io.gfile.rename(inside(folder, name), inside(to, name))
+    remove_folder(folder)

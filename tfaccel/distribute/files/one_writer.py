@@ -1,0 +1,178 @@
+"""The chief writes, all wait, and what it fails of all hear."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
+from typing import Any, Protocol
+
+import keras
+import numpy as np
+
+from tfaccel.distribute.broadcast import Workers, broadcast, decode, encode
+from tfaccel.errors import TfaccelError
+
+_DONE, _GATHER = 0, 1
+
+
+class WritingStrategy(Workers, Protocol):
+    """What the policy needs of a strategy of several workers.
+
+    Attributes:
+        holds_whole_variables: whether each worker holds all of every variable.
+    """
+
+    holds_whole_variables: bool
+
+    def gathered_for_file(self, model: keras.Model) -> AbstractContextManager[None]:
+        """While the chief writes: it reads whole variables of `model` without the other workers.
+
+        Every worker must call where they do not hold whole variables.
+        """
+
+
+class ChiefsTurn:
+    """The chief writes while the others are in `on_chief`, ready to take part.
+
+    Args:
+        strategy: of several workers.
+        model: whose variables can be gathered; None where they have been.
+    """
+
+    def __init__(self, strategy: WritingStrategy, model: keras.Model | None) -> None:
+        self._strategy = strategy
+        self._model = model
+
+    @contextmanager
+    def gathered(self, model: keras.Model) -> Iterator[None]:
+        """`gathered_for_file`, called on the chief alone.
+
+        Raises:
+            TfaccelError: for another model than the others can take part for.
+        """
+        if self._strategy.holds_whole_variables or self._model is None:
+            yield
+            return
+        if model is not self._model:
+            raise TfaccelError(
+                f"tfaccel: a callback of Keras's saves model {model.name!r}, expected "
+                f"{self._model.name!r}, which fit trains; save the other one in a callback of your "
+                "own, on every worker."
+            )
+        _send(self._strategy, _GATHER)
+        with self._strategy.gathered_for_file(model):
+            yield
+
+
+_turn: ContextVar[ChiefsTurn | None] = ContextVar("tfaccel_chiefs_turn", default=None)
+
+
+def current_turn() -> ChiefsTurn | None:
+    """The turn in which this worker, the chief, is writing."""
+    return _turn.get()
+
+
+def on_chief(
+    strategy: WritingStrategy,
+    what: str,
+    work: Callable[[], None],
+    model: keras.Model | None = None,
+) -> None:
+    """Does `work` on the chief, while the others wait; every worker must call.
+
+    Args:
+        strategy: of several workers.
+        what: what the chief does, for an error message: "write m.keras".
+        work: may save `model`, also where the workers hold slices of that.
+        model: the same on every worker; None where its variables have been gathered.
+
+    Raises:
+        Exception: on the chief, what `work` raised.
+        TfaccelError: on the others then.
+    """
+    if current_turn() is not None:
+        work()  # within another turn, whose end tells
+    elif not strategy.cluster.is_chief:
+        _raise_on_others(what, _take_part(strategy, model))
+    else:
+        token = _turn.set(ChiefsTurn(strategy, model))
+        try:
+            failed = error_of(work)
+        finally:
+            _turn.reset(token)
+        tell(strategy, failed)
+        if failed is not None:
+            raise failed
+
+
+def on_all(strategy: WritingStrategy, what: str, work: Callable[[], None]) -> None:
+    """Does `work` on every worker, which must all call.
+
+    Args:
+        strategy: of several workers.
+        what: as in `on_chief`.
+        work: is nothing that one worker waits for another in.
+
+    Raises:
+        Exception: on a worker, what its `work` raised.
+        TfaccelError: on the others, when the chief failed.
+    """
+    failed = error_of(work)
+    failure = tell(strategy, failed)
+    if failed is not None:
+        raise failed
+    _raise_on_others(what, failure)
+
+
+def _raise_on_others(what: str, failure: str) -> None:
+    if failure:
+        raise TfaccelError(
+            f"tfaccel: worker 0 could not {what}, which it does for all ({failure}); see its error."
+        )
+
+
+def tell(strategy: Any, failed: Exception | None) -> str:
+    """What the chief failed of, on every worker; every worker must call.
+
+    Args:
+        strategy: of several workers, or any other.
+        failed: on the chief, what it failed of.
+
+    Returns:
+        The type and text of the error; empty where there was none.
+    """
+    text = error_text(failed) if failed is not None else ""
+    if getattr(strategy, "cluster", None) is None:
+        return text
+    return _send(strategy, _DONE, text)[1]
+
+
+def error_of(work: Callable[[], None]) -> Exception | None:
+    """What `work` failed of."""
+    try:
+        work()
+    except Exception as error:
+        return error
+    return None
+
+
+def error_text(error: Exception) -> str:
+    """One line."""
+    return " ".join(f"{type(error).__name__}: {getattr(error, 'message', error)}".split())
+
+
+def _take_part(strategy: WritingStrategy, model: keras.Model | None) -> str:
+    while True:
+        code, text = _send(strategy, _DONE)  # what is received is the chief's
+        if code == _DONE:
+            return text
+        if model is None:
+            raise AssertionError("the chief gathers variables that have been gathered")
+        with strategy.gathered_for_file(model):
+            pass
+
+
+def _send(strategy: Workers, code: int, text: str = "") -> tuple[int, str]:
+    received, numbers = broadcast(strategy, [np.int32(code), encode(text)])
+    return int(received), decode(numbers)
