@@ -52,7 +52,6 @@ NOT_YET = {
     "fine_tune",
     "language_model",
     "lora",
-    "own_loop",
     "text_classification",
     "vision_transformer",
 }
