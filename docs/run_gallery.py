@@ -58,8 +58,9 @@ def stated(printed: str) -> str:
 
 
 def losses(printed: str) -> list[float]:
-    """What `own_loop` prints by epoch."""
-    return [float(loss) for loss in re.findall(r"^epoch \d+: loss ([\d.]+)", printed, re.MULTILINE)]
+    """What `own_loop` prints by epoch; of several workers the first one's."""
+    lines = re.findall(r"^(?:\[0\] )?epoch \d+: loss ([\d.]+)", printed, re.MULTILINE)
+    return [float(loss) for loss in lines]
 
 
 def main() -> None:

@@ -46,7 +46,8 @@ def grid(file, rows, wrong=None):
     # With a gap of one pixel between them they are one image, which is quick to draw.
     tiled = np.full((down, height + 1, across, width + 1), np.nan)
     tiled[:, :height, :, :width] = images.transpose(0, 2, 1, 3)
-    figure, axes = _figure(0.5 * across + 1.3, 0.5 * down + 0.1)
+    names = 0.3 + 0.09 * max(map(len, rows))
+    figure, axes = _figure(0.5 * across + names, 0.5 * down + 0.1)
     axes.imshow(tiled.reshape(down * (height + 1), -1)[:-1, :-1], cmap="gray_r")
     for i, j in np.argwhere(np.zeros((down, across)) if wrong is None else wrong):
         corner = (j * (width + 1) - 1, i * (height + 1) - 1)

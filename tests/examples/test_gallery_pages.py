@@ -47,13 +47,10 @@ def test_each_example_has_a_page() -> None:
 
 # Those that `docs/run_gallery.py` has not been run for since they changed; the less the better.
 NOT_YET = {
-    "digits",
     "digits_fpga",
-    "fine_tune",
     "language_model",
     "lora",
     "text_classification",
-    "vision_transformer",
 }
 
 
