@@ -72,6 +72,10 @@ setup(
             "pytest>=8",
             "pytest-xdist>=3.6",
             "tensorboard",
+            # Run the notebook of the examples; its pictures need the last.
+            "nbclient",
+            "ipykernel",
+            "matplotlib",
             "ruff==0.17.*",
             "mypy==2.4.*",
             "setuptools>=77",

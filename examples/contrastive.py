@@ -16,23 +16,14 @@ import numpy as np
 from absl import app, logging
 from absl import flags as absl_flags
 from keras import layers, ops
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from sklearn.neighbors import KNeighborsClassifier
 
+import pictures
 import tfaccel
+from digits import load_data
 from tfaccel import flags
 
 FLAGS = absl_flags.FLAGS
-
-
-def load_data():
-    """A fifth of scikit-learn's 1,797 images, of every digit alike, is held out; no download."""
-    digits = load_digits()
-    images = digits.images[..., None].astype("float32") / 16
-    return train_test_split(
-        images, digits.target, test_size=0.2, random_state=0, stratify=digits.target
-    )
 
 
 def contrastive_loss(labels, embeddings, temperature=0.2):
@@ -77,7 +68,17 @@ def main(_):
         model.compile(keras.optimizers.Adam(2e-3), contrastive_loss)
     model.fit(x, y, batch_size=FLAGS.batch_size, epochs=FLAGS.epochs, verbose=2)
     known, found = (np.asarray(model.predict(each, verbose=0)) for each in (x, x_held_out))
-    accuracy = KNeighborsClassifier(1).fit(known, y).score(found, y_held_out)
+    neighbors = KNeighborsClassifier(1).fit(known, y)
+    accuracy = neighbors.score(found, y_held_out)
+    if FLAGS.picture:
+        _, nearest = neighbors.kneighbors(found[:12], 2)
+        rows = {
+            "held out": x_held_out[:12],
+            "nearest": x[nearest[:, 0]],
+            "second": x[nearest[:, 1]],
+        }
+        wrong = [y[nearest[:, i]] != y_held_out[:12] for i in range(2)]
+        pictures.grid(FLAGS.picture, rows, [np.zeros(12, bool), *wrong])
     print(f"held-out accuracy: {accuracy:.4f}")
 
 
@@ -86,4 +87,5 @@ if __name__ == "__main__":
     flags.define(seed=1)
     absl_flags.DEFINE_integer("epochs", 10, "Passes over the images.")
     absl_flags.DEFINE_integer("batch_size", 128, "Images a step, over all replicas together.")
+    absl_flags.DEFINE_string("picture", None, "Draw the result into this file.")
     app.run(main)

@@ -16,6 +16,7 @@ from keras import layers
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
+import pictures
 import tfaccel
 from tfaccel import flags
 
@@ -74,6 +75,9 @@ def main(_):
         if abs(again - accuracy) > 1.5 / len(x_held_out):  # rounding may tip one image
             raise SystemExit(f"{FLAGS.out} reloads with accuracy {again}, trained to {accuracy}")
         print(f"saved {FLAGS.out}, which reloads on one device with accuracy {again:.4f}")
+    if FLAGS.picture:
+        read = model.predict(x_held_out, verbose=0).argmax(axis=-1)
+        pictures.confusion(FLAGS.picture, y_held_out, read, range(10))
     print(f"throughput: {len(x) * (FLAGS.epochs - 1) / seconds:,.0f} examples/s")
     print(f"held-out accuracy: {accuracy:.4f}")
 
@@ -84,4 +88,5 @@ if __name__ == "__main__":
     absl_flags.DEFINE_integer("epochs", 12, "Passes over the images.", lower_bound=2)
     absl_flags.DEFINE_integer("batch_size", 64, "Images a step, over all replicas together.")
     absl_flags.DEFINE_string("out", "digits.keras", "Where to save the trained model.")
+    absl_flags.DEFINE_string("picture", None, "Draw the result into this file.")
     app.run(main)

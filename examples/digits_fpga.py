@@ -11,22 +11,13 @@ import keras
 from absl import app, logging
 from absl import flags as absl_flags
 from keras import layers
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
+import pictures
 import tfaccel
+from digits import load_data
 from tfaccel import flags
 
 FLAGS = absl_flags.FLAGS
-
-
-def load_data():
-    """A fifth of the images, of every digit alike, is held out."""
-    digits = load_digits()
-    images = digits.images[..., None].astype("float32") / 16
-    return train_test_split(
-        images, digits.target, test_size=0.2, random_state=0, stratify=digits.target
-    )
 
 
 def build_model():
@@ -58,6 +49,12 @@ def main(_):
     model.fit(x, y, batch_size=64, epochs=FLAGS.epochs, verbose=2)
 
     report = tfaccel.export_fpga(model, FLAGS.out, check=(x_held_out, y_held_out), calibrate=x)
+    if FLAGS.picture:
+        firmware = tfaccel.fpga.emulate(report.directory, x_held_out)
+        trained = model.predict(x_held_out, verbose=0)
+        pictures.scatter(
+            FLAGS.picture, trained, firmware, "the Keras model's outputs", "the firmware's outputs"
+        )
     if tfaccel.is_chief(strategy):
         report.show()  # its last line: bit-exact on N of N rows
 
@@ -68,4 +65,5 @@ if __name__ == "__main__":
     absl_flags.DEFINE_integer("epochs", 20, "Passes over the images.", lower_bound=1)
     absl_flags.DEFINE_float("beta", 1e-6, "What a bit operation costs in the loss.")
     absl_flags.DEFINE_string("out", "digits_fpga", "Directory of the firmware.")
+    absl_flags.DEFINE_string("picture", None, "Draw the result into this file.")
     app.run(main)

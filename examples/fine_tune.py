@@ -6,9 +6,9 @@
 
 MobileNet learns the digits 0 to 4 of scikit-learn (no download), is saved, and loaded again under
 the strategy without its classifier. A new classifier learns 5 to 9 on top of it, first alone, then
-with all of the network at a small rate. `--weights=imagenet` starts from Keras's own weights.
+with all of the network at a fifth of its rate. `--weights=imagenet` starts from Keras's weights.
 
-Reaches a held-out accuracy of at least 0.85 on the new digits under every strategy.
+Reaches a held-out accuracy of at least 0.8 on the new digits under every strategy.
 """
 
 import keras
@@ -19,6 +19,7 @@ from keras import layers
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
+import pictures
 import tfaccel
 from tfaccel import flags
 
@@ -53,35 +54,39 @@ def classifier_on(backbone, training=None):
     return keras.Model(images, layers.Dense(5, dtype="float32")(layers.Dropout(0.2)(features)))
 
 
-def train(model, data, rate, epochs):
-    """Compiles and fits a model, and returns its accuracy on what is held out."""
+def train(model, data, rate):
+    """Compiles and fits a model, and returns its accuracy on what is held out by epoch."""
     x, x_held_out, y, y_held_out = data
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.Adam(rate), loss, metrics=["accuracy"])
-    model.fit(x, y, batch_size=FLAGS.batch_size, epochs=epochs, verbose=2)
-    return model.evaluate(x_held_out, y_held_out, batch_size=FLAGS.batch_size, verbose=0)[1]
+    fit = {"batch_size": FLAGS.batch_size, "epochs": FLAGS.epochs, "verbose": 2}
+    history = model.fit(x, y, validation_data=(x_held_out, y_held_out), **fit)
+    return history.history["val_accuracy"]
 
 
 def main(_):
     strategy = flags.strategy()
     print(tfaccel.describe(strategy))
     old, new = load_data(range(5)), load_data(range(5, 10))
+    lines = {}
 
     with strategy.scope():
         backbone = build_backbone(FLAGS.weights)
         if FLAGS.weights is None:
-            accuracy = train(classifier_on(backbone), old, 2e-3, FLAGS.epochs)
-            print(f"digits 0 to 4: held-out accuracy {accuracy:.4f}")
+            lines["all of it, digits 0 to 4"] = train(classifier_on(backbone), old, 2e-3)
         backbone.save(FLAGS.out)  # on every worker: each may hold a part of the model
 
     with strategy.scope():
         backbone = keras.models.load_model(FLAGS.out)
         backbone.trainable = False
         model = classifier_on(backbone, training=False)
-        accuracy = train(model, new, 1e-2, FLAGS.epochs)
-        print(f"digits 5 to 9, the new layer alone: held-out accuracy {accuracy:.4f}")
+        lines["the new layer, digits 5 to 9"] = train(model, new, 1e-2)
         backbone.trainable = True
-        accuracy = train(model, new, 5e-4, FLAGS.epochs)
+        lines["all of it, digits 5 to 9"] = train(model, new, 2e-3)
+    if FLAGS.picture:
+        pictures.curves(FLAGS.picture, lines, "epoch", "held-out accuracy", first=1)
+    for name, (*_, accuracy) in lines.items():
+        print(f"{name}: held-out accuracy {accuracy:.4f}")
     print(f"held-out accuracy: {accuracy:.4f}")
 
 
@@ -92,4 +97,5 @@ if __name__ == "__main__":
     absl_flags.DEFINE_integer("batch_size", 32, "Images a step, over all replicas together.")
     absl_flags.DEFINE_enum("weights", None, ["imagenet"], "Start from these (they are downloaded).")
     absl_flags.DEFINE_string("out", "backbone.keras", "Where to save the network in between.")
+    absl_flags.DEFINE_string("picture", None, "Draw the result into this file.")
     app.run(main)

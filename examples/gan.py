@@ -16,10 +16,10 @@ import tensorflow as tf
 from absl import app, logging
 from absl import flags as absl_flags
 from keras import layers, ops
-from scipy.linalg import sqrtm
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
+import pictures
 import tfaccel
 from tfaccel import flags
 
@@ -86,7 +86,9 @@ def distance(images, others):
     """The squared Frechet distance of two sets of rows."""
     one, other = np.cov(images.T), np.cov(others.T)
     means = np.sum((images.mean(axis=0) - others.mean(axis=0)) ** 2)
-    return float(means + np.trace(one + other - 2 * sqrtm(one @ other).real))
+    # The trace of the root of a product of two covariances, whose eigenvalues are not negative.
+    roots = np.sqrt(np.maximum(np.linalg.eigvals(one @ other).real, 0))
+    return float(means + np.trace(one + other) - 2 * roots.sum())
 
 
 def main(_):
@@ -109,6 +111,10 @@ def main(_):
 
     before = far()
     gan.fit(images, batch_size=FLAGS.batch_size, epochs=FLAGS.epochs, verbose=2)
+    if FLAGS.picture:
+        drawn = gan.generator.predict(noise, verbose=0)
+        rows = {"held out": held_out[:12], "drawn": drawn[:12], "": drawn[12:24], " ": drawn[24:36]}
+        pictures.grid(FLAGS.picture, {name: row.reshape(-1, 8, 8) for name, row in rows.items()})
     print(f"Frechet distance to held-out digits: {far():.3f}, untrained {before:.3f}")
 
 
@@ -117,4 +123,5 @@ if __name__ == "__main__":
     flags.define(seed=1)
     absl_flags.DEFINE_integer("epochs", 60, "Passes over the images.")
     absl_flags.DEFINE_integer("batch_size", 64, "Images a step, over all replicas together.")
+    absl_flags.DEFINE_string("picture", None, "Draw the result into this file.")
     app.run(main)

@@ -20,6 +20,7 @@ from absl import app, logging
 from absl import flags as absl_flags
 from keras import layers, ops
 
+import pictures
 import tfaccel
 from tfaccel import flags
 
@@ -92,6 +93,12 @@ def main(_):
         if abs(again - accuracy) > 1e-3:
             raise SystemExit(f"{FLAGS.out} reloads with accuracy {again}, trained to {accuracy}")
         print(f"saved {FLAGS.out}, which reloads on one device with accuracy {again:.4f}")
+    if FLAGS.picture:
+        shown, logits = y_held_out[:4], model.predict(x_held_out[:4], verbose=0)
+        losses = keras.losses.sparse_categorical_crossentropy(shown, logits, from_logits=True)
+        bits = np.asarray(losses).ravel() / math.log(2)
+        line = {"held out": ("".join(map(chr, shown.ravel())), bits)}
+        pictures.text(FLAGS.picture, line, LENGTH // 2)
     print(f"throughput: {len(x) * (FLAGS.epochs - 1) / seconds:,.0f} examples/s")
     print(f"held-out: accuracy {accuracy:.4f}, {loss / math.log(2):.3f} bits per character")
 
@@ -103,4 +110,5 @@ if __name__ == "__main__":
     absl_flags.DEFINE_integer("batch_size", 32, "Rows a step, over all replicas together.")
     absl_flags.DEFINE_integer("rows", None, "Take only the first rows of the text: a quick trial.")
     absl_flags.DEFINE_string("out", "language_model.keras", "Where to save the trained model.")
+    absl_flags.DEFINE_string("picture", None, "Draw the result into this file.")
     app.run(main)

@@ -15,22 +15,12 @@ import tensorflow as tf
 from absl import app, logging
 from absl import flags as absl_flags
 from keras import layers
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 import tfaccel
+from digits import load_data
 from tfaccel import flags
 
 FLAGS = absl_flags.FLAGS
-
-
-def load_data():
-    """A fifth of the 1,797 images, of every digit alike, is held out; no download."""
-    digits = load_digits()
-    images = digits.images[..., None].astype("float32") / 16
-    return train_test_split(
-        images, digits.target, test_size=0.2, random_state=0, stratify=digits.target
-    )
 
 
 def build_model():

@@ -21,6 +21,7 @@ from keras import layers
 from sklearn.datasets import load_diabetes
 from sklearn.model_selection import train_test_split
 
+import pictures
 import tfaccel
 from tfaccel import flags
 
@@ -76,6 +77,9 @@ def main(_):
     model.fit(rows.batch(FLAGS.batch_size), epochs=FLAGS.epochs, verbose=2)
     held_out = tf.data.Dataset.from_tensor_slices((x_held_out, y_held_out))
     error = model.evaluate(held_out.batch(FLAGS.batch_size), verbose=0)
+    if FLAGS.picture:
+        found = model.predict(held_out.batch(FLAGS.batch_size), verbose=0)[:, 0]
+        pictures.scatter(FLAGS.picture, y_held_out, found, "progression in a year", "predicted")
     model.save(FLAGS.out)  # on every worker: each may hold a part of the model
     print(f"held-out error: {error:.2f}, the mean's {np.abs(y_held_out - y.mean()).mean():.2f}")
 
@@ -86,4 +90,5 @@ if __name__ == "__main__":
     absl_flags.DEFINE_integer("epochs", 60, "Passes over the rows.")
     absl_flags.DEFINE_integer("batch_size", 64, "Rows a step, over all replicas together.")
     absl_flags.DEFINE_string("out", "tabular.keras", "Where to save the trained model.")
+    absl_flags.DEFINE_string("picture", None, "Draw the result into this file.")
     app.run(main)

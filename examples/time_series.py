@@ -16,6 +16,7 @@ from absl import app, logging
 from absl import flags as absl_flags
 from keras import layers
 
+import pictures
 import tfaccel
 from tfaccel import flags
 
@@ -62,6 +63,13 @@ def main(_):
     model.fit(windows(values[:2000], shuffle=True), epochs=FLAGS.epochs, verbose=2)
     found = model.evaluate(windows(values[2000:], shuffle=False), verbose=0, return_dict=True)
     still = np.sqrt(np.mean((values[2000 + AHEAD :] - values[2000:-AHEAD]) ** 2))
+    if FLAGS.picture:
+        forecast = model.predict(windows(values[2000:], shuffle=False), verbose=0)[:, 0]
+        lines = {
+            "the series": values[2000 + WINDOW + AHEAD - 1 :],
+            "forecast 12 steps before": forecast,
+        }
+        pictures.curves(FLAGS.picture, lines, "step", "value")
     print(f"held-out error: {found['error']:.4f}, as it is {still:.4f}")
 
 
@@ -70,4 +78,5 @@ if __name__ == "__main__":
     flags.define(seed=1)
     absl_flags.DEFINE_integer("epochs", 15, "Passes over the windows.")
     absl_flags.DEFINE_integer("batch_size", 64, "Windows a step, over all replicas together.")
+    absl_flags.DEFINE_string("picture", None, "Draw the result into this file.")
     app.run(main)

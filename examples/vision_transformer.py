@@ -9,26 +9,18 @@ Reaches a held-out accuracy of at least 0.9 under every strategy.
 """
 
 import keras
+import numpy as np
 import tensorflow as tf
 from absl import app, logging
 from absl import flags as absl_flags
 from keras import layers, ops
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
+import pictures
 import tfaccel
+from digits import load_data
 from tfaccel import flags
 
 FLAGS = absl_flags.FLAGS
-
-
-def load_data():
-    """A fifth of scikit-learn's 1,797 images of 8x8 pixels, of every digit alike, is held out."""
-    digits = load_digits()
-    images = digits.images[..., None].astype("float32") / 16
-    return train_test_split(
-        images, digits.target, test_size=0.2, random_state=0, stratify=digits.target
-    )
 
 
 def batches(x, y):
@@ -49,20 +41,23 @@ def batches(x, y):
     )
 
 
-def build_model(size=8, patch=2, width=64, heads=4, blocks=3, classes=10):
+def build_model(size=8, patch=2, width=64, heads=4, blocks=2, classes=10):
     """Images `(batch, size, size, 1)` to logits `(batch, classes)`."""
     images = keras.Input((size, size, 1))
     tokens = (size // patch) ** 2
     x = layers.Conv2D(width, patch, strides=patch)(images)
     x = layers.Reshape((tokens, width))(x)
-    x += layers.Embedding(tokens, width)(ops.arange(tokens))
+    # Numbered in the model: of a plain `ops.arange` the table would be a constant, not a layer.
+    places = ops.cumsum(ops.ones_like(x[..., 0], dtype="int32"), axis=1) - 1
+    initial = keras.initializers.RandomNormal(0.5)  # of the size of an embedded patch
+    x += layers.Embedding(tokens, width, initial, name="places")(places)
     for _ in range(blocks):
         y = layers.LayerNormalization()(x)
         x += layers.MultiHeadAttention(heads, width // heads, dropout=0.1)(y, y)
         y = layers.LayerNormalization()(x)
         y = layers.Dense(width)(layers.Dense(2 * width, activation="gelu")(y))
         x += layers.Dropout(0.1)(y)
-    x = layers.GlobalAveragePooling1D()(layers.LayerNormalization()(x))
+    x = layers.Flatten()(layers.LayerNormalization()(x))
     return keras.Model(images, layers.Dense(classes, dtype="float32")(x))
 
 
@@ -80,6 +75,11 @@ def main(_):
         )
     model.fit(batches(x, y), epochs=FLAGS.epochs, verbose=2)
     _, accuracy = model.evaluate(x_held_out, y_held_out, batch_size=FLAGS.batch_size, verbose=0)
+    if FLAGS.picture:
+        (table,) = model.get_layer("places").get_weights()
+        table /= np.linalg.norm(table, axis=1, keepdims=True)
+        alike = (table @ table.T).reshape(4, 4, 4, 4)
+        pictures.grid(FLAGS.picture, {f"patches of row {i + 1}": alike[i] for i in range(4)})
     model.save(FLAGS.out)  # on every worker: each may hold a part of the model
     print(f"held-out accuracy: {accuracy:.4f}")
 
@@ -90,4 +90,5 @@ if __name__ == "__main__":
     absl_flags.DEFINE_integer("epochs", 25, "Passes over the images.")
     absl_flags.DEFINE_integer("batch_size", 64, "Images a step, over all replicas together.")
     absl_flags.DEFINE_string("out", "vision_transformer.keras", "Where to save the trained model.")
+    absl_flags.DEFINE_string("picture", None, "Draw the result into this file.")
     app.run(main)
