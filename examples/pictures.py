@@ -71,7 +71,7 @@ def confusion(file, truth, found, names):
     from sklearn.metrics import confusion_matrix
 
     counts = confusion_matrix(truth, found)
-    size = 1.2 + 0.36 * max(map(len, map(str, names))) * len(names)
+    size = 1.2 + max(0.36, 0.08 * max(map(len, map(str, names)))) * len(names)
     figure, axes = _figure(size, size)
     axes.imshow(counts, cmap="Blues")
     for (i, j), count in ((at, counts[at]) for at in zip(*counts.nonzero(), strict=True)):
