@@ -58,7 +58,7 @@ MUTATIONS = {
         "step.py",
         "if self.has_empty_replicas\n            else value * fraction",
         "if False\n            else value * fraction",
-        "test_padding.py test_batches.py",
+        "test_loss.py",
     ),
     "gradients are halved": Mutation("optimizer.py", _REDUCED, _HALVED, "test_optimizer.py"),
     "gradients are not summed": Mutation(

@@ -172,3 +172,23 @@ def test_packed_sums_are_those_of_each_tensor() -> None:
         sums = [mirrored().experimental_local_results(v)[part] for v in found]
         assert [s.dtype for s in sums] == [tf.float32, tf.int32, tf.bfloat16, tf.int64, tf.float32]
         assert [s.numpy().tolist() for s in sums] == [[[3.0] * 3] * 2, [3, 6], 3.0, 3, []]
+
+
+def test_an_empty_replica_of_batches_distributed_by_hand_counts_for_nothing() -> None:
+    """The last row of seven is for one replica, and the mean of no rows is no number."""
+    rows = np.random.default_rng(0).normal(size=(7, 3)).astype("float32")
+    dataset = tf.data.Dataset.from_tensor_slices((rows, rows[:, :1])).batch(3)
+
+    def trained(scope: Any, batches: Any) -> list[np.ndarray]:
+        keras.utils.set_random_seed(1)
+        with scope:
+            model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+            model.compile(keras.optimizers.SGD(0.1), "mse")
+        model.fit(batches(dataset), steps_per_epoch=3, verbose=0)
+        return model.get_weights()  # type: ignore[no-any-return]
+
+    ours = mirrored()
+    one = trained(contextlib.nullcontext(), lambda d: d)
+    found = trained(ours.scope(), ours.experimental_distribute_dataset)
+    for expected, weight in zip(one, found, strict=True):
+        np.testing.assert_allclose(weight, expected, rtol=1e-5)

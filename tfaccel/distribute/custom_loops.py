@@ -8,6 +8,7 @@ What was created outside the scope is taken over when the loop first uses it.
 
 from __future__ import annotations
 
+import threading
 import types
 import weakref
 from typing import Any, NamedTuple
@@ -21,12 +22,31 @@ from tfaccel.distribute.object_graph import ReachableObjects
 from tfaccel.distribute.optimizer import ReduceFirst
 
 
+class _Traces(threading.local):
+    built_optimizer = False
+
+
+_traces = _Traces()
+
+
+def optimizer_was_built() -> bool:
+    """Whether an optimizer was built in a trace of this thread since this was last called.
+
+    What such a trace holds of it is that of an optimizer that is not built: a LossScaleOptimizer
+    scales by its initial scale, as a constant.
+    """
+    was, _traces.built_optimizer = _traces.built_optimizer, False
+    return was
+
+
 class Anywhere:
     """Mixin for a Keras optimizer whose `apply` may be called inside and outside a scope."""
 
     def build(self, variables: Any) -> None:
         """Makes slots beside the variables, also where the scope has been left."""
         strategy = self._distribution_strategy  # type: ignore[attr-defined]
+        if not tf.executing_eagerly():
+            _traces.built_optimizer = True
         if tf.distribute.get_strategy() is strategy:
             super().build(variables)  # type: ignore[misc]
             return

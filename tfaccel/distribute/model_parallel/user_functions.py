@@ -27,7 +27,7 @@ import tensorflow as tf
 from absl import logging
 from tensorflow.experimental import dtensor
 
-from tfaccel.distribute import _private
+from tfaccel.distribute import _private, custom_loops
 from tfaccel.distribute.model_parallel import host_transfer, phase
 from tfaccel.distribute.model_parallel.preprocessing import stays_on_host
 from tfaccel.distribute.replacements import replaced
@@ -137,7 +137,7 @@ def compiled(function: Any, strategy: Any) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
         with replaced(_thread_state, "call", None):
             placed = strategy.on_mesh_where_tensors((args, kwargs))
-            return on_host(original(made, *placed))
+            return _traced_when_built(made, original(made, *placed))
 
     return call
 
@@ -153,6 +153,17 @@ def on_host(results: Any) -> Any:
         return tf.convert_to_tensor(host_transfer.gather(leaf))
 
     return tf.nest.map_structure(of, results)
+
+
+def _traced_when_built(function: Any, results: Any) -> Any:
+    """`on_host(results)` of a function, which is traced anew where that has built an optimizer.
+
+    TensorFlow does so by itself for a function that makes variables; those of a mesh are made
+    outside of it.
+    """
+    if custom_loops.optimizer_was_built():
+        _private.forget_traces(function)
+    return on_host(results)
 
 
 def in_graph_of_dataset() -> bool:
@@ -177,7 +188,7 @@ def _traced_or_redirected(
     outermost = _Call(takes_input, any(map(_is_host_tensor, leaves)))
     try:
         with replaced(_thread_state, "call", outermost):
-            return on_host(original(*args, **kwargs))
+            return _traced_when_built(function, original(*args, **kwargs))
     except _UsesMeshError as found:
         strategy, target = found.strategy, found.target
     _targets[function] = weakref.ref(strategy), target
