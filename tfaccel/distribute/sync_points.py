@@ -36,23 +36,20 @@ class SynchronizesBeforeSaving(_private.BeforeSaving):
         return True
 
 
-def synchronize_before_saving(
-    callbacks: Any, synchronize: Callable[[], None], writes: bool
-) -> None:
+def synchronize_before_saving(callbacks: Any, synchronize: Callable[[], None]) -> None:
     """Makes the callbacks of a `fit` that save during an epoch call `synchronize` first.
 
     Args:
         callbacks: the `callbacks` argument of `fit`.
-        synchronize: makes the replicas equal; called on every worker at the same time.
-        writes: whether this worker saves. Of several, one that does not still has its turn to
-            take part (`files/file_callbacks.py`).
+        synchronize: makes the replicas equal; called on every worker at the same time, also of
+            those that do not save (`files/file_callbacks.py`).
     """
     held = getattr(callbacks, "callbacks", callbacks)
     saving = (keras.callbacks.ModelCheckpoint, keras.callbacks.BackupAndRestore)
     for callback in tf.nest.flatten(held) if held else ():
         if isinstance(callback, ChiefSaves):
             callback.before_saving = synchronize
-        elif writes and isinstance(callback, saving):
+        elif isinstance(callback, saving):
             adapt(callback, SynchronizesBeforeSaving)
             callback._synchronize = synchronize
 
