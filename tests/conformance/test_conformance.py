@@ -78,9 +78,7 @@ EVERY_CASE = [*CASES, *SCRIPTS]
 # What these would show, a quicker column shows nearly as well.
 _EXHAUSTIVE = ("one_device", "mirrored_4", "ring_2x1", "mpi_2x2")
 # What every strategy runs in every run of the tests: one of each kind, what depends on the
-# transport, on the number of processes or on whether a batch divides, and READ. mirrored_2 runs the
-# whole table, as a case takes a third of the time in one process.
-PART = ("mirrored_2", "ring_2x2")
+# transport, on the number of processes or on whether a batch divides, and READ.
 PART = (
     *("arrays", "tf_data", "generator", "pydataset", "last_batch_of_one", "validation_split"),
     *("one_row_of_an_image", "parts_of_two_sizes", "means_in_train_step", "loops_by_hand"),
@@ -91,6 +89,7 @@ PART = (
     *("custom_train_step", "batch_norm_synchronized", "embedding_sparse_gradients", "on_batch"),
     *("csv_and_tensorboard", "save_and_load", "checkpoints", "batch_norm_in_the_file", "dropout"),
     *("sees_every_row_once", "distributed_by_hand", "loop_by_hand", "refusals"),
+    *("adam", "lstm", "attention", "swap_ema_weights", "weight_decay"),
     *("without_call", "built_by_steps", "model_outside", "loaded_outside", "held_in_objects"),
 )
 # Scripts whose results the tests at the end read.
@@ -105,7 +104,7 @@ _OVER_RINGS = (
     *("embedding_sparse_gradients", "batch_norm_synchronized", "overflow_on_one_replica"),
     *("distributed_by_hand", *READ),
 )
-_IN_EVERY_RUN = {"mirrored_2": EVERY_CASE, "ring_2x2": _OVER_RINGS}
+_IN_EVERY_RUN = {"ring_2x2": _OVER_RINGS}
 STRATEGIES = [name for name in COLUMNS if name != "plain"]
 DISTRIBUTED = [name for name in STRATEGIES if name != "one_device"]
 MESHES = [name for name in DISTRIBUTED if COLUMNS[name].mesh]

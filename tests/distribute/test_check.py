@@ -160,6 +160,7 @@ def test_a_log_that_no_way_puts_together() -> None:
     refuses(own(mean_square, more), "log 'largest'")
 
 
+@pytest.mark.exhaustive
 def test_updates_that_do_not_come_from_the_tape() -> None:
     def of_loss(model: Any, x: Any, y: Any) -> Any:
         kernel = model.net.layers[0].kernel
@@ -176,6 +177,7 @@ def test_a_loss_that_compares_rows_is_computed_of_all_rows() -> None:
     runs_over_all_rows(own(contrastive), "gradient of '.*kernel' would be", X[:13])
 
 
+@pytest.mark.exhaustive
 def test_a_layer_that_looks_at_other_rows_sees_all_rows() -> None:
     class Centred(keras.layers.Layer):
         def call(self, x: Any) -> Any:
@@ -184,6 +186,7 @@ def test_a_layer_that_looks_at_other_rows_sees_all_rows() -> None:
     runs_over_all_rows(dense(Centred), "gradient of", X[:13])
 
 
+@pytest.mark.exhaustive
 def test_a_step_for_one_number_of_rows_gets_them_all() -> None:
     def of_loss(model: Any, x: Any, y: Any) -> Any:
         weights = tf.reshape(tf.range(8, dtype=tf.float32), (8, 1))
@@ -209,6 +212,7 @@ def test_a_queue_of_the_newest_rows_is_that_of_all_rows() -> None:
 # The same with a fix taken out: the check would have found what it fixes.
 
 
+@pytest.mark.exhaustive
 def test_without_losses_of_the_whole_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     made = dense(loss=lambda y, p: keras.losses.mean_squared_error(y, p))
     fitted(made)

@@ -124,6 +124,7 @@ def test_also_with_sample_weights() -> None:
     of_each_head({name: MEANS[name] for name in ("dice", "rows", "squares")}, weight=weight)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("losses", [MEANS, VECTORS])
 def test_also_in_batches_that_are_filled_up(losses: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr(fit.KerasFit, "partial_batch", "pad")
@@ -154,6 +155,7 @@ def test_a_metric_that_is_a_mean_of_rows_gathers_nothing(monkeypatch: Any) -> No
     assert gathered
 
 
+@pytest.mark.exhaustive
 def test_also_in_sixteen_bits() -> None:
     keras.config.set_dtype_policy("mixed_float16")
     try:

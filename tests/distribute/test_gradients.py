@@ -127,6 +127,7 @@ def test_a_penalty_on_gradients_of_variables() -> None:
     equal(step, rows=8)
 
 
+@pytest.mark.exhaustive
 def test_gradients_of_inputs_and_variables_at_once() -> None:
     def step(model: Any, x: Any, y: Any) -> Any:
         of = model.trainable_variables
@@ -141,6 +142,7 @@ def test_gradients_of_inputs_and_variables_at_once() -> None:
     equal(step, rows=8)
 
 
+@pytest.mark.exhaustive
 def test_what_is_computed_again_on_the_way_back() -> None:
     def step(model: Any, x: Any, y: Any) -> Any:
         of = model.trainable_variables

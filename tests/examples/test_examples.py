@@ -89,6 +89,7 @@ def test_the_language_model_is_the_same_on_one_device_and_on_two_workers(
     assert first == pytest.approx(language_model_alone, rel=5e-3)
 
 
+@pytest.mark.exhaustive
 def test_the_language_model_is_the_same_on_one_device_and_on_a_mesh(
     tmp_path: Path, language_model_alone: tuple[float, ...]
 ) -> None:

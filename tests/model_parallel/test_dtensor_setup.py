@@ -30,6 +30,7 @@ def losses(how: str) -> tuple[np.ndarray, np.ndarray]:
     return np.array(one), np.array(mesh)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_combined_all_reduces_are_still_wrong() -> None:
     """When this fails, DTensor has been fixed, and the setting in dtensor_setup.py may go."""

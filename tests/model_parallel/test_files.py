@@ -39,7 +39,10 @@ def run(action: str, folder: Path, strategy: tuple[str, ...], workers: int) -> d
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("written_by", TABLE)
+@pytest.mark.parametrize(
+    "written_by",
+    [pytest.param(w, marks=pytest.mark.exhaustive if w == "one device" else ()) for w in TABLE],
+)
 def test_what_is_written_here_is_read_there(written_by: str, tmp_path: Path) -> None:
     (strategy, workers), readers = TABLE[written_by]
     folder = tmp_path / "written"

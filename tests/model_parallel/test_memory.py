@@ -21,7 +21,9 @@ SPLITS = [("model=2", "auto"), ("batch=2", "fully_sharded")]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize(
+    "split", [SPLITS[0], pytest.param(SPLITS[1], marks=pytest.mark.exhaustive)]
+)
 def test_layouts_halve_parameters_and_slots(split: tuple[str, str]) -> None:
     totals = {t["kind"]: t for t in measured(2, "model_parallel", *split)["totals"]}
     for kind in ("parameters", "optimizer"):

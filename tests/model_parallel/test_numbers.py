@@ -87,6 +87,7 @@ def test_two_processes_data_and_model(name: str) -> None:
     assert_equals_one_device(name, "batch=2,model=2", "auto", devices=2)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["transformer"])
 @pytest.mark.child(workers=2, group="4x1")
@@ -94,6 +95,7 @@ def test_two_processes_fully_sharded(name: str) -> None:
     assert_equals_one_device(name, "batch=4", "fully_sharded", devices=2)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["grouped"])
 @pytest.mark.child(workers=2, group="1x4")
