@@ -169,7 +169,7 @@ case(
     model=two_heads,
     data=named,
     compile=lambda: {
-        "optimizer": sgd(0.1),
+        "optimizer": adam(0.01),
         "loss": {"c": crossentropy(), "d": "mse"},
         "loss_weights": {"c": 0.3, "d": 0.7},
         "metrics": {"c": ["accuracy"], "d": ["mae"]},
@@ -196,13 +196,13 @@ case(
     "no_targets",
     model=with_add_loss,
     data=lambda: {"x": generator_without_targets()},
-    compile=lambda: {"optimizer": sgd(0.1)},
+    compile=lambda: {"optimizer": adam(0.01)},
     fit={"epochs": 1},
 )
 
 # Losses and metrics
 
-case("adam", compile=lambda: classify(lambda: adam(0.01)))
+case("sgd", compile=lambda: classify(lambda: sgd(0.1)))
 case("loss_sum", compile=compiled(loss=lambda: crossentropy(reduction="sum")))
 case(
     "loss_mean_with_sample_weight",

@@ -364,8 +364,7 @@ def crossentropy(**kwargs: Any) -> keras.losses.Loss:
 
 
 def classify(optimizer: Any = None, **more: Any) -> dict[str, Any]:
-    # Plain SGD shows the scale of a gradient, which Adam takes out.
-    made = optimizer() if optimizer else keras.optimizers.SGD(0.1)
+    made = optimizer() if optimizer else keras.optimizers.Adam(0.01)
     return {"optimizer": made, "loss": crossentropy(), "metrics": ["accuracy"], **more}
 
 

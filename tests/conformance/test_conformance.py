@@ -89,7 +89,7 @@ PART = (
     *("custom_train_step", "batch_norm_synchronized", "embedding_sparse_gradients", "on_batch"),
     *("csv_and_tensorboard", "save_and_load", "checkpoints", "batch_norm_in_the_file", "dropout"),
     *("sees_every_row_once", "distributed_by_hand", "loop_by_hand", "refusals"),
-    *("adam", "lstm", "attention", "swap_ema_weights", "weight_decay"),
+    *("sgd", "lstm", "attention", "swap_ema_weights", "weight_decay"),
     *("without_call", "built_by_steps", "model_outside", "loaded_outside", "held_in_objects"),
 )
 # Scripts whose results the tests at the end read.
