@@ -41,7 +41,7 @@ def run(action: str, folder: Path, strategy: tuple[str, ...], workers: int) -> d
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "written_by",
-    [pytest.param(w, marks=pytest.mark.exhaustive if w == "one device" else ()) for w in TABLE],
+    [pytest.param(w, marks=() if w == "two processes" else pytest.mark.exhaustive) for w in TABLE],
 )
 def test_what_is_written_here_is_read_there(written_by: str, tmp_path: Path) -> None:
     (strategy, workers), readers = TABLE[written_by]

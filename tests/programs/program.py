@@ -25,7 +25,8 @@ class Program:
             the docs). What would come out with other numbers has no place here.
         undivided: whether a mesh computes steps of it whole, by each process on its host.
         all_rows: whether every replica runs steps of it over all rows.
-        always: whether every run of the tests takes it; others are `exhaustive`.
+        always: whether it may stand for its kind in every run of the tests, which take the first
+            of each; others are `exhaustive`.
         rtol: how near to one device.
     """
 

@@ -23,8 +23,7 @@ pytestmark = pytest.mark.slow
 
 # What one device shows, every other column shows nearly as well.
 _EXHAUSTIVE = ("one_device",)
-# These take three times as long as replicas in one process.
-_ONE_OF_A_KIND = ("workers", "mesh")
+# One of a kind.
 REPRESENTATIVES = {
     next(p.name for p in PROGRAMS.values() if p.always and p.kind == kind) for kind in KINDS
 }
@@ -77,9 +76,7 @@ def table(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def _pair(strategy: str, program: Program) -> Any:
-    always = program.always and strategy not in _EXHAUSTIVE
-    if strategy in _ONE_OF_A_KIND:
-        always = always and program.name in REPRESENTATIVES
+    always = program.name in REPRESENTATIVES and strategy not in _EXHAUSTIVE
     marks = () if always else (pytest.mark.exhaustive,)
     return pytest.param(strategy, program.name, marks=marks)
 

@@ -8,9 +8,8 @@ first replica saw.
 
 from __future__ import annotations
 
-import contextlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -19,21 +18,16 @@ import tensorflow as tf
 from tfaccel.distribute import _private
 from tfaccel.distribute.batch_sharding import is_absent, row_count
 from tfaccel.distribute.non_trainable import StatisticsAverager, replica_seeds, statistics
+from tfaccel.distribute.replacements import replaced
 from tfaccel.distribute.step import StepContext, all_reduce_packed, all_reduce_sum
 
 _thread_state = threading.local()
 _READS = ("ReadVariableOp", "ResourceGather", "ResourceGatherNd", "VariableShape")
 
 
-@contextlib.contextmanager
-def averaged(layers: Sequence[keras.layers.Layer]) -> Iterator[None]:
+def averaged(layers: Sequence[keras.layers.Layer]) -> Any:
     """While `strategy.run` runs a custom step that uses `layers`."""
-    before = getattr(_thread_state, "layers", None)
-    _thread_state.layers = tuple(layers)
-    try:
-        yield
-    finally:
-        _thread_state.layers = before
+    return replaced(_thread_state, "layers", tuple(layers))
 
 
 class AveragesLayerState:
