@@ -21,7 +21,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from gallery_hook import EXAMPLES, NAMES, PICTURES, RESULTS, ROOT, STRATEGIES, options
+from gallery_hook import EXAMPLES, NAMES, PICTURES, RESULTS, ROOT, STRATEGIES
 
 SECONDS = 1800  # after which a run has failed
 
@@ -36,7 +36,7 @@ def run(name: str, strategy: str, folder: Path) -> str:
     if strategy == "multi_worker_mirrored":
         command += ["-m", "tfaccel.cli", "launch", "--nproc", "2"]
     script = EXAMPLES / f"{name}.py"
-    command += [str(script), *options(name, strategy).split()]
+    command += [str(script), *STRATEGIES[strategy].split()]
     if '"out"' in script.read_text("utf-8"):
         command.append(f"--out={folder / name}.keras")
     if strategy == "one_device" and '"picture"' in script.read_text("utf-8"):

@@ -160,7 +160,6 @@ def test_a_log_that_no_way_puts_together() -> None:
     refuses(own(mean_square, more), "log 'largest'")
 
 
-@pytest.mark.exhaustive
 def test_updates_that_do_not_come_from_the_tape() -> None:
     def of_loss(model: Any, x: Any, y: Any) -> Any:
         kernel = model.net.layers[0].kernel
@@ -212,7 +211,6 @@ def test_a_queue_of_the_newest_rows_is_that_of_all_rows() -> None:
 # The same with a fix taken out: the check would have found what it fixes.
 
 
-@pytest.mark.exhaustive
 def test_without_losses_of_the_whole_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     made = dense(loss=lambda y, p: keras.losses.mean_squared_error(y, p))
     fitted(made)

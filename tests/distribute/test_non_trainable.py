@@ -136,3 +136,17 @@ def test_seeds_that_are_gone_are_forgotten() -> None:
     del generator
     gc.collect()
     assert len(mirrored().extended.seeds()) == before
+
+
+def test_the_first_step_of_a_custom_loop_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """AutoGraph converts what a `tf.function` calls, and warns of each function that it cannot."""
+    with mirrored().scope():
+        model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+
+    @tf.function
+    def steps(x: Any) -> Any:
+        return mirrored().run(lambda rows: model(rows), args=(x,))
+
+    with caplog.at_level("WARNING"):
+        steps(tf.constant(data(7)[0]))
+    assert [each for each in caplog.messages if "AutoGraph" in each] == []

@@ -19,9 +19,9 @@ ACCURACY = rf"held-out accuracy: {NUMBER}"
 STATED = {
     "autoencoder": (rf"nats an image: {NUMBER}", lambda nats: nats <= 26),
     "contrastive": (ACCURACY, lambda accuracy: accuracy >= 0.93),
-    "fine_tune": (ACCURACY, lambda accuracy: accuracy >= 0.8),
+    "fine_tune": (ACCURACY, lambda accuracy: accuracy >= 0.85),
     "gan": (rf"digits: {NUMBER}, untrained {NUMBER}", lambda far, before: far <= before / 2),
-    "lora": (rf"character: {NUMBER}, without LoRA {NUMBER}", lambda a, b: a <= b - 0.2),
+    "lora": (rf"character: {NUMBER}, without LoRA {NUMBER}", lambda a, b: a <= b - 0.3),
     "own_loop": (ACCURACY, lambda accuracy: accuracy >= 0.95),
     "tabular": (rf"error: {NUMBER}, the mean's {NUMBER}", lambda a, b: a <= 0.8 * b),
     "text_classification": (ACCURACY, lambda accuracy: accuracy >= 0.68),
@@ -35,8 +35,6 @@ SHORT = {
     "own_loop": ["--epochs=2"],
     "time_series": ["--epochs=2"],
 }
-# In float32 rounding changes the gradients of an untrained MobileNet by percents.
-MORE = {("fine_tune", "model_parallel"): ["--check=off"]}
 WITH_A_FILE = ("fine_tune", "tabular", "vision_transformer")
 
 
@@ -66,8 +64,7 @@ def test_two_replicas_are_as_one_device(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", STATED)
 @pytest.mark.parametrize("strategy", ["mirrored", "model_parallel"])
 def test_it_reaches_what_it_states(name: str, strategy: str, tmp_path: Path) -> None:
-    more = MORE.get((name, strategy), [])
-    numbers = result(name, STRATEGIES[strategy][1], more, tmp_path)
+    numbers = result(name, STRATEGIES[strategy][1], [], tmp_path)
     assert STATED[name][1](*numbers), numbers
 
 

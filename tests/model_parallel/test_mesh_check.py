@@ -277,24 +277,3 @@ def test_a_metric_may_return_the_value_of_its_variable() -> None:
     with strategy().scope():
         model = dense(metrics=lambda: [Rows()])()
     assert model.fit(X, Y, batch_size=8, verbose=0).history["rows"] == [16]
-
-
-def test_rounding_that_a_network_lets_grow_is_no_difference() -> None:
-    """The sum over divided features is rounded otherwise, and then taken ten million times."""
-
-    class Grows(keras.layers.Layer):
-        def call(self, x: Any) -> Any:
-            return tf.sin(1e7 * x)
-
-    def made() -> keras.Model:
-        middle = [keras.layers.Dense(64, "tanh"), keras.layers.Dense(64), Grows()]
-        model = keras.Sequential([keras.Input((6,)), *middle, keras.layers.Dense(2)])
-        model.compile(keras.optimizers.SGD(1e-6), "mse")
-        return model
-
-    with (
-        mock.patch.object(mesh_check, "beyond_rounding", lambda found, *_: found),
-        pytest.raises(CheckError, match="first-step check"),
-    ):
-        fitted(made)
-    fitted(made)

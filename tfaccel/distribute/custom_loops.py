@@ -90,6 +90,7 @@ class Parts(NamedTuple):
     losses: tuple[Any, ...]
 
 
+@tf.autograph.experimental.do_not_convert  # which the functions of users around a loop are
 def prepare(function: Any, strategy: Any, mixin: type = CreatedInScope) -> Parts:
     """Makes what a custom step uses a part of `strategy`, before it first runs.
 

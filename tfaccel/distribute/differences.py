@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from tfaccel.distribute.step_result import StepResult
 
 _NOISE = 2e-5  # of a gradient beside the largest one: what is zero but for rounding
-_MARGIN = 4  # rounding of one run may be smaller than that of another
 
 
 @dataclass(frozen=True)
@@ -35,25 +34,6 @@ class Difference:
     advice: str
 
 
-def beyond_rounding(
-    found: list[Difference], reference: StepResult, perturbed: StepResult, tolerance: float
-) -> list[Difference]:
-    """The differences that one device does not show itself.
-
-    Rounding grows through some networks (a deep one of normalizations over small batches) until
-    it is larger than any tolerance that would find an error.
-
-    Args:
-        found: the differences to one device.
-        reference: what one device made.
-        perturbed: what it makes of weights that differ in their last bits.
-        tolerance: as in `differences`.
-    """
-    grown = _every_difference(perturbed, reference, tolerance / _MARGIN)
-    own = {(one.kind, one.name, one.what) for one in grown}
-    return [one for one in found if (one.kind, one.name, one.what) not in own]
-
-
 def differences(
     replicated: StepResult, reference: StepResult, tolerance: float
 ) -> list[Difference]:
@@ -64,20 +44,15 @@ def differences(
         reference: what one device made.
         tolerance: relative, of the norm of each tensor.
     """
-    found = _every_difference(replicated, reference, tolerance)
-    if any(one.kind in ("gradients", "slots") for one in found):
-        return [one for one in found if one.kind != "weights"]
+    found: list[Difference] = []
+    found += _gradient_differences(replicated, reference, tolerance)
+    found += _slot_differences(replicated, reference, tolerance)
+    found += _state_differences(replicated, reference, tolerance)
+    found += _metric_differences(replicated, reference, tolerance)
+    found += _log_differences(replicated, reference, tolerance)
+    if not any(one.kind in ("gradients", "slots") for one in found):
+        found += _weight_differences(replicated, reference, tolerance)
     return found
-
-
-def _every_difference(
-    replicated: StepResult, reference: StepResult, tolerance: float
-) -> list[Difference]:
-    kinds = (
-        *(_gradient_differences, _slot_differences, _state_differences),
-        *(_metric_differences, _log_differences, _weight_differences),
-    )
-    return [one for kind in kinds for one in kind(replicated, reference, tolerance)]
 
 
 def _gradient_differences(

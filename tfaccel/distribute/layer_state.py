@@ -25,9 +25,9 @@ _thread_state = threading.local()
 _READS = ("ReadVariableOp", "ResourceGather", "ResourceGatherNd", "VariableShape")
 
 
-def averaged(layers: Sequence[keras.layers.Layer]) -> Any:
-    """While `strategy.run` runs a custom step that uses `layers`."""
-    return replaced(_thread_state, "layers", tuple(layers))
+def averaged(layers: Sequence[keras.layers.Layer] | None) -> Any:
+    """While `strategy.run` runs a custom step that uses `layers`; None for no such step."""
+    return replaced(_thread_state, "layers", layers)
 
 
 class AveragesLayerState:
@@ -40,7 +40,7 @@ class AveragesLayerState:
         if layers is None or _private.is_function(fn):
             return run(fn, args, kwargs)
         seeds = self.seeds()  # type: ignore[attr-defined]
-        with averaged(()):  # what a step calls in its turn is part of it
+        with averaged(None):  # what a step calls in its turn is part of it
             return run(_averaging(fn, layers, seeds), args, kwargs)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from tfaccel.distribute.broadcast import broadcast_text
 from tfaccel.distribute.check import FirstSteps, difference_message, log_skipped
-from tfaccel.distribute.differences import beyond_rounding, differences
+from tfaccel.distribute.differences import differences
 from tfaccel.distribute.model_parallel.layer_attribution import first_divergent
 from tfaccel.distribute.model_parallel.mesh_parity import MeshParityRun
 from tfaccel.distribute.step_result import ParityRunError, StepResult, tolerance
@@ -71,9 +71,6 @@ class MeshChecks:
         except ParityRunError as reason:
             return str(reason) or "it failed"
         differing = differences(mesh_result, reference, tolerance(model))
-        if differing:
-            perturbed = parity.on_one_device(perturbed=True)
-            differing = beyond_rounding(differing, reference, perturbed, tolerance(model))
         where = f"on the mesh {self._strategy.planner.mesh}"
         return difference_message(differing[0], where) if differing else ""
 

@@ -35,7 +35,6 @@ from tfaccel.distribute.step_result import (
     variables_of,
 )
 
-_PERTURBATION = 1e-6  # relative: what a few operations round away in float32
 MAX_BYTES = 8 << 30  # of all tensors that one device's step makes, with the variables
 
 
@@ -86,11 +85,8 @@ class MeshParityRun:
         result.add_changes(self._model, changes, slots=True)
         return result
 
-    def on_one_device(self, perturbed: bool = False) -> StepResult:
+    def on_one_device(self) -> StepResult:
         """What one device's step does, in this process.
-
-        Args:
-            perturbed: whether its weights differ in their last bits.
 
         Raises:
             ParityRunError: when it is too large, or fails.
@@ -100,19 +96,9 @@ class MeshParityRun:
             self._refuse_other_random_ops(traced)
             self._refuse_large(_graph_bytes(traced.graph))
             before = [_to_numpy(copies.of(v).value()) for v in self._held]
-            noise = [
-                _noise(v, value) if perturbed else None
-                for v, value in zip(self._held, before, strict=True)
-            ]
-            for variable, value, delta in zip(self._held, before, noise, strict=True):
-                if delta is not None:
-                    copies.of(variable).assign(value + delta)
             with _graph_optimizer_off():
                 result = traced.run(self._data)
             after = [_to_numpy(copies.of(v).value()) for v in self._held]
-            after = [
-                a if delta is None else a - delta for a, delta in zip(after, noise, strict=True)
-            ]
         changes = zip(self._variables, before, after, strict=True)
         result.add_changes(self._model, changes, slots=True)
         return result
@@ -226,13 +212,6 @@ def _graph_optimizer_off() -> Iterator[None]:
         yield
     finally:
         tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": before})
-
-
-def _noise(variable: Any, value: np.ndarray) -> np.ndarray | None:
-    """What is added to a trainable variable to change its last bits; None for others."""
-    if not variable.trainable or not variable.dtype.is_floating:
-        return None
-    return _PERTURBATION * value * np.random.default_rng(0).normal(size=value.shape)
 
 
 def _to_numpy(value: Any) -> np.ndarray:
