@@ -16,6 +16,7 @@ from absl import logging
 from tests.model_parallel.test_training import strategy
 from tfaccel.distribute.model_parallel import mesh_check, mesh_parity, rewrites
 from tfaccel.distribute.model_parallel.variable import MeshVariable
+from tfaccel.distribute.step_result import ParityRunError
 from tfaccel.errors import CheckError
 
 pytestmark = [pytest.mark.slow, pytest.mark.child(devices=4, group="check")]
@@ -144,6 +145,24 @@ def test_a_wrong_gradient(optimizer: str, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 # What it leaves alone.
+
+
+class Rounds(keras.layers.Layer):
+    """Adds a sum that is 4, 1 when added in the order of the rows, and 2 by halves of them."""
+
+    def call(self, x: Any) -> Any:
+        numbers = tf.constant([[1e8], [1.0], [-1e8], [1.0]] * 2)
+        return x + tf.reduce_sum(numbers * tf.exp(0.0 * x), axis=0)
+
+
+def test_rounding_as_large_as_one_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    fitted(dense(Rounds))
+
+    def unknown(self: Any) -> Any:
+        raise ParityRunError("no float64")
+
+    monkeypatch.setattr(mesh_parity.MeshParityRun, "in_double_precision", unknown)
+    refuses(dense(Rounds), "log 'loss'")
 
 
 class Noisy(keras.Model):

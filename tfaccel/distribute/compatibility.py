@@ -86,7 +86,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     f"{_TF}.framework.ops.Graph": ("_create_op_internal",),
     f"{_TF}.framework.op_def_registry": ("get",),
     f"{_TF}.framework.random_seed": ("get_seed",),
-    f"{_TF}.eager.context": ("global_seed",),
+    f"{_TF}.eager.context": ("context", "global_seed"),
     f"{_TF}.eager.record": ("could_possibly_record",),
     f"{_TF}.eager.polymorphic_function.polymorphic_function.Function": ("_clone", "_jit_compile"),
     f"{_TF}.framework.auto_control_deps": ("_get_resource_inputs", "op_is_stateful"),

@@ -10,6 +10,7 @@ import numpy as np
 if TYPE_CHECKING:
     from tfaccel.distribute.step_result import StepResult
 
+_ROUNDING = 3.0  # how much larger than one device's another order of sums may make it
 _NOISE = 2e-5  # of a gradient beside the largest one: what is zero but for rounding
 
 
@@ -24,6 +25,7 @@ class Difference:
         replicated: the number of replicas.
         reference: the number of one device.
         advice: what may be done.
+        distance: the norm of the difference, infinite where it is no number.
     """
 
     kind: str
@@ -32,6 +34,31 @@ class Difference:
     replicated: str
     reference: str
     advice: str
+    distance: float
+
+
+def beyond_rounding(
+    replicated: StepResult, reference: StepResult, exact: StepResult, tolerance: float
+) -> list[Difference]:
+    """Compares two runs of a step with a third, in double precision.
+
+    Args:
+        replicated: what replicas made.
+        reference: what one device made.
+        exact: what one device made in float64.
+        tolerance: relative, of the norm of each tensor.
+
+    Returns:
+        What replicas make otherwise, and farther from the third than one device's own rounding is.
+    """
+    rounded = differences(reference, exact, tolerance)
+    rounded += _weight_differences(reference, exact, tolerance)
+    rounding = {(one.kind, one.what): one.distance for one in rounded}
+    return [
+        found
+        for found in differences(replicated, exact, tolerance)
+        if found.distance > _ROUNDING * rounding.get((found.kind, found.what), 0.0)
+    ]
 
 
 def differences(
@@ -72,17 +99,12 @@ def _gradient_differences(
             what = f"the gradient of {name!r}"
             if len(replicated.gradients) > 1:
                 what += f" (in call {call + 1} of GradientTape.gradient)"
-            found.append(
-                Difference(
-                    "gradients",
-                    str(call),
-                    what,
-                    *_largest_difference(a, b),
-                    "a loss that compares rows must see those of all replicas (gather them with "
-                    "tf.distribute.get_replica_context().all_gather), a sum over rows is written "
-                    "as a mean or divided by the global batch size",
-                )
+            do = (
+                "a loss that compares rows must see those of all replicas (gather them with "
+                "tf.distribute.get_replica_context().all_gather), a sum over rows is written "
+                "as a mean or divided by the global batch size"
             )
+            found.append(_difference("gradients", str(call), what, a, b, do))
     return found
 
 
@@ -104,7 +126,7 @@ def _slot_differences(
         if not _near(a, b, max(5 * tolerance * _norm(b - was), noise, 1e-6 * _norm(b), 1e-12)):
             what = f"{path!r}, which the optimizer keeps of a gradient,"
             do = "give the variable's layer operations that are the same on all devices"
-            found.append(Difference("slots", path, what, *_largest_difference(a, b), do))
+            found.append(_difference("slots", path, what, a, b, do))
     return found
 
 
@@ -121,9 +143,7 @@ def _state_differences(
         moved = _norm(b - was)
         if not _near(a, b, max(5 * tolerance * moved, 2e-6 * _norm(b), 1e-9)):
             do = "keep a mean over rows in it, or what all replicas compute alike"
-            found.append(
-                Difference("state", path, f"variable {path!r}", *_largest_difference(a, b), do)
-            )
+            found.append(_difference("state", path, f"variable {path!r}", a, b, do))
     return found
 
 
@@ -139,7 +159,7 @@ def _metric_differences(
             name = path.split("/")[0]
             what = f"metric variable {path!r}"
             do = "update the metric with one value for each row, or with a mean over rows"
-            found.append(Difference("metrics", name, what, *_largest_difference(a, b), do))
+            found.append(_difference("metrics", name, what, a, b, do))
     return found
 
 
@@ -153,7 +173,7 @@ def _log_differences(
             continue
         if not _near(a, b, max(tolerance * _norm(b), 1e-5)):
             do = "return the result of a metric, or a mean over rows"
-            found.append(Difference("logs", key, f"log {key!r}", *_largest_difference(a, b), do))
+            found.append(_difference("logs", key, f"log {key!r}", a, b, do))
     return found
 
 
@@ -187,7 +207,7 @@ def _weight_differences(
         if not _near(a[counts], b[counts], limit):
             do = "compute updates from gradients that GradientTape.gradient returns"
             what = f"variable {path!r} after a step"
-            found.append(Difference("weights", path, what, *_largest_difference(a, b), do))
+            found.append(_difference("weights", path, what, a, b, do))
     return found
 
 
@@ -215,8 +235,12 @@ def _norm(array: Any) -> float:
     return float(np.sqrt(np.sum(np.square(np.asarray(array, "float64")))))
 
 
-def _largest_difference(replicated: np.ndarray, reference: np.ndarray) -> tuple[str, str]:
-    """The two numbers that are farthest apart."""
-    distance = np.abs(np.asarray(replicated, "float64") - np.asarray(reference, "float64"))
-    place = int(np.argmax(np.nan_to_num(distance, nan=np.inf)))
-    return tuple(f"{float(np.ravel(x)[place]):.6g}" for x in (replicated, reference))  # type: ignore[return-value]
+def _difference(
+    kind: str, name: str, what: str, replicated: np.ndarray, reference: np.ndarray, advice: str
+) -> Difference:
+    """A difference, shown by the two numbers that are farthest apart."""
+    apart = np.abs(np.asarray(replicated, "float64") - np.asarray(reference, "float64"))
+    apart = np.nan_to_num(apart, nan=np.inf)
+    place = int(np.argmax(apart))
+    mine, right = (f"{float(np.ravel(x)[place]):.6g}" for x in (replicated, reference))
+    return Difference(kind, name, what, mine, right, advice, _norm(apart))

@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfaccel.distribute import _private, constant_random, logs
+from tfaccel.distribute.double_precision import DoublePrecision
 from tfaccel.distribute.optimizer import optimizers_of
 
 
@@ -84,7 +85,8 @@ class TracedStep:
         data: a batch.
 
     Attributes:
-        graph: that was traced.
+        concrete: what was traced, as a concrete function.
+        graph: that of it.
         random_ops: how many random operations it has.
     """
 
@@ -107,11 +109,19 @@ class TracedStep:
             ]
 
         self._function = tf.function(traced, autograph=False)
-        self.graph = self._function.get_concrete_function(data).graph
+        self.concrete = self._function.get_concrete_function(data)
+        self.graph = self.concrete.graph
 
     def run(self, data: Any) -> StepResult:
         """Runs the step; the result has gradients and logs alone."""
-        step_logs, grads = self._function(data)
+        return self._result(*self._function(data))
+
+    def run_in(self, double: DoublePrecision, data: Any) -> StepResult:
+        """Runs it in double precision, which leaves its variables as they are."""
+        outputs = double(v for v in tf.nest.flatten(data, expand_composites=True) if v is not None)
+        return self._result(*tf.nest.pack_sequence_as(self.concrete.structured_outputs, outputs))
+
+    def _result(self, step_logs: Any, grads: Any) -> StepResult:
         result = StepResult(logs={name: np.asarray(value) for name, value in step_logs.items()})
         for variables, gradients in zip(self._names, grads, strict=True):
             result.gradients.append((variables, [_to_numpy(g) for g in gradients]))

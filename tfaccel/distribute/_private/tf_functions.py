@@ -6,15 +6,27 @@ with. Seen with TensorFlow 2.21, watched by `tests/distribute/test_private.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import tensorflow as tf
 
+# The functions that a graph may call are in the context of the process.
+from tensorflow.python.eager.context import context
+
 # Whether any tape records; public is only the tape that one holds.
 from tensorflow.python.eager.record import could_possibly_record
 
-__all__ = ["forget_traces", "function_like", "is_function", "is_recording"]
+__all__ = ["define_functions", "forget_traces", "function_like", "is_function", "is_recording"]
+
+
+def define_functions(definitions: Iterable[Any]) -> None:
+    """Lets this process call the functions of a graph's library.
+
+    `tf.graph_util.import_graph_def` leaves this out when it is called inside a `tf.function`.
+    """
+    for definition in definitions:
+        context().add_function_def(definition)
 
 
 def forget_traces(function: Any) -> None:

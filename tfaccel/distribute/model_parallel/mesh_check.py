@@ -7,12 +7,13 @@ in the optimizer's slots, which are the gradients' means, squares or sums.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
 from tfaccel.distribute.broadcast import broadcast_text
 from tfaccel.distribute.check import FirstSteps, difference_message, log_skipped
-from tfaccel.distribute.differences import differences
+from tfaccel.distribute.differences import beyond_rounding, differences
 from tfaccel.distribute.model_parallel.layer_attribution import first_divergent
 from tfaccel.distribute.model_parallel.mesh_parity import MeshParityRun
 from tfaccel.distribute.step_result import ParityRunError, StepResult, tolerance
@@ -71,6 +72,10 @@ class MeshChecks:
         except ParityRunError as reason:
             return str(reason) or "it failed"
         differing = differences(mesh_result, reference, tolerance(model))
+        if differing:
+            with contextlib.suppress(ParityRunError):
+                exact = parity.in_double_precision()
+                differing = beyond_rounding(mesh_result, reference, exact, tolerance(model))
         where = f"on the mesh {self._strategy.planner.mesh}"
         return difference_message(differing[0], where) if differing else ""
 

@@ -19,6 +19,7 @@ from tensorflow.experimental import dtensor
 
 from tfaccel.distribute import gradients, logs
 from tfaccel.distribute.batches import absent_to_none
+from tfaccel.distribute.double_precision import DoublePrecision
 from tfaccel.distribute.model_parallel import host_transfer
 from tfaccel.distribute.model_parallel.host_copies import HostCopies, mesh_variables
 from tfaccel.distribute.model_parallel.host_fallback import on_host
@@ -92,9 +93,7 @@ class MeshParityRun:
             ParityRunError: when it is too large, or fails.
         """
         with self._on_host_copies() as copies:
-            traced = TracedStep(self._one_device_step, self._data)
-            self._refuse_other_random_ops(traced)
-            self._refuse_large(_graph_bytes(traced.graph))
+            traced = self._traced_on_one_device()
             before = [_to_numpy(copies.of(v).value()) for v in self._held]
             with _graph_optimizer_off():
                 result = traced.run(self._data)
@@ -102,6 +101,33 @@ class MeshParityRun:
         changes = zip(self._variables, before, after, strict=True)
         result.add_changes(self._model, changes, slots=True)
         return result
+
+    def in_double_precision(self) -> StepResult:
+        """What one device's step would do without rounding to float32, in this process.
+
+        Raises:
+            ParityRunError: when it is too large, or has operations that take no float64.
+        """
+        with self._on_host_copies() as copies:
+            traced = self._traced_on_one_device(factor=2)
+            held = [copies.of(v) for v in self._held]
+            before = [_to_numpy(copy.value()) for copy in held]
+            double = DoublePrecision(traced.concrete)
+            with _graph_optimizer_off():
+                result = traced.run_in(double, self._data)
+            after = [double.value_of(copy) for copy in held]
+        changes = [
+            (variable, was, was if now is None else now)
+            for variable, was, now in zip(self._variables, before, after, strict=True)
+        ]
+        result.add_changes(self._model, changes, slots=True)
+        return result
+
+    def _traced_on_one_device(self, factor: int = 1) -> TracedStep:
+        traced = TracedStep(self._one_device_step, self._data)
+        self._refuse_other_random_ops(traced)
+        self._refuse_large(factor * _graph_bytes(traced.graph))
+        return traced
 
     def layers_on_mesh(self) -> dict[str, np.ndarray]:
         """What each layer gives on the mesh; every process must come here."""
