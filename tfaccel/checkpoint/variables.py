@@ -1,0 +1,97 @@
+"""The variables of a model and its optimizers, by their places in it.
+
+A checkpoint is a folder with TensorFlow's own checkpoint format in it (`tf.train.load_checkpoint`
+reads it). Each device reads back the slices that its own layout wants, so that what one mesh has
+written another one can read, and any other strategy, and one device.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from typing import Any
+
+import keras
+
+from tfaccel.checkpoint.folder import Piece, open_folder, read, shapes, write
+from tfaccel.checkpoint.pieces import assign, pieces_of
+from tfaccel.distribute.optimizer import optimizers_of
+from tfaccel.errors import CheckpointError
+
+
+def save(model: keras.Model, path: str | os.PathLike[str]) -> None:
+    """Writes the variables of `model` and of its optimizers.
+
+    With several processes every one of them must call, and all must see the same disk. What stands
+    at `path` is whole at any time: it is replaced when the new checkpoint is complete (on a remote
+    filesystem, which renames file by file, nearly so).
+
+    Args:
+        model: a built model; with an optimizer, also that one's state.
+        path: a folder, which is made; also on a filesystem of `tf.io.gfile`, such as ``gs://``.
+
+    Raises:
+        CheckpointError: when the model is not built, or some process could not write, on all of
+            them.
+
+    Example:
+        ```python
+        tfaccel.checkpoint.save(model, "run/step-1000")
+        ...
+        tfaccel.checkpoint.restore(model, "run/step-1000")  # on another mesh
+        ```
+    """
+    strategy = model.distribute_strategy
+    cluster = getattr(strategy, "cluster", None)
+    chief = cluster is None or cluster.is_chief
+    found = [
+        Piece(name, tensor, cut, tuple(v.shape))
+        for name, v in _named(model)
+        for tensor, cut in pieces_of(v, chief)
+    ]
+    write(strategy, os.fspath(path), found)
+
+
+def restore(model: keras.Model, path: str | os.PathLike[str]) -> None:
+    """Reads what `save` wrote, under this or another strategy, into `model`.
+
+    Args:
+        model: a built model of the same layers and the same optimizer.
+        path: the folder of the checkpoint.
+
+    Raises:
+        CheckpointError: when there is none, or it is another model's.
+    """
+    reader = open_folder(os.fspath(path))
+    held = shapes(reader)
+    named = list(_named(model))
+    for name, variable in named:
+        if held.get(name) != tuple(variable.shape):
+            found = "nothing" if name not in held else f"shape {held[name]}"
+            raise CheckpointError(
+                f"tfaccel: the checkpoint {os.fspath(path)} has {found} for {variable.path!r} of "
+                f"shape {tuple(variable.shape)} (as {name!r}), expected the same model and "
+                "optimizer; build the model that was saved."
+            )
+    for name, variable in named:
+        assign(variable, partial(read, reader, name, variable.dtype, tuple(variable.shape)))
+
+
+def _named(model: keras.Model) -> list[tuple[str, Any]]:
+    """The variables of `model`, by their place: paths change from one instance to the next."""
+    if not model.built:
+        raise CheckpointError(
+            f"tfaccel: model {model.name!r} has no variables yet, expected a built model; call "
+            "model.build(input_shape) or fit first."
+        )
+    of_metrics = {id(v) for metric in model.metrics for v in metric.variables}
+    named = [
+        (f"model/{i:05d}/{v.name}", v)
+        for i, v in enumerate(v for v in model.variables if id(v) not in of_metrics)
+    ]
+    for number, optimizer in enumerate(optimizers_of(model)):
+        if not optimizer.built:
+            with model.distribute_strategy.scope():
+                optimizer.build(model.trainable_variables)
+        named += [(f"optimizer{number}/{i:05d}", v) for i, v in enumerate(optimizer.variables)]
+    return named
