@@ -47,7 +47,7 @@ def save(model: keras.Model, path: str | os.PathLike[str]) -> None:
     found = [
         Piece(name, tensor, cut, tuple(v.shape))
         for name, v in _named(model)
-        for tensor, cut in pieces_of(v, chief)
+        for tensor, cut in pieces_of(v.value, chief)
     ]
     write(strategy, os.fspath(path), found)
 
@@ -74,7 +74,7 @@ def restore(model: keras.Model, path: str | os.PathLike[str]) -> None:
                 "optimizer; build the model that was saved."
             )
     for name, variable in named:
-        assign(variable, partial(read, reader, name, variable.dtype, tuple(variable.shape)))
+        assign(variable.value, partial(read, reader, name, variable.dtype, tuple(variable.shape)))
 
 
 def _named(model: keras.Model) -> list[tuple[str, Any]]:

@@ -191,3 +191,10 @@ class RunsKerasSteps:
             found[model] = ModelAveraging(model, self, self.frequency.local_steps)
         averaging: ModelAveraging = found[model]
         return averaging
+
+    def state_variables(self, model: keras.Model) -> list[tf.Variable]:
+        """What a run of `model` keeps in variables of this strategy, in a fixed order."""
+        found = list(getattr(self.gradient_compression, "variables", ()))
+        if self.frequency.local_steps > 1:
+            found.append(self.averaging(model).steps_alone)
+        return found

@@ -92,6 +92,9 @@ class ModelAveraging:
         model: the model; not kept alive.
         strategy: the strategy it trains under.
         steps: how many steps each replica takes alone.
+
+    Attributes:
+        steps_alone: a variable: how many it has taken since.
     """
 
     def __init__(self, model: keras.Model, strategy: Any, steps: int) -> None:
@@ -101,16 +104,16 @@ class ModelAveraging:
         self._synchronize: tuple[list[int], Callable[[], None]] = ([], self._average)
         with tf.init_scope(), strategy.scope():
             # Alike on all replicas, whatever their loss scales skip.
-            self._alone = tf.Variable(0, trainable=False, dtype=tf.int64, name="steps_alone")
+            self.steps_alone = tf.Variable(0, trainable=False, dtype=tf.int64, name="steps_alone")
 
     def after_step(self) -> None:
         """Ends a step of training; call it in a replica."""
-        self._alone.assign_add(1)
-        tf.cond(self._alone >= self._steps, self._average, lambda: None)
+        self.steps_alone.assign_add(1)
+        tf.cond(self.steps_alone >= self._steps, self._average, lambda: None)
 
     def synchronize(self) -> None:
         """Averages now, if any step has been taken alone; every worker must call."""
-        if int(self._alone.numpy()) == 0:
+        if int(self.steps_alone.numpy()) == 0:
             return
         ids = [id(v) for v in self._variables()]
         if ids != self._synchronize[0]:  # the first time, or compiled anew
@@ -128,7 +131,7 @@ class ModelAveraging:
         sums = step.all_reduce_packed([tf.convert_to_tensor(v) for v in counts])
         for variable, total in zip(counts, sums, strict=True):
             variable.assign(total // replicas)
-        self._alone.assign(0)
+        self.steps_alone.assign(0)
 
     def _variables(self) -> list[Any]:
         model = self._model()

@@ -30,7 +30,7 @@ def serialize() -> bytes:
         "python": random.getstate(),
         "numpy": [name, np.asarray(keys).tolist(), *rest],
         "tensorflow": _private.global_seed(),
-        "unseeded": random.SystemRandom().randrange(1, _LARGEST_SEED),
+        "unseeded": _next_stream(),
     }
     return json.dumps(state).encode()
 
@@ -44,7 +44,8 @@ def restore(offered: bytes) -> None:
     np.random.set_state((name, np.array(keys, np.uint32), *rest))
     if _private.global_seed() != state["tensorflow"]:
         tf.random.set_seed(state["tensorflow"])
-    _private.seed_unseeded(SeedStream(state["unseeded"]))
+    _streams[:] = [SeedStream(state["unseeded"])]
+    _private.seed_unseeded(_streams[0])
 
 
 class SeedStream:
@@ -58,6 +59,10 @@ class SeedStream:
         self._seed = seed
         self._stream = random.Random(seed)
 
+    def draw(self) -> int:
+        """The next number of the stream."""
+        return self._stream.randrange(1, _LARGEST_SEED)
+
     def __call__(self) -> tuple[int, int] | None:
         """The two seeds of one operation; None where it may differ from worker to worker."""
         if _in_replica():
@@ -70,6 +75,14 @@ class SeedStream:
         number = getattr(graph, "_tfaccel_unseeded", 0)
         graph._tfaccel_unseeded = number + 1
         return self._seed, number
+
+
+_streams: list[SeedStream] = []  # the one in use, if any
+
+
+def _next_stream() -> int:
+    """A seed for another stream: from the one in use, on which workers agree, or from the clock."""
+    return _streams[0].draw() if _streams else random.SystemRandom().randrange(1, _LARGEST_SEED)
 
 
 def _in_replica() -> bool:

@@ -9,6 +9,7 @@ reach into; callers write `_private.NAME`, wherever a name is.
 from tfaccel.distribute._private import (
     callers,
     datasets,
+    keras_epochs,
     keras_layers,
     keras_losses,
     keras_optimizers,
@@ -24,6 +25,7 @@ from tfaccel.distribute._private import (
 )
 from tfaccel.distribute._private.callers import *  # noqa: F403
 from tfaccel.distribute._private.datasets import *  # noqa: F403
+from tfaccel.distribute._private.keras_epochs import *  # noqa: F403
 from tfaccel.distribute._private.keras_layers import *  # noqa: F403
 from tfaccel.distribute._private.keras_losses import *  # noqa: F403
 from tfaccel.distribute._private.keras_optimizers import *  # noqa: F403
@@ -40,6 +42,7 @@ from tfaccel.distribute._private.tf_variables import *  # noqa: F403
 __all__: list[str] = []
 __all__ += callers.__all__
 __all__ += datasets.__all__
+__all__ += keras_epochs.__all__
 __all__ += keras_layers.__all__
 __all__ += keras_losses.__all__
 __all__ += keras_optimizers.__all__

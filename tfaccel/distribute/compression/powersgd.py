@@ -35,8 +35,8 @@ class PowerSGD:
 
     What is lost in a step is added to the next step's gradient (error feedback), so nothing is
     lost for good; the weights are not those of one device. Vectors, sparse gradients and matrices
-    of which it would not save half are sent as they are. What is kept is in no file: a run that is
-    resumed begins without it.
+    of which it would not save half are sent as they are. What is kept is in no file but
+    those of `tfaccel.checkpoint.resume`.
 
     Args:
         rank: of the approximation.
@@ -47,6 +47,12 @@ class PowerSGD:
         self._kept: weakref.WeakKeyDictionary[Any, list[_Memory | None]] = (
             weakref.WeakKeyDictionary()
         )
+
+    @property
+    def variables(self) -> list[tf.Variable]:
+        """What is remembered, of all optimizers in the order in which they were prepared."""
+        kept = [one for memory in self._kept.values() for one in memory if one is not None]
+        return [variable for one in kept for variable in (one.error, one.q)]
 
     def prepare(self, owner: Any, variables: list[Any], strategy: Any) -> None:
         """Makes what is to be remembered for an optimizer; in a cross-replica context.

@@ -66,6 +66,16 @@ class SaveCount:
         self._last = -1
         self._unsaved = 0
 
+    def go_on(self, step: int, batches: int) -> None:
+        """Counts on from `step` batches of an epoch, after so many in all.
+
+        >>> count = SaveCount(3)
+        >>> count.go_on(step=1, batches=4)
+        >>> [count.due(batch) for batch in (1, 2)]
+        [False, True]
+        """
+        self._last, self._unsaved = step - 1, batches % self._save_freq
+
     def due(self, batch: int) -> bool:
         """Whether to save after `batch`, a number that starts at zero in every epoch.
 

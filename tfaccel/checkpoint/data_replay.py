@@ -1,0 +1,92 @@
+"""How the data of a `fit` come to where they were: what is read again, and what is set back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+from absl import logging
+
+# Operations of a pipeline whose passes are alike but for their seeds, which each pass draws when it
+# begins: nothing but the first rows of an earlier pass needs to be read.
+_ALIKE = frozenset(
+    {
+        *("BatchDatasetV2", "CacheDatasetV2", "ConcatenateDataset", "MapDataset", "OptionsDataset"),
+        *("ParallelBatchDataset", "ParallelMapDatasetV2", "PrefetchDataset", "RangeDataset"),
+        *("RebatchDatasetV2", "ShuffleDataset", "ShuffleDatasetV2", "ShuffleDatasetV3"),
+        *("SkipDataset", "TakeDataset", "TensorDataset", "TensorSliceDataset", "ZipDataset"),
+        *("Const", "DummyMemoryCache", "DummySeedGenerator", "AnonymousSeedGenerator", "Identity"),
+        *("_Retval", "_Arg", "NoOp", "PaddedBatchDatasetV2", "ShardDataset", "ModelDataset"),
+    }
+)
+_SHUFFLES = ("ShuffleDataset", "ShuffleDatasetV2", "ShuffleDatasetV3")
+_IN_PYTHON = ("PyDatasetAdapter", "GrainDatasetAdapter")
+
+
+def source_of(adapter: Any) -> Any:
+    """The user's own object whose attributes say where its data are; None for arrays."""
+    if type(adapter).__name__ not in _IN_PYTHON:
+        return None
+    return getattr(adapter, "py_dataset", None)
+
+
+def reads_in_python(adapter: Any) -> bool:
+    """Whether each epoch's pass is made anew in Python, from the state that it then has."""
+    return type(adapter).__name__ in _IN_PYTHON
+
+
+def passes_are_alike(adapter: Any) -> bool:
+    """Whether a pass draws all of its seeds when it begins, so that it need not be read to its end.
+
+    Keras's own pipeline over arrays permutes the row numbers of a pass at its beginning.
+    """
+    if type(adapter).__name__ == "ArrayDataAdapter":
+        return True
+    return type(adapter).__name__ == "TFDatasetAdapter" and operations(adapter) <= _ALIKE
+
+
+def warn_unseeded(adapter: Any) -> None:
+    """Says that a dataset shuffles by the clock: no later run can give its rows in that order."""
+    if type(adapter).__name__ == "TFDatasetAdapter" and _unseeded(_graph(adapter)):
+        logging.warning(
+            "tfaccel: the dataset was shuffled without a seed before tfaccel.checkpoint.resume was "
+            "called, so a run that is resumed has its rows in another order; expected "
+            "dataset.shuffle(..., seed=0), keras.utils.set_random_seed(0), or the dataset made "
+            "after the callback."
+        )
+
+
+def operations(adapter: Any) -> set[str]:
+    """The types of all operations of a pipeline that depend on the pass or have a state."""
+    graph = _graph(adapter)
+    return {
+        node.op
+        for node in graph.node
+        if "Dataset" in node.op or node.op in ("PyFunc", "EagerPyFunc", "PyFuncStateless")
+    } | {
+        node.op
+        for function in graph.library.function
+        for node in function.node_def
+        if "Dataset" in node.op or "PyFunc" in node.op or "seed2" in node.attr
+    }
+
+
+def _unseeded(graph: Any) -> bool:
+    nodes = {node.name: node for node in graph.node}
+    shuffles = [node for node in graph.node if node.op in _SHUFFLES]
+    seeds = [
+        [_constant(nodes.get(name.partition(":")[0])) for name in node.input[2:4]]
+        for node in shuffles
+    ]
+    return [0, 0] in seeds
+
+
+def _constant(node: Any) -> int | None:
+    return int(tf.make_ndarray(node.attr["value"].tensor)) if node and node.op == "Const" else None
+
+
+def _graph(adapter: Any) -> Any:
+    """The graph of the pipeline that the user gave."""
+    variant = tf.data.experimental.to_variant(adapter.get_tf_dataset())
+    serialized = tf.raw_ops.DatasetToGraphV2(input_dataset=variant, external_state_policy=1)
+    return tf.compat.v1.GraphDef.FromString(serialized.numpy())

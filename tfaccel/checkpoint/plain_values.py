@@ -1,0 +1,110 @@
+"""Objects as text and arrays, which a file can hold and nothing has to be unpickled for."""
+
+from __future__ import annotations
+
+import importlib
+import random
+import sys
+import types
+from typing import Any
+
+import numpy as np
+
+_PLAIN = (type(None), bool, int, float, str)
+_KEY = "__kind__"
+_LIBRARIES = ("keras", "numpy")  # whose functions are kept by their names
+
+
+class NotPlainError(Exception):
+    """A value that has no place in a file."""
+
+
+def encode(value: Any, arrays: list[np.ndarray]) -> Any:
+    """A value as JSON holds it.
+
+    Args:
+        value: numbers, texts, arrays, states of random generators, and lists, tuples, sets and
+            dictionaries of them.
+        arrays: gets the arrays in it, which are left out.
+
+    Raises:
+        NotPlainError: there is something else in it.
+
+    >>> arrays = []
+    >>> made = encode({"best": (1.5, np.zeros(2)), 3: float("inf")}, arrays)
+    >>> decode(made, arrays)
+    {'best': (1.5, array([0., 0.])), 3: inf}
+    """
+    if type(value) in _PLAIN:
+        return value
+    if type(value) is list:
+        return [encode(v, arrays) for v in value]
+    if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in "biufc":
+        arrays.append(np.asarray(value))
+        kind = "array" if isinstance(value, np.ndarray) else "number"
+        return {_KEY: kind, "at": len(arrays) - 1}
+    if isinstance(value, dict):
+        pairs = [[encode(k, arrays), encode(v, arrays)] for k, v in value.items()]
+        return {_KEY: "dict", "items": pairs}
+    if type(value) in (tuple, set):
+        return {_KEY: type(value).__name__, "items": [encode(v, arrays) for v in value]}
+    if type(value) is random.Random:
+        return {_KEY: "Random", "state": encode(value.getstate(), arrays)}
+    if type(value) is np.random.Generator:
+        bits = value.bit_generator
+        return {_KEY: "Generator", "of": type(bits).__name__, "state": encode(bits.state, arrays)}
+    if type(value) is np.random.RandomState:
+        return {_KEY: "RandomState", "state": encode(value.get_state(), arrays)}
+    if isinstance(value, types.FunctionType) and _is_library_s(value):
+        return {_KEY: "function", "name": f"{value.__module__}:{value.__qualname__}"}
+    raise NotPlainError(type(value).__name__)
+
+
+def decode(made: Any, arrays: list[np.ndarray]) -> Any:
+    """The value that `encode` was given."""
+    if isinstance(made, list):
+        return [decode(v, arrays) for v in made]
+    if not isinstance(made, dict):
+        return made
+    kind = made[_KEY]
+    if kind == "array":
+        return arrays[made["at"]].copy()
+    if kind == "number":
+        return arrays[made["at"]][()]
+    if kind == "function":
+        module, _, name = made["name"].partition(":")
+        if module.partition(".")[0] not in _LIBRARIES:
+            raise NotPlainError(made["name"])
+        return getattr(importlib.import_module(module), name)
+    if kind == "dict":
+        return {decode(k, arrays): decode(v, arrays) for k, v in made["items"]}
+    if kind in ("tuple", "set"):
+        return (tuple if kind == "tuple" else set)(decode(v, arrays) for v in made["items"])
+    state = decode(made["state"], arrays)
+    if kind == "Generator":
+        bits = getattr(np.random, made["of"])()
+        bits.state = state
+        return np.random.Generator(bits)
+    generator: Any = random.Random() if kind == "Random" else np.random.RandomState()
+    (generator.setstate if kind == "Random" else generator.set_state)(state)
+    return generator
+
+
+def _is_library_s(function: types.FunctionType) -> bool:
+    """Whether a function is found by its name in a library: `keras.ops.less` of a callback."""
+    module, name = function.__module__ or "", function.__qualname__
+    if module.partition(".")[0] not in _LIBRARIES:
+        return False
+    return getattr(sys.modules.get(module), name, None) is function
+
+
+def plain_attributes(instance: Any, arrays: list[np.ndarray]) -> dict[str, Any]:
+    """The attributes of an object that `encode` takes, encoded."""
+    found = {}
+    for name, value in vars(instance).items():
+        length = len(arrays)
+        try:
+            found[name] = encode(value, arrays)
+        except NotPlainError:
+            del arrays[length:]
+    return found
