@@ -50,6 +50,7 @@ class RunState:
         logs: of the last of them.
         stopped: whether a callback has stopped the training.
         random_at_start: as `random_state.serialize` gave it before the data were made.
+        verdict: of the first-step check, where there was one.
         callbacks: by class and number, the attributes that the run has changed.
         process: the random states and the dataset's attributes of this process, now and when the
             epoch began.
@@ -62,6 +63,7 @@ class RunState:
     logs: dict[str, float]
     stopped: bool
     random_at_start: str
+    verdict: dict[str, Any] | None
     callbacks: dict[str, Any]
     process: dict[str, Any]
     arrays: list[np.ndarray] = field(default_factory=list)
@@ -80,6 +82,7 @@ class RunState:
                 "logs": self.logs,
                 "stopped": self.stopped,
                 "random_at_start": self.random_at_start,
+                "verdict": self.verdict,
                 "callbacks": self.callbacks,
                 "arrays": len(self.arrays),
             }
@@ -121,6 +124,7 @@ def read_state(path: str, reader: Reader, cluster: Any) -> RunState:
         logs=run["logs"],
         stopped=run["stopped"],
         random_at_start=run["random_at_start"],
+        verdict=run["verdict"],
         callbacks=run["callbacks"],
         process=own["state"],
         arrays=_arrays(reader, "callbacks", run["arrays"]),
@@ -156,7 +160,12 @@ class Recorder:
         self._epoch_began = decode(state.process["epoch_began"], state.own_arrays)
 
     def state(
-        self, place: Place, batches: int, logs: dict[str, float], random_at_start: bytes
+        self,
+        place: Place,
+        batches: int,
+        logs: dict[str, float],
+        random_at_start: bytes,
+        verdict: dict[str, Any] | None,
     ) -> RunState:
         """The state now."""
         arrays: list[np.ndarray] = []
@@ -174,6 +183,7 @@ class Recorder:
             logs=logs,
             stopped=bool(self._model.stop_training),
             random_at_start=random_at_start.decode(),
+            verdict=verdict,
             callbacks=callbacks,
             process={key: encode(value, own_arrays) for key, value in process.items()},
             arrays=arrays,

@@ -15,6 +15,7 @@ differs.
 
 from __future__ import annotations
 
+import dataclasses
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -61,6 +62,23 @@ class Checks:
     def reductions(self, model: keras.Model) -> StepReductions:
         """How the step of `model` is combined, as far as it is known."""
         return self._reductions.get(model, StepReductions())
+
+    def verdict(self, model: keras.Model) -> dict[str, Any]:
+        """What was found of the step of `model`, for a file: a run that goes on keeps it."""
+        found = dataclasses.asdict(self.reductions(model))
+        return {**found, "in_proportion": self.in_proportion(model)}
+
+    def keep_verdict(self, model: keras.Model, verdict: dict[str, Any]) -> None:
+        """Takes what an earlier process found of the step of `model`, in place of a check.
+
+        Replicas may differ by now (`local_steps`), so that another check could find otherwise.
+        """
+        self._first_steps.is_new(model)
+        if verdict["in_proportion"]:
+            self._in_proportion.add(model)
+        found = {name: value for name, value in verdict.items() if name != "in_proportion"}
+        found["gradients"] = tuple(found["gradients"])
+        self._reductions[model] = StepReductions(**found)
 
     def first_step(self, strategy: Any, model: keras.Model, fn: Any) -> None:
         """Called before each trace of a training step; checks the first of each `compile`.

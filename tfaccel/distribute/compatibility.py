@@ -127,7 +127,12 @@ NAMES: dict[str, tuple[str, ...]] = {
     ),
     f"{_KERAS}.backend.tensorflow.trainer.TensorFlowTrainer": (
         "_distribute_strategy",
+        "_get_metrics_result_or_logs",
         "_maybe_symbolic_build",
+    ),
+    f"{_KERAS}.trainers.epoch_iterator.EpochIterator": (
+        "_enumerate_iterator",
+        "catch_stop_iteration",
     ),
     f"{_KERAS}.trainers.compile_utils.CompileLoss": ("_flat_losses", "metrics"),
     f"{_KERAS}.trainers.compile_utils.CompileMetrics": ("_metrics", "metrics"),

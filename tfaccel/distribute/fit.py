@@ -42,6 +42,7 @@ from tfaccel.distribute.batches import (
 from tfaccel.distribute.check import Checks
 from tfaccel.distribute.compression import Compression
 from tfaccel.distribute.executions import Executions
+from tfaccel.distribute.files import file_callbacks
 from tfaccel.distribute.frequency import Frequency
 from tfaccel.distribute.fused import fuse
 from tfaccel.distribute.gradients import install
@@ -147,6 +148,8 @@ class KerasFit(RunsKerasSteps):
         build.for_caller(caller, dataset.element_spec, self)
         self._refuse_unsharded(dataset)
         self._refuse_stateful(model)
+        if caller.method == "fit" and not caller.validates:
+            file_callbacks.warn_of_backups(caller.callbacks)
         self._prepare_callbacks(caller.callbacks)
         if self.frequency.replicas_diverge:
             sync_points.synchronize_before_saving(caller.callbacks, lambda: self.synchronize(model))

@@ -40,7 +40,7 @@ def run(
         start_timeout_s: how long the workers wait for each other when they start, in seconds.
         grace_s: how long a worker that was asked to stop may take, in seconds.
         max_restarts: how often to start all workers again after one has failed. A script that
-            keeps its state in `keras.callbacks.BackupAndRestore` goes on where it was.
+            fits with `tfaccel.checkpoint.resume` goes on where it was.
 
     Returns:
         0 when all workers ended well; else the exit code of the one that failed first (128 plus

@@ -13,6 +13,7 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from absl import logging
 
 from tfaccel.distribute import _private
 from tfaccel.distribute.adapt import adapt
@@ -223,6 +224,21 @@ def write_on_chief(callbacks: Any, strategy: WritingStrategy) -> None:
             if isinstance(callback, kind):
                 adapt(callback, mixin)
                 callback._strategy = strategy
+
+
+def warn_of_backups(callbacks: Any) -> None:
+    """Warns of a backup that `fit` does not go on from as one expects: Keras reads no batch."""
+    held = getattr(callbacks, "callbacks", callbacks)
+    for callback in tf.nest.flatten(held) if held else ():
+        if isinstance(callback, keras.callbacks.BackupAndRestore) and callback.save_freq != "epoch":
+            logging.warning(
+                "tfaccel: BackupAndRestore(save_freq=%r) resumes at the beginning of an epoch with "
+                "weights of the middle of it, so rows are trained on twice; use "
+                "tfaccel.checkpoint.resume(directory, every=%r), which resumes at the batch, or "
+                "save_freq='epoch'.",
+                callback.save_freq,
+                callback.save_freq,
+            )
 
 
 def _share_state(model: keras.Model, strategy: WritingStrategy) -> None:

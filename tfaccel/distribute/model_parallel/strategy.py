@@ -122,6 +122,8 @@ class ModelParallelStrategy(tf.distribute.Strategy):  # type: ignore[misc]
             self.used = True
             self._prepare(caller.model)
             build.for_caller(caller, dataset.element_spec, self)
+            if caller.method == "fit" and not caller.validates:
+                file_callbacks.warn_of_backups(caller.callbacks)
             if self.cluster is not None:
                 file_callbacks.write_on_chief(caller.callbacks, self)
         threads = caller.threads if caller is not None else None

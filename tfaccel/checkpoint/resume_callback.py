@@ -19,6 +19,7 @@ from tfaccel.checkpoint.folder import Reader, open_folder, write
 from tfaccel.checkpoint.run_state import Place, RunState
 from tfaccel.distribute import _private, random_state
 from tfaccel.distribute.broadcast import broadcast_text
+from tfaccel.distribute.check import Checks
 from tfaccel.distribute.files.file_callbacks import SaveCount
 from tfaccel.errors import CheckpointError
 
@@ -108,7 +109,7 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
         """Saves, if it is time to."""
         self._batches += batch + 1 - self._place.step
         self._place = Place(self._place.epoch, batch + 1, self._place.first_epoch)
-        self._logs = {name: float(value) for name, value in (logs or {}).items()}
+        self._logs = {k: v for k, v in (logs or {}).items() if isinstance(v, (int, float))}
         if self._count is not None and self._count.due(batch):
             self._save()
 
@@ -130,7 +131,11 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
 
     def _save(self) -> None:
         self._saved_at = self._batches
-        state = self._state.state(self._place, self._batches, self._logs, self._random_at_start)
+        checks = getattr(self._strategy, "checks", None)
+        verdict = checks.verdict(self.model) if isinstance(checks, Checks) else None
+        state = self._state.state(
+            self._place, self._batches, self._logs, self._random_at_start, verdict
+        )
         cluster = getattr(self._strategy, "cluster", None)
         pieces = [*run_variables.pieces(self.model, self._strategy), *state.pieces(cluster)]
         path = store.folder(self._directory, self._batches)
@@ -155,6 +160,8 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
         if self._count is not None:
             self._count.go_on(state.place.step, self._batches)
         missing = self._restore_variables(self._reader)
+        if state.verdict is not None and isinstance(self._strategy.checks, Checks):
+            self._strategy.checks.keep_verdict(self.model, state.verdict)
         self._state.put_callbacks(state)
         epochs = int(self.params.get("epochs") or 0)
         logging.info(
@@ -194,6 +201,8 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
         self._pending = None
         missing = self._restore_variables(self._reader)
         self._refuse(missing, "also has")
+        if state.place.step == 0:
+            self.model.reset_metrics()  # as fit does, and before they held what validation left
         self._state.put_callbacks(state)
         if not data_replay.reads_in_python(self._fit.adapter):
             self._state.put_random(state)
