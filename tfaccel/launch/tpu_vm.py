@@ -1,4 +1,4 @@
-"""`tfaccel tpu run`: rents a TPU, runs a script on it and gives it back."""
+"""Rents a TPU, runs a script on it and gives it back: `--engine tpu-vm`, and `tfaccel tpu run`."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ from typing import Any
 from tfaccel.errors import LaunchError
 from tfaccel.launch import gcloud
 from tfaccel.launch.gcloud import TpuJob
+from tfaccel.launch.options import NAME, SPOT, Option, Options
+from tfaccel.launch.spec import Job
 
 # What gcloud says when it makes no TPU, and what to do.
 _KNOWN = (
@@ -54,11 +56,19 @@ def main(argv: Sequence[str]) -> int:
     """
     args = _parser().parse_args(argv)
     job = _job(args)
-    if args.dry_run or not args.yes:
-        for command in gcloud.plan(job, args.keep):
-            print(shlex.join(command))
-        if args.dry_run:
-            return 0
+    if args.dry_run:
+        sys.stdout.write(_shown(job, args.keep))
+        return 0
+    return _run_if_agreed(job, keep=args.keep, agreed=args.yes)
+
+
+def _shown(job: TpuJob, keep: bool) -> str:
+    return "".join(f"{shlex.join(command)}\n" for command in gcloud.plan(job, keep))
+
+
+def _run_if_agreed(job: TpuJob, *, keep: bool, agreed: bool) -> int:
+    if not agreed:
+        sys.stdout.write(_shown(job, keep))
         print("tfaccel: a TPU costs money; give --yes to run these commands.", file=sys.stderr)
         return 2
     if shutil.which("gcloud") is None:
@@ -68,7 +78,7 @@ def main(argv: Sequence[str]) -> int:
         )
     with _sigterm_interrupts(), tempfile.TemporaryDirectory(prefix="tfaccel-") as folder:
         job = dataclasses.replace(job, mark=uuid.uuid4().hex, folder=folder)
-        return run(job, args.keep)
+        return run(job, keep)
 
 
 def run(job: TpuJob, keep: bool = False) -> int:
@@ -88,11 +98,13 @@ def run(job: TpuJob, keep: bool = False) -> int:
     try:
         _make(job)
         made = True
-        for command in gcloud.plan(job, keep=True)[1:]:
-            code = _print_and_call(command)
-            if code != 0:
-                return code
-        return 0
+        after = gcloud.collect(job)
+        steps = gcloud.plan(job, keep=True)[1:]
+        steps = steps[: len(steps) - len(after)]
+        code = next((code for code in map(_print_and_call, steps) if code != 0), 0)
+        for command in after:  # also of a script that has failed
+            _print_and_call(command)
+        return code
     except KeyboardInterrupt:
         return 130
     finally:
@@ -204,6 +216,10 @@ def _job(args: argparse.Namespace) -> TpuJob:
         install=tuple(args.install),
         environment=tuple(environment),
     )
+    return _with_servers(job)
+
+
+def _with_servers(job: TpuJob) -> TpuJob:
     if job.is_pod and "-pod" not in job.software:
         raise LaunchError(
             f"tfaccel: {job.accelerator} has several hosts, and {job.software} has no TensorFlow "
@@ -240,3 +256,73 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("script", type=Path)
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="of the script, after --")
     return parser
+
+
+# --- the engine --------------------------------------------------------------------------------
+
+HELP = "a TPU of Google Cloud that is rented for the script"
+SCRIPT_IS_HERE = True
+COUNTS_WORKERS = False
+
+_ZONE = Option("--zone", "of Google Cloud, such as us-west4-a", "Z", required=True)
+_ACCELERATOR = Option("--accelerator-type", "such as v5litepod-4 or v6e-8", "TYPE", required=True)
+OPTIONS: tuple[Option, ...] = (
+    NAME,
+    _ZONE,
+    _ACCELERATOR,
+    Option("--project", "of Google Cloud; gcloud's own setting where not given", "P"),
+    Option("--runtime-version", "of the TPU VM; by accelerator where not given", "V"),
+    Option("--queued", "wait in Google Cloud's queue"),
+    SPOT,
+    Option("--keep", "do not delete the TPU at the end"),
+    Option(
+        "--install",
+        "what pip installs besides TensorFlow; by default tfaccel",
+        "PACKAGE",
+        repeated=True,
+    ),
+    Option("--yes", "run the commands: a TPU costs money"),
+)
+
+
+def render(job: Job, options: Options) -> str:
+    """The commands of gcloud, a line each."""
+    return _shown(tpu_job(job, options), options["keep"])
+
+
+def launch(job: Job, options: Options) -> int:
+    """Runs the commands; without ``--yes`` it only says how."""
+    return _run_if_agreed(tpu_job(job, options), keep=options["keep"], agreed=options["yes"])
+
+
+def tpu_job(job: Job, options: Options) -> TpuJob:
+    """What `tfaccel tpu run` would be told.
+
+    Raises:
+        LaunchError: a TPU that cannot be, or a program that is no Python.
+    """
+    script, *arguments = job.script
+    if not job.module and not script.endswith(".py"):
+        raise LaunchError(
+            f"the script is {script!r}, expected a .py file, or -m and a module: a TPU VM has "
+            "nothing else"
+        )
+    job.variables()  # which refuses names that a shell cannot hold
+    return _with_servers(
+        TpuJob(
+            script=Path() if job.module else Path(script),
+            module=script if job.module else "",
+            arguments=tuple(arguments),
+            name=job.name,
+            zone=options["zone"],
+            project=options["project"],
+            accelerator=options["accelerator_type"],
+            runtime=options["runtime_version"],
+            queued=options["queued"],
+            spot=options["spot"],
+            install=tuple(options["install"]) or TpuJob.install,
+            environment=job.env,
+            restarts=job.max_restarts,
+            log_dir=job.log_dir,
+        )
+    )
