@@ -1,0 +1,122 @@
+"""`tfaccel launch --engine slurm` on a real Slurm of two nodes, without TensorFlow."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.real_slurm import Slurm, real_slurm, why_not
+
+pytestmark = pytest.mark.skipif(why_not() != "", reason=f"needs a Slurm: {why_not()}")
+
+SCRIPT = """
+import os, signal, sys, time
+from tfaccel import cluster
+found = cluster.resolve()
+print(found.rank, found.workers, os.environ["TFACCEL_JOB_ID"], os.environ["GREETING"], sys.argv[1:],
+      flush=True)
+tries = f"tries-{found.rank}"
+number = os.path.getsize(tries) if os.path.exists(tries) else 0
+open(tries, "a").write("x")
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(33))
+codes = [int(code) for code in sys.argv[1].split(",")]
+code = codes[min(number, len(codes) - 1)]
+if code == -1 or (code and found.rank == 0):
+    time.sleep(60)  # until it is told to stop
+sys.exit(code)
+"""
+
+
+@pytest.fixture(scope="module")
+def slurm() -> Iterator[Slurm]:
+    with real_slurm() as found:
+        yield found
+
+
+class Submitted:
+    """A job that `tfaccel launch` has submitted from a folder."""
+
+    def __init__(self, slurm: Slurm, folder: Path, codes: str, *words: str) -> None:
+        self._slurm, self._folder = slurm, folder
+        (folder / "train.py").write_text(SCRIPT)
+        launch = [sys.executable, "-m", "tfaccel.cli", "launch", "--engine=slurm", "--nproc=2"]
+        here = f"--sbatch=--chdir={folder}"
+        words = (*words, here, "--env=GREETING=it's $me", str(folder / "train.py"), codes, "a b")
+        done = slurm.run(*launch, *words, env={"PYTHONPATH": os.getcwd()})
+        assert done.returncode == 0, done.stdout + done.stderr
+        (self.id,) = re.findall(r"submitted job (\d+)", done.stdout)
+
+    def field(self, name: str) -> str:
+        shown = self._slurm.run("scontrol", "show", "job", self.id).stdout
+        return re.findall(rf"\b{name}=(\S*)", shown)[0]
+
+    def wait_for(self, *states: str, within_s: float = 60.0) -> None:
+        deadline = time.monotonic() + within_s
+        while self.field("JobState") not in states:
+            assert time.monotonic() < deadline, self.field("JobState") + self.output
+            time.sleep(0.1)
+
+    @property
+    def code(self) -> int:
+        self.wait_for("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
+        return int(self.field("ExitCode").partition(":")[0])
+
+    @property
+    def output(self) -> str:
+        path = self._folder / f"slurm-{self.id}.out"
+        return path.read_text() if path.exists() else ""
+
+    def lines(self, rank: int) -> list[str]:
+        return [line for line in self.output.splitlines() if line.startswith(f"{rank}: {rank}")]
+
+
+def test_two_nodes_run_the_script(slurm: Slurm, tmp_path: Path) -> None:
+    job = Submitted(slurm, tmp_path, "0")
+    assert job.code == 0, job.output
+    said = re.compile(rf"(\d): \1 \('n1:(\d+)', 'n2:\2'\) {job.id}\.0\.0 it's \$me \['0', 'a b'\]")
+    assert sorted(said.fullmatch(line)[1] for line in job.output.splitlines()) == ["0", "1"]  # type: ignore[index]
+
+
+def test_failures_are_counted_and_a_preemption_is_not(slurm: Slurm, tmp_path: Path) -> None:
+    """Rank 1 ends; rank 0 is told to stop by Slurm, and then always says that it has saved."""
+    logs = tmp_path / "my logs"
+    job = Submitted(slurm, tmp_path, "33,7,7", "--max-restarts=1", f"--log-dir={logs}")
+    job.wait_for("PENDING")
+    assert "told to stop and have saved; requeued" in job.output
+    slurm.run("scontrol", "update", f"jobid={job.id}", "StartTime=now")  # else in two minutes
+    assert job.code == 7, job.output
+    assert job.output.count("starting all workers again") == 1
+    tries = re.findall(rf"\) ({job.id}\.\S+) ", (logs / "rank-0.log").read_text())
+    assert tries == [f"{job.id}.0.0", f"{job.id}.1.0", f"{job.id}.1.1"]
+
+
+def test_a_cancelled_job_stays_cancelled(slurm: Slurm, tmp_path: Path) -> None:
+    job = Submitted(slurm, tmp_path, "-1", "--max-restarts=3")
+    deadline = time.monotonic() + 30
+    while not (job.lines(0) and job.lines(1)):
+        assert time.monotonic() < deadline, job.output
+        time.sleep(0.1)
+    slurm.run("scancel", job.id)
+    job.wait_for("CANCELLED")
+    time.sleep(1.0)
+    assert job.field("JobState") == "CANCELLED"
+    assert job.field("Restarts") == "0"
+    assert len(job.lines(0)) == 1
+
+
+def test_inside_an_allocation(slurm: Slurm, tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(SCRIPT.replace('f"tries', f'"{tmp_path}/" f"tries'))
+    launch = [sys.executable, "-m", "tfaccel.cli", "launch", "--engine=slurm", "--nproc=2"]
+    done = slurm.run(
+        *("salloc", "--nodes=2", *launch, "--env=GREETING=you"),
+        *(str(tmp_path / "train.py"), "7,0"),
+        env={"PYTHONPATH": os.getcwd()},
+    )
+    assert done.returncode == 7, done.stdout + done.stderr
+    assert sorted(line[:4] for line in done.stdout.splitlines()) == ["0: 0", "1: 1"]
