@@ -26,13 +26,6 @@ def test_one_process_is_no_cluster(environ: dict[str, str]) -> None:
     assert mpiexec.resolve(environ) is None
 
 
-def test_what_a_person_wrote_comes_first() -> None:
-    config = '{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 0}}'
-    found = resolve({"TF_CONFIG": config, "PMI_RANK": "1", "PMI_SIZE": "2"})
-    assert found is not None
-    assert found.source == "TF_CONFIG"
-
-
 @pytest.mark.parametrize("rank", ["2", "-1", "x", ""])
 def test_a_rank_that_cannot_be(rank: str) -> None:
     with pytest.raises(ClusterError, match=f"PMI_RANK is '{rank}' and PMI_SIZE is '2', expected"):

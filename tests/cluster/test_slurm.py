@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tfaccel.cluster import resolve, slurm
+from tests.cluster.slurm_steps import STEPS, recorded
+from tfaccel.cluster import mpiexec, resolve, slurm
 from tfaccel.errors import ClusterError
 
 STEP = {
@@ -42,8 +43,77 @@ def test_tasks_in_planes() -> None:
 
 @pytest.mark.parametrize("how", ["plane", "plane=0", "arbitrary"])
 def test_an_order_that_nobody_knows_is_refused(how: str) -> None:
-    with pytest.raises(ClusterError, match=f"SLURM_DISTRIBUTION is '{how}', expected block, cycl"):
+    with pytest.raises(ClusterError, match=f"SLURM_DISTRIBUTION is '{how}', which does not tell"):
         slurm.resolve(STEP | {"SLURM_DISTRIBUTION": how})
+
+
+def test_an_order_that_slurm_did_not_take_is_refused() -> None:
+    told = STEP | {"SLURM_NODEID": "0", "SLURM_GTIDS": "0,1"}
+    assert hosts(told) == ["n1", "n1", "n2", "n2"]
+    with pytest.raises(ClusterError, match="SLURM_GTIDS puts ranks 0,2 on node 0, and SLURM_DISTR"):
+        slurm.resolve(told | {"SLURM_GTIDS": "0,2"})
+    with pytest.raises(ClusterError, match="on node 2, and SLURM_DISTRIBUTION '' puts none there"):
+        slurm.resolve(told | {"SLURM_NODEID": "2"})
+
+
+# --- What a real Slurm told its tasks: see slurm_steps.py -------------------------------------
+
+RECORDED = dict(recorded())
+ARBITRARY = [step for step in STEPS if "arbitrary" in step and "n2,n2,n2" not in step]
+COMPONENTS = "srun -N2 -n4 -m cyclic PROGRAM : -N1 -n3 PROGRAM"
+ALONE = ("srun -n1 PROGRAM", "salloc -N2 -n4 PROGRAM")
+BY_MPI = [step for step in STEPS if "mpiexec" in step]
+TOLD = [step for step in STEPS if step not in (*ARBITRARY, COMPONENTS, *ALONE, *BY_MPI)]
+
+
+def test_every_step_was_recorded() -> None:
+    assert tuple(RECORDED) == STEPS
+    assert len(TOLD) > 25
+
+
+@pytest.mark.parametrize("step", TOLD)
+def test_ranks_are_on_the_nodes_that_slurm_put_them_on(step: str) -> None:
+    tasks = RECORDED[step]
+    nodes = [task["SLURMD_NODENAME"] for task in tasks]
+    assert len(tasks) > 1
+    assert [hosts(task) for task in tasks] == [nodes] * len(tasks)
+    found = [slurm.resolve(task) for task in tasks]
+    assert [cluster.rank for cluster in found if cluster] == list(range(len(tasks)))
+    assert len({cluster.workers for cluster in found if cluster}) == 1
+    assert len(set(found[0].workers)) == len(tasks)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("step", ARBITRARY)
+def test_an_arbitrary_order_is_in_no_variable(step: str) -> None:
+    for task in RECORDED[step]:
+        with pytest.raises(ClusterError, match="'arbitrary', which does not tell which node"):
+            resolve(task)
+
+
+def test_components_of_several_tasks_a_node_are_in_no_variable() -> None:
+    for task in RECORDED[COMPONENTS]:
+        with pytest.raises(
+            ClusterError, match=r"\(SLURM_HET_SIZE is 2\) and 3 of them on one node"
+        ):
+            resolve(task)
+
+
+@pytest.mark.parametrize("step", ALONE)
+def test_one_task_is_no_cluster(step: str) -> None:
+    assert [resolve(task) for task in RECORDED[step]] == [None]
+
+
+@pytest.mark.parametrize("step", BY_MPI)
+def test_mpiexec_in_an_allocation_starts_its_daemons_as_a_step(step: str) -> None:
+    tasks = RECORDED[step]
+    found = [resolve(task) for task in tasks]
+    assert [(c.rank, c.size, c.source) for c in found if c] == [
+        (rank, len(tasks), mpiexec.SOURCE) for rank in range(len(tasks))
+    ]
+    assert all("SLURM_STEP_NUM_TASKS" in task for task in tasks)  # as srun's own tasks have it
+
+
+# --- What cannot be right ---------------------------------------------------------------------
 
 
 def test_no_two_tasks_share_an_address_and_no_two_steps_either() -> None:
@@ -60,7 +130,8 @@ def test_no_two_tasks_share_an_address_and_no_two_steps_either() -> None:
         {},
         {"SLURM_PROCID": "0", "SLURM_JOB_ID": "3"},  # a batch script
         STEP | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"},
-        STEP | {"PMI_RANK": "0", "PMI_SIZE": "2"},  # mpiexec inside a job
+        STEP | {"PMI_RANK": "0", "PMI_SIZE": "2", "MPI_LOCALRANKID": "0"},  # mpiexec inside a job
+        STEP | {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "2"},
     ],
 )
 def test_not_srun_s_or_alone(environ: dict[str, str]) -> None:

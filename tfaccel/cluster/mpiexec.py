@@ -10,6 +10,10 @@ from tfaccel.errors import ClusterError
 SOURCE = "mpiexec"
 # MPICH and its relatives, then Open MPI.
 _NAMES = (("PMI_RANK", "PMI_SIZE"), ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"))
+# What only launchers of MPI set: `srun --mpi=pmi2` sets PMI_RANK too, to Slurm's own rank.
+_LAUNCHERS = ("MPI_LOCALRANKID", "OMPI_COMM_WORLD_RANK")
+VARIABLES = (*(name for names in _NAMES for name in names), "MPI_LOCALRANKID")
+NEEDS = "more than one process of mpiexec"
 
 
 def resolve(environ: Mapping[str, str]) -> Cluster | None:
@@ -42,3 +46,14 @@ def resolve(environ: Mapping[str, str]) -> Cluster | None:
             return None
         return Cluster(tuple(f"rank {r}" for r in range(int(size))), int(rank), SOURCE)
     return None
+
+
+def is_launched(environ: Mapping[str, str]) -> bool:
+    """Whether a launcher of MPI started this process as one of several, rather than `srun`.
+
+    >>> is_launched({"PMI_RANK": "1", "PMI_SIZE": "2", "MPI_LOCALRANKID": "0"})
+    True
+    >>> is_launched({"PMI_RANK": "1", "PMI_SIZE": "2", "PMI_JOBID": "29.0"})
+    False
+    """
+    return any(name in environ for name in _LAUNCHERS) and resolve(environ) is not None

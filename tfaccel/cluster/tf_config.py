@@ -13,6 +13,10 @@ from typing import Any, NoReturn
 from tfaccel.cluster.cluster import Cluster
 from tfaccel.errors import ClusterError
 
+SOURCE = "TF_CONFIG"
+VARIABLES = ("TF_CONFIG", "TFACCEL_JOB_ID")
+NEEDS = "TF_CONFIG with a cluster"
+
 _EXAMPLE = (
     '{"cluster": {"worker": ["host0:2222", "host1:2222"]}, "task": {"type": "worker", "index": 0}}'
 )
@@ -58,7 +62,12 @@ def resolve(environ: Mapping[str, str]) -> Cluster | None:
     if not workers:
         _wrong("has an empty worker list", "at least one worker")
     _refuse_twice(workers)
-    return Cluster(workers, _rank(config.get("task"), jobs), source="TF_CONFIG")
+    return Cluster(workers, _rank(config.get("task"), jobs), source=SOURCE)
+
+
+def is_launched(environ: Mapping[str, str]) -> bool:
+    """Whether TF_CONFIG is from `tfaccel launch`, which starts its workers inside anything else."""
+    return bool(environ.get("TF_CONFIG") and environ.get("TFACCEL_JOB_ID"))
 
 
 def to_tf_config(cluster: Cluster) -> str:

@@ -1,0 +1,114 @@
+"""Asks every resolver, and decides which is right; the rules are told in `tfaccel.cluster`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from tfaccel.cluster import kubernetes, mpiexec, slurm, tf_config, tpu_vm
+from tfaccel.cluster.cluster import Cluster
+from tfaccel.errors import ClusterError
+
+
+class Resolver(Protocol):
+    """What the module of each resolver has."""
+
+    @property
+    def SOURCE(self) -> str:  # noqa: N802
+        """Its name in messages."""
+
+    @property
+    def VARIABLES(self) -> tuple[str, ...]:  # noqa: N802
+        """What it reads."""
+
+    @property
+    def NEEDS(self) -> str:  # noqa: N802
+        """What it takes to describe a job, for people."""
+
+    def resolve(self, environ: Mapping[str, str]) -> Cluster | None:
+        """The cluster, or None when the environment is not its own."""
+
+
+RESOLVERS: tuple[Resolver, ...] = (tf_config, slurm, kubernetes, mpiexec, tpu_vm)
+"""In the order in which they are asked."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one resolver says of an environment.
+
+    Attributes:
+        source: the resolver's name.
+        variables: name and value of each variable that it reads, where set.
+        cluster: the job that it describes, or None.
+        error: why what it reads cannot be right; ``""`` if it can.
+        needs: what it takes to describe a job, for people.
+    """
+
+    source: str
+    variables: tuple[tuple[str, str], ...]
+    cluster: Cluster | None
+    error: str
+    needs: str
+
+    @property
+    def says(self) -> str:
+        """Its answer in a few words.
+
+        >>> tf_config = Cluster(("a:1", "b:1"), 1, "TF_CONFIG")
+        >>> Answer("TF_CONFIG", (), tf_config, "", "").says
+        'worker 1 of 2'
+        """
+        if self.cluster is not None:
+            return f"worker {self.cluster.rank} of {self.cluster.size}"
+        return self.error or f"nothing, which takes {self.needs}"
+
+
+def ask(environ: Mapping[str, str]) -> tuple[Answer, ...]:
+    """What every resolver says, in their order; it raises nothing."""
+    return tuple(_ask(resolver, environ) for resolver in RESOLVERS)
+
+
+def _ask(resolver: Resolver, environ: Mapping[str, str]) -> Answer:
+    found, error = None, ""
+    try:
+        found = resolver.resolve(environ)
+    except ClusterError as reason:
+        error = str(reason)
+    read = tuple((name, environ[name]) for name in resolver.VARIABLES if name in environ)
+    return Answer(resolver.SOURCE, read, found, error, resolver.NEEDS)
+
+
+def decide(answers: Sequence[Answer]) -> Cluster | None:
+    """The cluster of the first that describes one, if no other contradicts it.
+
+    Raises:
+        ClusterError: the first that speaks cannot be right, or another contradicts it.
+    """
+    for place, answer in enumerate(answers):
+        if answer.error:
+            raise ClusterError(answer.error)
+        if answer.cluster is not None:
+            if not tf_config.is_launched(dict(answer.variables)):
+                for other in answers[place + 1 :]:
+                    _compare(answer, other)
+            return answer.cluster
+    return None
+
+
+def _compare(first: Answer, second: Answer) -> None:
+    if second.cluster is not None and first.says != second.says:
+        raise ClusterError(
+            f"tfaccel: {first.source} says that this is {first.says} ({_shown(first)}) and "
+            f"{second.source} says that it is {second.says} ({_shown(second)}), expected one "
+            "description of this job; unset the variables of the one that is wrong."
+        )
+
+
+def _shown(answer: Answer) -> str:
+    """What it has read, each value cut to a readable length."""
+    return ", ".join(
+        f"{name}={value if len(value) <= 160 else value[:157] + '...'}"
+        for name, value in answer.variables
+    )
