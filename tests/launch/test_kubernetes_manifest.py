@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.launch import kubernetes_types
+from tfaccel import cluster
 from tfaccel.errors import LaunchError
 from tfaccel.launch import kubernetes
 from tfaccel.launch.exit_codes import PREEMPTED
@@ -168,6 +169,16 @@ def test_the_workers_find_each_other() -> None:
     assert [one["valueFrom"] for one in env if one["name"] == "TFACCEL_JOB_ID"] == [
         {"fieldRef": {"fieldPath": uid}}
     ]
+
+
+@pytest.mark.parametrize("kind", ["jobset", "job"])
+def test_a_pod_knows_who_it_is(kind: str) -> None:
+    told = variables(objects(JOB, kind=kind)[-1])
+    found = cluster.resolve({**told, "JOB_COMPLETION_INDEX": "2", "TFACCEL_JOB_ID": "a uid"})
+    assert found is not None
+    assert found.rank == 2
+    hosts = [told["TFACCEL_WORKER_HOSTS"].replace("{rank}", str(rank)) for rank in range(4)]
+    assert found.workers == tuple(f"{host}:2222" for host in hosts)
 
 
 def test_an_indexed_job_has_its_service() -> None:

@@ -94,6 +94,10 @@ def test_an_option_of_another_engine_is_refused(capsys: pytest.CaptureFixture[st
             ["--engine=tpu-vm", "--nproc=2", "--zone=z", "--accelerator-type=v6e-8", "train.py"],
             "--nproc is 2, and --engine tpu-vm takes as many workers as its machines have",
         ),
+        (
+            ["--engine=tpu-vm", "--zone=z", "--accelerator-type=v6e-8", "--dry-run", "ls"],
+            "the script is 'ls', expected a .py file, or -m and a module",
+        ),
         (["--engine=slurm", "--nproc=2", "--name=A_b", "train.py"], "--name is 'A_b', expected up"),
         (
             ["--engine=slurm", "--nproc=2", "--env=A;rm -rf x=1", "--dry-run", "train.py"],

@@ -56,9 +56,9 @@ class Submitted:
         shown = self._slurm.run("scontrol", "show", "job", self.id).stdout
         return re.findall(rf"\b{name}=(\S*)", shown)[0]
 
-    def wait_for(self, *states: str, within_s: float = 60.0) -> None:
+    def wait_for(self, *states: str, restarts: int = 0, within_s: float = 90.0) -> None:
         deadline = time.monotonic() + within_s
-        while self.field("JobState") not in states:
+        while self.field("JobState") not in states or int(self.field("Restarts")) < restarts:
             assert time.monotonic() < deadline, self.field("JobState") + self.output
             time.sleep(0.1)
 
@@ -87,7 +87,7 @@ def test_failures_are_counted_and_a_preemption_is_not(slurm: Slurm, tmp_path: Pa
     """Rank 1 ends; rank 0 is told to stop by Slurm, and then always says that it has saved."""
     logs = tmp_path / "my logs"
     job = Submitted(slurm, tmp_path, "33,7,7", "--max-restarts=1", f"--log-dir={logs}")
-    job.wait_for("PENDING")
+    job.wait_for("PENDING", restarts=1)
     assert "told to stop and have saved; requeued" in job.output
     slurm.run("scontrol", "update", f"jobid={job.id}", "StartTime=now")  # else in two minutes
     assert job.code == 7, job.output
