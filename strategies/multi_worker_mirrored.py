@@ -33,7 +33,8 @@ def make(request: Request) -> tf.distribute.Strategy:
     if cluster is None:
         raise StrategyError(
             "tfaccel: strategy 'multi_worker_mirrored' found no cluster; set TF_CONFIG on every "
-            "worker, or start the script with `tfaccel launch --nproc 2 script.py`."
+            "worker, or start the script with `tfaccel launch --nproc 2 script.py`; `tfaccel env` "
+            "lists the variables that were looked for and found."
         )
     kind = request.devices[0].partition(":")[0]
     chosen = transport.choose_transport(options, kind, cluster)

@@ -43,5 +43,6 @@ class Request:
             raise StrategyError(
                 f"tfaccel: strategy {name!r} uses this process alone, but {self.cluster.source} "
                 f"describes {self.cluster.size} workers, which would each train a model of their "
-                f"own; use 'multi_worker_mirrored' or 'auto', or unset {self.cluster.source}."
+                "own; use 'multi_worker_mirrored' or 'auto', or unset its variables, which "
+                "`tfaccel env` lists."
             )

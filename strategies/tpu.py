@@ -9,7 +9,8 @@ import tensorflow as tf
 from absl import logging
 
 from tfaccel import installed
-from tfaccel.cluster import tpu_address
+from tfaccel.cluster import tpu_address, tpu_vm
+from tfaccel.cluster.cluster import Cluster
 from tfaccel.distribute.tpu_strategy import TPUStrategy
 from tfaccel.errors import StrategyError
 from tfaccel.strategies.accepted_options import ANY, COMMON
@@ -34,10 +35,12 @@ def make(request: Request) -> tf.distribute.Strategy:
     """Finds the TPU, connects to it, initialises it and returns a strategy over its cores.
 
     Raises:
-        StrategyError: when there is no TPU, or it cannot be reached or driven.
+        StrategyError: when there is no TPU, or it cannot be reached or driven, or other workers
+            would drive it too.
     """
     options = request.options
     address = tpu_address.find(options.tpu, options.tpu_zone, options.tpu_project, os.environ)
+    _refuse_workers(request.cluster, address)
     if address.is_local:
         installed.check_tpu(installed.packages())
     if keras.config.dtype_policy().name == "mixed_float16":
@@ -58,6 +61,21 @@ def make(request: Request) -> tf.distribute.Strategy:
             "precision='mixed_bfloat16', or 'auto'."
         )
     return strategy
+
+
+def _refuse_workers(cluster: Cluster | None, address: tpu_address.TpuAddress) -> None:
+    """Raises when this process is one of several, which would each train a model of their own."""
+    if cluster is None or cluster.size == 1:
+        return
+    # One process drives a slice, on its first host, by its name.
+    if cluster.source == tpu_vm.SOURCE and cluster.is_chief and not address.is_local:
+        return
+    raise StrategyError(
+        f"tfaccel: strategy 'tpu' drives {address} from this process alone, but {cluster.source} "
+        f"describes {cluster.size} workers, of which this is number {cluster.rank}, expected one "
+        "process: run the script on the first host of a slice alone with tpu=<its name>, or unset "
+        "the variables of other workers, which `tfaccel env` lists."
+    )
 
 
 def initialize(

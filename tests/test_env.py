@@ -11,10 +11,12 @@ import sys
 import pytest
 
 from tfaccel import cluster, env
-from tfaccel.cluster import Cluster
+from tfaccel.cluster import Cluster, ask, to_tf_config
 from tfaccel.errors import ClusterError
 from tfaccel.hardware import Device
 
+TWO = Cluster(("a:1", "b:1"), rank=1, source="TF_CONFIG")
+ENVIRON = {"TF_CONFIG": to_tf_config(TWO), "PMI_RANK": "1", "PMI_SIZE": "2", "TPU_WORKER_ID": "0"}
 REPORT = env.Report(
     tfaccel="1.0",
     python="3.12.1",
@@ -29,7 +31,8 @@ REPORT = env.Report(
     cudnn="9",
     variables=(("CUDA_VISIBLE_DEVICES", "0,1"),),
     devices=(Device("CPU", 0), Device("GPU", 0, "NVIDIA L4", (8, 9))),
-    cluster=Cluster(("a:1", "b:1"), rank=1, source="TF_CONFIG"),
+    cluster=TWO,
+    resolvers=ask(ENVIRON),
     auto="multi_worker_mirrored",
     reason="a cluster of 2 workers",
     problems=("something is [wrong]",),
@@ -72,9 +75,25 @@ def test_rows_name_all_that_was_found():
         ("cluster", "worker 1 of 2, by TF_CONFIG"),
         ("worker 0", "a:1"),
         ("worker 1", "b:1"),
+        ("by TF_CONFIG", f"worker 1 of 2; read TF_CONFIG={ENVIRON['TF_CONFIG']}"),
+        ("by mpiexec, passed over", "worker 1 of 2; read PMI_RANK=1, PMI_SIZE=2"),
+        (
+            "by TPU VM, passed over",
+            "no cluster, which takes TPU_WORKER_HOSTNAMES with more than one host; "
+            "read TPU_WORKER_ID=0",
+        ),
         ("auto", "multi_worker_mirrored: a cluster of 2 workers"),
         ("problem", "something is [wrong]"),
     ]
+
+
+def test_no_cluster_is_said_with_what_was_read_and_is_not_enough():
+    alone = dataclasses.replace(REPORT, cluster=None, resolvers=ask({"JOB_COMPLETION_INDEX": "3"}))
+    shown = env.rows(alone)
+    assert ("cluster", "none") in shown
+    (by,) = [text for subject, text in shown if subject == "by Kubernetes"]
+    assert by.startswith("no cluster, which takes JOB_COMPLETION_INDEX, TFACCEL_NUM_WORKERS ")
+    assert by.endswith("; read JOB_COMPLETION_INDEX=3")
 
 
 def test_a_build_without_cuda_says_so():
@@ -95,6 +114,9 @@ def test_json_has_a_key_for_each_attribute():
     assert shown["variables"] == {"CUDA_VISIBLE_DEVICES": "0,1"}
     assert shown["devices"][1]["compute_capability"] == [8, 9]
     assert shown["cluster"]["workers"] == ["a:1", "b:1"]
+    sources = ["TF_CONFIG", "Slurm", "Kubernetes", "mpiexec", "TPU VM"]
+    assert [answer["source"] for answer in shown["resolvers"]] == sources
+    assert shown["resolvers"][3]["variables"] == {"PMI_RANK": "1", "PMI_SIZE": "2"}
 
 
 def test_a_distribution_that_is_not_the_usual_one_is_named():
@@ -130,6 +152,17 @@ def test_the_cluster_is_told_and_chosen_by():
     shown = found(CUDA_VISIBLE_DEVICES="-1", TF_CONFIG=json.dumps(config))
     assert shown["cluster"]["rank"] == 1
     assert shown["auto"] == "multi_worker_mirrored"
+
+
+def test_two_clusters_that_disagree_are_a_problem_and_both_are_told():
+    shown = found(TF_CONFIG=to_tf_config(TWO), PMI_RANK="0", PMI_SIZE="2")
+    (problem,) = shown["problems"]
+    assert "TF_CONFIG says that this is worker 1 of 2" in problem
+    assert "mpiexec says that it is worker 0 of 2" in problem
+    assert shown["cluster"] is None
+    told = {answer["source"]: answer["cluster"] for answer in shown["resolvers"]}
+    assert (told["TF_CONFIG"]["rank"], told["mpiexec"]["rank"]) == (1, 0)
+    assert shown["auto"] == ""
 
 
 def test_an_unusable_tf_config_is_a_problem_and_no_crash():

@@ -18,7 +18,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING
 
 from tfaccel import cluster, hardware, installed
-from tfaccel.cluster import Cluster
+from tfaccel.cluster import Answer, Cluster
 from tfaccel.errors import TfaccelError
 from tfaccel.hardware import Device
 
@@ -59,6 +59,7 @@ class Report:
         variables: name and value of the environment variables that change a run.
         devices: the devices TensorFlow sees.
         cluster: the workers of this job; None outside one.
+        resolvers: what each resolver of the cluster has read and said, in their order.
         auto: the strategy that `auto` would choose; ``""`` if it cannot.
         reason: why that one.
         problems: what is wrong, a line each.
@@ -78,6 +79,7 @@ class Report:
     variables: tuple[tuple[str, str], ...]
     devices: tuple[Device, ...]
     cluster: Cluster | None
+    resolvers: tuple[Answer, ...]
     auto: str
     reason: str
     problems: tuple[str, ...]
@@ -98,13 +100,13 @@ def report(environ: Mapping[str, str] = os.environ) -> Report:
     problems: list[str] = []
     cuda, cudnn, backend = "", "", ""
     devices: tuple[Device, ...] = ()
-    workers = None
+    workers, answers = None, cluster.ask(environ)
     auto, reason = "", ""
     try:
         installed.check(installed.packages())  # or the imports below would end this process
         cuda, cudnn, devices = _tensorflow(problems)
         backend = _backend(environ, problems)
-        workers = cluster.resolve(environ)
+        workers = cluster.decide(answers)
         if devices and backend == "tensorflow":  # else the line that says why is there already
             auto, reason = _choose(environ, devices, workers)
     except TfaccelError as error:
@@ -124,6 +126,7 @@ def report(environ: Mapping[str, str] = os.environ) -> Report:
         variables=variables,
         devices=devices,
         cluster=workers,
+        resolvers=answers,
         auto=auto,
         reason=reason,
         problems=tuple(problems),
@@ -203,8 +206,11 @@ def _variables(environ: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
 
 
 def to_json(found: Report) -> str:
-    """The report as JSON, one key for each attribute of `Report`; `variables` is an object."""
-    return json.dumps({**dataclasses.asdict(found), "variables": dict(found.variables)}, indent=2)
+    """The report as JSON, one key for each attribute of `Report`; variables are objects."""
+    shown = dataclasses.asdict(found)
+    for part in (shown, *shown["resolvers"]):
+        part["variables"] = dict(part["variables"])
+    return json.dumps(shown, indent=2)
 
 
 def rows(found: Report) -> list[tuple[str, str]]:
@@ -222,9 +228,15 @@ def rows(found: Report) -> list[tuple[str, str]]:
         *((device.name, device.description or device.kind) for device in found.devices),
         *found.variables,
     ]
-    if workers is not None:
+    if workers is None:
+        lines.append(("cluster", "none"))
+    else:
         lines.append(("cluster", f"worker {workers.rank} of {workers.size}, by {workers.source}"))
         lines += [(f"worker {rank}", address) for rank, address in enumerate(workers.workers)]
+    for answer in found.resolvers:
+        if answer.variables:
+            passed = "" if workers is None or answer.cluster == workers else ", passed over"
+            lines.append((f"by {answer.source}{passed}", f"{answer.says}; read {answer.read}"))
     if found.auto:
         lines.append(("auto", f"{found.auto}: {found.reason}"))
     lines += [("problem", problem) for problem in found.problems]

@@ -161,4 +161,4 @@ def test_answers_tell_what_was_read() -> None:
         (),
     ]
     assert answers[3].says == "worker 1 of 2"
-    assert answers[2].says.startswith("nothing, which takes JOB_COMPLETION_INDEX, TFACCEL_NUM_W")
+    assert answers[2].says.startswith("no cluster, which takes JOB_COMPLETION_INDEX, TFACCEL_NUM_W")

@@ -148,6 +148,24 @@ def test_a_tpu_that_is_started_has_a_replica_on_each_core() -> None:
 
 
 @pytest.mark.usefixtures("fake_tpu")
+def test_one_process_drives_a_slice(monkeypatch: Any) -> None:
+    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "t-0,t-1")
+    monkeypatch.setenv("TPU_WORKER_ID", "0")
+    assert make(tpu="mine").num_replicas_in_sync == 4
+    with pytest.raises(StrategyError, match=r"'local' from tpu .* but TPU VM describes 2 workers"):
+        make(tpu="local")
+    monkeypatch.setenv("TPU_WORKER_ID", "1")
+    with pytest.raises(StrategyError, match="of which this is number 1, expected one process: run"):
+        make(tpu="mine")
+    # Another launcher's workers would each start the TPU anew.
+    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "localhost")
+    monkeypatch.setenv("PMI_RANK", "0")
+    monkeypatch.setenv("PMI_SIZE", "2")
+    with pytest.raises(StrategyError, match="but mpiexec describes 2 workers"):
+        make(tpu="mine")
+
+
+@pytest.mark.usefixtures("fake_tpu")
 def test_options_that_a_tpu_has_not() -> None:
     with pytest.raises(
         StrategyError, match="partial_batch='exact' was requested with strategy 'tpu'"

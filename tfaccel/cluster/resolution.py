@@ -62,7 +62,15 @@ class Answer:
         """
         if self.cluster is not None:
             return f"worker {self.cluster.rank} of {self.cluster.size}"
-        return self.error or f"nothing, which takes {self.needs}"
+        return self.error or f"no cluster, which takes {self.needs}"
+
+    @property
+    def read(self) -> str:
+        """What it has read, each value cut to a readable length."""
+        return ", ".join(
+            f"{name}={value if len(value) <= 160 else value[:157] + '...'}"
+            for name, value in self.variables
+        )
 
 
 def ask(environ: Mapping[str, str]) -> tuple[Answer, ...]:
@@ -100,15 +108,7 @@ def decide(answers: Sequence[Answer]) -> Cluster | None:
 def _compare(first: Answer, second: Answer) -> None:
     if second.cluster is not None and first.says != second.says:
         raise ClusterError(
-            f"tfaccel: {first.source} says that this is {first.says} ({_shown(first)}) and "
-            f"{second.source} says that it is {second.says} ({_shown(second)}), expected one "
+            f"tfaccel: {first.source} says that this is {first.says} ({first.read}) and "
+            f"{second.source} says that it is {second.says} ({second.read}), expected one "
             "description of this job; unset the variables of the one that is wrong."
         )
-
-
-def _shown(answer: Answer) -> str:
-    """What it has read, each value cut to a readable length."""
-    return ", ".join(
-        f"{name}={value if len(value) <= 160 else value[:157] + '...'}"
-        for name, value in answer.variables
-    )
