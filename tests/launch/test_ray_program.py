@@ -109,16 +109,21 @@ sys.stdin.read()
 cluster.shutdown()
 """
 SCRIPT = """
-import os, sys
+import os, sys, time
 from tfaccel import cluster
 found = cluster.resolve()
-tries = f"tries-{found.rank}"
-number = os.path.getsize(tries) if os.path.exists(tries) else 0
-open(tries, "a").write("x")
+def tries(rank):
+    return os.path.getsize(f"tries-{rank}") if os.path.exists(f"tries-{rank}") else 0
+number = tries(found.rank)
+open(f"tries-{found.rank}", "a").write("x")
 print("try", number, "rank", found.rank, "of", found.size, sys.argv[1:],
       os.environ.get("TF_USE_LEGACY_KERAS"), os.environ["GREETING"], flush=True)
-if number == 1:
+while tries(1 - found.rank) <= number:
+    time.sleep(0.05)  # else it would be stopped before it has started
+if number == 1 and found.rank == 1:
     os.kill(os.getpid(), 9)
+if number == 1:
+    time.sleep(600)  # until it is stopped
 sys.exit(33 if number == 0 else 0)
 """
 
@@ -150,12 +155,12 @@ def test_two_nodes_of_a_real_ray(tmp_path: Path) -> None:
             env=environment,
             capture_output=True,
             text=True,
-            timeout=600,
+            timeout=1200,
         )
         assert done.returncode == 0, done.stdout + done.stderr
         print(f"{time.monotonic() - started:.1f} s")
     finally:
-        cluster.communicate(timeout=120)
+        cluster.communicate(timeout=300)
     for rank in range(2):
         log = (tmp_path / "logs" / f"rank-{rank}.log").read_text()
         lines = [f"try {n} rank {rank} of 2 ['a b'] None it's me" for n in range(3)]

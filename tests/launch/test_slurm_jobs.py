@@ -21,12 +21,18 @@ from tfaccel import cluster
 found = cluster.resolve()
 print(found.rank, found.workers, os.environ["TFACCEL_JOB_ID"], os.environ["GREETING"], sys.argv[1:],
       flush=True)
-tries = f"tries-{found.rank}"
-number = os.path.getsize(tries) if os.path.exists(tries) else 0
-open(tries, "a").write("x")
+here = os.path.dirname(os.path.abspath(__file__))
+def mark(rank):
+    return os.path.join(here, f"tries-{rank}")
+def tries(rank):
+    return os.path.getsize(mark(rank)) if os.path.exists(mark(rank)) else 0
+number = tries(found.rank)
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(33))
 codes = [int(code) for code in sys.argv[1].split(",")]
 code = codes[min(number, len(codes) - 1)]
+open(mark(found.rank), "a").write("x")
+while found.rank == 1 and tries(0) <= number:
+    time.sleep(0.02)  # else it would be stopped before it has started
 if code == -1 or (code and found.rank == 0):
     time.sleep(60)  # until it is told to stop
 sys.exit(code)
@@ -89,7 +95,8 @@ def test_failures_are_counted_and_a_preemption_is_not(slurm: Slurm, tmp_path: Pa
     job = Submitted(slurm, tmp_path, "33,7,7", "--max-restarts=1", f"--log-dir={logs}")
     job.wait_for("PENDING", restarts=1)
     assert "told to stop and have saved; requeued" in job.output
-    slurm.run("scontrol", "update", f"jobid={job.id}", "StartTime=now")  # else in two minutes
+    time.sleep(3.0)  # the script is still ending on its node, which is what Slurm waits for
+    slurm.run("scontrol", "update", f"jobid={job.id}", "StartTime=now")  # not in two minutes
     assert job.code == 7, job.output
     assert job.output.count("starting all workers again") == 1
     tries = re.findall(rf"\) ({job.id}\.\S+) ", (logs / "rank-0.log").read_text())
@@ -111,7 +118,7 @@ def test_a_cancelled_job_stays_cancelled(slurm: Slurm, tmp_path: Path) -> None:
 
 
 def test_inside_an_allocation(slurm: Slurm, tmp_path: Path) -> None:
-    (tmp_path / "train.py").write_text(SCRIPT.replace('f"tries', f'"{tmp_path}/" f"tries'))
+    (tmp_path / "train.py").write_text(SCRIPT)
     launch = [sys.executable, "-m", "tfaccel.cli", "launch", "--engine=slurm", "--nproc=2"]
     done = slurm.run(
         *("salloc", "--nodes=2", *launch, "--env=GREETING=you"),
