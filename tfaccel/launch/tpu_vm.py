@@ -1,8 +1,7 @@
-"""Rents a TPU, runs a script on it and gives it back: `--engine tpu-vm`, and `tfaccel tpu run`."""
+"""Rents a TPU of Google Cloud, runs a script on it and gives it back."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 import re
@@ -35,40 +34,21 @@ _KNOWN = (
     (r"PERMISSION_DENIED|403", "the account may not: it needs the role TPU Admin"),
     (r"[Ii]nvalid|INVALID_ARGUMENT", "the zone has no such accelerator or runtime version"),
 )
-_EPILOG = """exit codes: the script's own; 2 for a mistake, for gcloud's refusal, and without --yes
-
-example:
-  tfaccel tpu run --name mine --zone us-west4-a --accelerator-type v5litepod-4 --dry-run \\
-      examples/digits.py -- --strategy=tpu"""
 
 
-def main(argv: Sequence[str]) -> int:
-    """Runs a script on a TPU of Google Cloud; without ``--yes`` it only says how.
+def shown(job: TpuJob, keep: bool) -> str:
+    """The commands, a line each."""
+    return "".join(f"{shlex.join(command)}\n" for command in gcloud.plan(job, keep))
 
-    Args:
-        argv: the words after ``tfaccel tpu run``.
 
-    Returns:
-        The script's exit code.
+def run_if_agreed(job: TpuJob, *, keep: bool, agreed: bool) -> int:
+    """Runs the commands, or only says which they are.
 
     Raises:
         LaunchError: gcloud is missing, or makes no TPU.
     """
-    args = _parser().parse_args(argv)
-    job = _job(args)
-    if args.dry_run:
-        sys.stdout.write(_shown(job, args.keep))
-        return 0
-    return _run_if_agreed(job, keep=args.keep, agreed=args.yes)
-
-
-def _shown(job: TpuJob, keep: bool) -> str:
-    return "".join(f"{shlex.join(command)}\n" for command in gcloud.plan(job, keep))
-
-
-def _run_if_agreed(job: TpuJob, *, keep: bool, agreed: bool) -> int:
     if not agreed:
-        sys.stdout.write(_shown(job, keep))
+        sys.stdout.write(shown(job, keep))
         print("tfaccel: a TPU costs money; give --yes to run these commands.", file=sys.stderr)
         return 2
     if shutil.which("gcloud") is None:
@@ -188,38 +168,12 @@ def _sigterm_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGTERM, handler)
 
 
-def _job(args: argparse.Namespace) -> TpuJob:
-    if not args.script.is_file():
-        raise LaunchError(f"tfaccel: there is no script {str(args.script)!r}; give its path.")
-    if not re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", args.name):
-        raise LaunchError(
-            f"tfaccel: --name is {args.name!r}, expected lower-case letters, digits and hyphens, "
-            "as Google Cloud takes them."
-        )
-    environment = []
-    for one in args.env:
-        name, equals, value = one.partition("=")
-        if not name.isidentifier() or not equals:
-            raise LaunchError(f"tfaccel: --env is {one!r}, expected NAME=VALUE.")
-        environment.append((name, value))
-    arguments = args.arguments[1:] if args.arguments[:1] == ["--"] else args.arguments
-    job = TpuJob(
-        script=args.script,
-        arguments=tuple(arguments),
-        name=args.name,
-        zone=args.zone,
-        project=args.project,
-        accelerator=args.accelerator_type,
-        runtime=args.runtime_version,
-        queued=args.queued,
-        spot=args.spot,
-        install=tuple(args.install),
-        environment=tuple(environment),
-    )
-    return _with_servers(job)
+def with_servers(job: TpuJob) -> TpuJob:
+    """The job as it is.
 
-
-def _with_servers(job: TpuJob) -> TpuJob:
+    Raises:
+        LaunchError: it is for several hosts, and their software has no TensorFlow.
+    """
     if job.is_pod and "-pod" not in job.software:
         raise LaunchError(
             f"tfaccel: {job.accelerator} has several hosts, and {job.software} has no TensorFlow "
@@ -227,35 +181,6 @@ def _with_servers(job: TpuJob) -> TpuJob:
             "https://cloud.google.com/tpu/docs/runtimes."
         )
     return job
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="tfaccel tpu run",
-        description="Rents a TPU of Google Cloud, runs a script on it, and deletes the TPU.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--name", required=True, help="of the TPU to make")
-    parser.add_argument("--zone", required=True, help="such as us-west4-a")
-    parser.add_argument("--project", help="gcloud's own setting where not given")
-    parser.add_argument("--accelerator-type", required=True, help="such as v5litepod-4 or v6e-8")
-    parser.add_argument("--runtime-version", help="of the TPU VM; by accelerator where not given")
-    parser.add_argument("--queued", action="store_true", help="wait in Google Cloud's queue")
-    parser.add_argument("--spot", action="store_true", help="cheaper, and may be taken away")
-    parser.add_argument("--keep", action="store_true", help="do not delete the TPU at the end")
-    parser.add_argument(
-        "--install",
-        nargs="*",
-        default=TpuJob.install,
-        help="what pip installs besides TensorFlow; this version of tfaccel where not given",
-    )
-    parser.add_argument("--env", action="append", default=[], help="NAME=VALUE, for the script")
-    parser.add_argument("--dry-run", action="store_true", help="print the commands, run none")
-    parser.add_argument("--yes", action="store_true", help="run them: a TPU costs money")
-    parser.add_argument("script", type=Path)
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="of the script, after --")
-    return parser
 
 
 # --- the engine --------------------------------------------------------------------------------
@@ -287,12 +212,12 @@ OPTIONS: tuple[Option, ...] = (
 
 def render(job: Job, options: Options) -> str:
     """The commands of gcloud, a line each."""
-    return _shown(tpu_job(job, options), options["keep"])
+    return shown(tpu_job(job, options), options["keep"])
 
 
 def launch(job: Job, options: Options) -> int:
     """Runs the commands; without ``--yes`` it only says how."""
-    return _run_if_agreed(tpu_job(job, options), keep=options["keep"], agreed=options["yes"])
+    return run_if_agreed(tpu_job(job, options), keep=options["keep"], agreed=options["yes"])
 
 
 def tpu_job(job: Job, options: Options) -> TpuJob:
@@ -308,7 +233,7 @@ def tpu_job(job: Job, options: Options) -> TpuJob:
             "nothing else"
         )
     job.variables()  # which refuses names that a shell cannot hold
-    return _with_servers(
+    return with_servers(
         TpuJob(
             script=Path() if job.module else Path(script),
             module=script if job.module else "",
