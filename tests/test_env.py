@@ -154,15 +154,17 @@ def test_the_cluster_is_told_and_chosen_by():
     assert shown["auto"] == "multi_worker_mirrored"
 
 
-def test_two_clusters_that_disagree_are_a_problem_and_both_are_told():
-    shown = found(TF_CONFIG=to_tf_config(TWO), PMI_RANK="0", PMI_SIZE="2")
-    (problem,) = shown["problems"]
+def test_two_clusters_that_disagree_are_a_problem_and_both_are_told(monkeypatch):
+    monkeypatch.setattr(env, "_tensorflow", lambda problems: ("", "", ()))
+    monkeypatch.setattr(env, "_backend", lambda environ, problems: "tensorflow")
+    told = env.report(ENVIRON | {"PMI_RANK": "0"})
+    (problem,) = told.problems
     assert "TF_CONFIG says that this is worker 1 of 2" in problem
     assert "mpiexec says that it is worker 0 of 2" in problem
-    assert shown["cluster"] is None
-    told = {answer["source"]: answer["cluster"] for answer in shown["resolvers"]}
-    assert (told["TF_CONFIG"]["rank"], told["mpiexec"]["rank"]) == (1, 0)
-    assert shown["auto"] == ""
+    assert told.cluster is None
+    shown = dict(env.rows(told))
+    assert shown["by TF_CONFIG"].startswith("worker 1 of 2; read TF_CONFIG=")
+    assert shown["by mpiexec"] == "worker 0 of 2; read PMI_RANK=0, PMI_SIZE=2"
 
 
 def test_an_unusable_tf_config_is_a_problem_and_no_crash():

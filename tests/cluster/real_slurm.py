@@ -22,7 +22,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-_PROGRAMS = ("munged", "slurmctld", "slurmd", "srun", "scontrol", "sinfo")
+_PROGRAMS = ("setpriv", "munged", "slurmctld", "slurmd", "srun", "scontrol", "sinfo")
+_WITH_THIS_PROCESS = ("setpriv", "--pdeathsig", "TERM")
 _PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
 _TIMEOUT_S = 30.0
 
@@ -181,9 +182,10 @@ class _Daemons:
         _adopt_orphans(False)
 
     def start(self, command: Sequence[str], slurm: Slurm) -> None:
+        # They end with this process too, even if it is killed and never comes to `__exit__`.
         self._running.append(
             subprocess.Popen(
-                [shutil.which(command[0], path=_PATH) or command[0], *command[1:]],
+                [*_WITH_THIS_PROCESS, *command],
                 env=slurm.environ,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

@@ -49,14 +49,15 @@ STEPS = (
     "srun -n2 -m arbitrary -w n2,n1 PROGRAM",
     "srun -n3 -m arbitrary -w n2,n2,n2 PROGRAM",
     "srun -N2 -n4 -m cyclic PROGRAM : -N1 -n3 PROGRAM",
-    "srun -N2 -n2 PROGRAM : -N1 -n1 PROGRAM",
+    "srun -N2 -n2 -w n1,n3 PROGRAM : -N1 -n1 -w n2 PROGRAM",
+    "salloc -N2 -n4 : -N1 -n2 srun -m cyclic PROGRAM",
     "srun --mpi=pmi2 -N3 -n5 -m cyclic PROGRAM",
     "salloc -N2 -n4 mpiexec -n 4 PROGRAM",
     "salloc -N2 -n2 mpiexec -n 2 -ppn 1 PROGRAM",
     "salloc -N2 -n4 PROGRAM",
 )
 
-_KEPT = {*slurm.VARIABLES, *mpiexec.VARIABLES, "SLURMD_NODENAME", "SLURM_NODELIST"}
+_KEPT = {*slurm.VARIABLES, *mpiexec.VARIABLES, "SLURM_NODELIST"}
 _SCRIPT = """#!/bin/sh
 env > {tasks}/$$
 """
@@ -96,7 +97,7 @@ def main() -> None:
     """Records every step."""
     if shutil.which("mpiexec") is None:
         sys.exit("mpiexec not found: put the folder of MPICH's launcher into PATH")
-    with real_slurm(NODES, cpus=8) as running:
+    with real_slurm(NODES, cpus=16) as running:
         steps = [_compact(step, tasks_of(running, step)) for step in STEPS]
         text = ",\n".join(json.dumps(step) for step in steps)
         RECORDED.write_text(f'{{"slurm": "{running.version}", "steps": [\n{text}\n]}}\n')

@@ -48,22 +48,22 @@ def test_an_order_that_nobody_knows_is_refused(how: str) -> None:
 
 
 def test_an_order_that_slurm_did_not_take_is_refused() -> None:
-    told = STEP | {"SLURM_NODEID": "0", "SLURM_GTIDS": "0,1"}
+    told = STEP | {"SLURMD_NODENAME": "n1", "SLURM_GTIDS": "0,1"}
     assert hosts(told) == ["n1", "n1", "n2", "n2"]
-    with pytest.raises(ClusterError, match="SLURM_GTIDS puts ranks 0,2 on node 0, and SLURM_DISTR"):
+    with pytest.raises(ClusterError, match="SLURM_GTIDS puts ranks 0,2 on n1, and SLURM_DISTR"):
         slurm.resolve(told | {"SLURM_GTIDS": "0,2"})
-    with pytest.raises(ClusterError, match="on node 2, and SLURM_DISTRIBUTION '' puts none there"):
-        slurm.resolve(told | {"SLURM_NODEID": "2"})
+    with pytest.raises(ClusterError, match="on n3, and SLURM_DISTRIBUTION '' puts none there"):
+        slurm.resolve(told | {"SLURMD_NODENAME": "n3"})
 
 
 # --- What a real Slurm told its tasks: see slurm_steps.py -------------------------------------
 
 RECORDED = dict(recorded())
 ARBITRARY = [step for step in STEPS if "arbitrary" in step and "n2,n2,n2" not in step]
-COMPONENTS = "srun -N2 -n4 -m cyclic PROGRAM : -N1 -n3 PROGRAM"
+COMPONENTS = [step for step in STEPS if " : " in step]
 ALONE = ("srun -n1 PROGRAM", "salloc -N2 -n4 PROGRAM")
 BY_MPI = [step for step in STEPS if "mpiexec" in step]
-TOLD = [step for step in STEPS if step not in (*ARBITRARY, COMPONENTS, *ALONE, *BY_MPI)]
+TOLD = [step for step in STEPS if step not in (*ARBITRARY, *COMPONENTS, *ALONE, *BY_MPI)]
 
 
 def test_every_step_was_recorded() -> None:
@@ -90,12 +90,20 @@ def test_an_arbitrary_order_is_in_no_variable(step: str) -> None:
             resolve(task)
 
 
-def test_components_of_several_tasks_a_node_are_in_no_variable() -> None:
-    for task in RECORDED[COMPONENTS]:
+@pytest.mark.parametrize("step", COMPONENTS)
+def test_the_order_of_components_is_in_no_variable(step: str) -> None:
+    for task in RECORDED[step]:
         with pytest.raises(
-            ClusterError, match=r"\(SLURM_HET_SIZE is 2\) and 3 of them on one node"
+            ClusterError, match=r"SLURM_HET_SIZE is 2\) on . nodes, and no variable"
         ):
             resolve(task)
+
+
+def test_one_component_of_several_is_a_step_like_any_other() -> None:
+    tasks = RECORDED["salloc -N2 -n4 : -N1 -n2 srun -m cyclic PROGRAM"]
+    nodes = [task["SLURMD_NODENAME"] for task in tasks]
+    for task in tasks:
+        assert hosts({k: v for k, v in task.items() if k != "SLURM_HET_SIZE"}) == nodes
 
 
 @pytest.mark.parametrize("step", ALONE)
@@ -164,3 +172,9 @@ def test_contradictions(wrong: dict[str, str]) -> None:
 )
 def test_hostnames(nodes: str, names: list[str]) -> None:
     assert slurm.hostnames(nodes) == names
+
+
+@pytest.mark.parametrize("nodes", ["n[1-x]", "n[]", "n[1-2-3]"])
+def test_hostnames_that_slurm_does_not_write(nodes: str) -> None:
+    with pytest.raises(ClusterError, match=r"SLURM_STEP_NODELIST is .* expected numbers in its br"):
+        slurm.resolve(STEP | {"SLURM_STEP_NODELIST": nodes})

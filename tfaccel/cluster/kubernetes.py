@@ -55,12 +55,12 @@ def resolve(environ: Mapping[str, str]) -> Cluster | None:
     index, number, hosts = (environ.get(name, "").strip() for name in VARIABLES[:3])
     if not number and not hosts:
         return None
-    if not number.isdigit() or int(number) < 1:
+    if not number.isdecimal() or int(number) < 1:
         _wrong(f"TFACCEL_NUM_WORKERS is {number!r}", "the number of pods", _TO_DO)
     size = int(number)
     if size == 1:
         return None
-    if not index.isdigit() or int(index) >= size:
+    if not index.isdecimal() or int(index) >= size:
         _wrong(
             f"JOB_COMPLETION_INDEX is {index!r} with {size} workers in TFACCEL_NUM_WORKERS",
             f"a number from 0 to {size - 1}",

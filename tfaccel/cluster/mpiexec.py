@@ -37,7 +37,7 @@ def resolve(environ: Mapping[str, str]) -> Cluster | None:
         rank, size = environ.get(of_rank), environ.get(of_size)
         if rank is None or size is None:
             continue
-        if not (rank.isdigit() and size.isdigit() and int(rank) < int(size)):
+        if not (rank.isdecimal() and size.isdecimal() and int(rank) < int(size)):
             raise ClusterError(
                 f"tfaccel: {of_rank} is {rank!r} and {of_size} is {size!r}, expected a number and "
                 "a larger one; start the job with mpiexec, or unset both."

@@ -20,7 +20,7 @@ def worker_port(environ: Mapping[str, str]) -> int:
     (2222, 3333)
     """
     port = environ.get("TFACCEL_WORKER_PORT", "").strip() or str(DEFAULT)
-    if not port.isdigit() or not 1 <= int(port) <= 65535:
+    if not port.isdecimal() or not 1 <= int(port) <= 65535:
         raise ClusterError(
             f"tfaccel: TFACCEL_WORKER_PORT is {port!r}, expected a port from 1 to 65535; set it to "
             f"one that is free on every host, or unset it for {DEFAULT}."

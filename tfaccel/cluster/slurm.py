@@ -22,7 +22,7 @@ VARIABLES = (
     "SLURM_STEP_TASKS_PER_NODE",
     "SLURM_DISTRIBUTION",
     "SLURM_DIST_PLANESIZE",
-    "SLURM_NODEID",
+    "SLURMD_NODENAME",
     "SLURM_GTIDS",
     "SLURM_HET_SIZE",
     "SLURM_JOB_ID",
@@ -37,7 +37,8 @@ _OPTIONS = ("pack", "nopack")  # of --distribution; they choose nodes and leave 
 def resolve(environ: Mapping[str, str]) -> Cluster | None:
     """Reads the tasks of a job step, in the order of their ranks.
 
-    Every step of every job gets ports of its own, which its tasks can work out by themselves.
+    Every task has a port of its own, also where nodes are one machine, and every step of every job
+    has others. The tasks can work them out by themselves.
 
     Args:
         environ: an environment, for example ``os.environ``.
@@ -51,12 +52,12 @@ def resolve(environ: Mapping[str, str]) -> Cluster | None:
 
     >>> resolve({"SLURM_PROCID": "2", "SLURM_STEP_NUM_TASKS": "3", "SLURM_STEP_NODELIST": "n[1-2]",
     ...          "SLURM_STEP_TASKS_PER_NODE": "2,1", "SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0"})
-    Cluster(workers=('n1:13719', 'n1:13720', 'n2:13719'), rank=2, source='Slurm')
+    Cluster(workers=('n1:13719', 'n1:13720', 'n2:13721'), rank=2, source='Slurm')
     """
     if not all(environ.get(name) for name in VARIABLES[:3]) or mpiexec.is_launched(environ):
         return None
     rank, size, nodes = (environ[name] for name in VARIABLES[:3])
-    if not (rank.isdigit() and size.isdigit()):
+    if not (rank.isdecimal() and size.isdecimal()):
         _wrong(f"SLURM_PROCID is {rank!r} and SLURM_STEP_NUM_TASKS is {size!r}")
     if int(size) == 1:
         return None
@@ -67,55 +68,61 @@ def resolve(environ: Mapping[str, str]) -> Cluster | None:
             f"SLURM_STEP_NODELIST is {nodes!r}, SLURM_STEP_TASKS_PER_NODE {tasks!r}, "
             f"SLURM_STEP_NUM_TASKS {size}, SLURM_PROCID {rank}"
         )
-    order = _order(environ, counts)
-    _check_own_node(environ, [node for node, _ in order])
+    nodes_of_ranks = [hosts[node] for node in _nodes(environ, counts)]
+    _check_own_node(environ, nodes_of_ranks)
     step = f"{environ.get('SLURM_JOB_ID', '')}.{environ.get('SLURM_STEP_ID', '')}"
-    first = _FIRST_PORT + zlib.crc32(step.encode()) % _PORTS
-    return Cluster(tuple(f"{hosts[node]}:{first + i}" for node, i in order), int(rank), SOURCE)
+    first = zlib.crc32(step.encode())
+    ports = (_FIRST_PORT + (first + i) % _PORTS for i in range(int(size)))
+    addresses = (f"{host}:{port}" for host, port in zip(nodes_of_ranks, ports, strict=True))
+    return Cluster(tuple(addresses), int(rank), SOURCE)
 
 
-def _order(environ: Mapping[str, str], counts: list[int]) -> list[tuple[int, int]]:
-    """The tasks in the order of their ranks, each as its node and its number there.
+def _nodes(environ: Mapping[str, str], counts: list[int]) -> list[int]:
+    """The node of each rank, as its place in the list of nodes.
 
     Slurm deals planes of so many tasks to nodes in turn: of one task each with ``cyclic``, of all
     that a node has with ``block``.
     """
-    tasks = [(node, i) for node, count in enumerate(counts) for i in range(count)]
     if len(counts) == 1:
-        return tasks  # in any distribution
+        return [0] * counts[0]  # in any distribution
+    if environ.get("SLURM_HET_SIZE", "1") != "1":
+        # The list of nodes is sorted, and ranks are counted from component to component, each of
+        # which has a distribution of its own.
+        _wrong(
+            f"this is a heterogeneous job (SLURM_HET_SIZE is {environ['SLURM_HET_SIZE']}) on "
+            f"{len(counts)} nodes, and no variable tells which node a rank is on",
+            "a step of one component, and SLURM_HET_SIZE unset",
+        )
+    plane = _plane(environ, counts)
+    tasks = [(i // plane, node) for node, count in enumerate(counts) for i in range(count)]
+    return [node for _, node in sorted(tasks)]
+
+
+def _plane(environ: Mapping[str, str], counts: list[int]) -> int:
+    """How many tasks in a row are on one node."""
     how = environ.get("SLURM_DISTRIBUTION", "")
     nodes, _, _ = next((part for part in how.split(",") if part not in _OPTIONS), "").partition(":")
     name, _, size = nodes.partition("=")
     size = size or environ.get("SLURM_DIST_PLANESIZE", "")
-    planes = {"": max(counts), "block": max(counts), "*": max(counts), "cyclic": 1}
-    if name == "plane" and size.isdigit() and int(size) > 0:
-        planes["plane"] = int(size)
-    if name not in planes:
+    if name in ("", "*", "block"):
+        return max(counts)
+    if name == "cyclic":
+        return 1
+    if name != "plane" or not size.isdecimal() or int(size) < 1:
         _wrong(
             f"SLURM_DISTRIBUTION is {how!r}, which does not tell which node a rank is on",
             "block, cyclic or plane=SIZE",
         )
-    if environ.get("SLURM_HET_SIZE", "1") != "1" and max(counts) > 1:
-        # The distribution is that of one component, and ranks are counted over all.
-        _wrong(
-            f"the step has tasks in several components (SLURM_HET_SIZE is "
-            f"{environ['SLURM_HET_SIZE']}) and {max(counts)} of them on one node, which does not "
-            "tell which node a rank is on",
-            "one task a node, or a job of one component",
-        )
-    plane = planes[name]
-    return sorted(tasks, key=lambda task: (task[1] // plane, task[0], task[1]))
+    return int(size)
 
 
-def _check_own_node(environ: Mapping[str, str], nodes: list[int]) -> None:
+def _check_own_node(environ: Mapping[str, str], nodes_of_ranks: list[str]) -> None:
     """Compares the node of each rank with what Slurm tells every task of its own node."""
-    node, told = environ.get("SLURM_NODEID", ""), environ.get("SLURM_GTIDS", "")
-    if not node.isdigit() or not told:
-        return
-    here = ",".join(str(rank) for rank, other in enumerate(nodes) if other == int(node))
-    if here != told:
+    node, told = environ.get("SLURMD_NODENAME"), environ.get("SLURM_GTIDS")
+    here = ",".join(str(rank) for rank, other in enumerate(nodes_of_ranks) if other == node)
+    if node and told and here != told:
         _wrong(
-            f"SLURM_GTIDS puts ranks {told} on node {node}, and SLURM_DISTRIBUTION "
+            f"SLURM_GTIDS puts ranks {told} on {node}, and SLURM_DISTRIBUTION "
             f"{environ.get('SLURM_DISTRIBUTION', '')!r} puts {here or 'none'} there"
         )
 
@@ -134,6 +141,8 @@ def hostnames(nodes: str) -> list[str]:
             continue
         ranges, _, after = rest.partition("]")
         for part in ranges.split(","):
+            if not re.fullmatch(r"\d+(-\d+)?", part):
+                _wrong(f"SLURM_STEP_NODELIST is {nodes!r}", "numbers in its brackets")
             low, _, high = part.partition("-")
             numbers = range(int(low), int(high or low) + 1)
             tails = hostnames(after) or [""]

@@ -42,7 +42,7 @@ def resolve(environ: Mapping[str, str]) -> Cluster | None:
     if len(hosts) < 2:
         return None
     place = environ.get("TPU_WORKER_ID", "").strip()
-    if not place.isdigit() or int(place) >= len(hosts) or len(set(hosts)) != len(hosts):
+    if not place.isdecimal() or int(place) >= len(hosts) or len(set(hosts)) != len(hosts):
         raise ClusterError(
             f"tfaccel: TPU_WORKER_ID is {place!r} and TPU_WORKER_HOSTNAMES {listed!r}, expected "
             f"this host's place, from 0 to {len(hosts) - 1}, among hosts that differ; unset both "
