@@ -27,7 +27,12 @@ def mark(rank):
 def tries(rank):
     return os.path.getsize(mark(rank)) if os.path.exists(mark(rank)) else 0
 number = tries(found.rank)
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(33))
+def save(*_):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    time.sleep(1.0)
+    print("saved", flush=True)
+    os._exit(33)
+signal.signal(signal.SIGTERM, save)
 codes = [int(code) for code in sys.argv[1].split(",")]
 code = codes[min(number, len(codes) - 1)]
 open(mark(found.rank), "a").write("x")
@@ -41,7 +46,12 @@ sys.exit(code)
 
 @pytest.fixture(scope="module")
 def slurm() -> Iterator[Slurm]:
-    with real_slurm() as found:
+    with real_slurm(
+        settings=["PreemptType=preempt/partition_prio", "PreemptMode=REQUEUE"]
+    ) as found:
+        urgent = ("PartitionName=urgent", "Nodes=ALL", "PriorityTier=9")
+        done = found.run("scontrol", "create", *urgent)
+        assert done.returncode == 0, done.stderr
         yield found
 
 
@@ -68,6 +78,14 @@ class Submitted:
             assert time.monotonic() < deadline, self.field("JobState") + self.output
             time.sleep(0.1)
 
+    def wait_for_tries(self, number: int) -> None:
+        """Until both ranks have started so often."""
+        deadline = time.monotonic() + 60
+        marks = [self._folder / f"tries-{rank}" for rank in range(2)]
+        while not all(mark.exists() and mark.stat().st_size >= number for mark in marks):
+            assert time.monotonic() < deadline, self.output
+            time.sleep(0.1)
+
     @property
     def code(self) -> int:
         self.wait_for("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
@@ -85,7 +103,7 @@ class Submitted:
 def test_two_nodes_run_the_script(slurm: Slurm, tmp_path: Path) -> None:
     job = Submitted(slurm, tmp_path, "0")
     assert job.code == 0, job.output
-    said = re.compile(rf"(\d): \1 \('n1:(\d+)', 'n2:\2'\) {job.id}\.0\.0 it's \$me \['0', 'a b'\]")
+    said = re.compile(rf"(\d): \1 \('n1:\d+', 'n2:\d+'\) {job.id}\.0\.0 it's \$me \['0', 'a b'\]")
     assert sorted(said.fullmatch(line)[1] for line in job.output.splitlines()) == ["0", "1"]  # type: ignore[index]
 
 
@@ -103,12 +121,30 @@ def test_failures_are_counted_and_a_preemption_is_not(slurm: Slurm, tmp_path: Pa
     assert tries == [f"{job.id}.0.0", f"{job.id}.1.0", f"{job.id}.1.1"]
 
 
+def test_a_job_that_is_preempted_by_another_can_save(
+    slurm: Slurm, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Slurm requeues it then, once."""
+    all_of_it = "--sbatch=--exclusive"
+    job = Submitted(slurm, tmp_path, "-1,0", all_of_it, f"--log-dir={tmp_path}/logs")
+    job.wait_for_tries(1)
+    other = tmp_path_factory.mktemp("other")
+    urgent = Submitted(slurm, other, "0", all_of_it, "--partition=urgent")
+    assert urgent.code == 0, urgent.output
+    job.wait_for("PENDING", restarts=1)
+    time.sleep(3.0)
+    assert job.field("Restarts") == "1"
+    assert "requeued" not in job.output
+    for rank in range(2):
+        assert "saved" in (tmp_path / "logs" / f"rank-{rank}.log").read_text()
+    slurm.run("scontrol", "update", f"jobid={job.id}", "StartTime=now")
+    assert job.code == 0, job.output
+    assert job.field("Restarts") == "1"
+
+
 def test_a_cancelled_job_stays_cancelled(slurm: Slurm, tmp_path: Path) -> None:
     job = Submitted(slurm, tmp_path, "-1", "--max-restarts=3")
-    deadline = time.monotonic() + 30
-    while not (job.lines(0) and job.lines(1)):
-        assert time.monotonic() < deadline, job.output
-        time.sleep(0.1)
+    job.wait_for_tries(1)
     slurm.run("scancel", job.id)
     job.wait_for("CANCELLED")
     time.sleep(1.0)
@@ -126,4 +162,4 @@ def test_inside_an_allocation(slurm: Slurm, tmp_path: Path) -> None:
         env={"PYTHONPATH": os.getcwd()},
     )
     assert done.returncode == 7, done.stdout + done.stderr
-    assert sorted(line[:4] for line in done.stdout.splitlines()) == ["0: 0", "1: 1"]
+    assert sorted(re.findall(r"^\d: \d \(", done.stdout, re.MULTILINE)) == ["0: 0 (", "1: 1 ("]
