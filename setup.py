@@ -53,6 +53,7 @@ setup(
         "cpu": ["tensorflow-cpu>=2.18"],
         "gpu": ["tensorflow[and-cuda]>=2.18"],
         "mpi": ["mpi4py>=4", "mpich>=4.2"],
+        "ray": ["ray[train]>=2.60"],
         # The check goes through names that JAX keeps to itself: exactly these versions.
         "tpu-check": [
             f"{name}; python_version >= '3.11'"
@@ -76,6 +77,9 @@ setup(
             "nbclient",
             "ipykernel",
             "matplotlib",
+            # The API types of Kubernetes and JobSet, against which manifests are checked.
+            "kubeflow-trainer-api>=2.3",
+            "pyyaml",
             "ruff==0.17.*",
             "mypy==2.4.*",
             "setuptools>=77",

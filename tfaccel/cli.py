@@ -34,7 +34,9 @@ class Command:
 
 
 COMMANDS = {
-    "launch": Command("tfaccel.launch.local:main", "start the workers of a job on this machine"),
+    "launch": Command(
+        "tfaccel.launch.main:main", "start the workers of a job, here or on a cluster"
+    ),
     "env": Command("tfaccel.env:main", "show versions, devices and settings, to paste in a report"),
     "bench": Command("tfaccel.bench:main", "measure how fast workers reduce gradients"),
     "tpu": Command(

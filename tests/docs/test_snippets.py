@@ -79,7 +79,7 @@ def test_every_block_says_its_language(page: Path) -> None:
 @pytest.mark.parametrize(
     ("command", "said"),
     [
-        ("tfaccel launch --nprocs 2 train.py", "required: --nproc"),
+        ("tfaccel launch --nprocs 2 train.py", "--nprocs"),
         ("tfaccel tpu check examples/digits.py:build_model", "--batch"),
         ("tfaccel lunch", "lunch"),
         ("tfaccel tpu chek", "chek"),

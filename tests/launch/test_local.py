@@ -297,3 +297,44 @@ def test_run_leaves_the_signal_handlers_as_they_were() -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     assert run([sys.executable, "-c", ""], nproc=1) == 0
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+ENDS = """
+if rank == 1:
+    sys.exit()
+tries = __file__ + ".tries"
+number = os.path.getsize(tries) if os.path.exists(tries) else 0
+open(tries, "a").write("x")
+print("try", number)
+sys.exit(CODES[number])
+"""
+
+
+@pytest.mark.parametrize(
+    ("codes", "code", "tries"),
+    [
+        ("[33, 33, 0]", 0, 3),  # not counted
+        ("[7, 33, 7, 0]", 7, 3),  # one may fail, and the second failure is the last
+        ("[93, 0]", 93, 1),  # of no use
+    ],
+)
+def test_codes_say_whether_to_start_again(
+    start: Start, tmp_path: Path, codes: str, code: int, tries: int
+) -> None:
+    process = start(ENDS.replace("CODES", codes), "--max-restarts=1")
+    found, out, err = finish(process)
+    assert found == code, err
+    assert [line for line in out.splitlines() if line.startswith("[0]")] == [
+        f"[0] try {number}" for number in range(tries)
+    ]
+    assert err.count("one was told to stop and has saved") == codes.count("33")
+
+
+def test_a_launcher_that_is_told_to_stop_says_that_all_have_saved(start: Start) -> None:
+    script = "signal.signal(signal.SIGTERM, lambda *_: sys.exit(33))\nasleep()"
+    process = start(script)
+    pids = pids_of(process, 2)
+    process.send_signal(signal.SIGTERM)
+    code, _, _ = finish(process)
+    assert code == 33, "for the engine above: an inner launcher may be one of its workers"
+    assert_gone(pids)

@@ -38,7 +38,10 @@ if what == "scp":
     shutil.copy(words[4], os.path.join({home!r}, words[5].partition(":")[2]))
 if what == "ssh":
     (command,) = [w.partition("=")[2] for w in words if w.startswith("--command=")]
-    sys.exit(subprocess.call(["bash", "-c", command], env={{**os.environ, "HOME": {home!r}}}))
+    logs = [w.partition("=")[2] for w in words if w.startswith("--output-directory=")]
+    out = open(os.path.join(logs[0], "0.log"), "w") if logs else None
+    home = {{**os.environ, "HOME": {home!r}}}
+    sys.exit(subprocess.call(["bash", "-c", command], env=home, stdout=out))
 """
 # The TPU VM's Python, on which pip has nothing to do.
 PYTHON = """#!/bin/bash
@@ -325,3 +328,59 @@ def test_a_pod_is_driven_from_its_first_host() -> None:
     assert "--worker=all" in gcloud.start(one)
     assert "tensorflow-tpu==2.20.0" in gcloud.install(one)[-1]
     assert gcloud.install(one)[-1].endswith(f" tfaccel=={tfaccel.__version__}"), "as here"
+
+
+# --- tfaccel launch --engine tpu-vm ------------------------------------------------------------
+
+
+def launch(cloud: Cloud, *words: str, **variables: str) -> tuple[int, str, str]:
+    command = [sys.executable, "-m", "tfaccel.cli", "launch", "--engine", "tpu-vm"]
+    where = ["--name", f"t{os.getpid()}-launch", "--zone=z-a", "--accelerator-type=v5litepod-4"]
+    done = subprocess.run(
+        [*command, *where, *words],
+        cwd=cloud.script.parent,
+        env={
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "PATH": f"{cloud._bin}:{os.environ['PATH']}",
+            **variables,
+        },
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_the_engine_starts_again_and_brings_the_logs(cloud: Cloud, tmp_path: Path) -> None:
+    """Told to stop, then failed, then failed once more than it may."""
+    more = """
+tries = os.path.getsize("tries") if os.path.exists("tries") else 0
+open("tries", "a").write("x")
+sys.exit([33, 7, 33, 8, 0][tries])
+"""
+    cloud.script.write_text(SCRIPT.replace('sys.exit(int(os.environ.get("CODE", 0)))', more))
+    logs = tmp_path / "my logs"
+    words = ["--yes", "--max-restarts=1", f"--log-dir={logs}", "--env=GREETING=it's me"]
+    code, out, err = launch(cloud, *words, cloud.script.name, "a b")
+    assert code == 8, out + err
+    assert out.count("started with ['a b'] it's me") == 4
+    assert (logs / "rank-0.log").read_text().count("started with") == 4
+    assert cloud.asked == ["create", "scp", "ssh", "ssh", "ssh", "ssh", "delete"]
+
+
+def test_the_engine_asks_first(cloud: Cloud) -> None:
+    code, out, err = launch(cloud, cloud.script.name)
+    assert code == 2
+    assert "give --yes to run these" in err
+    dry_run = launch(cloud, "--dry-run", cloud.script.name)
+    assert dry_run == (0, out, "")
+    assert cloud.asked == []
+
+
+def test_the_engine_runs_modules_of_this_folder(cloud: Cloud) -> None:
+    (cloud.script.parent / "pkg").mkdir()
+    (cloud.script.parent / "pkg" / "train.py").write_text("import sys; print('module', sys.argv)")
+    code, out, err = launch(cloud, "--yes", "-m", "pkg.train", "--x")
+    assert code == 0, out + err
+    assert "module ['" in out

@@ -21,16 +21,30 @@ def add_command(parser: argparse.ArgumentParser) -> None:
 
 def command_of(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list[str]:
     """The program and its arguments, from options parsed after `add_command`."""
+    return python_command(script_of(parser, options), module=options.module)
+
+
+def script_of(
+    parser: argparse.ArgumentParser, options: argparse.Namespace, *, is_here: bool = True
+) -> list[str]:
+    """The script, module or program and its arguments, as they were given.
+
+    Args:
+        parser: where to say what is wrong.
+        options: parsed after `add_command`.
+        is_here: whether a script must be a file of this machine.
+    """
     argv = options.command[1:] if options.command[:1] == ["--"] else options.command
     if not argv:
         parser.error("there is nothing to run; expected a script, for example train.py")
-    if not options.module and argv[0].endswith(".py") and not Path(argv[0]).is_file():
+    is_file = not is_here or options.module or Path(argv[0]).is_file()
+    if argv[0].endswith(".py") and not is_file:
         parser.error(f"there is no file {argv[0]!r}; expected a script, for example train.py")
-    return python_command(argv, module=options.module)
+    return list(argv)
 
 
-def python_command(argv: Sequence[str], *, module: bool) -> list[str]:
-    """Puts this Python before a script or a module, and nothing before another program.
+def python_command(argv: Sequence[str], *, module: bool, python: str = sys.executable) -> list[str]:
+    """Puts a Python, by default this one, before a script or a module; a program runs as it is.
 
     >>> python_command(["pkg.train", "--lr=1"], module=True)[1:]
     ['-m', 'pkg.train', '--lr=1']
@@ -38,8 +52,8 @@ def python_command(argv: Sequence[str], *, module: bool) -> list[str]:
     ['nice', 'python', 'train.py']
     """
     if module:
-        return [sys.executable, "-m", *argv]
-    return [sys.executable, *argv] if argv[0].endswith(".py") else list(argv)
+        return [python, "-m", *argv]
+    return [python, *argv] if argv[0].endswith(".py") else list(argv)
 
 
 def variable(text: str) -> tuple[str, str]:

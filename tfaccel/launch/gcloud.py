@@ -15,6 +15,7 @@ from pathlib import Path
 
 import tfaccel
 from tfaccel.installed import INSTALL_TPU
+from tfaccel.launch.exit_codes import NO_PROGRESS, PREEMPTED
 
 Command = list[str]
 
@@ -45,6 +46,10 @@ class TpuJob:
         environment: variables of the script.
         mark: a label of the TPU, by which a run knows the one that it has made; none where empty.
         folder: where the code is packed here.
+        module: what to run instead of a script; `script` is then a folder, which is copied.
+        restarts: how often the script is started again on the TPU after it has failed; None to run
+            it once, whatever its exit code means.
+        log_dir: a folder of this machine for `rank-N.log`, of all workers.
     """
 
     script: Path
@@ -60,6 +65,9 @@ class TpuJob:
     environment: tuple[tuple[str, str], ...] = ()
     mark: str = ""
     folder: str = "/tmp"
+    module: str = ""
+    restarts: int | None = None
+    log_dir: str | None = None
 
     @property
     def software(self) -> str:
@@ -127,7 +135,7 @@ def wait(job: TpuJob) -> Command:
 
 def pack(job: TpuJob) -> Command:
     """Packs the script's folder."""
-    folder = str(job.script.parent)
+    folder = str(job.script if job.module else job.script.parent)
     return [
         "tar",
         *(f"--exclude={name}" for name in _EXCLUDED),
@@ -168,15 +176,26 @@ def start(job: TpuJob) -> Command:
     """Starts the script; it goes on when the connection ends."""
     pod = {"TPU_NAME": job.name, "TPU_LOAD_LIBRARY": "0"} if job.is_pod else {}
     variables = [f"{name}={value}" for name, value in {**pod, **dict(job.environment)}.items()]
-    script = ["python3", "-u", job.script.name, *job.arguments]
-    run = shlex.join(["env", *variables, *script])
+    script = ["-m", job.module] if job.module else [job.script.name]
+    run = shlex.join(["env", *variables, "python3", "-u", *script, *job.arguments])
     # The code that the script ends with is written beside its output.
-    inner = shlex.quote(f"{run} > run.log 2>&1; echo $? > run.exit")
+    inner = shlex.quote(f"{_until_it_ends(run, job.restarts)} > run.exit")
     return _ssh(
         job,
         "0" if job.is_pod else "all",
         f"cd ~/{shlex.quote(job.name)} && rm -f run.exit && : > run.log && "
         f"{{ nohup bash -c {inner} > /dev/null 2>&1 & echo $! > run.pid; }}",
+    )
+
+
+def _until_it_ends(run: str, restarts: int | None) -> str:
+    """Shell that runs a line, again after a failure, and prints its last exit code."""
+    if restarts is None:
+        return f"{run} > run.log 2>&1; echo $?"
+    return (
+        f"n=0; while :; do {run} >> run.log 2>&1; c=$?; "
+        f"case $c in 0|{NO_PROGRESS}) break;; {PREEMPTED}) continue;; esac; "
+        f"[ $n -ge {restarts} ] && break; n=$((n+1)); done; echo $c"
     )
 
 
@@ -199,12 +218,27 @@ def delete(job: TpuJob) -> Command:
     return _gcloud(*words, "--quiet")
 
 
+def collect(job: TpuJob) -> list[Command]:
+    """Copies the output of all workers to this machine, if that is wanted."""
+    if job.log_dir is None:
+        return []
+    folder = shlex.quote(job.log_dir)
+    read = _ssh(job, "all", f"cat ~/{shlex.quote(job.name)}/run.log")
+    renamed = f'cd {folder} && for f in [0-9]*.log; do mv "$f" "rank-$f"; done'
+    return [
+        ["mkdir", "-p", job.log_dir],
+        [*read, f"--output-directory={job.log_dir}"],
+        ["bash", "-c", renamed],
+    ]
+
+
 def plan(job: TpuJob, keep: bool = False) -> list[Command]:
     """All commands, in order."""
     before = [wait(job)] if job.queued else []
     after = [] if keep else [delete(job)]
     code = [pack(job), copy(job), clean(job)]
-    return [create(job), *before, *code, install(job), start(job), follow(job), *after]
+    run = [install(job), start(job), follow(job), *collect(job)]
+    return [create(job), *before, *code, *run, *after]
 
 
 def _gcloud(*words: str) -> Command:

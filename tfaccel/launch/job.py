@@ -16,6 +16,7 @@ from types import FrameType
 from typing import IO, TextIO, TypeAlias
 
 from tfaccel.errors import LaunchError
+from tfaccel.launch.exit_codes import PREEMPTED
 from tfaccel.launch.failure import SAME_MOMENT_S, Exit, first_failure, summary
 from tfaccel.launch.output import OutputForwarder, Terminal
 from tfaccel.launch.process import Worker
@@ -181,7 +182,10 @@ class _Job:
         self._end_all()
         if self._signal:
             log_message(f"stopped all {len(self._workers)} workers after {self._signal.name}")
-            return JobResult(128 + self._signal, signalled=True)
+            saved = any(one.status == PREEMPTED for one in self._exits) and all(
+                one.status in (0, PREEMPTED) for one in self._exits
+            )
+            return JobResult(PREEMPTED if saved else 128 + self._signal, signalled=True)
         cause = first_failure(self._exits)
         if cause is None:
             return JobResult(0)

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import argparse
+import itertools
 import os
+import shlex
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tfaccel import hardware, onednn
 from tfaccel.errors import LaunchError
-from tfaccel.launch.command import add_command, command_of, variable
 from tfaccel.launch.environment import worker_environment
+from tfaccel.launch.exit_codes import NO_PROGRESS, PREEMPTED
 from tfaccel.launch.job import log_message, supervise
+from tfaccel.launch.options import GRACE, Option, Options
 from tfaccel.launch.ports import free_ports
+from tfaccel.launch.spec import START_TIMEOUT_S, Job
 
-START_TIMEOUT_S = 300.0
 GRACE_S = 10.0
 
 
@@ -40,11 +42,13 @@ def run(
         start_timeout_s: how long the workers wait for each other when they start, in seconds.
         grace_s: how long a worker that was asked to stop may take, in seconds.
         max_restarts: how often to start all workers again after one has failed. A script that
-            fits with `tfaccel.checkpoint.resume` goes on where it was.
+            fits with `tfaccel.checkpoint.resume` goes on where it was. A worker that ends with
+            `exit_codes.PREEMPTED` leads to a restart that does not count.
 
     Returns:
         0 when all workers ended well; else the exit code of the one that failed first (128 plus
-        the signal's number when one killed it), or of the signal that ended this launcher.
+        the signal's number when one killed it), or of the signal that ended this launcher;
+        `exit_codes.PREEMPTED` when all workers had saved by then.
 
     Raises:
         LaunchError: the command cannot be started.
@@ -55,16 +59,23 @@ def run(
         raise LaunchError(f"--max-restarts is {max_restarts}; expected 0 or more")
     if not command:
         raise LaunchError("there is no command; expected a script or a program to run")
-    for attempt in range(max_restarts + 1):
+    restarts = 0
+    for attempt in itertools.count():
         logs = log_dir if log_dir is None or not attempt else Path(log_dir, f"restart-{attempt}")
         base = {**os.environ, **(env or {})}
         onednn.prefer(base)
         environments = _environments(base, nproc, start_timeout_s)
         end = supervise(command, environments, log_dir=logs, grace_s=grace_s)
-        if end.code == 0 or end.signalled or attempt == max_restarts:
+        if end.code in (0, NO_PROGRESS) or end.signalled:
             break
+        if end.code == PREEMPTED:
+            log_message(f"starting all {nproc} workers again: one was told to stop and has saved")
+            continue
+        if restarts == max_restarts:
+            break
+        restarts += 1
         # All of them: a worker that is started alone kills the others and waits for them.
-        log_message(f"starting all {nproc} workers again (restart {attempt + 1} of {max_restarts})")
+        log_message(f"starting all {nproc} workers again (restart {restarts} of {max_restarts})")
     return end.code
 
 
@@ -87,52 +98,34 @@ def _environments(
     ]
 
 
-def main(argv: Sequence[str]) -> int:
-    """The command `tfaccel launch`."""
-    parser = argparse.ArgumentParser(
-        prog="tfaccel launch",
-        description="Start the workers of a job on this machine, and end them together.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--nproc", type=int, required=True, help="the number of workers")
-    parser.add_argument(
-        "--start-timeout",
-        type=float,
-        default=START_TIMEOUT_S,
-        metavar="S",
-        help="how long the workers wait for each other, in seconds (%(default)g)",
-    )
-    parser.add_argument(
-        "--grace",
-        type=float,
-        default=GRACE_S,
-        metavar="S",
-        help="how long a worker that is asked to stop may take, in seconds (%(default)g)",
-    )
-    parser.add_argument(
-        "--max-restarts",
-        type=int,
-        default=0,
-        metavar="N",
-        help="how often to start all workers again after one has failed (%(default)d)",
-    )
-    parser.add_argument("--log-dir", metavar="D", help="also write D/rank-N.log, one a worker")
-    parser.add_argument(
-        "--env",
-        action="append",
-        default=[],
-        type=variable,
-        metavar="K=V",
-        help="set a variable for the workers; may be given again",
-    )
-    add_command(parser)
-    options = parser.parse_args(argv)
+# --- the engine --------------------------------------------------------------------------------
+
+HELP = "processes of this machine (the default)"
+OPTIONS: tuple[Option, ...] = (GRACE,)
+SCRIPT_IS_HERE = True
+COUNTS_WORKERS = True
+
+
+def render(job: Job, options: Options) -> str:
+    """The workers as lines of a shell; all ports are free now."""
+    lines = []
+    base = dict(job.env)
+    onednn.prefer(base)
+    for environment in _environments(base, job.workers, job.start_timeout_s):
+        variables = [f"{name}={value}" for name, value in environment.items()]
+        lines.append(f"{shlex.join(['env', *variables, *job.command()])} &\n")
+    return "".join([*lines, "wait\n"])
+
+
+def launch(job: Job, options: Options) -> int:
+    """Runs the job here, as `run` does."""
+    grace_s = options["grace"]
     return run(
-        command_of(parser, options),
-        nproc=options.nproc,
-        env=dict(options.env),
-        log_dir=options.log_dir,
-        start_timeout_s=options.start_timeout,
-        grace_s=options.grace,
-        max_restarts=options.max_restarts,
+        job.command(),
+        nproc=job.workers,
+        env=dict(job.env),
+        log_dir=job.log_dir,
+        start_timeout_s=job.start_timeout_s,
+        grace_s=GRACE_S if grace_s is None else grace_s,
+        max_restarts=job.max_restarts,
     )

@@ -1,8 +1,7 @@
-"""`tfaccel tpu run`: rents a TPU, runs a script on it and gives it back."""
+"""Rents a TPU of Google Cloud, runs a script on it and gives it back."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 import re
@@ -20,6 +19,8 @@ from typing import Any
 from tfaccel.errors import LaunchError
 from tfaccel.launch import gcloud
 from tfaccel.launch.gcloud import TpuJob
+from tfaccel.launch.options import NAME, SPOT, Option, Options
+from tfaccel.launch.spec import Job
 
 # What gcloud says when it makes no TPU, and what to do.
 _KNOWN = (
@@ -33,32 +34,21 @@ _KNOWN = (
     (r"PERMISSION_DENIED|403", "the account may not: it needs the role TPU Admin"),
     (r"[Ii]nvalid|INVALID_ARGUMENT", "the zone has no such accelerator or runtime version"),
 )
-_EPILOG = """exit codes: the script's own; 2 for a mistake, for gcloud's refusal, and without --yes
-
-example:
-  tfaccel tpu run --name mine --zone us-west4-a --accelerator-type v5litepod-4 --dry-run \\
-      examples/digits.py -- --strategy=tpu"""
 
 
-def main(argv: Sequence[str]) -> int:
-    """Runs a script on a TPU of Google Cloud; without ``--yes`` it only says how.
+def shown(job: TpuJob, keep: bool) -> str:
+    """The commands, a line each."""
+    return "".join(f"{shlex.join(command)}\n" for command in gcloud.plan(job, keep))
 
-    Args:
-        argv: the words after ``tfaccel tpu run``.
 
-    Returns:
-        The script's exit code.
+def run_if_agreed(job: TpuJob, *, keep: bool, agreed: bool) -> int:
+    """Runs the commands, or only says which they are.
 
     Raises:
         LaunchError: gcloud is missing, or makes no TPU.
     """
-    args = _parser().parse_args(argv)
-    job = _job(args)
-    if args.dry_run or not args.yes:
-        for command in gcloud.plan(job, args.keep):
-            print(shlex.join(command))
-        if args.dry_run:
-            return 0
+    if not agreed:
+        sys.stdout.write(shown(job, keep))
         print("tfaccel: a TPU costs money; give --yes to run these commands.", file=sys.stderr)
         return 2
     if shutil.which("gcloud") is None:
@@ -68,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
         )
     with _sigterm_interrupts(), tempfile.TemporaryDirectory(prefix="tfaccel-") as folder:
         job = dataclasses.replace(job, mark=uuid.uuid4().hex, folder=folder)
-        return run(job, args.keep)
+        return run(job, keep)
 
 
 def run(job: TpuJob, keep: bool = False) -> int:
@@ -88,11 +78,13 @@ def run(job: TpuJob, keep: bool = False) -> int:
     try:
         _make(job)
         made = True
-        for command in gcloud.plan(job, keep=True)[1:]:
-            code = _print_and_call(command)
-            if code != 0:
-                return code
-        return 0
+        after = gcloud.collect(job)
+        steps = gcloud.plan(job, keep=True)[1:]
+        steps = steps[: len(steps) - len(after)]
+        code = next((code for code in map(_print_and_call, steps) if code != 0), 0)
+        for command in after:  # also of a script that has failed
+            _print_and_call(command)
+        return code
     except KeyboardInterrupt:
         return 130
     finally:
@@ -176,34 +168,12 @@ def _sigterm_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGTERM, handler)
 
 
-def _job(args: argparse.Namespace) -> TpuJob:
-    if not args.script.is_file():
-        raise LaunchError(f"tfaccel: there is no script {str(args.script)!r}; give its path.")
-    if not re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", args.name):
-        raise LaunchError(
-            f"tfaccel: --name is {args.name!r}, expected lower-case letters, digits and hyphens, "
-            "as Google Cloud takes them."
-        )
-    environment = []
-    for one in args.env:
-        name, equals, value = one.partition("=")
-        if not name.isidentifier() or not equals:
-            raise LaunchError(f"tfaccel: --env is {one!r}, expected NAME=VALUE.")
-        environment.append((name, value))
-    arguments = args.arguments[1:] if args.arguments[:1] == ["--"] else args.arguments
-    job = TpuJob(
-        script=args.script,
-        arguments=tuple(arguments),
-        name=args.name,
-        zone=args.zone,
-        project=args.project,
-        accelerator=args.accelerator_type,
-        runtime=args.runtime_version,
-        queued=args.queued,
-        spot=args.spot,
-        install=tuple(args.install),
-        environment=tuple(environment),
-    )
+def with_servers(job: TpuJob) -> TpuJob:
+    """The job as it is.
+
+    Raises:
+        LaunchError: it is for several hosts, and their software has no TensorFlow.
+    """
     if job.is_pod and "-pod" not in job.software:
         raise LaunchError(
             f"tfaccel: {job.accelerator} has several hosts, and {job.software} has no TensorFlow "
@@ -213,30 +183,71 @@ def _job(args: argparse.Namespace) -> TpuJob:
     return job
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="tfaccel tpu run",
-        description="Rents a TPU of Google Cloud, runs a script on it, and deletes the TPU.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--name", required=True, help="of the TPU to make")
-    parser.add_argument("--zone", required=True, help="such as us-west4-a")
-    parser.add_argument("--project", help="gcloud's own setting where not given")
-    parser.add_argument("--accelerator-type", required=True, help="such as v5litepod-4 or v6e-8")
-    parser.add_argument("--runtime-version", help="of the TPU VM; by accelerator where not given")
-    parser.add_argument("--queued", action="store_true", help="wait in Google Cloud's queue")
-    parser.add_argument("--spot", action="store_true", help="cheaper, and may be taken away")
-    parser.add_argument("--keep", action="store_true", help="do not delete the TPU at the end")
-    parser.add_argument(
+# --- the engine --------------------------------------------------------------------------------
+
+HELP = "a TPU of Google Cloud that is rented for the script"
+SCRIPT_IS_HERE = True
+COUNTS_WORKERS = False
+
+_ZONE = Option("--zone", "of Google Cloud, such as us-west4-a", "Z", required=True)
+_ACCELERATOR = Option("--accelerator-type", "such as v5litepod-4 or v6e-8", "TYPE", required=True)
+OPTIONS: tuple[Option, ...] = (
+    NAME,
+    _ZONE,
+    _ACCELERATOR,
+    Option("--project", "of Google Cloud; gcloud's own setting where not given", "P"),
+    Option("--runtime-version", "of the TPU VM; by accelerator where not given", "V"),
+    Option("--queued", "wait in Google Cloud's queue"),
+    SPOT,
+    Option("--keep", "do not delete the TPU at the end"),
+    Option(
         "--install",
-        nargs="*",
-        default=TpuJob.install,
-        help="what pip installs besides TensorFlow; this version of tfaccel where not given",
+        "what pip installs besides TensorFlow; by default tfaccel",
+        "PACKAGE",
+        repeated=True,
+    ),
+    Option("--yes", "run the commands: a TPU costs money"),
+)
+
+
+def render(job: Job, options: Options) -> str:
+    """The commands of gcloud, a line each."""
+    return shown(tpu_job(job, options), options["keep"])
+
+
+def launch(job: Job, options: Options) -> int:
+    """Runs the commands; without ``--yes`` it only says how."""
+    return run_if_agreed(tpu_job(job, options), keep=options["keep"], agreed=options["yes"])
+
+
+def tpu_job(job: Job, options: Options) -> TpuJob:
+    """What `tfaccel tpu run` would be told.
+
+    Raises:
+        LaunchError: a TPU that cannot be, or a program that is no Python.
+    """
+    script, *arguments = job.script
+    if not job.module and not script.endswith(".py"):
+        raise LaunchError(
+            f"the script is {script!r}, expected a .py file, or -m and a module: a TPU VM has "
+            "nothing else"
+        )
+    job.variables()  # which refuses names that a shell cannot hold
+    return with_servers(
+        TpuJob(
+            script=Path() if job.module else Path(script),
+            module=script if job.module else "",
+            arguments=tuple(arguments),
+            name=job.name,
+            zone=options["zone"],
+            project=options["project"],
+            accelerator=options["accelerator_type"],
+            runtime=options["runtime_version"],
+            queued=options["queued"],
+            spot=options["spot"],
+            install=tuple(options["install"]) or TpuJob.install,
+            environment=job.env,
+            restarts=job.max_restarts,
+            log_dir=job.log_dir,
+        )
     )
-    parser.add_argument("--env", action="append", default=[], help="NAME=VALUE, for the script")
-    parser.add_argument("--dry-run", action="store_true", help="print the commands, run none")
-    parser.add_argument("--yes", action="store_true", help="run them: a TPU costs money")
-    parser.add_argument("script", type=Path)
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="of the script, after --")
-    return parser

@@ -11,7 +11,7 @@ from tfaccel.tpu.report import Report
 
 __all__ = ["Report", "check", "main"]
 
-_HOME = {"check": "tfaccel.tpu.command", "run": "tfaccel.launch.tpu_vm"}
+_HOME = {"check": "tfaccel.tpu.command", "run": "tfaccel.launch.tpu_run"}
 
 
 def main(argv: Sequence[str]) -> int:

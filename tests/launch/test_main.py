@@ -1,0 +1,150 @@
+"""The command line that all engines share; nothing here starts a worker."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tfaccel import cli
+from tfaccel.launch.engines import ENGINES
+from tfaccel.launch.main import main
+from tfaccel.launch.options import Option
+from tfaccel.launch.spec import Job, check_name, default_name
+
+NEEDED = {
+    "local": ["--nproc=2"],
+    "slurm": ["--nproc=2"],
+    "ray": ["--nproc=2"],
+    "kubernetes": ["--nproc=2", "--image=gcr.io/mine/train:1"],
+    "skypilot": ["--nproc=2"],
+    "tpu-vm": ["--zone=us-west4-a", "--accelerator-type=v5litepod-4"],
+}
+
+
+@pytest.fixture(autouse=True)
+def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    monkeypatch.delenv("SLURM_STEP_NUM_TASKS", raising=False)
+    Path("train.py").touch()
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """The one line with which a command is refused."""
+    assert cli.main(["launch", *words]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1, err
+    return err
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_every_engine_takes_the_common_options(
+    engine: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ["--dry-run", "--log-dir=/logs", "--env", "GREETING=it's $me", "--max-restarts=3"]
+    for script in (["train.py", "--lr=1"], ["-m", "package.train", "--lr=1"]):
+        assert main(["--engine", engine, *NEEDED[engine], *common, *script]) == 0
+        out = capsys.readouterr().out
+        for said in ("/logs", "GREETING", "--lr=1", script[-2]):
+            # A local job's logs are this process's, not the workers'.
+            assert said in out or (engine, said) == ("local", "/logs")
+
+
+def test_the_default_is_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--nproc=2", "--dry-run", "--env=A=b c", "train.py"]) == 0
+    first, second, wait = capsys.readouterr().out.splitlines()
+    assert wait == "wait"
+    assert re.search(
+        r"'A=b c' .*TF_CONFIG=.*\"index\": 0.* TFACCEL_JOB_ID=\w+ .*train\.py &$", first
+    )
+    assert '"index": 1' in second
+
+
+def test_the_lines_of_a_dry_run_are_a_shell_s(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("train.py").write_text("import os; os.write(1, os.environb[b'A'] + bytes([10]))")
+    assert main(["--nproc=2", "--dry-run", "--env=A=b $c'", "train.py"]) == 0
+    done = subprocess.run(
+        ["bash", "-c", capsys.readouterr().out], capture_output=True, text=True, timeout=30
+    )
+    assert done.stdout.splitlines() == ["b $c'"] * 2
+
+
+def test_an_option_of_another_engine_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert refusal(capsys, "--nproc=2", "--partition=p", "--image=i", "train.py") == (
+        "tfaccel launch: error: --partition, --image is no option of --engine local, expected "
+        "those of every engine and its own: --grace\n"
+    )
+    said = refusal(capsys, "--engine=slurm", "--nproc=2", "--grace=3", "train.py")
+    assert "--grace is no option of --engine slurm" in said
+    assert "--nodes" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["train.py"], "--nproc is not given; expected the number of workers"),
+        (["--nproc=0", "train.py"], "--nproc is 0; expected at least 1 worker"),
+        (["--nproc=2", "--max-restarts=-1", "train.py"], "--max-restarts is -1; expected 0 or"),
+        (["--engine=kubernetes", "--nproc=2", "a.py"], "--engine kubernetes needs --image IMAGE"),
+        (["--engine=tpu-vm", "train.py"], "needs --zone Z, --accelerator-type TYPE"),
+        (
+            ["--engine=tpu-vm", "--nproc=2", "--zone=z", "--accelerator-type=v6e-8", "train.py"],
+            "--nproc is 2, and --engine tpu-vm takes as many workers as its machines have",
+        ),
+        (
+            ["--engine=tpu-vm", "--zone=z", "--accelerator-type=v6e-8", "--dry-run", "ls"],
+            "the script is 'ls', expected a .py file, or -m and a module",
+        ),
+        (["--engine=slurm", "--nproc=2", "--name=A_b", "train.py"], "--name is 'A_b', expected up"),
+        (
+            ["--engine=slurm", "--nproc=2", "--env=A;rm -rf x=1", "--dry-run", "train.py"],
+            "--env sets 'A;rm -rf x', expected a name of letters, digits and underscores",
+        ),
+    ],
+)
+def test_mistakes_are_one_line(
+    words: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert says in refusal(capsys, *words)
+
+
+def test_only_a_container_s_script_may_be_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:
+    for engine in ENGINES:
+        words = ["--engine", engine, *NEEDED[engine], "--dry-run", "other.py"]
+        if engine == "kubernetes":
+            assert main(words) == 0
+        else:
+            with pytest.raises(SystemExit):
+                main(words)
+            assert "there is no file 'other.py'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["", "Train", "a_b", "-a", "a-", "1a", "a.b", "a" * 41, "a\nb"])
+def test_names_are_dns_labels(name: str) -> None:
+    with pytest.raises(Exception, match="expected up to 40 lower-case letters"):
+        check_name(name)
+
+
+@pytest.mark.parametrize(
+    "script", ["train.py", "a/Über_42.py", "4.py", "_x_.py", "a" * 39 + "_b.py", "é.py"]
+)
+def test_default_names_are_names(script: str) -> None:
+    assert check_name(default_name([script]))
+
+
+def test_options_of_one_flag_are_the_same() -> None:
+    """What they mean does not depend on the engine."""
+    seen: dict[str, Option] = {}
+    for engine in ENGINES.values():
+        for option in engine.OPTIONS:
+            assert seen.setdefault(option.dest, option) is option
+
+
+def test_logs_come_from_the_worker_s_own_process() -> None:
+    job = Job(("train.py", "--", "-x"), log_dir="my logs")
+    before = ["py", "-m", "tfaccel.launch.worker", "--log-dir", "my logs", "--"]
+    assert job.logged_command("py") == [*before, "py", "train.py", "--", "-x"]
+    assert Job(("train.py",)).logged_command("py") == ["py", "train.py"]

@@ -1,0 +1,52 @@
+"""The engines that start a job, by name; each is a module of this package."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from tfaccel.launch import kubernetes, local, ray, skypilot, slurm, tpu_vm
+from tfaccel.launch.options import Option, Options
+from tfaccel.launch.spec import Job
+
+
+class Engine(Protocol):
+    """What the module of an engine holds."""
+
+    HELP: str
+    """What it is, in a few words."""
+
+    OPTIONS: tuple[Option, ...]
+    """Its own options."""
+
+    SCRIPT_IS_HERE: bool
+    """Whether a script must be a file of this machine."""
+
+    COUNTS_WORKERS: bool
+    """Whether ``--nproc`` says how many workers there are."""
+
+    def render(self, job: Job, options: Options) -> str:
+        """What would run, as text.
+
+        Raises:
+            LaunchError: an option that this engine cannot take.
+        """
+
+    def launch(self, job: Job, options: Options) -> int:
+        """Runs it.
+
+        Returns:
+            The exit code.
+
+        Raises:
+            LaunchError: an option that this engine cannot take, or a program that is not there.
+        """
+
+
+ENGINES: dict[str, Engine] = {
+    "local": local,
+    "slurm": slurm,
+    "ray": ray,
+    "kubernetes": kubernetes,
+    "skypilot": skypilot,
+    "tpu-vm": tpu_vm,
+}

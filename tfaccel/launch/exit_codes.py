@@ -1,0 +1,20 @@
+"""The exit codes with which training says what its launcher is to do next.
+
+Every engine is told about them: `PREEMPTED` is tried again and does not count as a restart, where
+the engine lets us say so.
+
+| code | a worker ends with it when | then |
+| --- | --- | --- |
+| 0 | it is done | the job has succeeded |
+| 33 | it was told to stop (SIGTERM) and has saved | all start again; not counted |
+| 93 | several starts in a row made no new step | the job has failed, and is not started again |
+| other | it failed | all start again, up to ``--max-restarts`` times |
+"""
+
+from __future__ import annotations
+
+PREEMPTED = 33
+"""All that was trained is saved: start again. SkyPilot's documentation uses it for that."""
+
+NO_PROGRESS = 93
+"""Starting again is of no use. NVIDIA's resiliency extension has it for "do not requeue"."""

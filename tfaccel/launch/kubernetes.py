@@ -1,0 +1,181 @@
+"""Jobs of Kubernetes: a JobSet, or by ``--kind job`` an indexed Job with its headless Service.
+
+In each pod `JOB_COMPLETION_INDEX` is the rank, and a template gives the hosts of all, so that one
+manifest serves all pods. https://jobset.sigs.k8s.io,
+https://kubernetes.io/docs/concepts/workloads/controllers/job/
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Mapping
+
+from tfaccel.errors import LaunchError
+from tfaccel.launch.exit_codes import PREEMPTED
+from tfaccel.launch.kubernetes_pod import (
+    IMAGE,
+    NODE_SELECTOR,
+    PORT,
+    TPUS,
+    VOLUME,
+    WORKERS,
+    Manifest,
+    pod,
+)
+from tfaccel.launch.options import CPUS, GPUS, GRACE, MEMORY, NAME, Option, Options
+from tfaccel.launch.spec import Job, check_name
+from tfaccel.launch.yaml_text import dump
+
+HELP = "a JobSet, or an indexed Job, through kubectl"
+SCRIPT_IS_HERE = False
+COUNTS_WORKERS = True
+
+KIND = Option("--kind", "what to make (jobset)", default="jobset", choices=("jobset", "job"))
+NAMESPACE = Option("--namespace", "where to make it; by default kubectl's own", "NS")
+OPTIONS: tuple[Option, ...] = (
+    *(NAME, IMAGE, KIND, NAMESPACE, CPUS, MEMORY, GPUS, TPUS),
+    *(VOLUME, NODE_SELECTOR, GRACE),
+)
+
+
+def render(job: Job, options: Options) -> str:
+    """The manifest as YAML, of one or two objects.
+
+    Raises:
+        LaunchError: an option that Kubernetes would not take.
+    """
+    return dump(*manifests(job, options))
+
+
+def launch(job: Job, options: Options) -> int:
+    """Gives the manifest to ``kubectl apply``."""
+    manifest = render(job, options)
+    if shutil.which("kubectl") is None:
+        raise LaunchError(
+            "kubectl is not here, expected Kubernetes's command line, set up for a cluster: "
+            "https://kubernetes.io/docs/tasks/tools; --dry-run prints the manifest"
+        )
+    done = subprocess.run(["kubectl", "apply", "-f", "-"], input=manifest, text=True)
+    if done.returncode == 0:
+        print(f"tfaccel launch: follow rank 0 with: {_follow(job, options)}", flush=True)
+    return done.returncode
+
+
+def manifests(job: Job, options: Options) -> list[Manifest]:
+    """The objects to make: a pure function."""
+    if options["kind"] == "jobset":
+        return [_jobset(job, options)]
+    return [_service(job, options), _indexed_job(job, options)]
+
+
+def _jobset(job: Job, options: Options) -> Manifest:
+    """All workers are one Job, which a restart makes anew: never one worker alone."""
+    failed = {"action": "FailJob"}  # of the reason PodFailurePolicy, which the rule below takes up
+    return {
+        "apiVersion": "jobset.x-k8s.io/v1alpha2",
+        "kind": "JobSet",
+        "metadata": _metadata(job, options),
+        "spec": {
+            "network": {
+                "enableDNSHostnames": True,
+                "subdomain": job.name,
+                "publishNotReadyAddresses": True,
+            },
+            "failurePolicy": {
+                "maxRestarts": job.max_restarts,
+                # The new pods have the names of the old ones, which must be gone.
+                "restartStrategy": "BlockingRecreate",
+                "rules": [
+                    {
+                        "name": "preempted",
+                        "action": "RestartJobSetAndIgnoreMaxRestarts",
+                        "onJobFailureReasons": ["PodFailurePolicy"],
+                    }
+                ],
+            },
+            "replicatedJobs": [
+                {
+                    "name": WORKERS,
+                    "replicas": 1,
+                    "template": {
+                        "spec": _job_spec(
+                            job, options, failed, 0, f"{job.name}-{WORKERS}-0-{{rank}}.{job.name}"
+                        )
+                    },
+                }
+            ],
+        },
+    }
+
+
+def _indexed_job(job: Job, options: Options) -> Manifest:
+    """Here each worker is started again by itself: the others fail with it and follow it."""
+    ignored = {"action": "Ignore"}
+    limit = job.max_restarts * job.workers
+    spec = _job_spec(job, options, ignored, limit, f"{job.name}-{{rank}}.{job.name}")
+    spec["podReplacementPolicy"] = "Failed"
+    spec["template"]["spec"]["subdomain"] = job.name
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": _metadata(job, options),
+        "spec": spec,
+    }
+
+
+def _service(job: Job, options: Options) -> Manifest:
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": _metadata(job, options),
+        "spec": {
+            "clusterIP": "None",
+            # Workers look each other up before any of them is ready.
+            "publishNotReadyAddresses": True,
+            "selector": {"batch.kubernetes.io/job-name": job.name},
+            "ports": [{"name": "workers", "port": PORT}],
+        },
+    }
+
+
+def _job_spec(
+    job: Job, options: Options, preempted: Mapping[str, str], backoff_limit: int, hosts: str
+) -> Manifest:
+    return {
+        "completionMode": "Indexed",
+        "completions": job.workers,
+        "parallelism": job.workers,
+        "backoffLimit": backoff_limit,
+        "podFailurePolicy": {
+            "rules": [
+                {
+                    **preempted,
+                    "onExitCodes": {
+                        "containerName": WORKERS,
+                        "operator": "In",
+                        "values": [PREEMPTED],
+                    },
+                },
+                {
+                    **preempted,
+                    "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}],
+                },
+            ]
+        },
+        "template": {"spec": pod(job, options, hosts)},
+    }
+
+
+def _metadata(job: Job, options: Options) -> Manifest:
+    metadata = {"name": job.name}
+    if options["namespace"]:
+        metadata["namespace"] = check_name(options["namespace"], NAMESPACE.flag)
+    return metadata
+
+
+def _follow(job: Job, options: Options) -> str:
+    label = "jobset.sigs.k8s.io/jobset-name" if options["kind"] == "jobset" else "job-name"
+    namespace = f" --namespace {options['namespace']}" if options["namespace"] else ""
+    chosen = f"{label}={job.name},batch.kubernetes.io/job-completion-index=0"
+    return f"kubectl logs{namespace} --follow --selector {chosen}"

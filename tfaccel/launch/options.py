@@ -1,0 +1,115 @@
+"""The options of engines: each engine declares its own, and some are common to several."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tfaccel.errors import LaunchError
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of one or several engines.
+
+    Attributes:
+        flag: such as ``"--image"``.
+        help: for people.
+        metavar: its value in the help; empty for a switch.
+        default: where it is not given.
+        type: what reads the value.
+        choices: the only values, if not empty.
+        repeated: whether it may be given again; its value is then a list.
+        required: whether it must be given.
+    """
+
+    flag: str
+    help: str
+    metavar: str = ""
+    default: Any = None
+    type: Callable[[str], Any] = str
+    choices: tuple[str, ...] = ()
+    repeated: bool = False
+    required: bool = False
+
+    @property
+    def dest(self) -> str:
+        """The key of its value.
+
+        >>> Option("--dry-run", "").dest
+        'dry_run'
+        """
+        return self.flag.strip("-").replace("-", "_")
+
+    def add_to(self, group: argparse._ArgumentGroup) -> None:
+        """Declares it; where it is not given, it leaves no trace."""
+        given: dict[str, Any] = {"dest": self.dest, "default": argparse.SUPPRESS, "help": self.help}
+        if self.choices:
+            group.add_argument(self.flag, choices=self.choices, **given)
+        elif not self.metavar:
+            group.add_argument(self.flag, action="store_true", **given)
+        else:
+            action = "append" if self.repeated else "store"
+            group.add_argument(
+                self.flag, metavar=self.metavar, type=self.type, action=action, **given
+            )
+
+
+Options = Mapping[str, Any]
+"""The values of an engine's own options, by `Option.dest`."""
+
+
+def count(text: str) -> int:
+    """Reads a number of things, of which there is at least one."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 up")
+    return int(text)
+
+
+def values_of(
+    engine: str, own: tuple[Option, ...], given: Mapping[str, Any], every: Mapping[str, Option]
+) -> Options:
+    """The values of an engine's options, with its defaults.
+
+    Args:
+        engine: its name.
+        own: what it takes.
+        given: the values from the command line, of any engine.
+        every: the options of all engines, by `Option.dest`.
+
+    Raises:
+        LaunchError: another engine's option is given, or one that it needs is not.
+    """
+    takes = ", ".join(option.flag for option in own) or "no options of its own"
+    known = {option.dest for option in own}
+    strange = [every[dest].flag for dest in given if dest not in known]
+    if strange:
+        raise LaunchError(
+            f"{', '.join(strange)} is no option of --engine {engine}, expected those of every "
+            f"engine and its own: {takes}"
+        )
+    missing = [option for option in own if option.required and option.dest not in given]
+    if missing:
+        raise LaunchError(
+            f"--engine {engine} needs {', '.join(f'{o.flag} {o.metavar}' for o in missing)}, and "
+            "it was not given"
+        )
+    return {option.dest: given.get(option.dest, _default(option)) for option in own}
+
+
+def _default(option: Option) -> Any:
+    if option.repeated:
+        return []
+    return option.default if option.metavar or option.choices else False
+
+
+NAME = Option("--name", "of the job; by default the script's", "NAME")
+CPUS = Option("--cpus", "processor cores of each worker", "N")
+MEMORY = Option("--memory", "memory of each worker, such as 16Gi", "SIZE")
+GPUS = Option("--gpus", "GPUs of each worker", "N", type=count)
+GRACE = Option(
+    "--grace", "how long a worker that is asked to stop may take, in seconds", "S", None, float
+)
+SPOT = Option("--spot", "cheaper machines that may be taken away")

@@ -1,0 +1,118 @@
+"""Jobs of Ray: a program of a few lines that gives the script to Ray Train's TensorflowTrainer.
+
+https://docs.ray.io/en/latest/train/api/doc/ray.train.tensorflow.TensorflowTrainer.html
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from tfaccel.errors import LaunchError
+from tfaccel.launch.options import CPUS, GPUS, NAME, Option, Options
+from tfaccel.launch.spec import Job
+
+HELP = "Ray Train's TensorflowTrainer"
+SCRIPT_IS_HERE = True
+COUNTS_WORKERS = True
+
+ADDRESS = Option("--address", "of the Ray cluster; by default RAY_ADDRESS, else this machine", "A")
+STORAGE = Option("--storage", "where Ray keeps the run's state, for all nodes", "PATH")
+WORKING_DIR = Option(
+    "--working-dir", "a folder to copy to all nodes; by default they share this one", "D"
+)
+OPTIONS: tuple[Option, ...] = (NAME, CPUS, GPUS, ADDRESS, STORAGE, WORKING_DIR)
+
+_PROGRAM = """\
+import os
+
+os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # scripts find their files
+
+import ray
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.tensorflow import TensorflowTrainer
+
+from tfaccel.launch.ray_worker import fit, run_worker
+
+
+def trainer(name):
+    return TensorflowTrainer(
+        run_worker,
+        train_loop_config={config},
+        scaling_config=ScalingConfig({scaling}),
+        run_config=RunConfig(
+            name=name,
+            storage_path={storage!r},
+            failure_config=FailureConfig(max_failures={max_failures}),
+        ),
+    )
+
+
+ray.init(address={address}{runtime_env})
+raise SystemExit(fit(trainer, {name!r}))
+"""
+
+
+def render(job: Job, options: Options) -> str:
+    """The program.
+
+    Raises:
+        LaunchError: an option that Ray would not take.
+    """
+    folder = options["working_dir"]
+    config = {
+        "script": list(job.script),
+        "module": job.module,
+        "env": job.variables(),
+        "log_dir": job.log_dir and str(Path(job.log_dir).absolute()),
+        "folder": os.getcwd() if folder is None else None,
+    }
+    resources: dict[str, Any] = {}
+    if options["cpus"] is not None:
+        resources["CPU"] = _number(options["cpus"])
+    if options["gpus"] is not None:
+        resources["GPU"] = options["gpus"]
+    scaling = [f"num_workers={job.workers}", f"use_gpu={options['gpus'] is not None}"]
+    scaling += [f"resources_per_worker={resources!r}"] if resources else []
+    address = 'os.environ.get("RAY_ADDRESS", "local")'
+    uploaded = {"working_dir": folder and str(Path(folder).absolute())}
+    return _PROGRAM.format(
+        config=_indented(config),
+        scaling=", ".join(scaling),
+        storage=options["storage"],
+        max_failures=job.max_restarts,
+        address=repr(options["address"]) if options["address"] else address,
+        runtime_env=f", runtime_env={uploaded!r}" if folder is not None else "",
+        name=job.name,
+    )
+
+
+def launch(job: Job, options: Options) -> int:
+    """Runs the program with this Python, which it replaces."""
+    program = render(job, options)
+    if importlib.util.find_spec("ray") is None:
+        raise LaunchError(
+            "Ray is not installed, expected Ray Train: pip install 'tfaccel[ray]'; --dry-run "
+            "prints the program"
+        )
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-c", program])
+
+
+def _indented(config: dict[str, Any]) -> str:
+    """A dict as Python writes it, an entry a line."""
+    lines = "".join(f"            {key!r}: {value!r},\n" for key, value in config.items())
+    return f"{{\n{lines}        }}"
+
+
+def _number(text: str) -> float:
+    try:
+        found = float(text)
+    except ValueError:
+        found = 0.0
+    if not 0 < found < float("inf"):
+        raise LaunchError(f"--cpus is {text!r}, expected a number of cores above 0, such as 4")
+    return int(found) if found == int(found) else found
