@@ -98,12 +98,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int)
     parser.add_argument("--kill", type=int, help="after so many batches")
     parser.add_argument("--kill-in", default="step", choices=("step", "validation", "save"))
+    parser.add_argument("--signal", default="SIGKILL")
     parser.add_argument("--rank", type=int, default=0, help="of the process that is killed")
     parser.add_argument("--once", action="store_true", help="and not when it is started again")
     options = parser.parse_args()
 
     def kill() -> None:
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), getattr(signal, options.signal))
 
     strategy = tfaccel.strategy(options.strategy, device_type="cpu", **options.options)
     if options.seed is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,15 @@ def test_a_worker_is_killed(rank: int, phase: str, data: str, tmp_path: Path) ->
     job(tmp_path / "lost", *kill, data=data, restarts=1)
     assert (tmp_path / "lost" / "killed").exists()
     assert_same(tmp_path / "whole", tmp_path / "lost", ranks=2)
+
+
+def test_a_worker_is_told_to_stop_and_no_step_is_lost(tmp_path: Path) -> None:
+    out = tmp_path / "told"
+    job(out, "--kill", "10", "--signal", "SIGTERM", "--rank", "1", "--once")
+    for rank in range(2):
+        lines = (out / f"seen-{rank}.jsonl").read_text().splitlines()
+        assert [json.loads(line)[0] for line in lines] == list(range(1, 19))
+    assert len(json.loads((out / "history-0.json").read_text())["loss"]) == 3
 
 
 @pytest.mark.exhaustive

@@ -14,8 +14,8 @@ import pytest
 from tests.launch import kubernetes_types
 from tfaccel import cluster
 from tfaccel.errors import LaunchError
+from tfaccel.exit_codes import PREEMPTED
 from tfaccel.launch import kubernetes
-from tfaccel.launch.exit_codes import PREEMPTED
 from tfaccel.launch.options import values_of
 from tfaccel.launch.spec import Job
 

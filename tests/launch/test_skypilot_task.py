@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from tfaccel.errors import LaunchError
+from tfaccel.exit_codes import PREEMPTED
 from tfaccel.launch import skypilot
-from tfaccel.launch.exit_codes import PREEMPTED
 from tfaccel.launch.options import values_of
 from tfaccel.launch.spec import Job
 

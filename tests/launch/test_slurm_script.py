@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from tfaccel.errors import LaunchError
+from tfaccel.exit_codes import NO_PROGRESS, PREEMPTED
 from tfaccel.launch import slurm
-from tfaccel.launch.exit_codes import NO_PROGRESS, PREEMPTED
 from tfaccel.launch.options import values_of
 from tfaccel.launch.spec import Job
 

@@ -17,11 +17,13 @@ from absl import logging
 from tfaccel.checkpoint import data_replay, run_state, run_variables, store
 from tfaccel.checkpoint.folder import Reader, open_folder, write
 from tfaccel.checkpoint.run_state import Place, RunState
+from tfaccel.checkpoint.stop_notice import StopNotice
 from tfaccel.distribute import _private, random_state
 from tfaccel.distribute.broadcast import broadcast_text
 from tfaccel.distribute.check import Checks
 from tfaccel.distribute.files.file_callbacks import SaveCount
 from tfaccel.errors import CheckpointError
+from tfaccel.exit_codes import PREEMPTED
 
 
 def resume(
@@ -32,6 +34,9 @@ def resume(
     Run the same script again after it was killed: weights, optimizers, metrics, history, callbacks,
     random states and the place in the data within the epoch are what they were, so that the run
     ends with the same bits as one that was never stopped.
+
+    SIGTERM, to any of the workers, makes all of them save after the same batch and end with exit
+    code 33, which `tfaccel launch` starts again under every engine without counting it.
 
     Make it before the dataset where that shuffles without a seed. Under several workers every one
     of them must make it, with a directory that all of them see.
@@ -86,6 +91,7 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
         self._place = Place(fit.initial_epoch, 0, fit.initial_epoch)
         self._logs: dict[str, float] = {}
         self._pending: RunState | None = None
+        self._notice = StopNotice(self._strategy)
         # The last one, so that what it saves is what all the others have made of a batch.
         others = [one for one in fit.callbacks.callbacks if one is not self]
         fit.callbacks.callbacks = [*others, self]
@@ -95,6 +101,7 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
             self._begin_from(path)
         else:
             data_replay.warn_unseeded(fit.adapter)
+        self._notice.listen()
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Notes the state that the epoch's pass over the data begins with."""
@@ -110,24 +117,37 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
         self._batches += batch + 1 - self._place.step
         self._place = Place(self._place.epoch, batch + 1, self._place.first_epoch)
         self._logs = {k: v for k, v in (logs or {}).items() if isinstance(v, (int, float))}
-        if self._count is not None and self._count.due(batch):
-            self._save()
+        due = self._count is not None and self._count.due(batch)
+        self._save_if(due, stops=self._notice.after_step())
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Saves, if it is time to."""
         self._place = Place(epoch + 1, 0, self._place.first_epoch)
         self._logs = {}
-        if self._every == "epoch":
-            self._save()
+        self._save_if(self._every == "epoch", stops=self._notice.agreed())
 
     def on_train_end(self, logs: Any = None) -> None:
         """Saves the end of the run, from which a `fit` of more epochs goes on."""
+        self._notice.ignore()
         if self._pending is not None:  # nothing was left to do
             self._ready(self._pending)
         elif self._batches != self._saved_at:
             self._save()
 
     # --- saving --------------------------------------------------------------------------------
+
+    def _save_if(self, due: bool, stops: bool) -> None:
+        """Saves if it is time to, or if the run is to stop, and ends the process then."""
+        if due or stops:
+            self._save()
+        if stops:
+            logging.warning(
+                "tfaccel: SIGTERM: saved after batch %d of epoch %d; exit code %d, run again to go "
+                "on.",
+                *(self._place.step, self._place.epoch + 1, PREEMPTED),
+            )
+            self._notice.ignore()
+            raise SystemExit(PREEMPTED)
 
     def _save(self) -> None:
         self._saved_at = self._batches

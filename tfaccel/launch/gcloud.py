@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tfaccel
+from tfaccel.exit_codes import NO_PROGRESS, PREEMPTED
 from tfaccel.installed import INSTALL_TPU
-from tfaccel.launch.exit_codes import NO_PROGRESS, PREEMPTED
 
 Command = list[str]
 

@@ -16,7 +16,7 @@ from types import FrameType
 from typing import IO, TextIO, TypeAlias
 
 from tfaccel.errors import LaunchError
-from tfaccel.launch.exit_codes import PREEMPTED
+from tfaccel.exit_codes import PREEMPTED
 from tfaccel.launch.failure import SAME_MOMENT_S, Exit, first_failure, summary
 from tfaccel.launch.output import OutputForwarder, Terminal
 from tfaccel.launch.process import Worker

@@ -12,7 +12,7 @@ import subprocess
 from collections.abc import Mapping
 
 from tfaccel.errors import LaunchError
-from tfaccel.launch.exit_codes import PREEMPTED
+from tfaccel.exit_codes import PREEMPTED
 from tfaccel.launch.kubernetes_pod import (
     IMAGE,
     NODE_SELECTOR,

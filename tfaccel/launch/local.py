@@ -11,8 +11,8 @@ from pathlib import Path
 
 from tfaccel import hardware, onednn
 from tfaccel.errors import LaunchError
+from tfaccel.exit_codes import NO_PROGRESS, PREEMPTED
 from tfaccel.launch.environment import worker_environment
-from tfaccel.launch.exit_codes import NO_PROGRESS, PREEMPTED
 from tfaccel.launch.job import log_message, supervise
 from tfaccel.launch.options import GRACE, Option, Options
 from tfaccel.launch.ports import free_ports

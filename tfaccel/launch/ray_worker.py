@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from tfaccel.errors import LaunchError
+from tfaccel.exit_codes import NO_PROGRESS, PREEMPTED
 from tfaccel.launch.command import python_command
-from tfaccel.launch.exit_codes import NO_PROGRESS, PREEMPTED
 from tfaccel.launch.failure import error_tail
 from tfaccel.launch.job import log_message
 from tfaccel.launch.worker import run

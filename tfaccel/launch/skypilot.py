@@ -13,7 +13,7 @@ import tempfile
 from typing import Any
 
 from tfaccel.errors import LaunchError
-from tfaccel.launch.exit_codes import PREEMPTED
+from tfaccel.exit_codes import PREEMPTED
 from tfaccel.launch.options import CPUS, MEMORY, NAME, SPOT, Option, Options
 from tfaccel.launch.spec import Job
 from tfaccel.launch.yaml_text import dump

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Mapping
 
 from tfaccel.errors import LaunchError
-from tfaccel.launch.exit_codes import NO_PROGRESS, PREEMPTED
+from tfaccel.exit_codes import NO_PROGRESS, PREEMPTED
 from tfaccel.launch.options import CPUS, GPUS, NAME, Option, Options, count
 from tfaccel.launch.spec import Job
 
