@@ -108,15 +108,17 @@ _NOT_OF_PROCESSES = (
     *("sgd", "lstm", "attention", "weight_decay", "swap_ema_weights", "global_clipnorm"),
     *("loss_not_reduced", "sample_weight", "dict_inputs_two_outputs", "optional_input"),
     *("means_in_train_step", "custom_train_step", "metric_auc", "one_row_of_an_image"),
-    *("without_call", "built_by_steps", "held_in_objects"),
+    *("without_call", "built_by_steps", "held_in_objects", "loaded_outside", "pydataset"),
+    "loops_by_hand",  # `loop_by_hand` and `distributed_by_hand` are loops too
 )
 # These go no way of their own on a mesh: a batch is one tensor there, of whatever rows and source,
-# an optimizer's formula is one of whole variables, and a metric's one of whole tensors.
+# an optimizer's formula is one of whole variables, and a metric's one of whole tensors; layers are
+# the subject of tests/model_parallel/coverage.
 _NOT_OF_A_MESH = (
     *("sgd", "weight_decay", "swap_ema_weights", "global_clipnorm", "overflow_on_one_replica"),
     *("pydataset", "validation_split", "fewer_rows_than_replicas", "sample_weight", "on_batch"),
     *("loss_not_reduced", "metric_maximum", "metric_auc", "means_in_train_step"),
-    *("built_by_steps", "held_in_objects"),
+    *("built_by_steps", "held_in_objects", "lstm", "attention"),
 )
 _IN_EVERY_RUN = {
     "ring_2x2": _OVER_RINGS,

@@ -176,6 +176,7 @@ def test_a_failing_check_fails_the_command_and_generated_rows_are_unverified(sav
     assert told["verdict"].startswith("unverified: ")
 
 
+@pytest.mark.exhaustive  # two exports; test_parts.py has what a sweep makes of them
 def test_a_sweep_is_a_table_of_accuracy_against_resources(
     classifier: Any, digits: Digits, tmp_path: Path
 ) -> None:

@@ -99,6 +99,7 @@ def test_bfloat16_takes_less_memory() -> None:
     assert half["needed"] < 0.75 * full["needed"]
 
 
+@pytest.mark.exhaustive
 def test_an_lstm_compiles() -> None:
     assert report(0, f"{BUILDERS}:lstm", "--batch", "8", "--topology", "v4")["flops"] > 0
 
