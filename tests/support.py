@@ -8,6 +8,10 @@ of its own, together with all other tests of its file that requested the same ch
     @pytest.mark.child(devices=2, group="a")  as the first, and apart from other groups
 
 A `conftest.py` takes part by importing `pytest_configure` and `pytest_pyfunc_call` from here.
+
+A child is as on a machine with `tfaccel[cpu]` alone: packages that TensorFlow and Keras import
+where they find them, at great cost, are left out (`tests/plain`). `full=True`, of the marker too,
+brings them back.
 """
 
 from __future__ import annotations
@@ -27,25 +31,34 @@ from typing import Any
 
 import pytest
 
+from tests.plain import sitecustomize
+
 ROOT = Path(__file__).resolve().parents[1]
+_PLAIN = ROOT / "tests" / "plain"
 LIMIT_S = 900.0  # for what hangs: a slow machine with other work takes minutes
 
 _LAUNCH = "import sys; from tfaccel.launch.local import run; "
 _LAUNCH += "sys.exit(run(sys.argv[2:], nproc=int(sys.argv[1]), start_timeout_s=60, grace_s=2))"
+_OPTIONAL = ("jax", "jaxlib", "matplotlib", "sklearn")
 _OUT = "TESTS_CHILD_OUT"
 _DEVICES = "TESTS_CHILD_DEVICES"
 
 
-def environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
-    """This process's environment without what describes another job."""
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in ("TF_CONFIG", "KERAS_BACKEND") and not name.startswith("TFACCEL_")
-    }
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+def environment(
+    more: Mapping[str, str] | None = None, *, without: Sequence[str] = _OPTIONAL
+) -> dict[str, str]:
+    """This process's environment without what describes another job.
+
+    Args:
+        more: variables on top of it.
+        without: packages that a Python process started with it does not find.
+    """
+    others = ("TF_CONFIG", "PMI_RANK", "KERAS_BACKEND", "TFACCEL_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(others)}
+    given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    path = os.pathsep.join(dict.fromkeys(filter(None, [str(ROOT), str(_PLAIN), *given])))
     fixed = {"PYTHONPATH": path, "TF_CPP_MIN_LOG_LEVEL": "2", "CUDA_VISIBLE_DEVICES": "-1"}
-    return {**kept, **fixed, **(more or {})}
+    return {**kept, **fixed, sitecustomize.VARIABLE: ",".join(without), **(more or {})}
 
 
 def run_child(
@@ -55,6 +68,7 @@ def run_child(
     env: Mapping[str, str] | None = None,
     limit_s: float = LIMIT_S,
     codes: Sequence[int] = (0,),
+    full: bool = False,
 ) -> str:
     """Runs Python with these arguments in one process, or as the workers of one job.
 
@@ -64,6 +78,7 @@ def run_child(
         env: variables on top of `environment()`.
         limit_s: seconds after which the processes are ended.
         codes: the exit codes that are no failure.
+        full: with optional packages of TensorFlow and Keras.
 
     Returns:
         What all workers printed; the lines of several carry their rank.
@@ -77,7 +92,7 @@ def run_child(
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
         process = subprocess.Popen(
             command,
-            env=environment(env),
+            env=environment(env, without=() if full else _OPTIONAL),
             cwd=ROOT,
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -120,7 +135,8 @@ def at_once() -> int:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "child(devices, workers, group): run in a child process")
+    says = "child(devices, workers, group, full): run in a child process"
+    config.addinivalue_line("markers", says)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -185,7 +201,11 @@ def _asked(item: pytest.Item) -> tuple[tuple[str, Any], ...]:
 
 
 def _run_all(
-    nodeids: Sequence[str], devices: int = 1, workers: int = 1, group: str = ""
+    nodeids: Sequence[str],
+    devices: int = 1,
+    workers: int = 1,
+    group: str = "",
+    full: bool = False,
 ) -> tuple[str, list[dict[str, str]]]:
     with tempfile.TemporaryDirectory() as out:
         options = ["-q", "--runxfail", "--no-header", "-p", "no:cacheprovider", "-o", "addopts="]
@@ -195,6 +215,7 @@ def _run_all(
                 workers=workers,
                 env={_OUT: out, _DEVICES: str(devices)},
                 codes=(0, 1),
+                full=full,
             )
         except AssertionError as error:
             output = str(error)

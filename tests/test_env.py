@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+from tests.support import environment
 from tfaccel import cluster, env
 from tfaccel.cluster import Cluster, ask, to_tf_config
 from tfaccel.errors import ClusterError
@@ -43,7 +44,7 @@ CPU_BUILD = dataclasses.replace(REPORT, cuda="", cudnn="")
 def run(*argv: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """`tfaccel env` in a separate process, as TensorFlow and Keras read variables once."""
     unset = {*env._VARIABLES, *(name for name in os.environ if name.startswith("TFACCEL_"))}
-    kept = {name: value for name, value in os.environ.items() if name not in unset}
+    kept = {name: value for name, value in environment().items() if name not in unset}
     return subprocess.run(
         [sys.executable, "-m", "tfaccel.env", *argv],
         capture_output=True,

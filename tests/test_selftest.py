@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import environment
 from tfaccel import selftest
 from tfaccel.errors import LaunchError
 from tfaccel.selftest.cases import CASES, Case, Trained, missing, verdict
@@ -55,7 +55,7 @@ def test_the_command_tells_of_every_case_as_json() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "tfaccel.cli", "test", "--json", *only],
         cwd=Path(__file__).parents[1],
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "TF_CONFIG": "not JSON"},
+        env=environment({"TF_CONFIG": "not JSON"}),
         capture_output=True,
         text=True,
         timeout=300,

@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import pytest
 
+from tests.support import environment
 from tfaccel.bench import communication, step
 from tfaccel.bench.measurements import Message, Transport
 from tfaccel.errors import ClusterError, StrategyError
@@ -54,6 +55,7 @@ def test_two_workers_measure_both_transports() -> None:
     bench = ["tfaccel.cli", "bench", "communication", "--json", "--sizes", "1KB,1MB"]
     done = subprocess.run(
         [sys.executable, "-m", "tfaccel.cli", "launch", "--nproc", "2", "-m", "--", *bench],
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=200,

@@ -240,15 +240,36 @@ def loop_by_hand(scope: Any, folder: str) -> dict[str, Any]:
 @script
 def loops_by_hand(scope: Any, folder: str) -> dict[str, Any]:
     """Loops as guides write them: what is made in their first step, and what comes between."""
+    return _all_looped(scope, _FEW_LOOPS)
+
+
+@script
+def more_loops_by_hand(scope: Any, folder: str) -> dict[str, Any]:
+    """Every optimizer of these loops in every way."""
+    every = [(name, how) for name in _LOOPED for how in ("eager", "step", "epoch", "without run")]
+    return _all_looped(scope, [loop for loop in every if loop not in _FEW_LOOPS])
+
+
+_LOOPED: dict[str, Callable[[], Any]] = {
+    "adam": lambda: adam(0.05, clipnorm=0.1),
+    "accumulates": lambda: sgd(0.3, gradient_accumulation_steps=2),
+    "scaled": lambda: loss_scaled(8.0),
+}
+# Each optimizer and each way.
+_FEW_LOOPS = [
+    ("adam", "eager"),
+    ("adam", "epoch"),
+    ("accumulates", "step"),
+    ("scaled", "without run"),
+]
+
+
+def _all_looped(scope: Any, loops: list[tuple[str, str]]) -> dict[str, Any]:
     data = dataset().take(36).batch(12, drop_remainder=True)
-    found = {}
-    for name, optimizer in {
-        "adam": lambda: adam(0.05, clipnorm=0.1),
-        "accumulates": lambda: sgd(0.3, gradient_accumulation_steps=2),
-        "scaled": lambda: loss_scaled(8.0),
-    }.items():
-        for how in ("eager", "step", "epoch", "without run"):
-            found[f"{name}, {how}"] = np.array(_looped(scope, data, optimizer(), how))
+    found = {
+        f"{name}, {how}": np.array(_looped(scope, data, _LOOPED[name](), how))
+        for name, how in loops
+    }
     return {"history": found}
 
 

@@ -7,7 +7,6 @@ left.
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import re
 import subprocess
@@ -23,7 +22,7 @@ import pytest
 from tests.conformance.cases import CASES
 from tests.conformance.data import ROWS
 from tests.conformance.scripts import SCRIPTS
-from tests.support import at_once
+from tests.support import at_once, environment
 
 pytestmark = pytest.mark.slow
 
@@ -77,8 +76,8 @@ COLUMNS = {
 EVERY_CASE = [*CASES, *SCRIPTS]
 # What these would show, a quicker column shows nearly as well.
 _EXHAUSTIVE = ("one_device", "mirrored_4", "ring_2x1", "mpi_2x2")
-# What every strategy runs in every run of the tests: one of each kind, what depends on the
-# transport, on the number of processes or on whether a batch divides, and READ.
+# What a strategy runs in every run of the tests: one of each kind, what depends on the transport,
+# on the number of processes or on whether a batch divides, and READ. `mirrored_2` runs them all.
 PART = (
     *("arrays", "tf_data", "generator", "pydataset", "last_batch_of_one", "validation_split"),
     *("one_row_of_an_image", "parts_of_two_sizes", "means_in_train_step", "loops_by_hand"),
@@ -97,33 +96,57 @@ READ = (
     *("sees_every_row_once", "csv_and_tensorboard", "save_and_load", "checkpoints", "dropout"),
     *("batch_norm_in_the_file", "refusals"),
 )
-# Four replicas of two processes are the slowest: what depends on their transport.
+# Four replicas of two processes are the slowest: one of each kind of tensor that travels (dense,
+# sparse, gathered rows, state, statistics, an overflow), and processes whose replicas get no row.
 _OVER_RINGS = (
-    *("arrays", "tf_data", "last_batch_of_one", "fewer_rows_than_replicas", "sample_weight"),
-    *("loss_of_the_batch", "loss_masked", "layer_state", "gradient_accumulation", "gan"),
+    *("arrays", "fewer_rows_than_replicas", "loss_of_the_batch", "layer_state"),
     *("embedding_sparse_gradients", "batch_norm_synchronized", "overflow_on_one_replica"),
-    *("distributed_by_hand", *READ),
+    "distributed_by_hand",
 )
-_IN_EVERY_RUN = {"ring_2x2": _OVER_RINGS}
+# Of these each process does what a replica of `mirrored_2` does, and sends what others send too.
+_NOT_OF_PROCESSES = (
+    *("sgd", "lstm", "attention", "weight_decay", "swap_ema_weights", "global_clipnorm"),
+    *("loss_not_reduced", "sample_weight", "dict_inputs_two_outputs", "optional_input"),
+    *("means_in_train_step", "custom_train_step", "metric_auc", "one_row_of_an_image"),
+    *("without_call", "built_by_steps", "held_in_objects", "loaded_outside", "pydataset"),
+    "loops_by_hand",  # `loop_by_hand` and `distributed_by_hand` are loops too
+)
+# These go no way of their own on a mesh: a batch is one tensor there, of whatever rows and source,
+# an optimizer's formula is one of whole variables, and a metric's one of whole tensors; layers are
+# the subject of tests/model_parallel/coverage.
+_NOT_OF_A_MESH = (
+    *("sgd", "weight_decay", "swap_ema_weights", "global_clipnorm", "overflow_on_one_replica"),
+    *("pydataset", "validation_split", "fewer_rows_than_replicas", "sample_weight", "on_batch"),
+    *("loss_not_reduced", "metric_maximum", "metric_auc", "means_in_train_step"),
+    *("built_by_steps", "held_in_objects", "lstm", "attention"),
+)
+_IN_EVERY_RUN = {
+    "ring_2x2": _OVER_RINGS,
+    "mpi_2x1": tuple(case for case in PART if case not in _NOT_OF_PROCESSES),
+    "mesh_2x2": tuple(case for case in PART if case not in _NOT_OF_A_MESH),
+}
 STRATEGIES = [name for name in COLUMNS if name != "plain"]
 DISTRIBUTED = [name for name in STRATEGIES if name != "one_device"]
 MESHES = [name for name in DISTRIBUTED if COLUMNS[name].mesh]
 REPLICATED = [name for name in DISTRIBUTED if name not in MESHES]
 
 
+def always(column: str) -> set[str]:
+    """The cases of a column in every run of the tests."""
+    return set() if column in _EXHAUSTIVE else set(_IN_EVERY_RUN.get(column, PART))
+
+
 def shown(columns: list[str]) -> list[Any]:
-    """Columns for a parametrized test, some of them only when all is requested."""
+    """Columns for a parametrized test of READ, some of them only when all is requested."""
     rare = pytest.mark.exhaustive
-    return [pytest.param(c, marks=rare) if c in _EXHAUSTIVE else c for c in columns]
+    return [c if always(c) >= set(READ) else pytest.param(c, marks=rare) for c in columns]
 
 
 def pairs(columns: list[str]) -> list[Any]:
     """A column and a case each for a parametrized test; some only when all is requested."""
     rare = pytest.mark.exhaustive
     return [
-        pytest.param(c, case, marks=rare)
-        if c in _EXHAUSTIVE or case not in _IN_EVERY_RUN.get(c, PART)
-        else (c, case)
+        (c, case) if case in always(c) else pytest.param(c, case, marks=rare)
         for c in columns
         for case in EVERY_CASE
     ]
@@ -166,12 +189,10 @@ class Table:
 
     def _run(self, name: str, needed: set[str]) -> str:
         only = [case for case in EVERY_CASE if case in needed]
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("TFACCEL_")}
-        environment.pop("TF_CONFIG", None)
         process = subprocess.Popen(
             [*COLUMNS[name].command(str(self._folder / name)), "--only", ",".join(only)],
             cwd=ROOT,
-            env={**environment, "TF_CPP_MIN_LOG_LEVEL": "2", "CUDA_VISIBLE_DEVICES": ""},
+            env=environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -199,7 +220,11 @@ def table(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 def test_a_part_is_of_the_table() -> None:
     assert set(READ) <= set(PART) <= set(EVERY_CASE)
-    assert set(_OVER_RINGS) <= set(PART)
+    assert always("mirrored_2") == set(PART)
+    for left_out in (_NOT_OF_PROCESSES, _NOT_OF_A_MESH):
+        assert set(left_out) <= set(PART)
+        assert not set(left_out) & set(READ)
+    assert set(_OVER_RINGS) <= always("mpi_2x1"), "what fails over rings alone is the ring's"
 
 
 # Cases of which a strategy shares no work (`tests/fallbacks.py`).

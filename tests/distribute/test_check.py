@@ -114,6 +114,7 @@ def test_a_loss_that_compares_rows() -> None:
     refuses(own(contrastive), "gradient of '.*kernel' would be .* on 2 replicas, expected")
 
 
+@pytest.mark.exhaustive
 def test_a_layer_that_looks_at_other_rows() -> None:
     class Centred(keras.layers.Layer):
         def call(self, x: Any) -> Any:
@@ -265,7 +266,7 @@ def test_without_the_gradients_of_the_tape(monkeypatch: pytest.MonkeyPatch) -> N
 # What is written for the global batch.
 
 
-@pytest.mark.parametrize("way", ["sum", "scaled_mean"])
+@pytest.mark.parametrize("way", [pytest.param("sum", marks=pytest.mark.exhaustive), "scaled_mean"])
 def test_the_way_of_a_loss_is_found(way: str) -> None:
     def of_loss(model: Any, x: Any, y: Any) -> Any:
         rows = tf.reduce_sum(tf.square(y - model(x)), axis=1)
@@ -337,7 +338,7 @@ def test_nothing_of_it_stays() -> None:
         np.testing.assert_array_equal(ours, theirs)
 
 
-@pytest.mark.parametrize("eager", [False, True])
+@pytest.mark.parametrize("eager", [pytest.param(False, marks=pytest.mark.exhaustive), True])
 def test_random_layers_agree(eager: bool) -> None:
     def made() -> keras.Model:
         model = noisy()
@@ -351,7 +352,7 @@ def test_random_layers_agree(eager: bool) -> None:
     ("option", "value"),
     [
         ("gradient_compression", compression.parse("bfloat16")),
-        ("frequency", Frequency("local")),
+        pytest.param("frequency", Frequency("local"), marks=pytest.mark.exhaustive),
         ("frequency", Frequency(local_steps=2)),
     ],
     ids=["gradient_compression", "gradient_accumulation", "local_steps"],

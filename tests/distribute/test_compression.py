@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import re
 import subprocess
 import sys
@@ -17,10 +16,11 @@ import tensorflow as tf
 from sklearn.datasets import load_digits
 
 import tfaccel
+from tests.support import environment
 from tfaccel.distribute import _private, compression, step
 from tfaccel.errors import StrategyError
 
-pytestmark = [pytest.mark.slow, pytest.mark.child(devices=2, group="compression")]
+pytestmark = [pytest.mark.slow, pytest.mark.child(devices=2, group="compression", full=True)]
 
 ROOT = Path(__file__).parents[2]
 EPOCHS = 5
@@ -208,13 +208,16 @@ print(f"loss {loss:.6f} weights {bits}", flush=True)
 """
 
 
-@pytest.mark.parametrize(("way", "devices"), [("mpi", 1), ("mpi", 2), ("ring", 2)])
+@pytest.mark.parametrize(
+    ("way", "devices"),
+    [pytest.param("mpi", 1, marks=pytest.mark.exhaustive), ("mpi", 2), ("ring", 2)],
+)
 def test_bfloat16_leaves_workers_equal(way: str, devices: int, tmp_path: Path) -> None:
     path = tmp_path / "script.py"
     path.write_text(SCRIPT.replace("DEVICES", str(devices)).replace("WAY", way))
     done = subprocess.run(
         [sys.executable, "-m", "tfaccel.cli", "launch", "--nproc", "2", str(path)],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "2"},
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=300,

@@ -18,8 +18,8 @@ from tfaccel.distribute.frequency import Frequency
 from tfaccel.distribute.mirrored import MirroredStrategy
 from tfaccel.distribute.replica_options import ReplicaOptions
 
-ON_ONE = pytest.mark.child(devices=2, group="less often")
-ON_TWO = pytest.mark.child(workers=2, group="less often")
+ON_ONE = pytest.mark.child(devices=2, group="less often", full=True)
+ON_TWO = pytest.mark.child(workers=2, group="less often", full=True)
 
 
 @functools.cache

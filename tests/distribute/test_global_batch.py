@@ -108,13 +108,27 @@ def of_each_head(losses: dict[str, Any], **more: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("losses", "eagerly"), [(MEANS, False), (MEANS, True), (VECTORS, False), (VECTORS, True)]
+    ("losses", "eagerly"),
+    [
+        (MEANS, False),
+        (MEANS, True),
+        (VECTORS, False),
+        pytest.param(VECTORS, True, marks=pytest.mark.exhaustive),
+    ],
 )
 def test_losses_of_the_batch_are_those_of_one_device(losses: Any, eagerly: bool) -> None:
     of_each_head(losses, run_eagerly=eagerly)
 
 
-@pytest.mark.parametrize("loss", VECTORS)
+@pytest.mark.parametrize(
+    "loss",
+    [
+        "dice",
+        pytest.param("rows", marks=pytest.mark.exhaustive),
+        pytest.param("squares", marks=pytest.mark.exhaustive),
+        "mean_of_squares",
+    ],
+)
 def test_also_of_one_output_and_of_fewer_rows_than_replicas(loss: str) -> None:
     same(dense, loss=VECTORS[loss], rows=6)
 

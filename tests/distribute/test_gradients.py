@@ -176,7 +176,7 @@ def test_a_jacobian_is_the_replicas_own() -> None:
     equal(step, rows=8)
 
 
-@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("scaled", [pytest.param(False, marks=pytest.mark.exhaustive), True])
 def test_a_multi_optimizer_reduces_once(scaled: bool) -> None:
     def optimizer() -> Any:
         sgd = keras.optimizers.SGD
@@ -222,7 +222,9 @@ def test_a_mean_told_one_number_counts_a_batch_once() -> None:
     both_ways(made, rows=8, batch=5)
 
 
-@pytest.mark.parametrize("reduction", [None, "sum", "sum_over_batch_size"])
+@pytest.mark.parametrize(
+    "reduction", [None, "sum", pytest.param("sum_over_batch_size", marks=pytest.mark.exhaustive)]
+)
 def test_reductions_of_a_compiled_loss(reduction: str | None) -> None:
     def made() -> keras.Model:
         model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
@@ -235,7 +237,13 @@ def test_reductions_of_a_compiled_loss(reduction: str | None) -> None:
 
 @pytest.mark.parametrize(
     ("collective", "eager"),
-    [("int", False), ("bool", False), ("nest", False), ("nest", True), ("sum", False)],
+    [
+        pytest.param("int", False, marks=pytest.mark.exhaustive),
+        ("bool", False),
+        ("nest", False),
+        pytest.param("nest", True, marks=pytest.mark.exhaustive),
+        ("sum", False),
+    ],
 )
 def test_collectives_by_hand(collective: str, eager: bool) -> None:
     def step(model: Any, x: Any, y: Any) -> Any:
@@ -318,11 +326,11 @@ class Places(keras.layers.Layer):
     ("optimizer", "kind", "tied"),
     [
         (keras.optimizers.Adam, "constant", False),
-        (keras.optimizers.Adam, "constant", True),
-        (keras.optimizers.Adam, "size", True),
-        (keras.optimizers.Adam, "rows", False),
+        pytest.param(keras.optimizers.Adam, "constant", True, marks=pytest.mark.exhaustive),
+        pytest.param(keras.optimizers.Adam, "size", True, marks=pytest.mark.exhaustive),
+        pytest.param(keras.optimizers.Adam, "rows", False, marks=pytest.mark.exhaustive),
         (keras.optimizers.RMSprop, "rows", True),
-        (keras.optimizers.RMSprop, "constant", False),
+        pytest.param(keras.optimizers.RMSprop, "constant", False, marks=pytest.mark.exhaustive),
         (keras.optimizers.Adagrad, "size", False),
     ],
 )
@@ -341,7 +349,9 @@ def test_lookups_eagerly() -> None:
     both_ways(made, rows=16, batch=8, tokens=8, slots="velocity")
 
 
-@pytest.mark.parametrize("clip", ["clipnorm", "global_clipnorm"])
+@pytest.mark.parametrize(
+    "clip", [pytest.param("clipnorm", marks=pytest.mark.exhaustive), "global_clipnorm"]
+)
 def test_lookups_are_clipped_as_on_one_device(clip: str) -> None:
     optimizer = lambda: keras.optimizers.SGD(0.1, **{clip: 0.02})  # noqa: E731
     made = lookups(optimizer, lambda x: Places("constant", False)(x))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import os
 import pickle
 import random
 import re
@@ -21,6 +20,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.support import environment
 from tfaccel.distribute import _private, dataset_cache, random_state
 from tfaccel.distribute.adapt import adapt
 from tfaccel.distribute.files import file_callbacks, model_files
@@ -337,7 +337,7 @@ def test_strategies_of_one_process_train_in_turn() -> None:
     done = subprocess.run(
         [sys.executable, "-c", TURNS],
         cwd=Path(__file__).parents[2],
-        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2", "CUDA_VISIBLE_DEVICES": ""},
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=300,

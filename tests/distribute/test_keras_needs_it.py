@@ -8,7 +8,6 @@ shown on ours, with their fixes taken out.
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -17,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from tests.support import environment
+
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
@@ -24,16 +25,10 @@ ROOT = Path(__file__).parents[2]
 
 def observed(command: list[str], folder: str = "") -> dict[int, dict[str, Any]]:
     """What each rank of a run of `tests.distribute.reference` saw."""
-    environment = {k: v for k, v in os.environ.items() if k != "TF_CONFIG"}
     done = subprocess.run(
         [sys.executable, "-m", *command],
         cwd=ROOT,
-        env={
-            **environment,
-            "TF_CPP_MIN_LOG_LEVEL": "2",
-            "CUDA_VISIBLE_DEVICES": "",
-            "TFACCEL_TEST_FOLDER": folder,
-        },
+        env=environment({"TFACCEL_TEST_FOLDER": folder}),
         capture_output=True,
         text=True,
         timeout=300,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -10,6 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
+
+from tests.support import environment
 
 pytestmark = pytest.mark.slow
 
@@ -61,10 +62,9 @@ SEEN = (
 def run(start: list[str], folder: Path, end: str) -> subprocess.CompletedProcess[str]:
     path = folder / "script.py"
     path.write_text(SCRIPT.replace("END", end))
-    environment = {k: v for k, v in os.environ.items() if k not in ("TF_CONFIG", "PMI_RANK")}
     return subprocess.run(
         [*start, str(path)],
-        env={**environment, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "2"},
+        env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -72,7 +72,15 @@ def run(start: list[str], folder: Path, end: str) -> subprocess.CompletedProcess
     )
 
 
-@pytest.mark.parametrize("start", [LAUNCH, MPIEXEC], ids=["launch", "mpiexec"])
+# What these show of `tfaccel launch`, other tests do too: the conformance table, and
+# tests/launch/test_training.py.
+STARTS = [
+    pytest.param(LAUNCH, id="launch", marks=pytest.mark.exhaustive),
+    pytest.param(MPIEXEC, id="mpiexec"),
+]
+
+
+@pytest.mark.parametrize("start", STARTS)
 def test_collectives_of_all_kinds(start: list[str], tmp_path: Path) -> None:
     done = run(start, tmp_path, end="sys.exit(0)")
     assert done.returncode == 0, done.stdout[-4000:]
@@ -97,7 +105,7 @@ def test_a_worker_that_ends_early_ends_the_others(start: list[str], tmp_path: Pa
     assert time.monotonic() - began < 60
 
 
-@pytest.mark.parametrize("start", [LAUNCH, MPIEXEC], ids=["launch", "mpiexec"])
+@pytest.mark.parametrize("start", STARTS)
 def test_an_exception_ends_the_others(start: list[str], tmp_path: Path) -> None:
     done = run(start, tmp_path, end="if rank == 1: raise KeyError('of rank one')")
     assert done.returncode != 0
@@ -138,7 +146,7 @@ def test_a_worker_on_one_core_computes_while_it_waits(tmp_path: Path) -> None:
     done = subprocess.run(
         [*LAUNCH, "script.py"],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "2"},
+        env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

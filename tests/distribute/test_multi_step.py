@@ -83,7 +83,13 @@ FITS: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("how", FITS)
+# Others show a dataset and a generator too, and what they hold.
+RARE = ("dataset", "a generator", "one without weights")
+
+
+@pytest.mark.parametrize(
+    "how", [pytest.param(h, marks=pytest.mark.exhaustive) if h in RARE else h for h in FITS]
+)
 def test_numbers_are_those_of_one_step_at_a_time(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = []
     monkeypatch.setattr(

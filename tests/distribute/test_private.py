@@ -6,13 +6,14 @@ The observations are made in one child process, because some of them set up logi
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.support import environment
 
 ROOT = Path(__file__).parents[2]
 
@@ -22,7 +23,7 @@ def seen() -> dict[str, Any]:
     done = subprocess.run(
         [sys.executable, "-m", "tests.distribute.private"],
         cwd=ROOT,
-        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2", "CUDA_VISIBLE_DEVICES": ""},
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=300,

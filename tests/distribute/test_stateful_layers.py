@@ -239,7 +239,7 @@ METRICS: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("eagerly", [False, True])
+@pytest.mark.parametrize("eagerly", [False, pytest.param(True, marks=pytest.mark.exhaustive)])
 def test_a_metric_is_that_of_one_device(eagerly: bool) -> None:
     def metrics() -> list[Any]:
         return [*(KeepsMetric(name, *METRICS[name]) for name in METRICS), "mae"]

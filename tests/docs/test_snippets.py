@@ -29,7 +29,7 @@ SHELL = [line for fence in all_fences("sh") for line in commands.lines(fence)]
 def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[dict[str, str]]]:
     """What all processes printed, and by rank what came of each block."""
     out = tmp_path_factory.mktemp("docs")
-    printed = run_child(["-m", "tests.docs.run", str(out)])
+    printed = run_child(["-m", "tests.docs.run", str(out)], full=True)
     return printed, [
         dict(json.loads(line) for line in path.read_text("utf-8").splitlines())
         for path in sorted(Path(out).glob("rank-*.jsonl"))

@@ -67,7 +67,7 @@ def language_model_alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[floa
 
 def language_model(start: list[str], flags: list[str], out: Path) -> list[tuple[float, ...]]:
     """What each process says; a part is enough to compare, the stated accuracy takes all."""
-    part = ["--epochs=2", "--rows=1000"]
+    part = ["--epochs=2", "--rows=320"]
     said = run([*start, "examples/language_model.py", *part, *flags], out)
     found = re.findall(r"accuracy ([\d.]+), ([\d.]+) bits per character", said)
     return [tuple(map(float, numbers)) for numbers in found]

@@ -48,8 +48,8 @@ def result(name: str, strategy: list[str], flags: list[str], folder: Path) -> li
 
 @pytest.mark.parametrize(
     "name",
-    ["contrastive", "own_loop"]
-    + [pytest.param(n, marks=pytest.mark.exhaustive) for n in ("lora", "time_series")],
+    ["contrastive"]
+    + [pytest.param(n, marks=pytest.mark.exhaustive) for n in ("lora", "own_loop", "time_series")],
 )
 def test_two_replicas_are_as_one_device(name: str, tmp_path: Path) -> None:
     if name == "lora":

@@ -62,7 +62,8 @@ def test_the_user_s_model_stays_as_it_was(
     )
 
 
-def test_softmax_on_the_device_keeps_the_accuracy_that_hls4ml_s_defaults_lose(
+@pytest.mark.exhaustive
+def test_softmax_by_hls4ml_s_defaults_loses_the_accuracy(
     classifier: Any, digits: Digits, tmp_path: Path
 ) -> None:
     """The trap: no error, and most answers wrong."""
@@ -78,6 +79,10 @@ def test_softmax_on_the_device_keeps_the_accuracy_that_hls4ml_s_defaults_lose(
     trapped = graph.predict(digits.x_held_out)
     assert (trapped.argmax(1) == digits.y_held_out).mean() < 0.5
 
+
+def test_softmax_on_the_device_keeps_the_accuracy(
+    classifier: Any, digits: Digits, tmp_path: Path
+) -> None:
     report = tfaccel.export_fpga(
         classifier,
         tmp_path / "out",
@@ -159,14 +164,19 @@ def test_a_failing_check_fails_and_says_which_layer_is_off(
 def test_a_failing_check_fails_the_command_and_generated_rows_are_unverified(saved: Path) -> None:
     start = ["-m", "tfaccel.cli", "fpga", "export", str(saved / "model.keras"), "--json"]
     check = ["--check", str(saved / "check.npz"), "--min-agreement", "1", "--precision"]
-    said = run_child([*start, "--out", str(saved / "a"), *check, "fixed<6,3>"], codes=(1,))
+    said = run_child(
+        [*start, "--out", str(saved / "a"), *check, "fixed<6,3>", "--no-estimate"],
+        codes=(1,),
+        full=True,
+    )
     assert "tfaccel fpga: failed:" in said
-    said = run_child([*start, "--out", str(saved / "b"), "--no-estimate"])
+    said = run_child([*start, "--out", str(saved / "b"), "--no-estimate"], full=True)
     told = json.loads(said[said.index("{\n") :])
     assert told["check"]["status"] == "unverified"
     assert told["verdict"].startswith("unverified: ")
 
 
+@pytest.mark.exhaustive  # two exports; test_parts.py has what a sweep makes of them
 def test_a_sweep_is_a_table_of_accuracy_against_resources(
     classifier: Any, digits: Digits, tmp_path: Path
 ) -> None:
@@ -275,6 +285,7 @@ def test_distributed_arithmetic_is_ended_too(classifier: Any, saved: Path) -> No
             *("--timeout-s", "1"),
         ],
         codes=(3,),
+        full=True,
     )
     assert "hls4ml's distributed arithmetic was not done after 1 s" in said
 

@@ -95,7 +95,9 @@ class Results:
                 # Without oneDNN a function's fused convolutions are not those of eager steps.
                 env = {"CUDA_VISIBLE_DEVICES": "-1", "TF_ENABLE_ONEDNN_OPTS": "1"}
             try:
-                said = run_child(command, workers=column.workers, env=env, limit_s=limit_s)
+                said = run_child(
+                    command, workers=column.workers, env=env, limit_s=limit_s, full=True
+                )
             except AssertionError as error:
                 said = str(error)
                 self._blame(name, out, left, said)

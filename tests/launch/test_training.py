@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import environment
+
 pytestmark = pytest.mark.slow
 
 SCRIPT = """
@@ -60,14 +62,13 @@ def start(tmp_path: Path) -> Iterator[Start]:
         path = tmp_path / "train.py"
         path.write_text(SCRIPT.replace("BEFORE", before).replace("DURING", during))
         command = [sys.executable, "-m", "tfaccel.cli", "launch", "--nproc=2", *options, str(path)]
-        environment = {**os.environ, "WHERE": str(tmp_path), "EPOCHS": str(epochs)}
-        environment["TFACCEL_COMMUNICATION"] = communication
+        more = {"WHERE": str(tmp_path), "EPOCHS": str(epochs)}
         process = subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env={**environment, "PYTHONPATH": os.getcwd(), "TF_CPP_MIN_LOG_LEVEL": "2"},
+            env=environment({**more, "TFACCEL_COMMUNICATION": communication}),
         )
         started.append(process)
         return process
@@ -102,7 +103,9 @@ def gone(pid: int) -> bool:
     return False
 
 
-@pytest.mark.parametrize("communication", ["ring", "mpi"])
+@pytest.mark.parametrize(
+    "communication", ["ring", pytest.param("mpi", marks=pytest.mark.exhaustive)]
+)
 def test_sigterm_ends_workers_that_train(start: Start, communication: str) -> None:
     """TensorFlow's ring takes SIGTERM for itself; a tfaccel strategy gives it back."""
     job = start("--grace=30", communication=communication)
@@ -115,7 +118,9 @@ def test_sigterm_ends_workers_that_train(start: Start, communication: str) -> No
     assert all(map(gone, workers.values()))
 
 
-@pytest.mark.parametrize("communication", ["ring", "mpi"])
+@pytest.mark.parametrize(
+    "communication", [pytest.param("ring", marks=pytest.mark.exhaustive), "mpi"]
+)
 def test_a_killed_worker_ends_the_job_with_its_name(start: Start, communication: str) -> None:
     job = start(communication=communication)
     workers = pids(job)

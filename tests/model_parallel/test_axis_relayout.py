@@ -59,7 +59,12 @@ HEADS = {
     [
         (mlp, "x=2,y=2", TWO),
         (mlp, "x=2,y=2", {".*kernel": ("y", "x"), ".*bias": ("y",)}),
-        (mlp, "x=2,y=2", {".*kernel": (None, "y"), ".*bias": ("x",)}),
+        pytest.param(
+            mlp,
+            "x=2,y=2",
+            {".*kernel": (None, "y"), ".*bias": ("x",)},
+            marks=pytest.mark.exhaustive,
+        ),
         pytest.param(mlp, "x=4,y=1", TWO, marks=pytest.mark.exhaustive),
         (mlp, "batch=2,x=2,y=1", TWO),
         (attention, "x=2,y=2", HEADS),

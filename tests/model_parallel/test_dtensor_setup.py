@@ -38,6 +38,7 @@ def test_combined_all_reduces_are_still_wrong() -> None:
     assert not np.allclose(one, mesh, rtol=1e-4)
 
 
+@pytest.mark.exhaustive  # tests/model_parallel/test_numbers.py trains the same
 @pytest.mark.slow
 def test_ours_are_right() -> None:
     one, mesh = losses("ours")

@@ -39,7 +39,7 @@ def language_model(sampler: Any, **more: Any) -> Any:
     return model
 
 
-@pytest.mark.parametrize("eagerly", [False, True])
+@pytest.mark.parametrize("eagerly", [False, pytest.param(True, marks=pytest.mark.exhaustive)])
 def test_generates_as_one_device_before_and_after_training(eagerly: bool) -> None:
     found = []
     for scope in (contextlib.nullcontext, strategy("fully_sharded").scope):

@@ -17,13 +17,14 @@ def measured(workers: int, *strategy: str) -> dict[str, Any]:
     return json.loads(printed.partition("SAID ")[2].splitlines()[0])  # type: ignore[no-any-return]
 
 
-SPLITS = [("model=2", "auto"), ("batch=2", "fully_sharded")]
+SPLITS = [
+    ("model=2", "auto"),
+    pytest.param(("batch=2", "fully_sharded"), marks=pytest.mark.exhaustive),
+]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "split", [SPLITS[0], pytest.param(SPLITS[1], marks=pytest.mark.exhaustive)]
-)
+@pytest.mark.parametrize("split", SPLITS)
 def test_layouts_halve_parameters_and_slots(split: tuple[str, str]) -> None:
     totals = {t["kind"]: t for t in measured(2, "model_parallel", *split)["totals"]}
     for kind in ("parameters", "optimizer"):

@@ -24,9 +24,7 @@ RUNS = [
 # Each model, each mesh and each way to lay it out at least once.
 ALWAYS = [
     ("mlp", "batch=4", "auto"),
-    ("cnn", "batch=4", "auto"),
     ("transformer", "batch=2,model=2", "auto"),
-    ("mlp", "model=4", "auto"),
     ("grouped", "model=4", "auto"),
     ("cnn", "batch=4", "fully_sharded"),
 ]

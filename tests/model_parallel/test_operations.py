@@ -84,9 +84,21 @@ class Between(keras.layers.Layer):
         return self.after(self.flat(self.function(self.before(inputs))))
 
 
-@pytest.mark.parametrize("apart", [False, True], ids=["divided", "whole"])
+WHOLE = ("an index before rows", "products of rows")  # of these, called by a layer of its own too
+
+
 @pytest.mark.parametrize(
-    "name", [n if n in FEW else pytest.param(n, marks=pytest.mark.exhaustive) for n in FUNCTIONS]
+    ("name", "apart"),
+    [
+        pytest.param(
+            name,
+            apart,
+            id=f"{name}-{'whole' if apart else 'divided'}",
+            marks=() if name in (WHOLE if apart else FEW) else pytest.mark.exhaustive,
+        )
+        for name in FUNCTIONS
+        for apart in (False, True)
+    ],
 )
 def test_is_that_of_one_device(name: str, apart: bool) -> None:
     def train(scope: Any) -> Any:
@@ -149,12 +161,12 @@ OPTIMIZERS: dict[str, Callable[[], Any]] = {
 }
 
 
+COMMON = ("RMSprop", "Adagrad", "Adadelta")
+
+
 @pytest.mark.parametrize(
     "name",
-    [
-        n if n[:7] != "RMSprop" or n == "RMSprop" else pytest.param(n, marks=pytest.mark.exhaustive)
-        for n in OPTIMIZERS
-    ],
+    [n if n in COMMON else pytest.param(n, marks=pytest.mark.exhaustive) for n in OPTIMIZERS],
 )
 def test_optimizers_take_the_rows_of_an_embedding(name: str) -> None:
     """Ids that come twice in a batch, and places that each row has: one device's squares."""
@@ -231,7 +243,12 @@ RANDOM: dict[str, Callable[[Any], Any]] = {
 BETWEEN = {"uniform": (2, 3), "integers": (5, 89), "truncated_normal": (-2, 2), "shuffle": (0, 15)}
 
 
-@pytest.mark.parametrize("name", RANDOM)
+KINDS = ("normal with a seed", "integers", "shuffle")
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in KINDS else pytest.param(n, marks=pytest.mark.exhaustive) for n in RANDOM]
+)
 def test_random_numbers_differ_by_row_and_step_and_come_again_with_their_seed(name: str) -> None:
     def drawn() -> tuple[Any, Any]:
         keras.utils.set_random_seed(5)

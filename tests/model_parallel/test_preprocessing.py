@@ -70,7 +70,9 @@ def nested() -> tuple[keras.Model, Any]:
     return keras.Model(inputs, L.Dense(1)(x)), TEXT
 
 
-@pytest.mark.parametrize("make", [columns, sequence, nested])
+@pytest.mark.parametrize(
+    "make", [columns, pytest.param(sequence, marks=pytest.mark.exhaustive), nested]
+)
 def test_in_a_model_they_are_part_of_the_input(make: Callable[[], Any], tmp_path: Any) -> None:
     def train(scope: Any) -> Any:
         with scope():
@@ -153,7 +155,15 @@ LAYERS: dict[str, Callable[[], Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("RandomFlip", marks=pytest.mark.exhaustive),
+        pytest.param("RandomContrast", marks=pytest.mark.exhaustive),
+        "RandomTranslation",
+        "Dense",
+    ],
+)
 def test_layers_of_the_scope_are_called_in_dataset_map(name: str) -> None:
     def train(scope: Any) -> Any:
         with scope():

@@ -37,7 +37,8 @@ def loss() -> keras.losses.Loss:
 @pytest.mark.parametrize(
     ("mode", "layouts"),
     [
-        ("int8", "auto"),
+        # As `test_outside_the_scope_it_is_taken_over` has it.
+        pytest.param("int8", "auto", marks=pytest.mark.exhaustive),
         ("int4", "auto"),
         ("float8", "auto"),
         pytest.param("int8", "fully_sharded", marks=pytest.mark.exhaustive),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.model_parallel.coverage.run import AGAIN, file_name
+from tests.support import environment
 
 ROOT = Path(__file__).parents[3]
 TIME_LIMIT_S = 2400
@@ -29,13 +29,12 @@ def run(out: Path, mesh: str, rows: Sequence[str] = ()) -> str:
     """Runs rows on a mesh, all when none is named; returns what was printed."""
     command = [sys.executable, "-m", "tests.model_parallel.coverage.run", str(out)]
     command += ["--mesh", mesh, "--only", ",".join(rows)]
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("TFACCEL_", "TF_CONFIG"))}
     printed = ""
     while True:
         process = subprocess.run(
             command,
             cwd=ROOT,
-            env={**kept, "TF_CPP_MIN_LOG_LEVEL": "2", "CUDA_VISIBLE_DEVICES": "-1"},
+            env=environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
