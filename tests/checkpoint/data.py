@@ -23,8 +23,8 @@ def rows(number: int = ROWS) -> tuple[np.ndarray, np.ndarray]:
 class Rows(keras.utils.PyDataset):
     """Orders its rows anew after each epoch, by NumPy's generator or one of its own."""
 
-    def __init__(self, rng: Any = None) -> None:
-        super().__init__()
+    def __init__(self, rng: Any = None, workers: int = 1) -> None:
+        super().__init__(workers=workers)
         self.x, self.y = rows()
         self.order, self.rng = np.arange(ROWS), rng
 
@@ -47,6 +47,16 @@ def _noisy(x: Any, y: Any) -> Any:
     return tf.concat([x[:1], x[1:] + tf.random.normal([5], seed=4)], 0), y
 
 
+def _generator_of_noise() -> Any:
+    generator = tf.random.Generator.from_seed(5)
+
+    def noisy(x: Any, y: Any) -> Any:
+        drawn = tf.random.stateless_normal([5], generator.make_seeds(2)[0])
+        return tf.concat([x[:1], x[1:] + drawn], 0), y
+
+    return noisy
+
+
 def _generator() -> Iterator[Any]:
     x, y = rows()
     order = random.Random(5)
@@ -61,6 +71,11 @@ DATA: dict[str, Callable[[], dict[str, Any]]] = {
     "tf.data": lambda: {"x": _dataset().shuffle(64).batch(BATCH).prefetch(2)},
     "tf.data with a seed": lambda: {"x": _dataset().shuffle(16, seed=3).batch(BATCH)},
     "tf.data that draws": lambda: {"x": _dataset().shuffle(16).map(_noisy).batch(BATCH)},
+    "tf.data with a cache": lambda: {"x": _dataset().shuffle(64, seed=3).cache().batch(BATCH)},
+    "tf.data of two parts": lambda: {
+        "x": _dataset().shuffle(64).concatenate(_dataset().shuffle(64)).batch(BATCH)
+    },
+    "tf.data with a generator": lambda: {"x": _dataset().map(_generator_of_noise()).batch(BATCH)},
     "tf.data of unknown length": lambda: {
         "x": _dataset().shuffle(16).filter(lambda x, y: x[0] < 40.0).batch(BATCH)
     },
@@ -69,6 +84,7 @@ DATA: dict[str, Callable[[], dict[str, Any]]] = {
         "steps_per_epoch": 6,
     },
     "PyDataset": lambda: {"x": Rows()},
+    "PyDataset with threads": lambda: {"x": Rows(workers=2)},
     "PyDataset with a generator": lambda: {"x": Rows(np.random.default_rng(3))},
     "a generator": lambda: {"x": _generator(), "steps_per_epoch": 6},
 }

@@ -66,6 +66,32 @@ class Gan(keras.Model):
         return {"loss": self.losses_of_judge.result(), "row": self.shown.result()}
 
 
+class Draws(keras.Model):
+    """Draws from a generator of TensorFlow's in its step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = layers.Dense(2)
+        self.generator = tf.random.Generator.from_seed(7)
+        self.shown = RowNumbers()
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        x, y = data
+        with tf.GradientTape() as tape:
+            noise = self.generator.normal(tf.shape(x[:, 1:]))
+            loss = tf.reduce_mean((self.inner(x[:, 1:] + noise) - y) ** 2)
+        variables = self.inner.trainable_variables
+        self.optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
+        self.shown.update_state(y, tf.concat([y, x[:, :1]], 1))
+        return {"loss": loss, "row": self.shown.result()}
+
+
+def draws() -> keras.Model:
+    model = Draws()
+    model.compile(keras.optimizers.Adam(0.01))
+    return model
+
+
 def gan() -> keras.Model:
     model = Gan()
     model.compile(keras.optimizers.RMSprop(0.01))
@@ -85,6 +111,7 @@ MODELS: dict[str, Callable[[], keras.Model]] = {
     "dense": dense,
     "wide": lambda: dense(units=64),
     "gan": gan,
+    "draws": draws,
     "accumulating": accumulating,
     "scaled": scaled,
 }

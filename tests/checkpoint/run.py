@@ -75,6 +75,7 @@ def train(
         verbose=0,
         callbacks=[
             Seen(Path(out, f"seen-{rank}.jsonl")),
+            keras.callbacks.LearningRateScheduler(lambda epoch, rate: 0.9 * rate),
             keras.callbacks.ReduceLROnPlateau("loss", 0.5, patience=1, min_delta=10.0),
             keras.callbacks.EarlyStopping("loss", patience=9, restore_best_weights=True),
             resume,

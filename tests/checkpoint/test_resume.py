@@ -92,20 +92,24 @@ def test_the_place_in_the_data(data: str, tmp_path: Path) -> None:
     assert_same(tmp_path / "whole", tmp_path / "lost")
 
 
+RARE = pytest.mark.exhaustive
+
+
 @pytest.mark.parametrize(
-    ("stop", "phase", "every"),
+    ("stop", "phase", "every", "data"),
     [
-        (12, "step", "epoch"),
-        pytest.param(3, "step", 3, marks=pytest.mark.exhaustive),
-        pytest.param(6, "validation", 3, marks=pytest.mark.exhaustive),
-        pytest.param(17, "step", 4, marks=pytest.mark.exhaustive),
+        (12, "step", "epoch", "PyDataset"),
+        pytest.param(12, "step", "epoch", "arrays", marks=RARE),
+        pytest.param(3, "step", 3, "arrays", marks=RARE),
+        pytest.param(6, "validation", 3, "arrays", marks=RARE),
+        pytest.param(17, "step", 4, "arrays", marks=RARE),
     ],
 )
-def test_the_place_in_the_run(stop: int, phase: str, every: Any, tmp_path: Path) -> None:
+def test_the_place_in_the_run(stop: int, phase: str, every: Any, data: str, tmp_path: Path) -> None:
     made = lambda: strategy("mirrored", devices=2)  # noqa: E731
-    run(tmp_path / "whole", made, every=every)
-    run(tmp_path / "lost", made, stop=stop, phase=phase, every=every)
-    run(tmp_path / "lost", made, every=every)
+    run(tmp_path / "whole", made, every=every, data=data)
+    run(tmp_path / "lost", made, stop=stop, phase=phase, every=every, data=data)
+    run(tmp_path / "lost", made, every=every, data=data)
     assert_same(tmp_path / "whole", tmp_path / "lost")
 
 
@@ -113,6 +117,7 @@ def test_the_place_in_the_run(stop: int, phase: str, every: Any, tmp_path: Path)
     ("model", "options"),
     [
         ("gan", {}),
+        pytest.param("draws", {}, marks=pytest.mark.exhaustive),
         pytest.param("accumulating", {}, marks=pytest.mark.exhaustive),
         pytest.param(
             "accumulating", {"gradient_accumulation": "local"}, marks=pytest.mark.exhaustive
@@ -165,12 +170,41 @@ def test_on_a_mesh(tmp_path: Path) -> None:
 def test_a_run_that_has_ended_ends_at_once_and_may_be_longer(tmp_path: Path) -> None:
     made = lambda: strategy("one_device")  # noqa: E731
     run(tmp_path / "whole", made)
-    run(tmp_path / "ended", made, epochs=2)
+    run(tmp_path / "ended", made, epochs=2, every=5)
     before = _history(tmp_path / "ended", 0)
-    run(tmp_path / "ended", made, epochs=2)
+    run(tmp_path / "ended", made, epochs=2, every=5)
     assert _history(tmp_path / "ended", 0) == before
     run(tmp_path / "ended", made)
-    assert _seen(tmp_path / "whole", 0) == _seen(tmp_path / "ended", 0)
+    assert_same(tmp_path / "whole", tmp_path / "ended")
+
+
+def test_a_run_that_a_callback_has_stopped_stays_stopped(tmp_path: Path) -> None:
+    class StopsTraining(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            if int(self.model.optimizer.iterations) == 9:
+                self.model.stop_training = True
+
+    def trained(folder: Path, *more: Any) -> Any:
+        keras.backend.clear_session()
+        keras.utils.set_random_seed(1)
+        with strategy("one_device").scope():
+            model = dense()
+        resume = tfaccel.checkpoint.resume(folder, every=3)
+        return model.fit(
+            *rows(),
+            batch_size=8,
+            epochs=3,
+            validation_data=rows(12),
+            verbose=0,
+            callbacks=[StopsTraining(), resume, *more],
+        ).history
+
+    whole = trained(tmp_path / "whole")
+    assert len(whole["loss"]) == 2
+    with pytest.raises(LostError):
+        trained(tmp_path / "lost", Stops(9, "validation", lose))
+    assert trained(tmp_path / "lost") == whole
+    assert trained(tmp_path / "lost") == whole
 
 
 def test_another_models_checkpoint_is_one_line(tmp_path: Path) -> None:

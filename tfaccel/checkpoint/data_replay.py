@@ -7,16 +7,24 @@ from typing import Any
 import tensorflow as tf
 from absl import logging
 
+from tfaccel.distribute import _private
+
 # Operations of a pipeline whose passes are alike but for their seeds, which each pass draws when it
 # begins: nothing but the first rows of an earlier pass needs to be read.
 _ALIKE = frozenset(
     {
-        *("BatchDatasetV2", "CacheDatasetV2", "ConcatenateDataset", "MapDataset", "OptionsDataset"),
+        *("BatchDatasetV2", "MapDataset", "OptionsDataset"),
         *("ParallelBatchDataset", "ParallelMapDatasetV2", "PrefetchDataset", "RangeDataset"),
         *("RebatchDatasetV2", "ShuffleDataset", "ShuffleDatasetV2", "ShuffleDatasetV3"),
         *("SkipDataset", "TakeDataset", "TensorDataset", "TensorSliceDataset", "ZipDataset"),
         *("Const", "DummyMemoryCache", "DummySeedGenerator", "AnonymousSeedGenerator", "Identity"),
         *("_Retval", "_Arg", "NoOp", "PaddedBatchDatasetV2", "ShardDataset", "ModelDataset"),
+    }
+)
+_CALLS = frozenset(
+    {
+        *("NoOp", "PartitionedCall", "StatefulPartitionedCall", "If", "StatelessIf", "While"),
+        *("StatelessWhile", "Case", "StatelessCase"),
     }
 )
 _SHUFFLES = ("ShuffleDataset", "ShuffleDatasetV2", "ShuffleDatasetV3")
@@ -33,6 +41,11 @@ def source_of(adapter: Any) -> Any:
 def reads_in_python(adapter: Any) -> bool:
     """Whether each epoch's pass is made anew in Python, from the state that it then has."""
     return type(adapter).__name__ in _IN_PYTHON
+
+
+def has_threads(adapter: Any) -> bool:
+    """Whether threads of Keras read ahead, which do not stop within a pass."""
+    return getattr(adapter, "enqueuer", None) is not None
 
 
 def passes_are_alike(adapter: Any) -> bool:
@@ -67,7 +80,7 @@ def operations(adapter: Any) -> set[str]:
         node.op
         for function in graph.library.function
         for node in function.node_def
-        if "Dataset" in node.op or "PyFunc" in node.op or "seed2" in node.attr
+        if "Dataset" in node.op or not (_private.is_pure(node.op) or node.op in _CALLS)
     }
 
 

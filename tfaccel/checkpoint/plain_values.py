@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import importlib
 import random
 import sys
@@ -12,6 +13,10 @@ import numpy as np
 
 _PLAIN = (type(None), bool, int, float, str)
 _KEY = "__kind__"
+_NUMBERS = frozenset(
+    {"bool", "float16", "float32", "float64", "complex64", "complex128"}
+    | {f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)}
+)
 _LIBRARIES = ("keras", "numpy")  # whose functions are kept by their names
 
 
@@ -39,13 +44,16 @@ def encode(value: Any, arrays: list[np.ndarray]) -> Any:
         return value
     if type(value) is list:
         return [encode(v, arrays) for v in value]
-    if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in "biufc":
+    if isinstance(value, (np.ndarray, np.generic)) and value.dtype.name in _NUMBERS:
         arrays.append(np.asarray(value))
         kind = "array" if isinstance(value, np.ndarray) else "number"
         return {_KEY: kind, "at": len(arrays) - 1}
     if isinstance(value, dict):
         pairs = [[encode(k, arrays), encode(v, arrays)] for k, v in value.items()]
         return {_KEY: "dict", "items": pairs}
+    if type(value) is collections.deque:
+        items = [encode(v, arrays) for v in value]
+        return {_KEY: "deque", "items": items, "maxlen": value.maxlen}
     if type(value) in (tuple, set):
         return {_KEY: type(value).__name__, "items": [encode(v, arrays) for v in value]}
     if type(value) is random.Random:
@@ -78,6 +86,8 @@ def decode(made: Any, arrays: list[np.ndarray]) -> Any:
         return getattr(importlib.import_module(module), name)
     if kind == "dict":
         return {decode(k, arrays): decode(v, arrays) for k, v in made["items"]}
+    if kind == "deque":
+        return collections.deque((decode(v, arrays) for v in made["items"]), made["maxlen"])
     if kind in ("tuple", "set"):
         return (tuple if kind == "tuple" else set)(decode(v, arrays) for v in made["items"])
     state = decode(made["state"], arrays)
@@ -96,15 +106,3 @@ def _is_library_s(function: types.FunctionType) -> bool:
     if module.partition(".")[0] not in _LIBRARIES:
         return False
     return getattr(sys.modules.get(module), name, None) is function
-
-
-def plain_attributes(instance: Any, arrays: list[np.ndarray]) -> dict[str, Any]:
-    """The attributes of an object that `encode` takes, encoded."""
-    found = {}
-    for name, value in vars(instance).items():
-        length = len(arrays)
-        try:
-            found[name] = encode(value, arrays)
-        except NotPlainError:
-            del arrays[length:]
-    return found

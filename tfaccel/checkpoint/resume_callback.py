@@ -94,7 +94,7 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
         self._notice = StopNotice(self._strategy)
         # The last one, so that what it saves is what all the others have made of a batch.
         others = [one for one in fit.callbacks.callbacks if one is not self]
-        fit.callbacks.callbacks = [*others, self]
+        fit.callbacks.callbacks = [_BeforeAll(self), *others, self]
         self._state = run_state.Recorder(self.model, others, fit.adapter)
         path = self._newest()
         if path:
@@ -105,7 +105,7 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Notes the state that the epoch's pass over the data begins with."""
-        if self._pending is not None:
+        if self._pending is not None:  # in the middle of the epoch
             self._state.begin_again(self._pending)
             self._state.put_callbacks(self._pending)
             return
@@ -124,6 +124,7 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
         """Saves, if it is time to."""
         self._place = Place(epoch + 1, 0, self._place.first_epoch)
         self._logs = {}
+        self._state.begin_epoch()
         self._save_if(self._every == "epoch", stops=self._notice.agreed())
 
     def on_train_end(self, logs: Any = None) -> None:
@@ -199,14 +200,14 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
         _private.start_within_epoch(
             self.model,
             self._fit.epochs,
-            max(epochs, place.epoch) if state.stopped else place.epoch,
+            max(epochs, place.epoch) if state.stopped and not place.step else place.epoch,
             _private.EpochStart(
                 step=place.step,
                 epochs_before=min(before, 1) if in_python else before,
-                whole=not in_python and not alike,
+                whole=data_replay.has_threads(adapter) if in_python else not alike,
                 warm=bool(missing),
-                data_ready=lambda: self._state.put_data(state) if before else None,
-                ready=lambda: self._ready(state),
+                data_ready=lambda: self._state.put_data(state) if before and place.step else None,
+                ready=lambda: self._ready(state) if place.step else None,
                 logs=state.logs,
             ),
         )
@@ -224,7 +225,11 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
         if state.place.step == 0:
             self.model.reset_metrics()  # as fit does, and before they held what validation left
         self._state.put_callbacks(state)
-        if not data_replay.reads_in_python(self._fit.adapter):
+        if state.place.step:
+            self.model.stop_training = state.stopped
+        else:
+            self._state.put_dataset(state)
+        if not (state.place.step and data_replay.reads_in_python(self._fit.adapter)):
             self._state.put_random(state)
 
     def _refuse(self, names: list[str], has: str) -> None:
@@ -234,3 +239,17 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
                 f"{len(names)} variables), expected the model and the strategy that were saved; "
                 "give each run a directory of its own."
             )
+
+
+class _BeforeAll(keras.callbacks.Callback):  # type: ignore[misc]
+    """Sets a run that goes on between two epochs back before the other callbacks begin the next."""
+
+    def __init__(self, resume: Resume) -> None:
+        super().__init__()
+        self._resume = resume
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Acts in the first epoch, if none of its steps were taken."""
+        pending = self._resume._pending
+        if pending is not None and not pending.place.step:
+            self._resume._ready(pending)

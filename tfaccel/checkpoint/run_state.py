@@ -6,8 +6,11 @@ all processes have the same. Arrays are tensors of the checkpoint, the rest is J
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import random
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -17,11 +20,12 @@ import tensorflow as tf
 
 from tfaccel.checkpoint import data_replay
 from tfaccel.checkpoint.folder import Piece, Reader, read
-from tfaccel.checkpoint.plain_values import decode, encode, plain_attributes
+from tfaccel.checkpoint.plain_values import NotPlainError, decode, encode
 from tfaccel.distribute.files.atomic import inside
 from tfaccel.errors import CheckpointError
 
 _FORMAT = 1
+_LARGEST_STATE = 64 << 20  # bytes of an array
 _RUN, _PROCESS = "run.json", "process-{:05d}.json"
 
 
@@ -149,11 +153,18 @@ class Recorder:
             number = sum(1 for name in self._callbacks if name.partition("#")[0] == kind)
             self._callbacks[f"{kind}#{number}"] = callback
         self._before = {name: _attributes(one) for name, one in self._callbacks.items()}
+        self._source_texts = {} if self._source is None else _attributes(self._source)
+        self._source_before = _copies(self._source, self._source_texts)
         self._epoch_began = self._process_state()
 
     def begin_epoch(self) -> None:
         """Notes what the pass over the data begins with."""
         self._epoch_began = self._process_state()
+
+    def put_dataset(self, state: RunState) -> None:
+        """Sets back the dataset's own state, between two epochs."""
+        if self._source is not None:
+            self.put_data(state)
 
     def begin_again(self, state: RunState) -> None:
         """Notes what the epoch that goes on began with."""
@@ -195,29 +206,50 @@ class Recorder:
         for name, attributes in state.callbacks.items():
             if name in self._callbacks:
                 for key, value in attributes.items():
-                    setattr(self._callbacks[name], key, decode(value, state.arrays))
+                    _put(self._callbacks[name], key, decode(value, state.arrays))
 
     def put_data(self, state: RunState) -> None:
         """Sets back what the epoch's pass over the data begins with."""
         began = decode(state.process["epoch_began"], state.own_arrays)
         if self._source is not None:
-            for name, value in began["source"].items():
+            for name, value in {**self._source_before, **began["source"]}.items():
                 setattr(self._source, name, value)
-            _put_random(began)
+        _put_random(began)
 
     def put_random(self, state: RunState) -> None:
         """Sets the random generators of this process back."""
         _put_random(decode(state.process["now"], state.own_arrays))
 
     def _process_state(self) -> dict[str, Any]:
-        arrays: list[np.ndarray] = []
-        source = {} if self._source is None else plain_attributes(self._source, arrays)
         return {
             "python": random.getstate(),
             "numpy": np.random.get_state(),
             "tensorflow": np.asarray(tf.random.get_global_generator().state),
-            "source": {name: decode(value, arrays) for name, value in source.items()},
+            "source": self._source_changes(),
         }
+
+    def _source_changes(self) -> dict[str, Any]:
+        """The attributes of the dataset that are not what they were before the `fit`."""
+        if self._source is None:
+            return {}
+        now = _attributes(self._source)
+        changed = {name for name in now if now[name] != self._source_texts.get(name)}
+        return _copies(self._source, changed)
+
+
+def _copies(source: Any, names: Collection[str]) -> dict[str, Any]:
+    arrays: list[np.ndarray] = []
+    return {name: decode(encode(vars(source)[name], arrays), arrays) for name in names}
+
+
+def _put(callback: Any, name: str, value: Any) -> None:
+    """Sets an attribute; a dictionary of another class than `dict` stays what it is."""
+    held = vars(callback).get(name)
+    if isinstance(held, dict) and type(held) is not dict and isinstance(value, dict):
+        held.clear()
+        held.update(value)
+    else:
+        vars(callback)[name] = value
 
 
 def _put_random(state: dict[str, Any]) -> None:
@@ -226,17 +258,20 @@ def _put_random(state: dict[str, Any]) -> None:
     tf.random.get_global_generator().state.assign(state["tensorflow"])
 
 
-def _attributes(callback: Any) -> dict[str, Any]:
-    """The attributes of a callback that can be kept, so that two states can be compared."""
-    arrays: list[np.ndarray] = []
-    found = plain_attributes(callback, arrays)
-    found.pop("params", None)
-    texts = {}
-    for name in found:
-        own: list[np.ndarray] = []
-        made = json.dumps(encode(vars(callback)[name], own))
-        texts[name] = made, [(array.shape, array.tobytes()) for array in own]
-    return texts
+def _attributes(instance: Any) -> dict[str, Any]:
+    """The attributes of an object that can be kept, so that two states can be compared.
+
+    Large arrays are data, and no state.
+    """
+    found = {}
+    for name, value in vars(instance).items():
+        if name == "params" or getattr(value, "nbytes", 0) > _LARGEST_STATE:
+            continue
+        arrays: list[np.ndarray] = []
+        with contextlib.suppress(NotPlainError):
+            text = json.dumps(encode(value, arrays))
+            found[name] = text, [(a.shape, hashlib.sha256(a.tobytes()).digest()) for a in arrays]
+    return found
 
 
 def _arrays(reader: Reader, prefix: str, number: int) -> list[np.ndarray]:

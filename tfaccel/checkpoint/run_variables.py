@@ -66,6 +66,7 @@ def _named(model: keras.Model, strategy: Any) -> dict[str, Any]:
     reached = reachable_objects(model)
     found = [(v.path, v.value) for v in reached.variables]
     found += [(v.name, v) for v in reached.raw]
+    found += [(one.state.name, one.state) for one in reached.generators]
     found += [(v.name, v) for v in getattr(strategy, "state_variables", lambda _: [])(model)]
     named: dict[str, Any] = {}
     for path, value in found:

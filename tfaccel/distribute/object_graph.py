@@ -40,6 +40,7 @@ _LIBRARIES -= {"__main__"}
 _KINDS: dict[str, Any] = {
     "variable": keras.Variable,
     "tensorflow": tf.Variable,
+    "generator": tf.random.Generator,
     "part": _PARTS,
     "mapping": Mapping,
     "sequence": (list, tuple),
@@ -68,6 +69,7 @@ class ReachableObjects:
             place that cannot be written.
         parts: layers (models too), metrics, optimizers, losses, seed generators.
         functions: `tf.function`s.
+        generators: `tf.random.Generator`s, whose states are variables.
     """
 
     variables: list[keras.Variable] = field(default_factory=list)
@@ -76,6 +78,7 @@ class ReachableObjects:
     places: dict[int, list[Replace | None]] = field(default_factory=dict)
     parts: list[Any] = field(default_factory=list)
     functions: list[Any] = field(default_factory=list)
+    generators: list[tf.random.Generator] = field(default_factory=list)
 
     def optimizers(self) -> list[keras.optimizers.Optimizer]:
         """The optimizers, also those inside others."""
@@ -138,8 +141,9 @@ class _Traversal:
         if id(value) in self._seen:
             return
         self._seen[id(value)] = value
-        if kind == "variable":
-            self.found.variables.append(value)
+        if kind in ("variable", "generator"):
+            found = self.found.variables if kind == "variable" else self.found.generators
+            found.append(value)
             return
         if kind == "part":
             self.found.parts.append(value)

@@ -75,7 +75,7 @@ class EpochStart:
 
 
 def start_within_epoch(model: Any, epochs: Any, epoch: int, start: EpochStart) -> None:
-    """Makes a `fit` that has just begun go on where another one was.
+    """Makes a `fit` that has just begun go on where another one was; reads the earlier epochs.
 
     Args:
         model: that is fitted.
@@ -88,6 +88,8 @@ def start_within_epoch(model: Any, epochs: Any, epoch: int, start: EpochStart) -
     adapt(model, _KeepsLogs)
     adapt(epochs, _StartsWithin)
     epochs._start, epochs._model = start, model
+    for _ in range(start.epochs_before):
+        epochs._read_epoch(start)
 
 
 class _KeepsLogs:
@@ -113,8 +115,6 @@ class _StartsWithin:
             yield from super()._enumerate_iterator()  # type: ignore[misc]
             return
         self._model._initial_epoch = None
-        for _ in range(start.epochs_before):
-            self._read_epoch(start)
         start.data_ready()
         ready = False
         for begin, end, iterator in super()._enumerate_iterator():  # type: ignore[misc]
@@ -124,6 +124,8 @@ class _StartsWithin:
             if not ready:
                 start.ready()
                 ready = True
+                if self._model.stop_training:
+                    return
             yield begin, end, iterator
         if not ready:
             start.ready()
