@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -224,6 +225,17 @@ def test_a_backup_that_loses_the_batch_is_told(tmp_path: Path) -> None:
         model.fit(*rows(), verbose=0, callbacks=[backup], validation_data=rows(12))
     ((line, *values),) = (call.args for call in warned.call_args_list)
     assert "use tfaccel.checkpoint.resume(directory, every=3)" in line % tuple(values)
+
+
+def test_the_signal_means_what_it_did_when_fit_has_failed(tmp_path: Path) -> None:
+    heard = []
+    before = signal.signal(signal.SIGTERM, lambda *_: heard.append("before"))
+    try:
+        run(tmp_path, lambda: strategy("one_device"), stop=4)
+        signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert heard == ["before"]
 
 
 @pytest.mark.parametrize("given", [{"every": 0}, {"every": "step"}, {"keep": 0}])

@@ -14,6 +14,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfaccel.distribute import _private
+
 _LOOK_EVERY_S = 1.0
 
 
@@ -29,18 +31,22 @@ class StopNotice:
         self._cluster = getattr(strategy, "cluster", None)
         self._received = False
         self._steps, self._next_look, self._looked_at = 0, 1, time.monotonic()
+        self._listens = False
         self._before: Any = None
 
     def listen(self) -> None:
         """Takes the signal, which TensorFlow has taken when its strategy was made."""
         with contextlib.suppress(ValueError):  # another thread than the main one has no signals
             self._before = signal.signal(signal.SIGTERM, self._receive)
+            self._listens = True
 
     def ignore(self) -> None:
         """Gives the signal back."""
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
-            self._before = None
+        if self._listens:
+            # A handler that is not Python's, which cannot be given back, is TensorFlow's.
+            before = signal.SIG_DFL if self._before is None else self._before
+            signal.signal(signal.SIGTERM, before)
+            self._listens = False
 
     def after_step(self) -> bool:
         """Whether any worker was told to stop, as far as all know; every worker must call."""
@@ -64,4 +70,8 @@ class StopNotice:
         return received > 0
 
     def _receive(self, *_: Any) -> None:
-        self._received = True
+        if _private.running_fit() is not None:
+            self._received = True
+        else:  # it has ended by an error: the signal means what it meant before
+            self.ignore()
+            signal.raise_signal(signal.SIGTERM)
