@@ -84,7 +84,7 @@ def rarely(cases: Any, always: Any) -> list[Any]:
     return [case if case in always else pytest.param(case, marks=rare) for case in cases]
 
 
-@pytest.mark.parametrize("data", rarely(DATA, ("arrays", "tf.data that draws", "PyDataset")))
+@pytest.mark.parametrize("data", rarely(DATA, ("arrays", "tf.data that draws")))
 def test_the_place_in_the_data(data: str, tmp_path: Path) -> None:
     made = lambda: strategy("one_device")  # noqa: E731
     run(tmp_path / "whole", made, data=data)
@@ -125,7 +125,7 @@ def test_the_place_in_the_run(stop: int, phase: str, every: Any, data: str, tmp_
         ),
         pytest.param("scaled", {}, marks=pytest.mark.exhaustive),
         pytest.param("wide", {"gradient_compression": "powersgd"}, marks=pytest.mark.exhaustive),
-        ("dense", {"local_steps": 4}),
+        pytest.param("dense", {"local_steps": 4}, marks=pytest.mark.exhaustive),
     ],
 )
 def test_what_a_strategy_and_its_optimizers_keep(model: str, options: Any, tmp_path: Path) -> None:
