@@ -17,8 +17,7 @@ _ALIKE = frozenset(
         *("ParallelBatchDataset", "ParallelMapDatasetV2", "PrefetchDataset", "RangeDataset"),
         *("RebatchDatasetV2", "ShuffleDataset", "ShuffleDatasetV2", "ShuffleDatasetV3"),
         *("SkipDataset", "TakeDataset", "TensorDataset", "TensorSliceDataset", "ZipDataset"),
-        *("Const", "DummyMemoryCache", "DummySeedGenerator", "AnonymousSeedGenerator", "Identity"),
-        *("_Retval", "_Arg", "NoOp", "PaddedBatchDatasetV2", "ShardDataset", "ModelDataset"),
+        *("PaddedBatchDatasetV2", "ShardDataset", "ModelDataset"),
     }
 )
 _CALLS = frozenset(
@@ -28,24 +27,21 @@ _CALLS = frozenset(
     }
 )
 _SHUFFLES = ("ShuffleDataset", "ShuffleDatasetV2", "ShuffleDatasetV3")
-_IN_PYTHON = ("PyDatasetAdapter", "GrainDatasetAdapter")
 
 
 def source_of(adapter: Any) -> Any:
     """The user's own object whose attributes say where its data are; None for arrays."""
-    if type(adapter).__name__ not in _IN_PYTHON:
-        return None
-    return getattr(adapter, "py_dataset", None)
+    return adapter.py_dataset if isinstance(adapter, _private.PyDatasetAdapter) else None
 
 
 def reads_in_python(adapter: Any) -> bool:
     """Whether each epoch's pass is made anew in Python, from the state that it then has."""
-    return type(adapter).__name__ in _IN_PYTHON
+    return isinstance(adapter, (_private.PyDatasetAdapter, _private.GrainDatasetAdapter))
 
 
 def has_threads(adapter: Any) -> bool:
     """Whether threads of Keras read ahead, which do not stop within a pass."""
-    return getattr(adapter, "enqueuer", None) is not None
+    return isinstance(adapter, _private.PyDatasetAdapter) and adapter.enqueuer is not None
 
 
 def passes_are_alike(adapter: Any) -> bool:
@@ -53,14 +49,14 @@ def passes_are_alike(adapter: Any) -> bool:
 
     Keras's own pipeline over arrays permutes the row numbers of a pass at its beginning.
     """
-    if type(adapter).__name__ == "ArrayDataAdapter":
+    if isinstance(adapter, _private.ArrayDataAdapter):
         return True
-    return type(adapter).__name__ == "TFDatasetAdapter" and operations(adapter) <= _ALIKE
+    return isinstance(adapter, _private.TFDatasetAdapter) and operations(adapter) <= _ALIKE
 
 
 def warn_unseeded(adapter: Any) -> None:
     """Says that a dataset shuffles by the clock: no later run can give its rows in that order."""
-    if type(adapter).__name__ == "TFDatasetAdapter" and _unseeded(_graph(adapter)):
+    if isinstance(adapter, _private.TFDatasetAdapter) and _unseeded(_graph(adapter)):
         logging.warning(
             "tfaccel: the dataset was shuffled without a seed before tfaccel.checkpoint.resume was "
             "called, so a run that is resumed has its rows in another order; expected "

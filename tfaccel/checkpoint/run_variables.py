@@ -6,6 +6,7 @@ code reaches them (`tfaccel/distribute/object_graph.py`).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -68,10 +69,10 @@ def _named(model: keras.Model, strategy: Any) -> dict[str, Any]:
     found += [(v.name, v) for v in reached.raw]
     found += [(one.state.name, one.state) for one in reached.generators]
     found += [(v.name, v) for v in getattr(strategy, "state_variables", lambda _: [])(model)]
-    named: dict[str, Any] = {}
+    named, numbers = {}, Counter[str]()
     for path, value in found:
-        number = sum(1 for name in named if name.rpartition("#")[0] == _PREFIX + path)
-        named[f"{_PREFIX}{path}#{number}"] = value
+        named[f"{_PREFIX}{path}#{numbers[path]}"] = value
+        numbers[path] += 1
     return named
 
 

@@ -130,6 +130,10 @@ NAMES: dict[str, tuple[str, ...]] = {
         "_get_metrics_result_or_logs",
         "_maybe_symbolic_build",
     ),
+    f"{_KERAS}.trainers.data_adapters.array_data_adapter": ("ArrayDataAdapter",),
+    f"{_KERAS}.trainers.data_adapters.grain_dataset_adapter": ("GrainDatasetAdapter",),
+    f"{_KERAS}.trainers.data_adapters.py_dataset_adapter": ("PyDatasetAdapter",),
+    f"{_KERAS}.trainers.data_adapters.tf_dataset_adapter": ("TFDatasetAdapter",),
     f"{_KERAS}.trainers.epoch_iterator.EpochIterator": (
         "_enumerate_iterator",
         "catch_stop_iteration",

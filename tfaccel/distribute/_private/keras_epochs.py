@@ -13,11 +13,26 @@ from typing import Any
 
 import tensorflow as tf
 
+# What Keras makes of the data of a `fit` tells what they were; it is public nowhere.
+from keras.src.trainers.data_adapters.array_data_adapter import ArrayDataAdapter
+from keras.src.trainers.data_adapters.grain_dataset_adapter import GrainDatasetAdapter
+from keras.src.trainers.data_adapters.py_dataset_adapter import PyDatasetAdapter
+from keras.src.trainers.data_adapters.tf_dataset_adapter import TFDatasetAdapter
+
 from tfaccel.distribute._private.keras_trainer import is_trainer
 from tfaccel.distribute.adapt import adapt
 from tfaccel.distribute.call_stack import calls
 
-__all__ = ["EpochStart", "RunningFit", "running_fit", "start_within_epoch"]
+__all__ = [
+    "ArrayDataAdapter",
+    "EpochStart",
+    "GrainDatasetAdapter",
+    "PyDatasetAdapter",
+    "RunningFit",
+    "TFDatasetAdapter",
+    "running_fit",
+    "start_within_epoch",
+]
 
 _ENOUGH = 2  # batches of a pass, after which it is no mere look at the first one
 
