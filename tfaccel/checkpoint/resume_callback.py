@@ -16,6 +16,7 @@ from absl import logging
 
 from tfaccel.checkpoint import data_replay, run_state, run_variables, store
 from tfaccel.checkpoint.folder import Reader, open_folder, write
+from tfaccel.checkpoint.recorder import Recorder
 from tfaccel.checkpoint.run_state import Place, RunState
 from tfaccel.checkpoint.stop_notice import StopNotice
 from tfaccel.distribute import _private, random_state
@@ -95,7 +96,7 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
         # The last one, so that what it saves is what all the others have made of a batch.
         others = [one for one in fit.callbacks.callbacks if one is not self]
         fit.callbacks.callbacks = [_BeforeAll(self), *others, self]
-        self._state = run_state.Recorder(self.model, others, fit.adapter)
+        self._state = Recorder(self.model, others, fit.adapter)
         path = self._newest()
         if path:
             self._begin_from(path)
