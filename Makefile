@@ -48,6 +48,9 @@ $(ready): $(base) pyproject.toml
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[cpu,mpi,tpu-check,fpga,examples,dev]'
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(hub_needs)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(hub)
+	@# The tests start hundreds of processes: where PYTHONDONTWRITEBYTECODE is set each would compile
+	@# TensorFlow's sources, which takes longer than all the rest of its start.
+	-$(VENV)/bin/python -m compileall -q -j 0 $(VENV)/lib
 	@touch $@
 
 $(docs): $(ready)

@@ -44,11 +44,11 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     packages=find_packages(include=["tfaccel", "tfaccel.*"]),
-    package_data={"tfaccel": ["py.typed"]},
+    package_data={"tfaccel": ["py.typed", "planner/devices.toml"]},
     python_requires=">=3.10",
     # TensorFlow itself is an extra: `tensorflow` and `tensorflow-cpu` hold the same package, and a
     # requirement on either would install it over the other.
-    install_requires=["keras>=3.8", "numpy", "absl-py", "rich"],
+    install_requires=["keras>=3.8", "numpy", "absl-py", "rich", "tomli; python_version < '3.11'"],
     extras_require={
         "cpu": ["tensorflow-cpu>=2.18"],
         "gpu": ["tensorflow[and-cuda]>=2.18"],

@@ -5,7 +5,7 @@
         [--rounds 3] [--steps 20] [--epochs 3] [--only tfaccel] [--oversubscribe] [--json]
 
 Trains three models through plain `model.fit` with Adam: an MLP 784-2048-2048-10, a small CNN on
-32x32x3 and a causal transformer (4 layers, d 256, sequence 128), at 64, 32 and 8 rows a worker.
+32x32x3 and a causal transformer (4 layers, d 256, sequence 128), at 64, 32 and 8 rows per worker.
 Every worker is a process on a core of its own (with `--oversubscribe` they share the cores that are
 there, and only ratios to peers mean something). Every column starts from the same weights and sees
 the same global batches, in the same number of steps, so at one number of workers the losses of all
@@ -25,14 +25,14 @@ The columns:
   values. An option that this installation refuses is "not here".
 - "PyTorch DDP" is gloo with PyTorch's defaults, and "tuned" has what one finds when looking for
   speed: fused Adam, channels last, gradients that are views of the buckets. On shaped links DDP's
-  bf16 hook comes too. `--torch-python` names an interpreter that has torch, else this one is asked.
+  bf16 hook comes too. `--torch-python` names an interpreter that has torch, else this one is used.
 
 `--link` takes the workers apart, into network namespaces whose links carry 1 Gbit/s or 200 Mbit/s
 each way (root, and iproute2). They are removed at the end, also after ctrl-C.
 
-Milliseconds a step are the median over the timed epochs, one that is not timed first, of the worst
-rank. Columns are gone through in rounds, and ratios are medians over rounds of two times from the
-same round: below 1 is faster than that peer. Efficiency is the throughput, to that of the same
+Milliseconds per step are the median over the timed epochs, one that is not timed first, of the
+worst rank. Columns are gone through in rounds, and ratios are medians over rounds of two times from
+the same round: below 1 is faster than that peer. Efficiency is the throughput, to that of the same
 column's one worker times the number of workers.
 """
 
@@ -76,33 +76,33 @@ Run = dict[str, Any]
 
 
 def main() -> None:
-    asked = _arguments()
+    args = _arguments()
     # So that a plain kill also ends the workers and takes the links away.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    columns = _columns(asked)
+    columns = _columns(args)
     runs: dict[Key, list[Run]] = {
         (model, workers, column): []
-        for model in asked.models
-        for workers in asked.workers
+        for model in args.models
+        for workers in args.workers
         for column in columns
         if workers == 1 or column is not ALONE
     }
     try:
-        with links.places(asked.link, max(asked.workers)) as places:
-            for round_ in range(asked.rounds):
+        with links.places(args.link, max(args.workers)) as places:
+            for round_ in range(args.rounds):
                 for key, before in runs.items():
                     if not (before and "why" in before[0]):
-                        before.append(_run(key, asked, places))
-                        print(f"round {round_ + 1}: {_said(key, before[-1])}", file=sys.stderr)
+                        before.append(_run(key, args, places))
+                        print(f"round {round_ + 1}: {_summary(key, before[-1])}", file=sys.stderr)
     except links.LinkError as error:
         sys.exit(f"data_parallel: {error}")
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
     rows = [_row(key, runs) for key in runs]
-    if asked.json:
-        print(json.dumps({"asked": vars(asked), "rows": rows}, indent=1))
+    if args.json:
+        print(json.dumps({"arguments": vars(args), "rows": rows}, indent=1))
     else:
-        _print(rows, asked)
+        _print(rows, args)
     if any("failed" in row["why"] for row in rows):
         sys.exit(1)
 
@@ -132,39 +132,39 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--oversubscribe", action="store_true", help="more workers than cores")
     parser.add_argument("--limit", type=float, default=900, help="seconds for a column's workers")
     parser.add_argument("--json", action="store_true")
-    asked = parser.parse_args()
+    args = parser.parse_args()
     cores = len(os.sched_getaffinity(0))
-    if min(asked.workers) < 1 or (max(asked.workers) > cores and not asked.oversubscribe):
+    if min(args.workers) < 1 or (max(args.workers) > cores and not args.oversubscribe):
         parser.error(
-            f"--workers is {asked.workers}; there are {cores} cores, one for each (--oversubscribe)"
+            f"--workers is {args.workers}; there are {cores} cores, one for each (--oversubscribe)"
         )
-    return asked
+    return args
 
 
-def _columns(asked: argparse.Namespace) -> list[Column]:
+def _columns(args: argparse.Namespace) -> list[Column]:
     columns = [
         ALONE,
         Column("tfaccel auto", "tfaccel", "auto"),
         Column("tfaccel mpi", "tfaccel", "mpi"),
-        *(Column(f"tfaccel auto, {wire}", "tfaccel", "auto", wire) for wire in asked.wire),
+        *(Column(f"tfaccel auto, {wire}", "tfaccel", "auto", wire) for wire in args.wire),
         RING,
         OWN,
     ]
-    if processes.has(asked.torch_python, "torch"):
-        columns += [DDP, TUNED, *([HOOK] if asked.link != "none" else [])]
-    elif asked.torch_python != sys.executable:
-        sys.exit(f"data_parallel: --torch-python {asked.torch_python} cannot import torch")
-    if asked.only:
-        columns = [c for c in columns if any(o.lower() in c.name.lower() for o in asked.only)]
+    if processes.has(args.torch_python, "torch"):
+        columns += [DDP, TUNED, *([HOOK] if args.link != "none" else [])]
+    elif args.torch_python != sys.executable:
+        sys.exit(f"data_parallel: --torch-python {args.torch_python} cannot import torch")
+    if args.only:
+        columns = [c for c in columns if any(o.lower() in c.name.lower() for o in args.only)]
     if not columns:
         sys.exit(
-            f"data_parallel: no column has a name that holds {' or '.join(asked.only)} "
+            f"data_parallel: no column has a name that holds {' or '.join(args.only)} "
             "(PyTorch's are there when --torch-python can import torch)"
         )
     return columns
 
 
-def _run(key: Key, asked: argparse.Namespace, places: list[links.Place]) -> Run:
+def _run(key: Key, args: argparse.Namespace, places: list[links.Place]) -> Run:
     """Measures one column once; what kept it from being measured is its "why"."""
     model, workers, column = key
     cores = sorted(os.sched_getaffinity(0))
@@ -172,13 +172,13 @@ def _run(key: Key, asked: argparse.Namespace, places: list[links.Place]) -> Run:
     tasks = [
         Task(
             model, **given, workers=workers, rank=rank, core=cores[rank % len(cores)],
-            steps=asked.steps, epochs=asked.epochs,
+            steps=args.steps, epochs=args.epochs,
         )
         for rank in range(workers)
     ]  # fmt: skip
-    python = asked.torch_python if column.library == "torch" else sys.executable
+    python = args.torch_python if column.library == "torch" else sys.executable
     try:
-        ranks = processes.run(tasks, places, python, asked.limit)
+        ranks = processes.run(tasks, places, python, args.limit)
     except processes.WorkerError as error:
         return {"why": f"failed: {error}"}
     refused = [rank["refused"] for rank in ranks if "refused" in rank]
@@ -191,60 +191,60 @@ def _run(key: Key, asked: argparse.Namespace, places: list[links.Place]) -> Run:
     return {**ranks[0], "ms": ms, "examples_per_s": tasks[0].global_batch / ms * 1e3}
 
 
-def _said(key: Key, run: Run) -> str:
-    return f"{key[0]} x{key[1]} {key[2].name}: " + (run.get("why") or f"{run['ms']:.1f} ms a step")
+def _summary(key: Key, run: Run) -> str:
+    return f"{key[0]} x{key[1]} {key[2].name}: " + (run.get("why") or f"{run['ms']:.1f} ms/step")
 
 
 def _row(key: Key, runs: dict[Key, list[Run]]) -> dict[str, Any]:
     model, workers, column = key
     named = {"model": model, "workers": workers, **asdict(column)}
-    mine = runs[key]
-    for run in mine:
+    own = runs[key]
+    for run in own:
         if "why" in run:
             return {**named, "why": run["why"]}
 
     def against(workers: int, column: Column, name: str) -> float | None:
-        """The median over rounds of our value to another column's in the same round."""
+        """The median over rounds of tfaccel's value to another column's in the same round."""
         other = runs.get((model, workers, column), [])
-        pairs = [(a[name], b[name]) for a, b in zip(mine, other, strict=False) if "why" not in b]
+        pairs = [(a[name], b[name]) for a, b in zip(own, other, strict=False) if "why" not in b]
         return statistics.median(a / b for a, b in pairs) if pairs else None
 
     faster = against(1, column, "examples_per_s")
-    times = [run["ms"] for run in mine]
+    times = [run["ms"] for run in own]
     return {
         **named,
         "why": "",
         "ms": {"min": min(times), "median": statistics.median(times), "max": max(times)},
-        "examples_per_s": statistics.median(run["examples_per_s"] for run in mine),
+        "examples_per_s": statistics.median(run["examples_per_s"] for run in own),
         "efficiency": None if faster is None else faster / workers,
         "to": {peer.name: against(workers, peer, "ms") for peer in PEERS if peer != column},
-        "loss": mine[-1]["loss"],
-        "parameters": mine[-1]["parameters"],
-        "versions": mine[-1]["versions"],
+        "loss": own[-1]["loss"],
+        "parameters": own[-1]["parameters"],
+        "versions": own[-1]["versions"],
     }
 
 
-def _print(rows: list[dict[str, Any]], asked: argparse.Namespace) -> None:
+def _print(rows: list[dict[str, Any]], args: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.table import Table
 
     peers = [p for p in PEERS if any(row.get("to", {}).get(p.name) for row in rows)]
     console = Console()
     console = console if console.is_terminal else Console(width=160)
-    for model in asked.models:
-        mine = [row for row in rows if row["model"] == model]
+    for model in args.models:
+        own = [row for row in rows if row["model"] == model]
         table = Table(
-            title=f"{model}, {parameters(model):,} parameters, {BATCH[model]} rows a worker, "
-            f"link {asked.link}"
+            title=f"{model}, {parameters(model):,} parameters, {BATCH[model]} rows per worker, "
+            f"link {args.link}"
         )
         table.add_column("workers", justify="right")
         table.add_column("column", no_wrap=True)
         ratios = [f"to {_SHORT[p]}" for p in peers]
         for heading in (
-            "ms a step", "(min - max)", "examples/s", "efficiency", *ratios, "last loss",
+            "ms/step", "(min - max)", "examples/s", "efficiency", *ratios, "last loss",
         ):  # fmt: skip
             table.add_column(heading, justify="right")
-        for row in mine:
+        for row in own:
             if row["why"]:
                 table.add_row(str(row["workers"]), row["name"], row["why"].partition(":")[0])
                 continue

@@ -9,7 +9,7 @@ import keras
 
 
 class StepTime(keras.callbacks.Callback):
-    """Milliseconds a step, for each epoch.
+    """Milliseconds per step, for each epoch.
 
     Args:
         steps: of one epoch.
@@ -23,7 +23,7 @@ class StepTime(keras.callbacks.Callback):
 
     @property
     def ms(self) -> list[float]:
-        """One number an epoch; the first, which compiles, is left out."""
+        """One number per epoch; the first, which compiles, is left out."""
         return self._ms[1:]
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:

@@ -3,7 +3,7 @@
     python benchmarks/fit_overhead.py [--replicas 2] [--steps 200] [--rounds 5]
 
 Trains one MLP on one device, under TensorFlow's own MirroredStrategy and under tfaccel's, in turn
-and for several rounds, and prints the median milliseconds a step and their ratios. On the logical
+and for several rounds, and prints the median milliseconds per step and their ratios. On the logical
 devices of one CPU replicas share its cores, so this shows what distribution costs and not what it
 gains. The global batch is the same everywhere.
 """
@@ -39,33 +39,33 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch", type=int, default=128)
-    asked = parser.parse_args()
+    args = parser.parse_args()
 
     import tfaccel
 
-    ours = tfaccel.strategy("mirrored", devices=asked.replicas, device_type="cpu")
-    plain = tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(asked.replicas)])
+    mirrored = tfaccel.strategy("mirrored", devices=args.replicas, device_type="cpu")
+    plain = tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(args.replicas)])
     scopes: dict[str, Any] = {
         "one device": contextlib.nullcontext,
-        f"TensorFlow's Mirrored x{asked.replicas}": plain.scope,
-        f"tfaccel mirrored x{asked.replicas}": ours.scope,
+        f"TensorFlow's Mirrored x{args.replicas}": plain.scope,
+        f"tfaccel mirrored x{args.replicas}": mirrored.scope,
     }
-    table = Table("model", "strategy", "ms a step (median)", "against one device")
+    table = Table("model", "strategy", "ms/step (median)", "against one device")
     for name, shape in MODELS.items():
         rng = np.random.default_rng(0)
-        x = rng.normal(size=(asked.steps * asked.batch, shape[0])).astype("float32")
+        x = rng.normal(size=(args.steps * args.batch, shape[0])).astype("float32")
         y = rng.integers(0, shape[2], len(x))
         models = {}
         for strategy, scope in scopes.items():
             with scope():
                 models[strategy] = build(*shape)
-            models[strategy].fit(x, y, batch_size=asked.batch, verbose=0)  # compiles
+            models[strategy].fit(x, y, batch_size=args.batch, verbose=0)  # compiles
         spent: dict[str, list[float]] = {strategy: [] for strategy in scopes}
-        for _ in range(asked.rounds):
+        for _ in range(args.rounds):
             for strategy, model in models.items():
                 start = time.perf_counter()
-                model.fit(x, y, batch_size=asked.batch, verbose=0)
-                spent[strategy].append((time.perf_counter() - start) / asked.steps * 1e3)
+                model.fit(x, y, batch_size=args.batch, verbose=0)
+                spent[strategy].append((time.perf_counter() - start) / args.steps * 1e3)
         alone = spent["one device"]
         for strategy, times in spent.items():
             ratio = statistics.median(t / a for t, a in zip(times, alone, strict=True))

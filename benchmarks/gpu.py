@@ -11,9 +11,9 @@ JAX, and in PyTorch with `torch.compile`. Every way gets the same one batch agai
 the host's memory (PyTorch: on the GPU), so that reading data is not what is measured. The first
 steps, which compile, are not timed; of the timed rounds the median counts.
 
-Images or tokens a second, the part of the card's peak (MFU) and the largest memory in use are
+Images or tokens per second, the part of the card's peak (MFU) and the largest memory in use are
 written to `--out` as lines of JSON as they come, and printed as a table at the end. What is not
-installed, or has no time left, is named. `jit_compile` is said for every model: by itself Keras
+installed, or has no time left, is named. `jit_compile` is set for every model: by itself Keras
 takes XLA on one GPU, and does not under a strategy of several.
 """
 
@@ -80,14 +80,14 @@ RATIOS = (
 )
 
 
-def tasks(asked: argparse.Namespace) -> list[Task]:
+def tasks(args: argparse.Namespace) -> list[Task]:
     """What to run, in order: every model in a way before the next way."""
-    common = {"device": asked.device, "tiny": asked.tiny, "batch": asked.batch}
-    common |= {"steps": asked.steps, "rounds": asked.rounds, "warm": asked.warm}
+    common = {"device": args.device, "tiny": args.tiny, "batch": args.batch}
+    common |= {"steps": args.steps, "rounds": args.rounds, "warm": args.warm}
     return [
         Task(model, way, **{**common, **WAYS[way]})
-        for way in asked.ways.split(",")
-        for model in asked.models.split(",")
+        for way in args.ways.split(",")
+        for model in args.models.split(",")
     ]
 
 
@@ -96,46 +96,46 @@ def measured(task: Task, found: dict[str, Any]) -> dict[str, Any]:
     line = {**asdict(task), "batch": task.sizes.batch, "unit": task.unit, **found}
     losses = [r["loss"] for r in found["rounds"]]
     if losses:
-        ms = statistics.median(r["ms_a_step"] for r in found["rounds"])
+        ms = statistics.median(r["step_time_ms"] for r in found["rounds"])
         rate = task.units / ms * 1e3
         tflops = rate * flops_per_unit(task) / 1e12
         peak = peak_tflops(found.get("card", ""))
-        line |= {"ms_a_step": ms, "per_second": rate, "tflops": tflops, "last_loss": losses[-1]}
+        line |= {"step_time_ms": ms, "per_second": rate, "tflops": tflops, "last_loss": losses[-1]}
         line |= {"mfu": tflops / peak if peak else None}
         line |= {"finite": all(abs(loss) < float("inf") for loss in losses)}
     return line
 
 
-def run(asked: argparse.Namespace, write: Any, console: Console) -> list[dict[str, Any]]:
+def run(args: argparse.Namespace, write: Any, console: Console) -> list[dict[str, Any]]:
     """Runs the tasks one after the other; each makes itself ready while the one before trains."""
-    end = time.monotonic() + asked.budget
+    end = time.monotonic() + args.budget
     cache = Path(os.environ.get("CUDA_CACHE_PATH", tempfile.gettempdir())) / "tfaccel-benchmark"
     cache.mkdir(parents=True, exist_ok=True)
     lines: list[dict[str, Any]] = []
-    todo, ready = tasks(asked), None
+    todo, ready = tasks(args), None
     while todo or ready is not None:
-        process, ready = ready or start(todo, asked, cache, lines, write), None
+        process, ready = ready or start(todo, args, cache, lines, write), None
         if process is None:
             break
         left = end - time.monotonic()
-        if left < asked.least:
+        if left < args.least:
             process.end()
             todo.insert(0, process.task)
             break
-        if asked.device == "gpu" and left > 2 * asked.least:
-            ready = start(todo, asked, cache, lines, write)
-        line = measured(process.task, process.go(min(asked.limit, left)))
+        if args.device == "gpu" and left > 2 * args.least:
+            ready = start(todo, args, cache, lines, write)
+        line = measured(process.task, process.go(min(args.limit, left)))
         lines.append(line)
         write(line)
-        console.print(said(line), markup=False, highlight=False)
+        console.print(summary(line), markup=False, highlight=False)
     for task in todo:
-        write({**asdict(task), "status": "skipped", "error": f"--budget {asked.budget:g} is spent"})
+        write({**asdict(task), "status": "skipped", "error": f"--budget {args.budget:g} is spent"})
         console.print(f"{task.model} {task.way}: no time left", markup=False, highlight=False)
     return lines
 
 
 def start(
-    todo: list[Task], asked: argparse.Namespace, cache: Path, lines: list[Any], write: Any
+    todo: list[Task], args: argparse.Namespace, cache: Path, lines: list[Any], write: Any
 ) -> Process | None:
     """Starts the next task that can run here; those that cannot are written down."""
     while todo:
@@ -153,12 +153,12 @@ def start(
     return None
 
 
-def said(line: dict[str, Any]) -> str:
+def summary(line: dict[str, Any]) -> str:
     """A line for people, as it comes."""
     name = f"{line['model']} {line['way']}"
     if "per_second" not in line:
         return f"{name}: {line['status']}: {line.get('error', '')[-700:]}"
-    rate = f"{line['per_second']:,.0f} {line['unit']}/s, {line['ms_a_step']:.2f} ms a step"
+    rate = f"{line['per_second']:,.0f} {line['unit']}/s, {line['step_time_ms']:.2f} ms/step"
     late = "" if line["status"] == "ok" else f" ({line['status']} after {len(line['rounds'])})"
     loss = f"loss {line.get('first_loss', 0):.3f} to {line['last_loss']:.3f}"
     took = f"warm-up {line.get('warm_s') or 0:.0f} s, in all {line.get('train_s') or 0:.0f} s"
@@ -168,14 +168,14 @@ def said(line: dict[str, Any]) -> str:
 def tables(lines: list[dict[str, Any]]) -> list[Table]:
     """What was measured, and the ratios."""
     card = next((line["card"] for line in lines if line.get("card")), "")
-    table = Table(*("model", "way", "a second", "ms a step", "MFU", "peak GiB", "loss"), title=card)
+    table = Table(*("model", "way", "per second", "ms/step", "MFU", "peak GiB", "loss"), title=card)
     for line in sorted(lines, key=lambda line: line["model"], reverse=True):
         row = [line["model"], NAMES[line["way"]]]
         if "per_second" not in line:
             table.add_row(*row, line["status"])
             continue
         mfu, peak = line.get("mfu"), line.get("peak_gib")
-        row += [f"{line['per_second']:,.0f} {line['unit']}", f"{line['ms_a_step']:.2f}"]
+        row += [f"{line['per_second']:,.0f} {line['unit']}", f"{line['step_time_ms']:.2f}"]
         row += [f"{mfu:.1%}" if mfu else "-", f"{peak:.1f}" if peak else "-"]
         table.add_row(*row, f"{line.get('first_loss', 0):.2f} → {line['last_loss']:.2f}")
     rates = {(x["model"], x["way"]): x["per_second"] for x in lines if "per_second" in x}
@@ -202,19 +202,19 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=150, help="seconds for each process")
     parser.add_argument("--least", type=float, default=20, help="seconds worth to start one with")
     parser.add_argument("--out", help="a file for lines of JSON")
-    asked = parser.parse_args()
+    args = parser.parse_args()
     for name, known in (("models", SIZES), ("ways", WAYS)):
-        for value in getattr(asked, name).split(","):
+        for value in getattr(args, name).split(","):
             if value not in known:
-                parser.error(f"--{name} has {value!r}, expected some of {','.join(known)}")
+                parser.error(f"--{name} has {value!r}; expected some of {','.join(known)}")
 
     def write(line: dict[str, Any]) -> None:
-        if asked.out:
-            with open(asked.out, "a", encoding="utf-8") as file:
+        if args.out:
+            with open(args.out, "a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
 
     console = Console(width=None if os.isatty(1) else 120)
-    lines = run(asked, write, console)
+    lines = run(args, write, console)
     console.print(*tables([line for line in lines if line.get("rounds")]))
     if not any("per_second" in line for line in lines):
         raise SystemExit("nothing could be measured; see above")

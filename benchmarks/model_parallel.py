@@ -72,23 +72,23 @@ JAX_FULLY_SHARDED = {
 
 
 def main() -> None:
-    asked = _arguments()
-    if asked.column is not None:
-        print(json.dumps(measure(COLUMNS[asked.column], asked)))
+    args = _arguments()
+    if args.column is not None:
+        print(json.dumps(measure(COLUMNS[args.column], args)))
         return
     has_jax = importlib.util.find_spec("jax") is not None
     columns = [i for i, c in enumerate(COLUMNS) if has_jax or c.backend != "jax"]
-    if asked.only:
-        columns = [i for i in columns if asked.only in COLUMNS[i].name or i == 0]
+    if args.only:
+        columns = [i for i in columns if args.only in COLUMNS[i].name or i == 0]
     runs: dict[int, list[dict[str, Any]]] = {i: [] for i in columns}
-    for round_ in range(asked.rounds):
+    for round_ in range(args.rounds):
         for i in columns:
             runs[i].append(_run(i))
-            said = f"round {round_ + 1}: {COLUMNS[i].name} {runs[i][-1]['ms']:.1f} ms a step"
-            print(said, file=sys.stderr, flush=True)
+            line = f"round {round_ + 1}: {COLUMNS[i].name} {runs[i][-1]['ms']:.1f} ms/step"
+            print(line, file=sys.stderr, flush=True)
     rows = [_row(COLUMNS[i], runs, columns) for i in columns]
-    if asked.json:
-        print(json.dumps({"asked": vars(asked), "rows": rows}, indent=1))
+    if args.json:
+        print(json.dumps({"arguments": vars(args), "rows": rows}, indent=1))
     else:
         _print(rows)
 
@@ -129,7 +129,7 @@ def _run(index: int) -> dict[str, Any]:
 # --- In the process of a column -------------------------------------------------------------
 
 
-def measure(column: Column, asked: argparse.Namespace) -> dict[str, Any]:
+def measure(column: Column, args: argparse.Namespace) -> dict[str, Any]:
     import keras
     import numpy as np
     from epochs import StepTime
@@ -137,18 +137,18 @@ def measure(column: Column, asked: argparse.Namespace) -> dict[str, Any]:
     scope = _scope(column)
     keras.utils.set_random_seed(0)
     with scope:
-        model = build(asked)
+        model = build(args)
         model.compile(
             keras.optimizers.Adam(1e-3),
             keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-            jit_compile=asked.jit_compile or column.backend == "jax",
+            jit_compile=args.jit_compile or column.backend == "jax",
         )
     rng = np.random.default_rng(0)
-    shape = (asked.steps * asked.batch, asked.sequence + 1)
-    tokens = rng.integers(0, asked.vocabulary, shape).astype("int32")
-    timer = StepTime(asked.steps)
+    shape = (args.steps * args.batch, args.sequence + 1)
+    tokens = rng.integers(0, args.vocabulary, shape).astype("int32")
+    timer = StepTime(args.steps)
     fitted = model.fit(
-        tokens[:, :-1], tokens[:, 1:], asked.batch, asked.epochs + 1, 0, [timer], shuffle=False
+        tokens[:, :-1], tokens[:, 1:], args.batch, args.epochs + 1, 0, [timer], shuffle=False
     )
     held, whole = _bytes(model, column)
     return {
@@ -159,23 +159,23 @@ def measure(column: Column, asked: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def build(asked: argparse.Namespace) -> Any:
+def build(args: argparse.Namespace) -> Any:
     """A causal transformer of keras.layers."""
     import keras
     from keras import layers
 
-    width = asked.width
-    tokens = keras.Input((asked.sequence,), dtype="int32")
-    x = layers.Embedding(asked.vocabulary, width, name="embedding")(tokens)
-    for i in range(asked.layers):
+    width = args.width
+    tokens = keras.Input((args.sequence,), dtype="int32")
+    x = layers.Embedding(args.vocabulary, width, name="embedding")(tokens)
+    for i in range(args.layers):
         near = layers.LayerNormalization(name=f"near_{i}")(x)
-        attend = layers.MultiHeadAttention(asked.heads, width // asked.heads, name=f"attend_{i}")
+        attend = layers.MultiHeadAttention(args.heads, width // args.heads, name=f"attend_{i}")
         x = layers.Add()([x, attend(near, near, use_causal_mask=True)])
         near = layers.LayerNormalization(name=f"near_mlp_{i}")(x)
         near = layers.Dense(4 * width, "gelu", name=f"{i}_up")(near)
         x = layers.Add()([x, layers.Dense(width, name=f"{i}_down")(near)])
     x = layers.LayerNormalization(name="near_head")(x)
-    return keras.Model(tokens, layers.Dense(asked.vocabulary, name="head")(x))
+    return keras.Model(tokens, layers.Dense(args.vocabulary, name="head")(x))
 
 
 def _scope(column: Column) -> Any:
@@ -232,16 +232,16 @@ def _bytes(model: Any, column: Column) -> tuple[int, int]:
 def _row(
     column: Column, runs: dict[int, list[dict[str, Any]]], columns: list[int]
 ) -> dict[str, Any]:
-    mine = runs[COLUMNS.index(column)]
+    own = runs[COLUMNS.index(column)]
 
     def against(same: Callable[[Column], bool]) -> float | None:
-        """The median over rounds of our time to that of another column in the same round."""
+        """The median over rounds of tfaccel's time to that of another column in the same round."""
         other = next((runs[i] for i in columns if same(COLUMNS[i])), None)
         if other is None:
             return None
-        return statistics.median(a["ms"] / b["ms"] for a, b in zip(mine, other, strict=True))
+        return statistics.median(a["ms"] / b["ms"] for a, b in zip(own, other, strict=True))
 
-    times = [run["ms"] for run in mine]
+    times = [run["ms"] for run in own]
     return {
         **asdict(column),
         "ms": {"min": min(times), "median": statistics.median(times), "max": max(times)},
@@ -252,9 +252,9 @@ def _row(
                 == ("jax", column.batch, column.model, column.layouts)
             )
         ),
-        "bytes_per_device": mine[-1]["bytes_per_device"],
-        "fraction": mine[-1]["bytes_per_device"] / mine[-1]["bytes_whole"],
-        "loss": mine[-1]["loss"],
+        "bytes_per_device": own[-1]["bytes_per_device"],
+        "fraction": own[-1]["bytes_per_device"] / own[-1]["bytes_whole"],
+        "loss": own[-1]["loss"],
     }
 
 
@@ -265,7 +265,7 @@ def _print(rows: list[dict[str, Any]]) -> None:
     table = Table()
     table.add_column("column")
     for heading in (
-        "ms a step, median", "(min - max)", "to one device", "to JAX", "MB a device", "share",
+        "ms/step, median", "(min - max)", "to one device", "to JAX", "MB per device", "share",
         "last loss",
     ):  # fmt: skip
         table.add_column(heading, justify="right")

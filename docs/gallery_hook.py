@@ -143,4 +143,4 @@ def _table(name: str, results: dict[str, str]) -> str:
 {rows}
 
 These are lines of real runs, with the seed of the script, on a CPU; `python docs/run_gallery.py
-{name}` makes them anew."""
+{name}` recreates them."""

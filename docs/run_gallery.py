@@ -53,8 +53,8 @@ def run(name: str, strategy: str, folder: Path) -> str:
 
 
 def stated(printed: str) -> str:
-    """The last line; workers put their rank in front of it, and say the same."""
-    return re.sub(r"^\[\d+\] ", "", printed.strip().splitlines()[-1])
+    """The last line."""
+    return printed.strip().splitlines()[-1]
 
 
 def losses(printed: str) -> list[float]:
@@ -68,14 +68,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help="examples; all when there is none")
     parser.add_argument("--only", action="append", choices=STRATEGIES, help="a strategy; repeats")
-    asked = parser.parse_args()
-    if unknown := set(asked.names) - set(NAMES):
+    args = parser.parse_args()
+    if unknown := set(args.names) - set(NAMES):
         parser.error(f"there is no example {', '.join(sorted(unknown))}; there are {NAMES}")
     RESULTS.parent.mkdir(exist_ok=True)
     PICTURES.mkdir(exist_ok=True)
     lines: dict[str, list[float]] = {}
-    for name in asked.names or NAMES:
-        for strategy in asked.only or STRATEGIES:
+    for name in args.names or NAMES:
+        for strategy in args.only or STRATEGIES:
             start = time.monotonic()
             with tempfile.TemporaryDirectory() as folder:
                 printed = run(name, strategy, Path(folder))

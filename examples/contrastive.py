@@ -86,6 +86,6 @@ if __name__ == "__main__":
     FLAGS.verbosity = logging.WARNING  # app.run turns on INFO, where TensorFlow tells of every step
     flags.define(seed=1)
     absl_flags.DEFINE_integer("epochs", 10, "Passes over the images.")
-    absl_flags.DEFINE_integer("batch_size", 128, "Images a step, over all replicas together.")
+    absl_flags.DEFINE_integer("batch_size", 128, "Images per step, over all replicas together.")
     absl_flags.DEFINE_string("picture", None, "Draw the result into this file.")
     app.run(main)

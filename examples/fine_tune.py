@@ -94,7 +94,7 @@ if __name__ == "__main__":
     FLAGS.verbosity = logging.WARNING  # app.run turns on INFO, where TensorFlow tells of every step
     flags.define(seed=1)
     absl_flags.DEFINE_integer("epochs", 10, "Passes over the images, in each of the three stages.")
-    absl_flags.DEFINE_integer("batch_size", 32, "Images a step, over all replicas together.")
+    absl_flags.DEFINE_integer("batch_size", 32, "Images per step, over all replicas together.")
     absl_flags.DEFINE_enum("weights", None, ["imagenet"], "Start from these (they are downloaded).")
     absl_flags.DEFINE_string("out", "backbone.keras", "Where to save the network in between.")
     absl_flags.DEFINE_string("picture", None, "Draw the result into this file.")

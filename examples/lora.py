@@ -42,8 +42,8 @@ def load_data():
     functions = [getattr(np, name) for name in sorted(dir(np)) if callable(getattr(np, name))]
     new = rows("\n".join(inspect.getdoc(each) or "" for each in functions[::3]))
     old = rows("\n".join(topics[key] for key in sorted(topics)))
-    cut = 5 * FLAGS.rows // 4
-    return [part[: FLAGS.rows] for part in old], [part[:cut] for part in new]
+    held_out = 5 * FLAGS.rows // 4
+    return [part[: FLAGS.rows] for part in old], [part[:held_out] for part in new]
 
 
 def inputs(tokens):
@@ -97,8 +97,8 @@ def main(_):
         train(model, new_x[:kept], new_y[:kept], 1e-2, FLAGS.epochs)
         after = bits(model, *held_out)
     if FLAGS.picture:
-        said = "".join(map(chr, shown[1].ravel()))
-        lines = {"without LoRA": (said, plain), "with LoRA": (said, characters(model, *shown))}
+        text = "".join(map(chr, shown[1].ravel()))
+        lines = {"without LoRA": (text, plain), "with LoRA": (text, characters(model, *shown))}
         pictures.text(FLAGS.picture, lines, LENGTH)
     print(f"held-out bits per character: {after:.3f}, without LoRA {before:.3f}")
 
@@ -107,7 +107,7 @@ if __name__ == "__main__":
     FLAGS.verbosity = logging.WARNING  # app.run turns on INFO, where TensorFlow tells of every step
     flags.define(seed=1)
     absl_flags.DEFINE_integer("epochs", 5, "Passes over the texts, of either kind.")
-    absl_flags.DEFINE_integer("batch_size", 16, "Rows a step, over all replicas together.")
+    absl_flags.DEFINE_integer("batch_size", 16, "Rows per step, over all replicas together.")
     absl_flags.DEFINE_integer("rows", 2000, "Rows of each text to learn from.")
     absl_flags.DEFINE_string("picture", None, "Draw the result into this file.")
     app.run(main)

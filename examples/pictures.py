@@ -104,17 +104,17 @@ def text(file, lines, width=64):
     """
     import numpy as np
 
-    heights = [-(-len(said) // width) for said, _ in lines.values()]
+    heights = [-(-len(text) // width) for text, _ in lines.values()]
     figure, axes = _figure(0.11 * width, 0.22 * (sum(heights) + 1.6 * len(lines)))
     top = 0.0
-    for (title, (said, bits)), height in zip(lines.items(), heights, strict=True):
+    for (title, (text, bits)), height in zip(lines.items(), heights, strict=True):
         axes.text(0, top + 0.8, title, va="center", weight="bold", size=9)
         top += 1.6
         shades = np.zeros(height * width)
-        shades[: len(said)] = bits
+        shades[: len(text)] = bits
         place = (0, width, top + height, top)
         axes.imshow(shades.reshape(height, width), "Reds", vmin=0, vmax=10, extent=place)
-        for i, character in enumerate(said):
+        for i, character in enumerate(text):
             shown = character if character.isprintable() else "¶"
             # One of many, of which none needs to be asked how much room it takes.
             at = {"ha": "center", "va": "center", "family": "monospace", "size": 8}

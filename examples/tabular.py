@@ -1,4 +1,4 @@
-"""Tabular data with preprocessing layers in the model: how diabetes goes on in a year.
+"""Tabular data with preprocessing layers in the model: how diabetes progresses in a year.
 
     python examples/tabular.py                                  # what fits this machine
     python examples/tabular.py --strategy=mirrored --device_type=cpu --devices=2
@@ -88,7 +88,7 @@ if __name__ == "__main__":
     FLAGS.verbosity = logging.WARNING  # app.run turns on INFO, where TensorFlow tells of every step
     flags.define(seed=1)
     absl_flags.DEFINE_integer("epochs", 60, "Passes over the rows.")
-    absl_flags.DEFINE_integer("batch_size", 64, "Rows a step, over all replicas together.")
+    absl_flags.DEFINE_integer("batch_size", 64, "Rows per step, over all replicas together.")
     absl_flags.DEFINE_string("out", "tabular.keras", "Where to save the trained model.")
     absl_flags.DEFINE_string("picture", None, "Draw the result into this file.")
     app.run(main)

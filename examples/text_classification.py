@@ -103,7 +103,7 @@ if __name__ == "__main__":
     FLAGS.verbosity = logging.WARNING  # app.run turns on INFO, where TensorFlow tells of every step
     flags.define(seed=1)
     absl_flags.DEFINE_integer("epochs", 4, "Passes over the lines.")
-    absl_flags.DEFINE_integer("batch_size", 64, "Lines a step, over all replicas together.")
+    absl_flags.DEFINE_integer("batch_size", 64, "Lines per step, over all replicas together.")
     absl_flags.DEFINE_integer("vocabulary", 4000, "Words that are known.")
     absl_flags.DEFINE_string("picture", None, "Draw the result into this file.")
     app.run(main)

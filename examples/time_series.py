@@ -77,6 +77,6 @@ if __name__ == "__main__":
     FLAGS.verbosity = logging.WARNING  # app.run turns on INFO, where TensorFlow tells of every step
     flags.define(seed=1)
     absl_flags.DEFINE_integer("epochs", 15, "Passes over the windows.")
-    absl_flags.DEFINE_integer("batch_size", 64, "Windows a step, over all replicas together.")
+    absl_flags.DEFINE_integer("batch_size", 64, "Windows per step, over all replicas together.")
     absl_flags.DEFINE_string("picture", None, "Draw the result into this file.")
     app.run(main)

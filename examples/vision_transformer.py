@@ -88,7 +88,7 @@ if __name__ == "__main__":
     FLAGS.verbosity = logging.WARNING  # app.run turns on INFO, where TensorFlow tells of every step
     flags.define(seed=1)
     absl_flags.DEFINE_integer("epochs", 25, "Passes over the images.")
-    absl_flags.DEFINE_integer("batch_size", 64, "Images a step, over all replicas together.")
+    absl_flags.DEFINE_integer("batch_size", 64, "Images per step, over all replicas together.")
     absl_flags.DEFINE_string("out", "vision_transformer.keras", "Where to save the trained model.")
     absl_flags.DEFINE_string("picture", None, "Draw the result into this file.")
     app.run(main)

@@ -1,4 +1,4 @@
-"""Strategy factories, one a file, and the function that calls the right one."""
+"""Strategy factories, one per file, and the function that calls the right one."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from tfaccel.strategies.auto import Choice, choose
 from tfaccel.strategies.options import Options
-from tfaccel.strategies.resolver import FACTORIES, NAMES, requested_name, resolve
+from tfaccel.strategies.selection import FACTORIES, NAMES, requested_name, select
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
-__all__ = ["FACTORIES", "NAMES", "Choice", "Options", "choose", "resolve", "strategy"]
+__all__ = ["FACTORIES", "NAMES", "Choice", "Options", "choose", "select", "strategy"]
 
 
 def strategy(name: str | None = None, **options: Any) -> tf.distribute.Strategy:
@@ -43,24 +43,32 @@ def strategy(name: str | None = None, **options: Any) -> tf.distribute.Strategy:
     from tfaccel import hardware, installed, onednn
 
     installed.check_before_import()
-    requested_name(name, os.environ)  # a wrong one is told before TensorFlow is imported
+    requested_name(name, os.environ)  # an invalid one is an error before TensorFlow is imported
     if "tensorflow" not in sys.modules:
         onednn.prefer(os.environ)
     from tfaccel.cluster import resolve as find_cluster
-    from tfaccel.distribute import compatibility
+    from tfaccel.distribute import data_service, private_api_check
     from tfaccel.strategies import describe, process_settings, request
 
-    compatibility.check()
+    private_api_check.check()
     detected, cluster = hardware.detect(), find_cluster(os.environ)
-    resolved = resolve(name, options, os.environ, detected, cluster)
-    policy = process_settings.apply(resolved.options, detected, resolved.devices)
-    factory = importlib.import_module(FACTORIES[resolved.choice.name])
-    requested = request.Request(resolved.options, resolved.devices, cluster)
-    made: tf.distribute.Strategy = factory.make(requested)
+    selected = select(name, options, os.environ, detected, cluster)
+    policy = process_settings.apply(selected.options, detected, selected.devices)
+    factory = importlib.import_module(FACTORIES[selected.choice.name])
+    requested = request.Request(selected.options, selected.devices, cluster)
+    created: tf.distribute.Strategy = factory.make(requested)
+    data_service.use(requested.options.data_service or "")
+    if requested.options.profile is not None:
+        from tfaccel.distribute.profile import ProfileRange, profiler
+
+        folder = requested.options.profile_dir
+        folder = folder if "://" in folder else os.path.abspath(folder)
+        rank = 0 if cluster is None else cluster.rank
+        profiler.schedule(ProfileRange(*requested.options.profile, folder, rank))
     used = {
-        o: getattr(made, o, getattr(requested.options, o))
+        o: getattr(created, o, getattr(requested.options, o))
         for o in ("communication", "partial_batch")
     }
-    resolved = dataclasses.replace(resolved, options=dataclasses.replace(requested.options, **used))
-    describe.remember(made, resolved, policy)
-    return made
+    selected = dataclasses.replace(selected, options=dataclasses.replace(requested.options, **used))
+    describe.remember(created, selected, policy)
+    return created

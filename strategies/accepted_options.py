@@ -26,10 +26,11 @@ COMMON: Accepted = dict.fromkeys(
         "deterministic",
         "start_timeout",  # the launcher sets it for every script
         "check",
+        "batch_norm",
     ),
     ANY,
 )
-"""What every strategy accepts, and those of one device, where it is as if not given."""
+"""What every strategy accepts, and those of one device and meshes, where it is as if not given."""
 
 
 def check(name: str, factories: Mapping[str, str], options: Options) -> None:

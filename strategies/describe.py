@@ -1,4 +1,4 @@
-"""Says in a few lines what was chosen, over which devices, and why."""
+"""A summary of the chosen strategy: its devices, its options, and the reasons."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from absl import logging
 
 from tfaccel import onednn
 from tfaccel.distribute import _private
-from tfaccel.strategies.resolver import Resolved
+from tfaccel.strategies.selection import Selection
 
 
 @dataclass(frozen=True)
 class Description:
     """What is known about a strategy that tfaccel made."""
 
-    resolved: Resolved
+    selection: Selection
     replicas: int
     policy: str
 
     def __str__(self) -> str:
         """Renders it for people."""
-        choice, options = self.resolved.choice, self.resolved.options
-        devices, cluster = self.resolved.devices, self.resolved.cluster
-        each = "all cores" if devices == ("TPU",) else ", ".join(devices)
+        choice, options = self.selection.choice, self.selection.options
+        devices, cluster = self.selection.devices, self.selection.cluster
+        device_names = "all cores" if devices == ("TPU",) else ", ".join(devices)
         mesh = options.mesh
         over = f"replicas   {self.replicas}" if mesh is None else f"mesh       {mesh}"
         lines = [
             f"strategy   {choice.name} ({choice.reason})",
-            f"{over}: {each}",
+            f"{over}: {device_names}",
             f"precision  {self.policy}",
         ]
         if cluster is not None and cluster.size > 1:
@@ -52,6 +52,10 @@ class Description:
                 lines[-1] += f", parameters only, every {options.local_steps} steps"
         if options.partial_batch in _BATCHES:
             lines.append(f"batches    {_BATCHES[options.partial_batch]}")
+        if options.input == "per_worker":
+            lines.append("input      each worker's own part of every global batch")
+        if self.replicas > 1 and options.batch_norm == "synchronized":
+            lines.append("statistics BatchNormalization over the global batch")
         if choice.name == "tpu":
             lines.append(f"steps      {options.steps_per_execution or 'up to 32'} in one call")
         if mesh is not None:
@@ -63,7 +67,7 @@ class Description:
         if devices[0].startswith("CPU") and _slower_kernels():
             lines.append(
                 "kernels    not oneDNN's, which are faster on this processor: set "
-                f"{onednn.VARIABLE}=1, or make the strategy before TensorFlow is imported"
+                f"{onednn.VARIABLE}=1, or create the strategy before TensorFlow is imported"
             )
         return "\n".join(lines)
 
@@ -77,7 +81,7 @@ def _slower_kernels() -> bool:
 
 
 _BATCHES = {
-    "pad": "of one shape, filled up with rows that count for nothing",
+    "pad": "of one shape, padded with zero-weight rows",
     "drop": "of one shape, smaller ones are left out of training",
 }
 _made: weakref.WeakKeyDictionary[tf.distribute.Strategy, Description] = weakref.WeakKeyDictionary()
@@ -85,40 +89,40 @@ _made: weakref.WeakKeyDictionary[tf.distribute.Strategy, Description] = weakref.
 
 def remember(
     strategy: tf.distribute.Strategy,
-    resolved: Resolved,
+    selection: Selection,
     policy: str,
 ) -> None:
     """Keeps the description of a strategy, and logs it."""
     replicas = int(strategy.num_replicas_in_sync)
-    _made[strategy] = Description(resolved, replicas, policy)
+    _made[strategy] = Description(selection, replicas, policy)
     logging.info("tfaccel\n%s", _made[strategy])
     if hasattr(strategy, "used"):
         atexit.register(_warn_if_unused, weakref.ref(strategy))
 
 
-def _warn_if_unused(made: weakref.ref[tf.distribute.Strategy]) -> None:
-    """Tells a script that made a strategy and then trained without it; nothing else would.
+def _warn_if_unused(reference: weakref.ref[tf.distribute.Strategy]) -> None:
+    """Warns a script that created a strategy and then trained without it.
 
-    One that ended in an error has said enough.
+    Not after an error.
     """
-    strategy = made()
+    strategy = reference()
     if strategy is not None and not strategy.used and not hasattr(sys, "last_value"):
         logging.warning(
             "tfaccel: nothing was trained under strategy %r; build and compile the model inside "
             "`with strategy.scope():`.",
-            _made[strategy].resolved.choice.name,
+            _made[strategy].selection.choice.name,
         )
 
 
 def describe(strategy: tf.distribute.Strategy) -> str:
-    """Says what `strategy` is: its name and why, its devices and workers, its precision.
+    """Describes `strategy`: its name and the reason, its devices and workers, its precision.
 
     Args:
         strategy: what `tfaccel.strategy` returned, or any `tf.distribute.Strategy`.
     """
     if strategy in _made:
         return str(_made[strategy])
-    return f"strategy   {type(strategy).__name__} (not made by tfaccel)"
+    return f"strategy   {type(strategy).__name__} (not created by tfaccel)"
 
 
 def is_chief(strategy: tf.distribute.Strategy) -> bool:

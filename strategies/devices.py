@@ -28,7 +28,7 @@ def kind_of(
         kind = devices[0].partition(":")[0]
         if device_type not in ("auto", kind.lower()):
             raise StrategyError(
-                f"tfaccel: devices are {', '.join(devices)} and device_type is {device_type!r}, "
+                f"tfaccel: devices are {', '.join(devices)} and device_type is {device_type!r}; "
                 "expected the same kind; leave device_type out."
             )
         return kind
@@ -47,33 +47,33 @@ def pick(
     CPUs may be more than there are: the caller makes logical ones.
 
     Raises:
-        StrategyError: when a device that was requested is not here.
+        StrategyError: when a requested device is not there.
 
     >>> pick([Device("CPU", 0)], "cpu", 2)
     ('CPU:0', 'CPU:1')
     """
     kind = kind_of(available, device_type, devices)
-    found = count(available, kind)
+    present = count(available, kind)
     if isinstance(devices, tuple):
         names = devices
     elif kind == "CPU":
-        names = tuple(f"CPU:{i}" for i in range(devices or max(found, 1)))
+        names = tuple(f"CPU:{i}" for i in range(devices or max(present, 1)))
     else:
-        if not found:
+        if not present:
             raise StrategyError(_missing(kind, available))
-        names = tuple(f"{kind}:{i}" for i in range(devices or found))
-    absent = [n for n in names if int(n.partition(":")[2]) >= found] if kind != "CPU" else []
+        names = tuple(f"{kind}:{i}" for i in range(devices or present))
+    absent = [n for n in names if int(n.partition(":")[2]) >= present] if kind != "CPU" else []
     if absent:
         raise StrategyError(
-            f"tfaccel: {', '.join(absent)} was requested and this machine has {found} {kind}"
-            f"{'' if found == 1 else 's'}; request devices={max(found, 1)} or fewer."
+            f"tfaccel: {', '.join(absent)} was requested and this machine has {present} {kind}"
+            f"{'' if present == 1 else 's'}; request devices={max(present, 1)} or fewer."
         )
     return names
 
 
 def _missing(kind: str, available: Sequence[Device]) -> str:
-    found = ", ".join(device.name for device in available) or "nothing"
+    visible = ", ".join(device.name for device in available) or "nothing"
     return (
-        f"tfaccel: a {kind} was requested and TensorFlow sees {found}; see `tfaccel env` for how "
+        f"tfaccel: a {kind} was requested and TensorFlow sees {visible}; see `tfaccel env` for how "
         "TensorFlow was built, or request device_type='cpu'."
     )

@@ -11,11 +11,15 @@ from tfaccel.strategies.request import Request
 
 ACCEPTS = {
     **COMMON,
+    "data_service": ANY,
+    "profile": ANY,
+    "profile_dir": ANY,
     "communication": ("auto", "ring", "nccl"),
     "gradient_compression": ANY,
     "gradient_accumulation": ANY,
     "local_steps": ANY,
     "partial_batch": ANY,
+    "input": ANY,  # one process passes all there is
 }
 
 
@@ -29,7 +33,7 @@ def make(request: Request) -> tf.distribute.Strategy:
     gpus = all(name.startswith("GPU") for name in request.devices)
     if request.options.communication == "nccl" and not gpus:
         raise StrategyError(
-            "tfaccel: communication='nccl' was requested on CPUs, expected 'ring' or 'auto'."
+            "tfaccel: communication='nccl' was requested on CPUs; expected 'ring' or 'auto'."
         )
     return MirroredStrategy(
         list(request.devices),

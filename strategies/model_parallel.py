@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from tfaccel.distribute import random_state
 from tfaccel.distribute.model_parallel.strategy import ModelParallelStrategy
 from tfaccel.errors import StrategyError
-from tfaccel.strategies import process_settings, worker_rendezvous
+from tfaccel.strategies import process_settings, worker_startup
 from tfaccel.strategies.accepted_options import ANY, COMMON
 from tfaccel.strategies.request import Request
 
 ACCEPTS = {
     **COMMON,
+    "profile": ANY,
+    "profile_dir": ANY,
     "mesh": ANY,
     "layouts": ANY,
     "gradient_accumulation": ("reduced",),
     "partial_batch": ("exact",),
+    "stall_timeout": ANY,
 }
 
 
@@ -38,9 +40,7 @@ def make(request: Request) -> tf.distribute.Strategy:
         )
     devices = process_settings.restrict_visible_gpus(request.devices)
     if cluster is not None and workers > 1:
-        random_state.restore(
-            worker_rendezvous.join_workers(cluster, options, random_state.serialize()).payload
-        )
+        worker_startup.rendezvous_for_tf_collectives(cluster, options)
     return ModelParallelStrategy(
         options.mesh,
         "auto" if options.layouts is None else options.layouts,

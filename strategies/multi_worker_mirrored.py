@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from tfaccel.distribute import random_state
 from tfaccel.distribute.multi_worker import MultiWorkerMirroredStrategy
 from tfaccel.errors import StrategyError
-from tfaccel.strategies import process_settings, transport, worker_rendezvous
+from tfaccel.strategies import process_settings, transport, worker_startup
 from tfaccel.strategies.accepted_options import ANY, COMMON
 from tfaccel.strategies.request import Request
 
 ACCEPTS = {
     **COMMON,
+    "data_service": ANY,
+    "profile": ANY,
+    "profile_dir": ANY,
     "communication": ANY,
     "gradient_compression": ANY,
     "gradient_accumulation": ANY,
     "local_steps": ANY,
     "partial_batch": ANY,
+    "input": ANY,
     "collective_timeout": ANY,
+    "stall_timeout": ANY,
 }
 
 
@@ -45,9 +49,7 @@ def make(request: Request) -> tf.distribute.Strategy:
         process_settings.spare_thread()
         communicator = transport.connect_mpi(cluster, options)
         return MpiStrategy(cluster, communicator, devices, request.replica_options)
-    random_state.restore(
-        worker_rendezvous.join_workers(cluster, options, random_state.serialize(), chosen).payload
-    )
+    worker_startup.rendezvous_for_tf_collectives(cluster, options, chosen)
     return MultiWorkerMirroredStrategy(
         cluster,
         device_type=kind,

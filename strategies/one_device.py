@@ -6,10 +6,15 @@ import tensorflow as tf
 
 from tfaccel.errors import StrategyError
 from tfaccel.strategies import process_settings
-from tfaccel.strategies.accepted_options import COMMON
+from tfaccel.strategies.accepted_options import ANY, COMMON
 from tfaccel.strategies.request import Request
 
-ACCEPTS = {**COMMON, "gradient_accumulation": ("reduced",), "partial_batch": ("exact",)}
+ACCEPTS = {
+    **COMMON,
+    "gradient_accumulation": ("reduced",),
+    "partial_batch": ("exact",),
+    "input": ANY,
+}
 
 
 def make(request: Request) -> tf.distribute.Strategy:
@@ -21,12 +26,12 @@ def make(request: Request) -> tf.distribute.Strategy:
     request.refuse_cluster("one_device")
     if len(request.devices) > 1:
         raise StrategyError(
-            f"tfaccel: strategy 'one_device' got {', '.join(request.devices)}, expected one "
+            f"tfaccel: strategy 'one_device' got {', '.join(request.devices)}; expected one "
             "device; use strategy 'mirrored' for more."
         )
     if request.devices[0].startswith("CPU") and request.devices[0] != "CPU:0":
         raise StrategyError(
-            f"tfaccel: strategy 'one_device' got {request.devices[0]}, expected CPU:0: logical "
+            f"tfaccel: strategy 'one_device' got {request.devices[0]}; expected CPU:0: logical "
             "CPUs are all of one processor, which TensorFlow uses whole; leave devices out."
         )
     process_settings.restrict_visible_gpus(request.devices)

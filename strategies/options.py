@@ -1,4 +1,4 @@
-"""What can be asked of a strategy: resolved once, from the argument, then the environment."""
+"""The options of a strategy: resolved once, from the argument, then the environment."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ _CHOICES = {
     "communication": ("auto", "ring", "nccl", "mpi"),
     "gradient_accumulation": ("reduced", "local"),
     "partial_batch": ("exact", "pad", "drop"),
+    "batch_norm": ("replica", "synchronized"),
+    "input": ("global", "per_worker"),
     "check": ("auto", "always", "off"),
 }
 _BOOLEANS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
@@ -23,7 +25,7 @@ _BOOLEANS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "
 
 @dataclass(frozen=True)
 class Options:
-    """Options of every strategy. A strategy for which one makes no sense refuses it.
+    """Options of every strategy. A strategy rejects those that do not apply to it.
 
     Attributes:
         devices: how many devices (of each worker) to use, or their names such as ``"GPU:0"``;
@@ -33,10 +35,10 @@ class Options:
             GPUs from compute capability 8.0, mixed_float16 from 7.0, else float32; None leaves
             the policy as it is.
         xla: compile clusters of operations with XLA on GPUs.
-        memory_growth: let GPU memory grow with need instead of taking it all at the start.
+        memory_growth: allocate GPU memory as needed instead of all at the start.
         seed: seeds Python, NumPy and TensorFlow. None leaves them; workers whose states differ
             then agree on a seed, so that all shuffle alike.
-        deterministic: only operations that give the same bits in every run (slower on GPUs).
+        deterministic: only operations that are bit-identical in every run (slower on GPUs).
         communication: between devices and workers, ``"auto"``, ``"ring"``, ``"nccl"`` or, between
             workers alone, ``"mpi"``.
         gradient_compression: how gradients are sent, see `tfaccel.distribute.compression`:
@@ -45,29 +47,45 @@ class Options:
             ``"reduced"``, the sums over replicas of every step, as Keras does; ``"local"``, each
             replica's own, summed in the steps that update: the same up to float order. None is
             ``"reduced"``.
-        local_steps: steps that each replica takes alone before all are averaged (local SGD: other
+        local_steps: steps of each replica between averagings (local SGD: different
             mathematics, see `tfaccel.distribute.local_steps`); 1 for none.
         partial_batch: what becomes of a batch with fewer rows than the first: ``"exact"``, trained
-            as it is; ``"pad"``, filled up with copies of rows that count for nothing, so that a
-            step has one static shape, which a TPU needs and XLA likes; ``"drop"``, left out of
+            as it is; ``"pad"``, padded with zero-weight rows, so that a step has one static shape,
+            as TPUs require and XLA prefers; ``"drop"``, left out of
             training (evaluate and predict count every row). None is ``"pad"`` on TPUs, else
             ``"exact"``.
+        batch_norm: which rows a `BatchNormalization` normalises on replicas: ``"replica"``, its
+            replica's own, unless the layer says `synchronized=True`; ``"synchronized"``, all of the
+            global batch in every such layer, as on one device and on a mesh.
+        input: what a worker passes to `fit`: ``"global"``, the same global batches as all others,
+            of which it takes its rows; ``"per_worker"``, its own part of each, of which the global
+            batch is made (see `tfaccel.distribute.per_worker`).
         check: compare a model's first step with that of one device, and stop where they differ:
-            on replicas over a few rows (`tfaccel.distribute.check`), on a mesh over the first batch
-            (`tfaccel.distribute.model_parallel.mesh_check`). ``"auto"``: on replicas models that
-            have a custom step, loss, metric or layer, on a mesh all whose step one device can take
-            in 8 GiB; ``"always"``: every model; ``"off"``. Not on TPUs.
+            on replicas over a few rows (`tfaccel.distribute.first_step_check`), on a mesh over the
+            first batch (`tfaccel.distribute.model_parallel.mesh_check`). ``"auto"``: on replicas,
+            models with custom components (a step, loss, metric, layer or activation); on a mesh,
+            all models whose step one device can take in 8 GiB; ``"always"``: every model;
+            ``"off"``. Not on TPUs.
         steps_per_execution: how many steps a TPU runs in one call of a model that was compiled
-            without a number; None chooses up to 32 (see `tfaccel.distribute.executions`), 1 shows
-            each step.
+            without a number; None chooses up to 32 (see
+            `tfaccel.distribute.steps_per_execution`), 1 shows each step.
+        data_service: `host:port` of the dispatcher of a `tf.data` service, whose workers compute
+            rows (`tfaccel.distribute.data_service`); None computes them in this process.
+        profile: the first and the last step of `fit` of which every worker writes a profile for
+            TensorBoard (`tfaccel.distribute.profile`), counted from 1, both included, such as
+            ``"10:20"``; None for none.
+        profile_dir: the directory that it is written to.
         start_timeout: seconds to wait for all workers to arrive.
         collective_timeout: seconds after which an all-reduce gives up on a silent worker; more
             than the slowest step takes. None waits for TensorFlow's heartbeat.
+        stall_timeout: seconds for which the workers of a job may stand still at least, and three
+            times the longest step that was seen, before the one that holds up the others is named
+            and the job ends (`tfaccel.cluster.stalls`); 0 for any time.
         mesh: axes and sizes of a model-parallel mesh, such as ``"batch=2,model=4"``; an axis of -1
             takes the devices that the others leave.
-        layouts: how a model lies on the mesh: ``"auto"``, ``"fully_sharded"``, or a `LayoutMap`, a
-            `keras.distribution.LayoutMap` or a dict from regular expressions of variable paths to
-            axes. None is ``"auto"``.
+        layouts: how variables are sharded over the mesh: ``"auto"``, ``"fully_sharded"``, or a
+            `LayoutMap`, a `keras.distribution.LayoutMap` or a dict from regular expressions of
+            variable paths to axes. None is ``"auto"``.
         tpu: name or address of a TPU; ``"local"`` on a TPU VM; None finds it.
         tpu_zone: Google Cloud's zone of a TPU with a name; None for that of this machine.
         tpu_project: its project, the same.
@@ -85,10 +103,16 @@ class Options:
     gradient_accumulation: str | None = None
     local_steps: int = 1
     partial_batch: str | None = None
+    batch_norm: str = "replica"
+    input: str = "global"
     check: str = "auto"
     steps_per_execution: int | None = None
+    data_service: str | None = None
+    profile: tuple[int, int] | None = None
+    profile_dir: str = "profile"
     start_timeout: float = 300.0
     collective_timeout: float | None = None
+    stall_timeout: float = 60.0
     mesh: Any = None
     layouts: Any = None
     tpu: str | None = None
@@ -96,11 +120,11 @@ class Options:
     tpu_project: str | None = None
 
 
-def resolve(given: Mapping[str, Any], environ: Mapping[str, str]) -> Options:
+def resolve(requested: Mapping[str, Any], environ: Mapping[str, str]) -> Options:
     """Fills in what was not given: first from ``TFACCEL_<OPTION>``, then with the default.
 
     Args:
-        given: options by name; None counts as not given.
+        requested: options by name; None counts as not given.
         environ: the environment.
 
     Raises:
@@ -112,17 +136,17 @@ def resolve(given: Mapping[str, Any], environ: Mapping[str, str]) -> Options:
     >>> resolve({"devices": "GPU:0,GPU:1"}, {}).devices
     ('GPU:0', 'GPU:1')
     """
-    given = deprecated.renamed(given, deprecated.OPTIONS)
+    requested = deprecated.renamed(requested, deprecated.OPTIONS)
     environ = deprecated.renamed(environ, deprecated.VARIABLES)
     known = {f.name for f in fields(Options)}
-    for name in given:
+    for name in requested:
         if name not in known:
             raise StrategyError(
-                f"tfaccel: unknown option {name!r}, expected one of {', '.join(sorted(known))}."
+                f"tfaccel: unknown option {name!r}; expected one of {', '.join(sorted(known))}."
             )
     values: dict[str, Any] = {}
     for name in known:
-        source, value = name, given.get(name)
+        source, value = name, requested.get(name)
         if value is None:
             source = f"TFACCEL_{name.upper()}"
             value = environ.get(source) or None
@@ -148,12 +172,18 @@ def _parse(name: str, value: Any, source: str) -> Any:
         if not re.fullmatch(r"bfloat16|float16|powersgd(:[1-9]\d*)?", str(value)):
             raise _wrong(source, value, "bfloat16, float16, powersgd or powersgd:RANK")
         return value
+    if name == "data_service":
+        if not re.fullmatch(r"[^\s/]+:\d+", str(value)):
+            raise _wrong(source, value, "an address such as 127.0.0.1:5000")
+        return value
+    if name == "profile":
+        return _parse_profile(value, source)
     if name in ("local_steps", "steps_per_execution"):
         steps = _number(value, int)
         if steps is None or isinstance(value, (bool, float)) or steps < 1:
             raise _wrong(source, value, "a number of steps of at least 1")
         return steps
-    if name in ("start_timeout", "collective_timeout", "seed"):
+    if name in ("start_timeout", "collective_timeout", "stall_timeout", "seed"):
         number = _number(value, int if name == "seed" else float)
         if number is None or not number >= 0:  # NaN too
             raise _wrong(source, value, "a number of at least 0")
@@ -184,6 +214,16 @@ def _parse_devices(value: Any, source: str) -> int | tuple[str, ...]:
     return plain
 
 
+def _parse_profile(value: Any, source: str) -> tuple[int, int]:
+    if isinstance(value, (list, tuple)):
+        value = ":".join(map(str, value))
+    first, _, last = str(value).partition(":")
+    steps = _number(first, int), _number(last, int)
+    if None in steps or not 1 <= steps[0] <= steps[1]:
+        raise _wrong(source, value, "a first and a last step, counted from 1, such as 10:20")
+    return steps
+
+
 def _number(value: Any, kind: type) -> Any:
     try:
         return kind(value)
@@ -192,4 +232,4 @@ def _number(value: Any, kind: type) -> Any:
 
 
 def _wrong(source: str, value: Any, expected: str) -> StrategyError:
-    return StrategyError(f"tfaccel: {source} is {value!r}, expected {expected}.")
+    return StrategyError(f"tfaccel: {source} is {value!r}; expected {expected}.")

@@ -67,7 +67,7 @@ def precision(requested: str, available: Sequence[Device], names: Sequence[str])
 
 
 def restrict_visible_gpus(names: Sequence[str]) -> tuple[str, ...]:
-    """Hides the GPUs that are not in `names`, so that TensorFlow numbers and uses ours alone.
+    """Hides the GPUs that are not in `names`, so that TensorFlow numbers and uses those alone.
 
     Returns:
         The names that the devices have from now on. A GPU that was divided into logical ones stays
@@ -92,7 +92,7 @@ def restrict_visible_gpus(names: Sequence[str]) -> tuple[str, ...]:
     except RuntimeError:
         raise StrategyError(
             f"tfaccel: {', '.join(names)} was requested after TensorFlow had started on other "
-            "devices; make the strategy before anything else uses TensorFlow."
+            "devices; create the strategy before anything else uses TensorFlow."
         ) from None
     return now
 
@@ -113,7 +113,7 @@ def spare_thread() -> None:
 def _backend() -> None:
     if keras.backend.backend() != "tensorflow":
         raise StrategyError(
-            f"tfaccel: Keras runs on {keras.backend.backend()!r}, expected 'tensorflow'; unset "
+            f"tfaccel: Keras runs on {keras.backend.backend()!r}; expected 'tensorflow'; unset "
             "KERAS_BACKEND or set it to tensorflow."
         )
     if os.environ.get("TF_USE_LEGACY_KERAS", "0").lower() in ("1", "true"):
@@ -136,7 +136,7 @@ def _logical_cpus(count: int) -> None:
     except RuntimeError:
         raise StrategyError(
             f"tfaccel: {count} logical CPUs were requested after TensorFlow had started with "
-            "fewer; make the strategy before anything else uses TensorFlow."
+            "fewer; create the strategy before anything else uses TensorFlow."
         ) from None
 
 

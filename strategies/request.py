@@ -35,6 +35,8 @@ class Request:
             gradient_compression=None if spec is None else compression.parse(spec),
             partial_batch=self.options.partial_batch,
             check=self.options.check,
+            batch_norm=self.options.batch_norm,
+            input=self.options.input,
         )
 
     def refuse_cluster(self, name: str) -> None:

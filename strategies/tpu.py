@@ -9,7 +9,7 @@ import tensorflow as tf
 from absl import logging
 
 from tfaccel import installed
-from tfaccel.cluster import tpu_address, tpu_vm
+from tfaccel.cluster import gke_tpu, tpu_address
 from tfaccel.cluster.cluster import Cluster
 from tfaccel.distribute.tpu_strategy import TPUStrategy
 from tfaccel.errors import StrategyError
@@ -45,7 +45,7 @@ def make(request: Request) -> tf.distribute.Strategy:
         installed.check_tpu(installed.packages())
     if keras.config.dtype_policy().name == "mixed_float16":
         raise StrategyError(
-            "tfaccel: precision='mixed_float16' was requested on a TPU, expected 'mixed_bfloat16', "
+            "tfaccel: precision='mixed_float16' was requested on a TPU; expected 'mixed_bfloat16', "
             "which needs no loss scaling, or 'float32'."
         )
     try:
@@ -57,7 +57,7 @@ def make(request: Request) -> tf.distribute.Strategy:
     if keras.config.dtype_policy().name == "float32":
         # A warning: absl shows nothing less by itself.
         logging.warning(
-            "tfaccel: the policy is float32, and a TPU multiplies bfloat16 fastest: take "
+            "tfaccel: the policy is float32, and a TPU multiplies bfloat16 fastest: use "
             "precision='mixed_bfloat16', or 'auto'."
         )
     return strategy
@@ -68,11 +68,11 @@ def _refuse_workers(cluster: Cluster | None, address: tpu_address.TpuAddress) ->
     if cluster is None or cluster.size == 1:
         return
     # One process drives a slice, on its first host, by its name.
-    if cluster.source == tpu_vm.SOURCE and cluster.is_chief and not address.is_local:
+    if cluster.source == gke_tpu.SOURCE and cluster.is_chief and not address.is_local:
         return
     raise StrategyError(
         f"tfaccel: strategy 'tpu' drives {address} from this process alone, but {cluster.source} "
-        f"describes {cluster.size} workers, of which this is number {cluster.rank}, expected one "
+        f"describes {cluster.size} workers, of which this is number {cluster.rank}; expected one "
         "process: run the script on the first host of a slice alone with tpu=<its name>, or unset "
         "the variables of other workers, which `tfaccel env` lists."
     )

@@ -7,7 +7,7 @@ import re
 from tfaccel.cluster.tpu_address import TpuAddress
 from tfaccel.installed import INSTALL_TPU
 
-# What TensorFlow or Google Cloud says, and what to do about it; the first that is found counts.
+# Messages of TensorFlow or Google Cloud, and what to do about them; the first match counts.
 _KNOWN = (
     (
         r"Missing runtime dependency on the Google API client",
@@ -15,26 +15,26 @@ _KNOWN = (
     ),
     (
         r'state: "(?P<state>\w+)"',
-        "it is {state}: wait until `gcloud compute tpus tpu-vm describe` says READY; one that was "
-        "PREEMPTED or TERMINATED must be made anew",
+        "it is {state}: wait until `gcloud compute tpus tpu-vm describe` reports READY; one that "
+        "was PREEMPTED or TERMINATED must be recreated",
     ),
     (
         r"HttpError 404|was not found|notFound",
-        "Google Cloud has none of that name there: check tpu, tpu_zone and tpu_project",
+        "no TPU of that name was found: check tpu, tpu_zone and tpu_project",
     ),
     (
         r"HttpError 40[13]|[Pp]ermission|credentials",
-        "Google Cloud refuses: run `gcloud auth application-default login`, or give the service "
-        "account the role TPU Viewer",
+        "permission denied by Google Cloud: run `gcloud auth application-default login`, or give "
+        "the service account the role TPU Viewer",
     ),
     (
         r"metadata\.google|compute metadata|urlopen error|Name or service not known",
-        "this machine is not in Google Cloud, so nobody says which project and zone are meant: "
+        "this machine is not in Google Cloud, so project and zone are unknown: "
         "give tpu_zone and tpu_project",
     ),
     (
         r"Could not lookup TPU metadata",
-        "Google Cloud could not be asked: check tpu, tpu_zone, tpu_project and the network",
+        "no response from Google Cloud: check tpu, tpu_zone, tpu_project and the network",
     ),
     (
         r"TPUs not found in the cluster|No TPUs with the specified names|list index out of range|"
@@ -44,8 +44,8 @@ _KNOWN = (
     ),
     (
         r"Deadline|timed out|Timed out|UNAVAILABLE|failed to connect",
-        "it does not answer: it must run, with the same TensorFlow, and port 8470 must be open "
-        "from here",
+        "no response: it must be running, with the same TensorFlow, and port 8470 must be "
+        "reachable",
     ),
 )
 
@@ -58,11 +58,11 @@ def explain(address: TpuAddress, reason: BaseException) -> str:
     """
     text = str(reason)
     for pattern, advice in _KNOWN:
-        found = re.search(pattern, text)
-        if found:
-            return f"tfaccel: {address} cannot be used; {advice.format(**found.groupdict())}."
+        match = re.search(pattern, text)
+        if match:
+            return f"tfaccel: {address} cannot be used; {advice.format(**match.groupdict())}."
     first = (text.splitlines() or [""])[0] or type(reason).__name__
     return (
-        f"tfaccel: {address} cannot be used ({first}), expected a TPU VM or the name of a running "
+        f"tfaccel: {address} cannot be used ({first}); expected a TPU VM or the name of a running "
         f"TPU, and there {INSTALL_TPU}."
     )

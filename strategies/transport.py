@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import secrets
-
-from tfaccel.cluster import coordinator, mpiexec
+from tfaccel.cluster import mpiexec
 from tfaccel.cluster.cluster import Cluster
 from tfaccel.cluster.rendezvous import installed_versions
 from tfaccel.distribute import random_state
 from tfaccel.distribute.collectives import mpi_startup
 from tfaccel.distribute.collectives.communicator import Communicator
 from tfaccel.errors import ClusterError, StrategyError
-from tfaccel.strategies import worker_rendezvous
+from tfaccel.strategies import worker_startup
 from tfaccel.strategies.options import Options
 
 
@@ -32,7 +30,7 @@ def choose_transport(options: Options, kind: str, cluster: Cluster) -> str:
     requested = options.communication
     if requested == "nccl" and kind != "GPU":
         raise StrategyError(
-            "tfaccel: communication='nccl' was requested on CPUs, expected 'mpi', 'ring' or 'auto'."
+            "tfaccel: communication='nccl' was requested on CPUs; expected 'mpi', 'ring' or 'auto'."
         )
     if requested == "mpi" and options.collective_timeout is not None:
         raise StrategyError(
@@ -61,19 +59,12 @@ def connect_mpi(cluster: Cluster, options: Options) -> Communicator:
             "pip install 'tfaccel[mpi]'."
         )
     if cluster.source == mpiexec.SOURCE:
-        communicator = mpi_startup.join(cluster)
+        communicator = mpi_startup.join(cluster, stall_timeout_s=options.stall_timeout)
         _check_versions(communicator.all_gather_object(installed_versions()))
         random_state.restore(communicator.broadcast_object(random_state.serialize()))
         return communicator
-    secret = secrets.token_hex(16)
-    port = coordinator.start(cluster.size, secret) if cluster.is_chief else 0
-    payload = f"{port} {secret}\n".encode() + random_state.serialize()
-    received, _, state = worker_rendezvous.join_workers(
-        cluster, options, payload, "mpi"
-    ).payload.partition(b"\n")
-    random_state.restore(state)
-    number, _, secret = received.decode().partition(" ")
-    return mpi_startup.join(cluster, int(number), secret)
+    info = worker_startup.rendezvous_workers(cluster, options, "mpi")
+    return mpi_startup.join(cluster, info.port, info.secret)
 
 
 def _check_versions(versions: list[dict[str, str]]) -> None:

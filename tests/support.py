@@ -38,19 +38,20 @@ _PLAIN = ROOT / "tests" / "plain"
 LIMIT_S = 900.0  # for what hangs: a slow machine with other work takes minutes
 
 _LAUNCH = "import sys; from tfaccel.launch.local import run; "
-_LAUNCH += "sys.exit(run(sys.argv[2:], nproc=int(sys.argv[1]), start_timeout_s=60, grace_s=2))"
+_LAUNCH += "sys.exit(run(sys.argv[2:], nproc=int(sys.argv[1]), start_timeout_s=60, grace_s=2, "
+_LAUNCH += "show='all'))"
 _OPTIONAL = ("jax", "jaxlib", "matplotlib", "sklearn")
 _OUT = "TESTS_CHILD_OUT"
 _DEVICES = "TESTS_CHILD_DEVICES"
 
 
 def environment(
-    more: Mapping[str, str] | None = None, *, without: Sequence[str] = _OPTIONAL
+    overrides: Mapping[str, str] | None = None, *, without: Sequence[str] = _OPTIONAL
 ) -> dict[str, str]:
     """This process's environment without what describes another job.
 
     Args:
-        more: variables on top of it.
+        overrides: variables on top of it.
         without: packages that a Python process started with it does not find.
     """
     others = ("TF_CONFIG", "PMI_RANK", "KERAS_BACKEND", "TFACCEL_")
@@ -58,7 +59,7 @@ def environment(
     given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     path = os.pathsep.join(dict.fromkeys(filter(None, [str(ROOT), str(_PLAIN), *given])))
     fixed = {"PYTHONPATH": path, "TF_CPP_MIN_LOG_LEVEL": "2", "CUDA_VISIBLE_DEVICES": "-1"}
-    return {**kept, **fixed, sitecustomize.VARIABLE: ",".join(without), **(more or {})}
+    return {**kept, **fixed, sitecustomize.VARIABLE: ",".join(without), **(overrides or {})}
 
 
 def run_child(
@@ -153,16 +154,16 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Iterator[None]:
 def _in_child(item: pytest.Function) -> Iterator[None]:
     """Runs the test here, and notes how it ended before the next one can hang."""
     _logical_cpus(int(os.environ[_DEVICES]))
-    said = ""
+    error = ""
     try:
         return (yield)
     except BaseException:
-        said = traceback.format_exc()
+        error = traceback.format_exc()
         raise
     finally:
         rank = json.loads(os.environ.get("TF_CONFIG", "{}")).get("task", {}).get("index", 0)
         with open(Path(os.environ[_OUT]) / f"rank-{rank}.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps([item.nodeid, said]) + "\n")
+            file.write(json.dumps([item.nodeid, error]) + "\n")
 
 
 @functools.cache
@@ -178,12 +179,12 @@ def _logical_cpus(number: int) -> None:
 
 def _reported(item: pytest.Function, **_: Any) -> None:
     """Stands for a test that ran in a child: passes or fails as it did there."""
-    asked = _asked(item)
+    requested = _asked(item)
     ran = item.session.stash.setdefault(_RAN, {})
-    child = item.path, asked
+    child = item.path, requested
     if child not in ran:
         same = [i for i in item.session.items if (i.path, _asked(i)) == child]
-        ran[child] = _run_all([i.nodeid for i in same], **dict(asked))
+        ran[child] = _run_all([i.nodeid for i in same], **dict(requested))
     output, ranks = ran[child]
     for rank, found in enumerate(ranks):
         if item.nodeid not in found:

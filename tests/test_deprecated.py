@@ -11,7 +11,7 @@ from absl import flags as absl_flags
 from tfaccel import deprecated, flags
 from tfaccel.errors import StrategyError
 from tfaccel.hardware import Device
-from tfaccel.strategies import resolver
+from tfaccel.strategies import selection
 from tfaccel.strategies.options import Options, resolve
 
 VALUES = {"accumulate": "local", "ragged": "pad", "wire": "bfloat16"}
@@ -72,7 +72,7 @@ def test_the_environment_takes_precedence_over_a_default_of_the_script(variable:
 @pytest.mark.parametrize(("old", "new"), deprecated.OPTIONS.items())
 def test_both_names_are_an_error(old: str, new: str) -> None:
     value = VALUES[old]
-    both = rf"{old}='{value}' and .*{new}='{value}' were both given, expected one of them"
+    both = rf"{old}='{value}' and .*{new}='{value}' were both given; expected one of them"
     with pytest.raises(StrategyError, match=both):
         resolve({old: value, new: value}, {})
     with pytest.raises(StrategyError, match=f"{old.upper()}='{value}' and .* were both given"):
@@ -95,7 +95,7 @@ def test_an_argument_takes_precedence_over_an_old_variable() -> None:
 @pytest.mark.parametrize(
     ("given", "environ"), [({"ragged": "exact"}, {}), ({}, {"TFACCEL_RAGGED": "exact"})]
 )
-def test_a_strategy_is_asked_under_the_new_name_whether_it_accepts_it(
+def test_whether_a_strategy_accepts_it_is_checked_under_the_new_name(
     given: dict[str, Any], environ: dict[str, str]
 ) -> None:
     devices = [Device("CPU", 0)]
@@ -105,9 +105,9 @@ def test_a_strategy_is_asked_under_the_new_name_whether_it_accepts_it(
             StrategyError, match="partial_batch='exact' was requested with strategy 'tpu'"
         ),
     ):
-        resolver.resolve("tpu", given, environ, devices, None)
+        selection.select("tpu", given, environ, devices, None)
     with pytest.warns(DeprecationWarning, match="is deprecated"):
-        found = resolver.resolve("mirrored", given, environ, devices, None)
+        found = selection.select("mirrored", given, environ, devices, None)
     assert found.options.partial_batch == "exact"
 
 
@@ -123,7 +123,7 @@ def test_an_old_method_calls_the_new_one_and_warns() -> None:
         assert made.settle(3, times=2) == 6
 
 
-def test_a_strategy_settles_by_synchronizing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settle_is_synchronize(monkeypatch: pytest.MonkeyPatch) -> None:
     from tfaccel.distribute.fit import KerasFit
 
     seen: list[Any] = []

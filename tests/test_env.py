@@ -12,7 +12,7 @@ import pytest
 
 from tests.support import environment
 from tfaccel import cluster, env
-from tfaccel.cluster import Cluster, ask, to_tf_config
+from tfaccel.cluster import Cluster, resolve_all, to_tf_config
 from tfaccel.errors import ClusterError
 from tfaccel.hardware import Device
 
@@ -33,7 +33,7 @@ REPORT = env.Report(
     variables=(("CUDA_VISIBLE_DEVICES", "0,1"),),
     devices=(Device("CPU", 0), Device("GPU", 0, "NVIDIA L4", (8, 9))),
     cluster=TWO,
-    resolvers=ask(ENVIRON),
+    resolvers=resolve_all(ENVIRON),
     auto="multi_worker_mirrored",
     reason="a cluster of 2 workers",
     problems=("something is [wrong]",),
@@ -77,9 +77,9 @@ def test_rows_name_all_that_was_found():
         ("worker 0", "a:1"),
         ("worker 1", "b:1"),
         ("by TF_CONFIG", f"worker 1 of 2; read TF_CONFIG={ENVIRON['TF_CONFIG']}"),
-        ("by mpiexec, passed over", "worker 1 of 2; read PMI_RANK=1, PMI_SIZE=2"),
+        ("by mpiexec, ignored", "worker 1 of 2; read PMI_RANK=1, PMI_SIZE=2"),
         (
-            "by TPU VM, passed over",
+            "by GKE TPU, ignored",
             "no cluster, which takes TPU_WORKER_HOSTNAMES with more than one host; "
             "read TPU_WORKER_ID=0",
         ),
@@ -88,8 +88,10 @@ def test_rows_name_all_that_was_found():
     ]
 
 
-def test_no_cluster_is_said_with_what_was_read_and_is_not_enough():
-    alone = dataclasses.replace(REPORT, cluster=None, resolvers=ask({"JOB_COMPLETION_INDEX": "3"}))
+def test_no_cluster_is_reported_with_the_variables_that_do_not_suffice():
+    alone = dataclasses.replace(
+        REPORT, cluster=None, resolvers=resolve_all({"JOB_COMPLETION_INDEX": "3"})
+    )
     shown = env.rows(alone)
     assert ("cluster", "none") in shown
     (by,) = [text for subject, text in shown if subject == "by Kubernetes"]
@@ -97,7 +99,7 @@ def test_no_cluster_is_said_with_what_was_read_and_is_not_enough():
     assert by.endswith("; read JOB_COMPLETION_INDEX=3")
 
 
-def test_a_build_without_cuda_says_so():
+def test_a_build_without_cuda_is_reported():
     assert ("built for", "CPU (no CUDA)") in env.rows(CPU_BUILD)
 
 
@@ -115,7 +117,7 @@ def test_json_has_a_key_for_each_attribute():
     assert shown["variables"] == {"CUDA_VISIBLE_DEVICES": "0,1"}
     assert shown["devices"][1]["compute_capability"] == [8, 9]
     assert shown["cluster"]["workers"] == ["a:1", "b:1"]
-    sources = ["TF_CONFIG", "Slurm", "Kubernetes", "mpiexec", "TPU VM"]
+    sources = ["TF_CONFIG", "Slurm", "Kubernetes", "mpiexec", "GKE TPU"]
     assert [answer["source"] for answer in shown["resolvers"]] == sources
     assert shown["resolvers"][3]["variables"] == {"PMI_RANK": "1", "PMI_SIZE": "2"}
 
@@ -126,9 +128,14 @@ def test_a_distribution_that_is_not_the_usual_one_is_named():
     assert env._installed("no-such-distribution") == env.MISSING
 
 
-def test_only_variables_that_change_a_run_are_told():
+def test_only_variables_that_change_a_run_are_reported():
     environ = {"HOME": "/root", "XLA_FLAGS": "--x", "TFACCEL_SEED": "1", "AWS_SECRET": "s"}
     assert env._variables(environ) == (("XLA_FLAGS", "--x"), ("TFACCEL_SEED", "1"))
+
+
+def test_the_secret_of_the_job_is_not_told():
+    told = dict(env._variables({"TFACCEL_JOB_SECRET": "5ecre7", "TFACCEL_JOB_ID": "7f"}))
+    assert told == {"TFACCEL_JOB_ID": "7f", "TFACCEL_JOB_SECRET": "(set, not shown)"}
 
 
 def test_this_machine():
@@ -147,7 +154,7 @@ def test_this_machine():
     assert shown["problems"] == []
 
 
-def test_the_cluster_is_told_and_chosen_by():
+def test_the_cluster_is_reported_and_decides_the_choice():
     config = {"cluster": {"worker": ["localhost:1111", "localhost:2222"]}}
     config["task"] = {"type": "worker", "index": 1}
     shown = found(CUDA_VISIBLE_DEVICES="-1", TF_CONFIG=json.dumps(config))
@@ -155,7 +162,7 @@ def test_the_cluster_is_told_and_chosen_by():
     assert shown["auto"] == "multi_worker_mirrored"
 
 
-def test_two_clusters_that_disagree_are_a_problem_and_both_are_told(monkeypatch):
+def test_two_clusters_that_disagree_are_a_problem_and_both_are_named(monkeypatch):
     monkeypatch.setattr(env, "_tensorflow", lambda problems: ("", "", ()))
     monkeypatch.setattr(env, "_backend", lambda environ, problems: "tensorflow")
     told = env.report(ENVIRON | {"PMI_RANK": "0"})

@@ -138,7 +138,7 @@ def test_a_default_for_no_flag_is_an_error():
 
 
 def test_a_wrong_default_is_an_error():
-    with pytest.raises(absl_flags.IllegalFlagValueError, match="'double' is no precision"):
+    with pytest.raises(absl_flags.IllegalFlagValueError, match="'double' is not a precision"):
         parsed(precision="double")
 
 
@@ -155,7 +155,7 @@ def test_strategy_calls_the_front_desk_with_what_was_given(monkeypatch: pytest.M
     assert calls == [{"name": "mirrored", "devices": 2}]
 
 
-def test_what_cannot_be_had_ends_the_script_with_one_line():
+def test_an_impossible_request_ends_the_script_with_one_line():
     with pytest.raises(SystemExit) as end:
         flags.strategy(flag_values=parsed("--strategy=model_parallel", "--mesh=batch=2,modl=x"))
     assert str(end.value).startswith("tfaccel: mesh is 'batch=2,modl=x' ('modl=x' cannot be read)")
@@ -175,3 +175,29 @@ def test_importing_defines_no_flag_and_help_shows_them_with_the_script_s(tmp_pat
         [sys.executable, script, "--helpshort"], capture_output=True, text=True, timeout=60
     ).stdout
     assert all(f"--{name}" in shown or f"--[no]{name}" in shown for name in flags._FLAGS)
+
+
+@pytest.mark.parametrize(
+    ("argv", "environ", "defaults", "folder"),
+    [
+        ([], {}, {}, None),
+        (["--monitor=run"], {}, {}, "run"),
+        ([], {"TFACCEL_MONITOR": "run"}, {}, "run"),
+        (["--monitor=one"], {"TFACCEL_MONITOR": "other"}, {}, "one"),
+        ([], {"TFACCEL_MONITOR": "other"}, {"monitor": "own"}, "other"),
+        ([], {}, {"monitor": "own"}, "own"),
+        (["--monitor="], {"TFACCEL_MONITOR": "other"}, {"monitor": "own"}, None),
+    ],
+)
+def test_the_monitor_is_a_callback_and_no_option_of_a_strategy(
+    monkeypatch: pytest.MonkeyPatch,
+    argv: list[str],
+    environ: dict[str, str],
+    defaults: dict[str, str],
+    folder: str | None,
+):
+    monkeypatch.setitem(vars(tfaccel), "monitor", lambda *given: given)
+    values = parsed(*argv, **defaults)
+    assert flags.options(flag_values=values, environ={}) == {}
+    made = flags.callbacks("the strategy", flag_values=values, environ=environ)
+    assert made == ([] if folder is None else [("the strategy", folder)])

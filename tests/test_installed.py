@@ -16,7 +16,7 @@ from tfaccel.errors import StrategyError
 TPU = {"tensorflow-tpu": "2.20.0"}
 
 
-def test_without_tensorflow_a_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_tensorflow_one_line_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "tensorflow", raising=False)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(StrategyError, match=r"not installed; pip install 'tfaccel\[gpu\]'"):
@@ -43,17 +43,17 @@ def test_these_can_be_imported(found: dict[str, str]) -> None:
     [
         (
             {**TPU, "libtpu": "0.0.52"},
-            r"2\.20\.0 is installed with libtpu 0\.0\.52, expected",
+            r"2\.20\.0 is installed with libtpu 0\.0\.52; expected",
         ),
         (
             {**TPU, "libtpu": "0.0.32"},
-            r"libtpu 0\.0\.32, expected libtpu >=0\.0\.14,<0\.0\.32",
+            r"libtpu 0\.0\.32; expected libtpu >=0\.0\.14,<0\.0\.32",
         ),
         ({**TPU, "libtpu": "0.0.13"}, r"with libtpu 0\.0\.13"),
         (TPU, "is installed with no libtpu"),
         (
             {**TPU, "libtpu": "0.0.31", "tensorflow": "2.21.0"},
-            r"is installed over tensorflow, expected one build.*uninstall -y tensorflow",
+            r"is installed over tensorflow; expected one build.*uninstall -y tensorflow",
         ),
     ],
 )

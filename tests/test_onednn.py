@@ -42,11 +42,11 @@ def test_a_strategy_that_comes_first_turns_them_on() -> None:
     assert _ran("first") == (True, "1", False)
 
 
-def test_what_the_user_said_stays() -> None:
+def test_the_users_setting_stays() -> None:
     assert _ran("first", TF_ENABLE_ONEDNN_OPTS="0") == (False, "0", False)
 
 
-def test_a_strategy_that_comes_too_late_says_so() -> None:
+def test_a_strategy_that_comes_too_late_logs_a_warning() -> None:
     on, variable, complains = _ran("late")
     assert variable is None
     assert complains is not on  # some processors have them on by themselves

@@ -50,7 +50,7 @@ def test_missing() -> None:
     ]
 
 
-def test_the_command_tells_of_every_case_as_json() -> None:
+def test_the_command_reports_every_case_as_json() -> None:
     only = ["--only=one_device", "--only=multi_worker_mirrored-2-workers", "--only=mirrored-gpus"]
     done = subprocess.run(
         [sys.executable, "-m", "tfaccel.cli", "test", "--json", *only],
@@ -78,7 +78,7 @@ def test_a_case_that_takes_too_long_is_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    with pytest.raises(LaunchError, match=r"not done after 2 s"):
+    with pytest.raises(LaunchError, match=r"timeout after 2 s"):
         selftest.run(CASES[2], time_limit_s=2)
     commands = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tfaccel.distribute.model_parallel.layout_map import LayoutMap
     from tfaccel.fpga.export import export_fpga
+    from tfaccel.monitoring.callback import monitor
     from tfaccel.placement.visualize import visualize
+    from tfaccel.planner.plan import plan
     from tfaccel.strategies import strategy
     from tfaccel.strategies.describe import describe, is_chief
 
@@ -25,6 +27,8 @@ __all__ = [
     "export_fpga",
     "fpga",
     "is_chief",
+    "monitor",
+    "plan",
     "strategy",
     "visualize",
 ]
@@ -35,6 +39,8 @@ _HOME = {
     "describe": "tfaccel.strategies.describe",
     "export_fpga": "tfaccel.fpga.export",
     "is_chief": "tfaccel.strategies.describe",
+    "monitor": "tfaccel.monitoring.callback",
+    "plan": "tfaccel.planner.plan",
     "visualize": "tfaccel.placement.visualize",
 }
 

@@ -38,9 +38,18 @@ COMMANDS = {
         "tfaccel.launch.main:main", "start the workers of a job, here or on a cluster"
     ),
     "env": Command("tfaccel.env:main", "show versions, devices and settings, to paste in a report"),
+    "monitor": Command(
+        "tfaccel.monitoring.command:main", "show where the time of a training run went"
+    ),
     "bench": Command("tfaccel.bench:main", "measure how fast workers reduce gradients"),
+    "plan": Command(
+        "tfaccel.planner.command:main",
+        "estimate whether a model fits, how to split it, and its step time",
+    ),
     "tpu": Command(
-        "tfaccel.tpu:main", "check a training step for a TPU that is not here, or run it there"
+        "tfaccel.tpu:main",
+        "compile a training step with the TPU compiler (no TPU needed), or run a script on a Cloud "
+        "TPU",
     ),
     "fpga": Command("tfaccel.fpga:main", "export a model to checked firmware, or sweep precisions"),
     "test": Command("tfaccel.selftest:main", "check that training works here as on one device"),
@@ -54,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after the program's name; those of this process when None.
 
     Returns:
-        The exit code: 2 for a mistake in the arguments or a `TfaccelError`, else the
+        The exit code: 2 for invalid arguments or a `TfaccelError`, else the
         subcommand's own.
     """
     words = list(sys.argv[1:] if argv is None else argv)
@@ -74,12 +83,14 @@ def _parser() -> argparse.ArgumentParser:
     listed = "\n".join(f"  {name:{width}}  {one.help}" for name, one in COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="tfaccel",
-        description="A strategy is the only thing that changes.",
-        epilog=f"commands:\n{listed}\n\n`tfaccel COMMAND --help` says more about each.",
+        description="Distributed training for Keras 3 on TensorFlow.",
+        epilog=f"commands:\n{listed}\n\n`tfaccel COMMAND --help` describes each.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"tfaccel {tfaccel.__version__}")
-    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of those below")
+    parser.add_argument(
+        "command", choices=COMMANDS, metavar="COMMAND", help="one of the commands below"
+    )
     return parser
 
 

@@ -23,11 +23,11 @@ FLAGS = {f"--{old}": f"--{new}" for old, new in OPTIONS.items()}
 VARIABLES = {f"TFACCEL_{old.upper()}": f"TFACCEL_{new.upper()}" for old, new in OPTIONS.items()}
 
 
-def renamed(given: Mapping[str, Any], table: Mapping[str, str]) -> dict[str, Any]:
-    """What was given, under today's names; every old name that is in use warns.
+def renamed(supplied: Mapping[str, Any], table: Mapping[str, str]) -> dict[str, Any]:
+    """The values under their current names; every deprecated name that is in use warns.
 
     Args:
-        given: values by name; None and ``""`` count as not given.
+        supplied: values by name; None and ``""`` count as not given.
         table: old name to new.
 
     Raises:
@@ -36,14 +36,14 @@ def renamed(given: Mapping[str, Any], table: Mapping[str, str]) -> dict[str, Any
     >>> renamed({"partial_batch": "pad", "seed": 1}, OPTIONS)
     {'partial_batch': 'pad', 'seed': 1}
     """
-    values = {name: value for name, value in given.items() if name not in table}
+    values = {name: value for name, value in supplied.items() if name not in table}
     for old, new in table.items():
-        value = given.get(old)
+        value = supplied.get(old)
         if value is None or value == "":
             continue
         if values.get(new) not in (None, ""):
             raise StrategyError(
-                f"tfaccel: {old}={value!r} and {new}={values[new]!r} were both given, expected "
+                f"tfaccel: {old}={value!r} and {new}={values[new]!r} were both given; expected "
                 f"one of them: {old} is the deprecated name of {new}; leave it out."
             )
         warn(old, new)

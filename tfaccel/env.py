@@ -1,7 +1,7 @@
 """`tfaccel env`: what a bug report needs to know about a machine, on one page.
 
 `report` looks, `table` and `to_json` show; nothing here fails on a broken installation, since that
-is what it is asked about.
+is what it reports on.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING
 
 from tfaccel import cluster, hardware, installed
-from tfaccel.cluster import Answer, Cluster
+from tfaccel.cluster import Cluster, ResolverResult, job_secret
 from tfaccel.errors import TfaccelError
 from tfaccel.hardware import Device
 
@@ -45,7 +45,7 @@ class Report:
     """What `tfaccel env` found.
 
     Attributes:
-        tfaccel: our version.
+        tfaccel: its version.
         python: Python's version.
         platform: operating system and processor architecture.
         tensorflow: version, and the distribution it came from.
@@ -53,13 +53,13 @@ class Report:
         backend: the backend that Keras runs on; ``""`` if it does not start.
         numpy: NumPy's version.
         cores: processor cores this process may use.
-        memory: the machine's memory in GiB; None where the system does not tell.
+        memory: the machine's memory in GiB; None where unknown.
         cuda: the CUDA version TensorFlow was built for; ``""`` for a build without CUDA.
         cudnn: the same for cuDNN.
         variables: name and value of the environment variables that change a run.
         devices: the devices TensorFlow sees.
         cluster: the workers of this job; None outside one.
-        resolvers: what each resolver of the cluster has read and said, in their order.
+        resolvers: what each resolver of the cluster has read and its result, in their order.
         auto: the strategy that `auto` would choose; ``""`` if it cannot.
         reason: why that one.
         problems: what is wrong, a line each.
@@ -79,7 +79,7 @@ class Report:
     variables: tuple[tuple[str, str], ...]
     devices: tuple[Device, ...]
     cluster: Cluster | None
-    resolvers: tuple[Answer, ...]
+    resolvers: tuple[ResolverResult, ...]
     auto: str
     reason: str
     problems: tuple[str, ...]
@@ -100,7 +100,7 @@ def report(environ: Mapping[str, str] = os.environ) -> Report:
     problems: list[str] = []
     cuda, cudnn, backend = "", "", ""
     devices: tuple[Device, ...] = ()
-    workers, answers = None, cluster.ask(environ)
+    workers, answers = None, cluster.resolve_all(environ)
     auto, reason = "", ""
     try:
         installed.check(installed.packages())  # or the imports below would end this process
@@ -137,9 +137,9 @@ def _choose(
     environ: Mapping[str, str], devices: tuple[Device, ...], workers: Cluster | None
 ) -> tuple[str, str]:
     """What `tfaccel.strategy()` would take with the environment as it is, and why."""
-    from tfaccel.strategies import resolve
+    from tfaccel.strategies import select
 
-    choice = resolve(None, {}, environ, devices, workers).choice
+    choice = select(None, {}, environ, devices, workers).choice
     return choice.name, choice.reason
 
 
@@ -202,54 +202,55 @@ def _memory() -> float | None:
 
 def _variables(environ: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     names = (*_VARIABLES, *sorted(name for name in environ if name.startswith("TFACCEL_")))
-    return tuple((name, environ[name]) for name in names if name in environ)
+    shown = {**environ, job_secret.VARIABLE: "(set, not shown)"}
+    return tuple((name, shown[name]) for name in names if name in environ)
 
 
-def to_json(found: Report) -> str:
+def to_json(report: Report) -> str:
     """The report as JSON, one key for each attribute of `Report`; variables are objects."""
-    shown = dataclasses.asdict(found)
+    shown = dataclasses.asdict(report)
     for part in (shown, *shown["resolvers"]):
         part["variables"] = dict(part["variables"])
     return json.dumps(shown, indent=2)
 
 
-def rows(found: Report) -> list[tuple[str, str]]:
+def rows(report: Report) -> list[tuple[str, str]]:
     """The report as lines of a subject and what was found."""
-    workers = found.cluster
+    workers = report.cluster
     lines = [
-        ("tfaccel", found.tfaccel),
-        ("Python", f"{found.python} on {found.platform}"),
-        ("TensorFlow", found.tensorflow),
-        ("Keras", found.keras + (f" on {found.backend}" if found.backend else "")),
-        ("NumPy", found.numpy),
-        ("cores", str(found.cores)),
-        ("memory", "unknown" if found.memory is None else f"{found.memory} GiB"),
-        ("built for", _built(found)),
-        *((device.name, device.description or device.kind) for device in found.devices),
-        *found.variables,
+        ("tfaccel", report.tfaccel),
+        ("Python", f"{report.python} on {report.platform}"),
+        ("TensorFlow", report.tensorflow),
+        ("Keras", report.keras + (f" on {report.backend}" if report.backend else "")),
+        ("NumPy", report.numpy),
+        ("cores", str(report.cores)),
+        ("memory", "unknown" if report.memory is None else f"{report.memory} GiB"),
+        ("built for", _built(report)),
+        *((device.name, device.description or device.kind) for device in report.devices),
+        *report.variables,
     ]
     if workers is None:
         lines.append(("cluster", "none"))
     else:
         lines.append(("cluster", f"worker {workers.rank} of {workers.size}, by {workers.source}"))
         lines += [(f"worker {rank}", address) for rank, address in enumerate(workers.workers)]
-    for answer in found.resolvers:
+    for answer in report.resolvers:
         if answer.variables:
-            passed = "" if workers is None or answer.cluster == workers else ", passed over"
-            lines.append((f"by {answer.source}{passed}", f"{answer.says}; read {answer.read}"))
-    if found.auto:
-        lines.append(("auto", f"{found.auto}: {found.reason}"))
-    lines += [("problem", problem) for problem in found.problems]
+            passed = "" if workers is None or answer.cluster == workers else ", ignored"
+            lines.append((f"by {answer.source}{passed}", f"{answer.summary}; read {answer.read}"))
+    if report.auto:
+        lines.append(("auto", f"{report.auto}: {report.reason}"))
+    lines += [("problem", problem) for problem in report.problems]
     return lines
 
 
-def _built(found: Report) -> str:
-    if not found.cuda:
+def _built(report: Report) -> str:
+    if not report.cuda:
         return "CPU (no CUDA)"
-    return f"CUDA {found.cuda}, cuDNN {found.cudnn}"
+    return f"CUDA {report.cuda}, cuDNN {report.cudnn}"
 
 
-def table(found: Report) -> Table:
+def table(report: Report) -> Table:
     """The report as a table for people."""
     from rich.markup import escape
     from rich.table import Table
@@ -257,7 +258,7 @@ def table(found: Report) -> Table:
     shown = Table(show_header=False, title="tfaccel env", title_justify="left")
     shown.add_column(style="bold", no_wrap=True)
     shown.add_column(overflow="fold")
-    for subject, text in rows(found):
+    for subject, text in rows(report):
         style = "red" if subject == "problem" else None
         shown.add_row(escape(subject), escape(text), style=style)
     return shown
@@ -273,17 +274,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0, also when there are problems to report.
     """
     parser = argparse.ArgumentParser(
-        prog="tfaccel env", description="What a bug report needs to know about this machine."
+        prog="tfaccel env", description="Show versions, devices and settings, for a bug report."
     )
     parser.add_argument("--json", action="store_true", help="print JSON in place of a table")
     arguments = parser.parse_args(argv)
-    found = report()
+    this_machine = report()
     if arguments.json:
-        print(to_json(found))
+        print(to_json(this_machine))
     else:
         from rich.console import Console
 
-        Console().print(table(found))
+        Console().print(table(this_machine))
     return 0
 
 

@@ -1,6 +1,6 @@
-"""The mistakes tfaccel can tell you about, one class per kind.
+"""The errors of tfaccel, one class per kind.
 
-Every message says what was found, what was expected and what to do, on one line.
+Every message states what was found, what was expected and what to do, on one line.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ class TfaccelError(Exception):
 
 
 class StrategyError(TfaccelError, ValueError):
-    """A strategy was requested that this hardware, cluster or option set cannot give."""
+    """The requested strategy is not available with this hardware, cluster or set of options."""
 
 
 class ClusterError(TfaccelError, ValueError):
-    """The environment describes a cluster that cannot be right."""
+    """The environment describes an invalid cluster."""
 
 
 class LaunchError(TfaccelError, RuntimeError):
@@ -34,22 +34,26 @@ class InputError(TfaccelError, ValueError):
 
 
 class CheckpointError(TfaccelError, ValueError):
-    """A checkpoint that is not there, not whole, or another model's."""
+    """A checkpoint that is missing, incomplete, or of another model."""
 
 
 class CheckError(TfaccelError, ValueError):
-    """A step of which the strategy would make other numbers than one device."""
+    """A step whose results under the strategy would differ from one device's."""
 
 
 class LayoutError(TfaccelError, ValueError):
-    """A mesh, or the layout of a variable on it, that cannot be."""
+    """An invalid mesh, or an invalid layout of a variable on it."""
+
+
+class MonitorError(TfaccelError, ValueError):
+    """A run that cannot be measured, or a record of one that cannot be read."""
 
 
 class FpgaError(TfaccelError, RuntimeError):
-    """A model that cannot become firmware, or a tool that failed on the way.
+    """A model that cannot be exported as firmware, or a tool that failed.
 
     Attributes:
-        log: the file with all that the tools said, if one ran.
+        log: the file with the output of the tools, if one ran.
     """
 
     def __init__(self, message: str, log: Path | None = None) -> None:
@@ -58,11 +62,11 @@ class FpgaError(TfaccelError, RuntimeError):
 
 
 class FpgaTimeoutError(FpgaError):
-    """A tool was not done within the time it was given."""
+    """A tool exceeded its timeout."""
 
 
 class FpgaCheckError(FpgaError):
-    """Firmware that does not say what Keras says.
+    """Firmware whose outputs differ from Keras's.
 
     Attributes:
         report: the `tfaccel.fpga.report.Report` of the export, with the error of each layer.

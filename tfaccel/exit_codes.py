@@ -1,12 +1,12 @@
-"""The exit codes with which training says what its launcher is to do next.
+"""The exit codes with which training tells its launcher what to do next.
 
-Every engine is told about them: `PREEMPTED` is tried again and does not count as a restart, where
-the engine lets us say so.
+Every engine handles them: `PREEMPTED` is tried again and does not count as a restart, where
+the engine supports it.
 
 | code | a worker ends with it when | then |
 | --- | --- | --- |
 | 0 | it is done | the job has succeeded |
-| 33 | it was told to stop (SIGTERM) and has saved | all start again; not counted |
+| 33 | preempted (SIGTERM), checkpoint saved | all are restarted; not counted |
 | 93 | several starts in a row made no new step | the job has failed, and is not started again |
 | other | it failed | all start again, up to ``--max-restarts`` times |
 """

@@ -12,7 +12,7 @@
         app.run(main)
 
 Names and values follow the TensorFlow Model Garden (`official/common/distribute_utils.py`), whose
-spellings of a value are understood wherever they can mean one thing only. Where we differ:
+spellings of a value are understood wherever they are unambiguous. Differences:
 
 | Model Garden | tfaccel |
 | --- | --- |
@@ -27,6 +27,10 @@ spellings of a value are understood wherever they can mean one thing only. Where
 | `--enable_xla` | `--xla` |
 | `--tpu=NAME` | the same |
 | `--worker_hosts`, `--task_index` | none: the cluster is read from the environment |
+
+`--monitor=DIRECTORY` measures every `fit` that is given `flags.callbacks(strategy)`:
+
+    model.fit(x, y, callbacks=[*flags.callbacks(strategy), ...])
 
 What is given on the command line wins, then ``TFACCEL_<OPTION>`` in the environment, then the
 default that the script gave to `define`, then tfaccel's own.
@@ -44,6 +48,7 @@ from absl import flags
 from tfaccel import deprecated
 
 if TYPE_CHECKING:
+    import keras
     import tensorflow as tf
 
 _NO_KERAS_3 = "Keras 3 does not support it; use mirrored or multi_worker_mirrored"
@@ -84,7 +89,7 @@ def _strategy(text: str) -> str:
             f"{text!r} is a Model Garden name without a match here: {_REFUSED_STRATEGIES[name]}"
         )
     if name not in NAMES:
-        raise ValueError(f"{text!r} is no strategy; use one of {', '.join(NAMES)}")
+        raise ValueError(f"{text!r} is not a strategy; use one of {', '.join(NAMES)}")
     return name
 
 
@@ -98,7 +103,7 @@ def _precision(text: str) -> str:
         return _PRECISIONS[text.lower()]
     except KeyError:
         raise ValueError(
-            f"{text!r} is no precision; use auto, float32, mixed_bfloat16 or mixed_float16"
+            f"{text!r} is not a precision; use auto, float32, mixed_bfloat16 or mixed_float16"
         ) from None
 
 
@@ -114,8 +119,8 @@ def _devices(text: str) -> int | str:
         return text
     if number < 1:
         raise ValueError(
-            f"{number} devices make no sense; give 1 or more, leave the flag out for all, "
-            "or use --device_type=cpu for none but the CPU"
+            f"{number} is not a valid number of devices; give 1 or more, leave the flag out for "
+            "all, or use --device_type=cpu for none but the CPU"
         )
     return number
 
@@ -130,7 +135,7 @@ def _one_of(*values: str) -> Callable[[str], str]:
 
 
 class _Parser(flags.ArgumentParser):  # type: ignore[misc]
-    """A function from text to value as an absl parser; values that are no text pass through it."""
+    """A function from text to value as an absl parser; values that are not text pass through it."""
 
     syntactic_help = ""
 
@@ -172,22 +177,39 @@ _FLAGS: dict[str, tuple[Callable[[str], Any] | None, str]] = {
         _one_of("exact", "pad", "drop"),
         "A batch with fewer rows: exact (as it is), pad (static shapes), drop (not trained on).",
     ),
+    "batch_norm": (
+        _one_of("replica", "synchronized"),
+        "Rows that BatchNormalization normalises over: the replica's, or the global batch.",
+    ),
+    "input": (
+        _one_of("global", "per_worker"),
+        "Dataset passed to fit on each worker: the full global batches (global), or this worker's "
+        "own shard (per_worker).",
+    ),
     "check": (
         _one_of("auto", "always", "off"),
-        "Compare the first step with one device's: auto (own parts, and meshes), always, off.",
+        "Compare the first step with one device's: auto (models with custom components, and all "
+        "models on a mesh), always, off.",
     ),
     "steps_per_execution": (int, "Steps that a TPU runs in one call; chosen if unset."),
+    "data_service": (str, "host:port of a tf.data service that computes rows; see the launcher."),
+    "profile": (str, "First and last step, as 10:20, that every worker profiles for TensorBoard."),
+    "profile_dir": (str, "Directory of that profile; profile if unset."),
     "seed": (int, "Seed of Python, NumPy and Keras; agreed among workers when not given."),
-    "deterministic": (None, "Ask TensorFlow for deterministic ops: slower, the same each run."),
-    "memory_growth": (None, "Take GPU memory as it is needed and not all at the start."),
+    "deterministic": (None, "Use deterministic ops of TensorFlow: slower, reproducible."),
+    "memory_growth": (None, "Allocate GPU memory as needed instead of all at the start."),
     "mesh": (str, "Mesh of strategy model_parallel: axes and sizes, such as batch=2,model=4."),
     "layouts": (
         _one_of("auto", "fully_sharded"),
-        "How a model lies on the mesh: auto, fully_sharded.",
+        "How variables are sharded over the mesh: auto, fully_sharded.",
     ),
     "tpu": (str, "Name or address of the TPU; 'local' on a TPU VM."),
     "tpu_zone": (str, "Google Cloud zone of a TPU that is given by name."),
     "tpu_project": (str, "Google Cloud project of a TPU that is given by name."),
+}
+# Those of what a script does under the strategy.
+_CALLBACK_FLAGS: dict[str, tuple[Callable[[str], Any], str]] = {
+    "monitor": (str, "Measure where the time of a fit goes; write a report into this directory."),
 }
 
 
@@ -204,10 +226,11 @@ def define(*, flag_values: flags.FlagValues = flags.FLAGS, **defaults: object) -
         absl.flags.DuplicateFlagError: the script has defined a flag of the same name.
     """
     defaults = deprecated.renamed(defaults, deprecated.OPTIONS)
-    if unknown := sorted(set(defaults) - set(_FLAGS)):
-        raise TypeError(f"no such flag: {', '.join(unknown)}; the flags are {', '.join(_FLAGS)}")
+    every = {**_FLAGS, **_CALLBACK_FLAGS}
+    if unknown := sorted(set(defaults) - set(every)):
+        raise TypeError(f"no such flag: {', '.join(unknown)}; the flags are {', '.join(every)}")
     flags.disclaim_key_flags()  # so that `script.py --help` shows them with the script's own
-    for name, (parse, text) in _FLAGS.items():
+    for name, (parse, text) in every.items():
         if name in flag_values and flag_values[name].help == text:
             continue
         if parse is None:
@@ -237,10 +260,10 @@ def options(
         environ: the environment.
 
     Returns:
-        Keyword arguments; an option that nobody gave is not among them. The strategy's name is
+        Keyword arguments; an option that was not given is not among them. The strategy's name is
         under ``"name"``.
     """
-    given: dict[str, Any] = {}
+    requested: dict[str, Any] = {}
     names = {new: old for old, new in deprecated.OPTIONS.items()}
     for name in _FLAGS:
         flag = flag_values[name]
@@ -249,9 +272,9 @@ def options(
         variables = (f"TFACCEL_{n.upper()}" for n in (name, names.get(name, name)))
         if flag.using_default_value and any(map(environ.get, variables)):
             continue
-        given["name" if name == "strategy" else name] = flag.value
+        requested["name" if name == "strategy" else name] = flag.value
     old = {f"--{name}": flag_values[name].value for name in deprecated.OPTIONS}
-    today = {f"--{name}": value for name, value in given.items()}
+    today = {f"--{name}": value for name, value in requested.items()}
     return {
         name.removeprefix("--"): value
         for name, value in deprecated.renamed({**today, **old}, deprecated.FLAGS).items()
@@ -278,3 +301,30 @@ def strategy(*, flag_values: flags.FlagValues = flags.FLAGS) -> tf.distribute.St
         return tfaccel.strategy(**options(flag_values=flag_values))
     except TfaccelError as error:
         sys.exit(str(error))
+
+
+def callbacks(
+    strategy: tf.distribute.Strategy,
+    *,
+    flag_values: flags.FlagValues = flags.FLAGS,
+    environ: Mapping[str, str] = os.environ,
+) -> list[keras.callbacks.Callback]:
+    """The callbacks of `fit` that the flags request; every worker must pass them.
+
+    Args:
+        strategy: under which the model is trained.
+        flag_values: the parsed flags.
+        environ: the environment, whose ``TFACCEL_MONITOR`` stands for ``--monitor``.
+
+    Returns:
+        `tfaccel.monitor` with ``--monitor``; an empty list without.
+    """
+    flag = flag_values["monitor"]
+    directory = flag.value
+    if flag.value is None or flag.using_default_value:
+        directory = environ.get("TFACCEL_MONITOR") or flag.value
+    if not directory:
+        return []
+    import tfaccel
+
+    return [tfaccel.monitor(strategy, directory)]

@@ -51,14 +51,14 @@ def detect() -> tuple[Device, ...]:
     installed.check_before_import()
     import tensorflow as tf
 
-    found: list[Device] = []
+    devices: list[Device] = []
     for kind in ("CPU", "GPU", "TPU"):
         index = 0
         for physical in tf.config.get_visible_devices(kind):
             parts = tf.config.get_logical_device_configuration(physical) or [None]
             details = tf.config.experimental.get_device_details(physical) if kind == "GPU" else {}
             for _ in parts:
-                found.append(
+                devices.append(
                     Device(
                         kind,
                         index,
@@ -67,7 +67,7 @@ def detect() -> tuple[Device, ...]:
                     )
                 )
                 index += 1
-    return tuple(found)
+    return tuple(devices)
 
 
 def count(devices: Sequence[Device], kind: str) -> int:

@@ -24,40 +24,40 @@ _LIBTPU: dict[tuple[int, ...], tuple[tuple[int, ...], tuple[int, ...]]] = {
 
 def packages() -> dict[str, str]:
     """The versions of those packages here that hold TensorFlow or drive a TPU."""
-    found = {}
+    versions = {}
     for name in (*TENSORFLOWS, "libtpu"):
         try:
-            found[name] = metadata.version(name)
+            versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
-def check(found: Mapping[str, str]) -> None:
+def check(versions: Mapping[str, str]) -> None:
     """Checks that TensorFlow can be imported.
 
     Args:
-        found: as from `packages`.
+        versions: as from `packages`.
 
     Raises:
         StrategyError: when TensorFlow would abort, or two builds lie over each other.
     """
-    if "tensorflow-tpu" not in found:
+    if "tensorflow-tpu" not in versions:
         return
-    others = [name for name in TENSORFLOWS if name in found and name != "tensorflow-tpu"]
+    others = [name for name in TENSORFLOWS if name in versions and name != "tensorflow-tpu"]
     if others:
         raise StrategyError(
-            f"tfaccel: tensorflow-tpu is installed over {' and '.join(others)}, expected one build "
+            f"tfaccel: tensorflow-tpu is installed over {' and '.join(others)}; expected one build "
             f"of TensorFlow; pip uninstall -y {' '.join(others)} tensorflow-tpu, "
             f"then {INSTALL_TPU}."
         )
-    known = _LIBTPU.get(_numbers(found["tensorflow-tpu"])[:2])
-    libtpu = found.get("libtpu")
+    known = _LIBTPU.get(_numbers(versions["tensorflow-tpu"])[:2])
+    libtpu = versions.get("libtpu")
     if known is not None and not (libtpu and known[0] <= _numbers(libtpu) < known[1]):
         low, high = (".".join(map(str, one)) for one in known)
         raise StrategyError(
-            f"tfaccel: tensorflow-tpu {found['tensorflow-tpu']} is installed with "
-            f"{'no libtpu' if libtpu is None else f'libtpu {libtpu}'}, expected libtpu "
+            f"tfaccel: tensorflow-tpu {versions['tensorflow-tpu']} is installed with "
+            f"{'no libtpu' if libtpu is None else f'libtpu {libtpu}'}; expected libtpu "
             f">={low},<{high} (others end the process); {INSTALL_TPU}."
         )
 
@@ -78,17 +78,19 @@ def check_before_import() -> None:
     check(packages())
 
 
-def check_tpu(found: Mapping[str, str]) -> None:
+def check_tpu(versions: Mapping[str, str]) -> None:
     """Checks that TensorFlow can drive a TPU that is in this machine.
 
     Raises:
         StrategyError: says what is installed in its place.
     """
-    check(found)
-    if "tensorflow-tpu" not in found:
-        have = ", ".join(f"{n} {v}" for n, v in found.items() if n != "libtpu") or "no TensorFlow"
+    check(versions)
+    if "tensorflow-tpu" not in versions:
+        have = (
+            ", ".join(f"{n} {v}" for n, v in versions.items() if n != "libtpu") or "no TensorFlow"
+        )
         raise StrategyError(
-            f"tfaccel: a TPU was requested and {have} is installed, expected tensorflow-tpu; in a "
+            f"tfaccel: a TPU was requested and {have} is installed; expected tensorflow-tpu; in a "
             f"fresh environment: {INSTALL_TPU} (its newest release is 2.20.0)."
         )
 

@@ -20,7 +20,7 @@ _NEEDED = {"avx2", "fma"}
 
 
 def prefer(environ: MutableMapping[str, str]) -> None:
-    """Requests oneDNN in an environment that says nothing of it, if this processor gains."""
+    """Requests oneDNN in an environment that does not set it, if this processor gains."""
     if is_faster():
         environ.setdefault(VARIABLE, "1")
 

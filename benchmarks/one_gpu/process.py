@@ -34,7 +34,7 @@ class Process:
     def __init__(self, task: Task, env: Mapping[str, str]) -> None:
         self.task = task
         self._begun = time.monotonic()
-        self._said: queue.Queue[dict[str, Any] | None] = queue.Queue()
+        self._messages: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self._log = tempfile.TemporaryFile(  # noqa: SIM115  # open while the process runs
             "w+", encoding="utf-8", errors="replace"
         )
@@ -57,27 +57,27 @@ class Process:
         begun = None
         while True:
             try:
-                said = self._said.get(timeout=max(0.0, end - time.monotonic()))
+                message = self._messages.get(timeout=max(0.0, end - time.monotonic()))
             except queue.Empty:
                 doing = "train" if begun else "get ready"
                 found |= {"status": "too late", "error": f"had {limit_s:.0f} s to {doing}"}
                 break
-            if said is None:
+            if message is None:
                 break
-            if said.pop("ready", None):
+            if message.pop("ready", None):
                 found["start_s"] = round(time.monotonic() - self._begun, 1)
                 begun, end = time.monotonic(), time.monotonic() + limit_s
                 assert self._process.stdin is not None
                 with contextlib.suppress(BrokenPipeError):
                     self._process.stdin.write("go\n")
                     self._process.stdin.flush()
-            if said.pop("done", None):
+            if message.pop("done", None):
                 found["status"] = "ok"
                 break
-            if "ms_a_step" in said:
-                found["rounds"].append(said)
+            if "step_time_ms" in message:
+                found["rounds"].append(message)
             else:
-                found |= said
+                found |= message
         self.end()
         if found["status"] != "ok":
             self._log.seek(0)
@@ -95,7 +95,7 @@ class Process:
         assert self._process.stdout is not None
         for line in self._process.stdout:
             if line.startswith("@"):
-                self._said.put(json.loads(line[1:]))
+                self._messages.put(json.loads(line[1:]))
             else:
                 self._log.write(line)
-        self._said.put(None)
+        self._messages.put(None)

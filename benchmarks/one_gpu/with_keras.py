@@ -27,7 +27,7 @@ class Rounds(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         loss = float(logs["loss"])  # waits for the last step
         spent = time.perf_counter() - self._begun
-        self._say({"ms_a_step": spent / self._task.steps * 1e3, "loss": loss})
+        self._say({"step_time_ms": spent / self._task.steps * 1e3, "loss": loss})
 
 
 def train(task: Task, say: Callable[[dict[str, Any]], None], wait: Callable[[], None]) -> None:
@@ -36,7 +36,7 @@ def train(task: Task, say: Callable[[dict[str, Any]], None], wait: Callable[[], 
     Args:
         task: what.
         say: is given what is measured, as it comes.
-        wait: returns when it is our turn.
+        wait: returns when it is this process's turn.
     """
     scope = _scope(task)
     if task.device == "gpu":

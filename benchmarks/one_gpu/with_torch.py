@@ -146,7 +146,7 @@ def train(task: Task, say: Callable[[dict[str, Any]], None], wait: Callable[[], 
             total += step()
         loss = float(total) / task.steps  # waits for the last step
         spent = time.perf_counter() - begun
-        say({"ms_a_step": spent / task.steps * 1e3, "loss": loss})
+        say({"step_time_ms": spent / task.steps * 1e3, "loss": loss})
     peak = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else None
     say({"peak_gib": peak})
 

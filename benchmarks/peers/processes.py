@@ -21,7 +21,7 @@ from tfaccel import onednn
 from tfaccel.launch.environment import worker_environment
 from tfaccel.launch.ports import free_ports
 
-_SAID = 12  # lines of a worker that failed
+_SHOWN_LINES = 12  # lines of a worker that failed
 
 
 class WorkerError(RuntimeError):
@@ -73,7 +73,12 @@ def _environment(task: Task, place: Place, workers: list[str], job_id: str) -> d
         host, _, port = workers[0].rpartition(":")
         return {**base, "MASTER_ADDR": host, "MASTER_PORT": port}
     return worker_environment(
-        base, workers=workers, rank=task.rank, job_id=job_id, start_timeout_s=120
+        base,
+        workers=workers,
+        rank=task.rank,
+        job_id=job_id,
+        secret=job_id,  # a number that cannot be guessed
+        start_timeout_s=120,
     )
 
 
@@ -84,8 +89,8 @@ def _wait(started: list[subprocess.Popen[str]], errors: list[IO[str]], limit_s: 
         codes = [process.poll() for process in started]
         for rank, code in enumerate(codes):
             if code:
-                said = "\n".join(_lines(errors[rank])[-_SAID:])
-                raise WorkerError(f"worker {rank} ended with {code}:\n{said}")
+                output = "\n".join(_lines(errors[rank])[-_SHOWN_LINES:])
+                raise WorkerError(f"worker {rank} ended with {code}:\n{output}")
         if all(code == 0 for code in codes):
             return
         if time.monotonic() > end:

@@ -15,7 +15,7 @@ from tfaccel.errors import TfaccelError
 
 
 def train(task: work.Task) -> dict[str, Any]:
-    """Milliseconds a step of each timed epoch, and the loss of the last.
+    """Milliseconds per step of each timed epoch, and the loss of the last.
 
     An option that the strategy refuses is answered with why, as ``refused``.
     """

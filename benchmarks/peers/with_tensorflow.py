@@ -16,7 +16,7 @@ from peers import keras_models, work
 
 
 def train(task: work.Task) -> dict[str, Any]:
-    """Milliseconds a step of each timed epoch, and the loss of the last."""
+    """Milliseconds per step of each timed epoch, and the loss of the last."""
     implementation = tf.distribute.experimental.CommunicationImplementation.RING
     options = tf.distribute.experimental.CommunicationOptions(implementation=implementation)
     strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)

@@ -24,7 +24,7 @@ _HOOKS = {"bfloat16": lambda state, bucket: default_hooks.bf16_compress_hook(sta
 
 
 def train(task: work.Task) -> dict[str, Any]:
-    """Milliseconds a step of each timed epoch, and the loss of the last.
+    """Milliseconds per step of each timed epoch, and the loss of the last.
 
     A tuned worker takes what PyTorch has for speed and leaves to the user to find.
     """

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests.support import environment
-from tfaccel.bench import communication, step
+from tfaccel.bench import communication, step_time
 from tfaccel.bench.measurements import Message, Transport
 from tfaccel.errors import ClusterError, StrategyError
 
@@ -33,20 +33,20 @@ def test_each_of_more_workers_sends_more() -> None:
     assert four.bus_bandwidth(four.messages[0]) == 1500
 
 
-def test_share_of_a_step() -> None:
+def test_communication_as_a_fraction_of_a_step() -> None:
     assert TWO.wait_fraction(3000, step_s=6.0) == pytest.approx(0.25)
 
 
 @pytest.mark.parametrize("text", ["", "1KB", "1KB,1KB", "x,1KB", "1TB,1KB", "2,1KB"])
 def test_sizes_that_are_none(text: str) -> None:
-    with pytest.raises(argparse.ArgumentTypeError, match="are no sizes"):
+    with pytest.raises(argparse.ArgumentTypeError, match="cannot be read as sizes"):
         communication._sizes(text)
 
 
 def test_alone_there_is_nothing_to_measure(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("TF_CONFIG", "PMI_RANK", "OMPI_COMM_WORLD_RANK"):
         monkeypatch.delenv(name, raising=False)
-    with pytest.raises(ClusterError, match="one worker has nobody to speak to"):
+    with pytest.raises(ClusterError, match="one worker has no other to communicate with"):
         communication.main([])
 
 
@@ -61,8 +61,7 @@ def test_two_workers_measure_both_transports() -> None:
         timeout=200,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    lines = [x.removeprefix("[0] ") for x in done.stdout.splitlines() if x.startswith("[0] ")]
-    found = {one["name"]: one for one in json.loads("\n".join(lines))}
+    found = {one["name"]: one for one in json.loads(done.stdout)}
     assert set(found) == {"mpi", "ring"}
     for one in found.values():
         assert not one["error"]
@@ -78,10 +77,10 @@ def saved(folder: Path, *shape: int | None) -> str:
 
 def test_a_step_of_a_model_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = saved(tmp_path, 3)
-    model = step.load(path)
-    assert step.gradient_bytes(model) == 4 * (3 * 2 + 2)
+    model = step_time.load(path)
+    assert step_time.gradient_bytes(model) == 4 * (3 * 2 + 2)
     before = model.get_weights()
-    assert 0 < step.seconds(model, rows=4) < 10
+    assert 0 < step_time.seconds(model, rows=4) < 10
     assert not np.array_equal(before[1], model.get_weights()[1]), "a step updates"
     communication._print([TWO], communication._parser().parse_args(["--model", path]))
     said = capsys.readouterr().out
@@ -90,10 +89,10 @@ def test_a_step_of_a_model_is_measured(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_a_step_of_unknown_shapes_is_not_measured(tmp_path: Path) -> None:
-    with pytest.raises(StrategyError, match=r"inputs of shapes \[\(None, 3\)\], expected known"):
-        step.seconds(step.load(saved(tmp_path, None, 3)), rows=4)
+    with pytest.raises(StrategyError, match=r"inputs of shapes \[\(None, 3\)\]; expected known"):
+        step_time.seconds(step_time.load(saved(tmp_path, None, 3)), rows=4)
 
 
 def test_a_model_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(StrategyError, match=r"cannot be loaded .*; give a \.keras file"):
-        step.load(str(tmp_path / "none.keras"))
+        step_time.load(str(tmp_path / "none.keras"))

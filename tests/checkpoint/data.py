@@ -79,6 +79,9 @@ DATA: dict[str, Callable[[], dict[str, Any]]] = {
     "tf.data of unknown length": lambda: {
         "x": _dataset().shuffle(16).filter(lambda x, y: x[0] < 40.0).batch(BATCH)
     },
+    "tf.data in other batches": lambda: {
+        "x": _dataset().shuffle(64, seed=3).batch(4).rebatch(BATCH)  # of unknown number
+    },
     "tf.data that repeats": lambda: {
         "x": _dataset().shuffle(16).repeat().batch(BATCH),
         "steps_per_epoch": 6,

@@ -24,14 +24,24 @@ class RowNumbers(keras.metrics.Metric):
         return self.sum + 0.0
 
 
-def dense(optimizer: Any = None, units: int = 8) -> keras.Model:
+def loss(y: Any, p: Any) -> Any:
+    return ops.mean((y - p[:, :2]) ** 2, -1)
+
+
+def dense(
+    optimizer: Any = None, units: int = 8, deep: bool = False, replica_independent: bool = False
+) -> keras.Model:
+    """A network; `replica_independent`: without what depends on the number of replicas."""
     inputs = keras.Input((6,))
     hidden = layers.Dense(units, "tanh")(inputs)
-    hidden = layers.Dropout(0.3)(layers.BatchNormalization()(hidden))
+    if deep:
+        hidden = layers.Dense(units, "tanh")(hidden)
+    if not replica_independent:
+        hidden = layers.Dropout(0.3)(layers.BatchNormalization()(hidden))
     outputs = layers.Concatenate()([layers.Dense(2)(hidden), inputs[:, :1]])
     model = keras.Model(inputs, outputs)
     optimizer = optimizer or keras.optimizers.Adam(0.01, weight_decay=0.01)
-    model.compile(optimizer, lambda y, p: ops.mean((y - p[:, :2]) ** 2, -1), metrics=[RowNumbers()])
+    model.compile(optimizer, loss, metrics=[RowNumbers()])
     return model
 
 
@@ -98,8 +108,9 @@ def gan() -> keras.Model:
     return model
 
 
-def accumulating() -> keras.Model:
-    return dense(keras.optimizers.SGD(0.05, momentum=0.9, gradient_accumulation_steps=2))
+def accumulating(replica_independent: bool = False) -> keras.Model:
+    sgd = keras.optimizers.SGD(0.05, momentum=0.9, gradient_accumulation_steps=2)
+    return dense(sgd, replica_independent=replica_independent)
 
 
 def scaled() -> keras.Model:
@@ -109,7 +120,9 @@ def scaled() -> keras.Model:
 
 MODELS: dict[str, Callable[[], keras.Model]] = {
     "dense": dense,
-    "wide": lambda: dense(units=64),
+    "alike": lambda: dense(replica_independent=True),
+    "accumulating alike": lambda: accumulating(replica_independent=True),
+    "wide": lambda: dense(units=64, deep=True),
     "gan": gan,
     "draws": draws,
     "accumulating": accumulating,

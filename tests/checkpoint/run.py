@@ -7,20 +7,26 @@ weights, slots, history and what the model has seen of each batch in OUT.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import signal
+import threading
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 import tfaccel
 from tests.checkpoint.data import DATA, rows
 from tests.checkpoint.models import MODELS
+from tfaccel.checkpoint import checkpoint_manager, sharded_files
 
 EPOCHS = 3
+_UNTIL_IN_STEP_S = 5.0
+PHASES = ("step", "validation", "part", "save", "trace", "compile")
 
 
 class Stops(keras.callbacks.Callback):
@@ -29,6 +35,12 @@ class Stops(keras.callbacks.Callback):
     def __init__(self, batches: int, phase: str, stop: Any) -> None:
         super().__init__()
         self.batches, self.phase, self.stop, self.done = batches, phase, stop, 0
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        if self.phase == "trace":
+            _stop_in_a_trace(self)
+        if self.phase == "compile":
+            _stop_in_a_step_that_does_not_end(self)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         self.done += 1
@@ -60,18 +72,19 @@ def train(
     every: int | str = 3,
     epochs: int = EPOCHS,
     stops: Stops | None = None,
+    asynchronous: bool = True,
 ) -> None:
     """Trains, from where an earlier call in the same folder has stopped."""
     cluster = getattr(strategy, "cluster", None)
     rank = cluster.rank if cluster else 0
-    resume = tfaccel.checkpoint.resume(f"{out}/checkpoints", every=every)
+    resume = tfaccel.checkpoint.resume(f"{out}/checkpoints", every=every, asynchronous=asynchronous)
     given = DATA[data]()
     with strategy.scope():
         trained = MODELS[model]()
     history = trained.fit(
         **given,
         epochs=epochs,
-        validation_data=rows(12) if model == "dense" else None,
+        validation_data=rows(12) if model in ("dense", "digits", "transformer") else None,
         verbose=0,
         callbacks=[
             Seen(Path(out, f"seen-{rank}.jsonl")),
@@ -98,13 +111,15 @@ def main() -> None:
     parser.add_argument("--model", default="dense")
     parser.add_argument("--seed", type=int)
     parser.add_argument("--kill", type=int, help="after so many batches")
-    parser.add_argument("--kill-in", default="step", choices=("step", "validation", "save"))
+    parser.add_argument("--kill-in", default="step", choices=PHASES)
     parser.add_argument("--signal", default="SIGKILL")
     parser.add_argument("--rank", type=int, default=0, help="of the process that is killed")
     parser.add_argument("--once", action="store_true", help="and not when it is started again")
+    parser.add_argument("--synchronous", action="store_true", help="train on after each write")
     options = parser.parse_args()
 
     def kill() -> None:
+        Path(options.out, "struck").touch()
         os.kill(os.getpid(), getattr(signal, options.signal))
 
     strategy = tfaccel.strategy(options.strategy, device_type="cpu", **options.options)
@@ -116,22 +131,61 @@ def main() -> None:
     if options.kill and rank == options.rank and not (options.once and killed.exists()):
         killed.touch()
         stops = Stops(options.kill, options.kill_in, kill)
-        if options.kill_in == "save":
-            _kill_in_a_save(stops)
-    train(options.out, strategy, options.data, options.model, stops=stops)
+        if options.kill_in in ("part", "save"):
+            _kill_in_a_write(stops, options.kill_in)
+    train(
+        options.out,
+        strategy,
+        options.data,
+        options.model,
+        stops=stops,
+        asynchronous=not options.synchronous,
+    )
 
 
-def _kill_in_a_save(stops: Stops) -> None:
-    from tfaccel.checkpoint import store
+def _stop_in_a_trace(stops: Stops) -> None:
+    """Stops the run as its step is traced, once."""
+    plain = keras.layers.Dropout.call
 
-    plain = store.seal
+    @functools.wraps(plain)
+    def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
+        keras.layers.Dropout.call = plain
+        stops.stop()
+        return plain(layer, *args, **kwargs)
 
-    def seal(path: str) -> None:
-        if stops.done >= stops.batches:
+    keras.layers.Dropout.call = call
+
+
+def _stop_in_a_step_that_does_not_end(stops: Stops) -> None:
+    """Stops the run in its first step: like a compiler it gives Python's handlers no turn."""
+    plain = keras.layers.Dropout.call
+    empty = tf.queue.FIFOQueue(1, tf.float32, [()])
+
+    @functools.wraps(plain)
+    def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
+        return plain(layer, *args, **kwargs) + empty.dequeue()
+
+    keras.layers.Dropout.call = call
+    threading.Timer(_UNTIL_IN_STEP_S, stops.stop).start()
+
+
+def _kill_in_a_write(stops: Stops, phase: str) -> None:
+    """Kills when a half of this process's part is there, or when the parts are put together."""
+    write_part, seal = sharded_files.write_part, checkpoint_manager.seal
+
+    def half(begun: str, rank: int, shards: Any, texts: Any) -> None:
+        if phase == "part" and stops.done >= stops.batches:
+            tf.io.gfile.makedirs(f"{begun}/half")
+            write_part(f"{begun}/half", rank, shards[::2], {})
             stops.stop()
-        plain(path)
+        write_part(begun, rank, shards, texts)
 
-    store.seal = seal
+    def sealed(path: str) -> None:
+        if phase == "save" and stops.done >= stops.batches:
+            stops.stop()
+        seal(path)
+
+    sharded_files.write_part, checkpoint_manager.seal = half, sealed
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ import pytest
 
 from tests.checkpoint.test_resume import assert_same
 from tests.support import run_child
+from tfaccel.checkpoint.restart_counter import RestartCounter
+from tfaccel.exit_codes import PREEMPTED
 
 RUN = ["-m", "tests.checkpoint.run"]
 
@@ -16,7 +18,14 @@ RUN = ["-m", "tests.checkpoint.run"]
 def job(out: Path, *more: str, data: str = "arrays", restarts: int = 0) -> None:
     """Two workers, all of which are started again when one is lost."""
     out.mkdir()
-    launch = ["-m", "tfaccel.cli", "launch", "--nproc", "2", "--max-restarts", str(restarts)]
+    launch = [
+        "-m",
+        "tfaccel.cli",
+        "launch",
+        "--nproc=2",
+        "--show=all",
+        f"--max-restarts={restarts}",
+    ]
     options = ["--strategy", "multi_worker_mirrored", "--seed", "1", "--data", data]
     run_child([*launch, *RUN[:1], "--", RUN[1], str(out), *options, *more])
 
@@ -24,7 +33,10 @@ def job(out: Path, *more: str, data: str = "arrays", restarts: int = 0) -> None:
 @pytest.mark.parametrize(
     ("rank", "phase", "data"),
     [
-        (1, "step", "tf.data"),
+        # In every run: tests/survival, and tests/launch/test_training.py.
+        pytest.param(1, "part", "tf.data", marks=pytest.mark.exhaustive),
+        pytest.param(0, "part", "arrays", marks=pytest.mark.exhaustive),
+        pytest.param(1, "step", "tf.data", marks=pytest.mark.exhaustive),
         pytest.param(0, "step", "arrays", marks=pytest.mark.exhaustive),
         pytest.param(0, "save", "PyDataset", marks=pytest.mark.exhaustive),
         pytest.param(1, "validation", "arrays", marks=pytest.mark.exhaustive),
@@ -38,13 +50,35 @@ def test_a_worker_is_killed(rank: int, phase: str, data: str, tmp_path: Path) ->
     assert_same(tmp_path / "whole", tmp_path / "lost", ranks=2)
 
 
-def test_a_worker_is_told_to_stop_and_no_step_is_lost(tmp_path: Path) -> None:
+def test_no_step_is_lost_when_a_worker_gets_sigterm(tmp_path: Path) -> None:
     out = tmp_path / "told"
     job(out, "--kill", "10", "--signal", "SIGTERM", "--rank", "1", "--once")
     for rank in range(2):
         lines = (out / f"seen-{rank}.jsonl").read_text().splitlines()
         assert [json.loads(line)[0] for line in lines] == list(range(1, 19))
     assert len(json.loads((out / "history-0.json").read_text())["loss"]) == 3
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("communication", ["ring", "mpi"])
+@pytest.mark.parametrize("phase", ["validation", "trace", "compile"])
+def test_a_worker_is_told_to_stop_where_no_step_ends(
+    phase: str, communication: str, tmp_path: Path
+) -> None:
+    options = ["--options", json.dumps({"communication": communication})]
+    job(tmp_path / "whole", *options)
+    told = ["--kill", "6", "--kill-in", phase, "--signal", "SIGTERM", "--rank", "1", "--once"]
+    job(tmp_path / "told", *options, *told)
+    assert (tmp_path / "told" / "killed").exists()
+    assert_same(tmp_path / "whole", tmp_path / "told", ranks=2)
+
+
+def test_a_notice_is_heard_in_a_first_step_that_does_not_end(tmp_path: Path) -> None:
+    told = ["--kill", "1", "--kill-in", "compile", "--signal", "SIGTERM"]
+    said = run_child([*RUN, str(tmp_path), *told], codes=(PREEMPTED,))
+    assert "SIGTERM: stopped before the first step; exit code 33" in said
+    assert not (tmp_path / "seen-0.jsonl").exists()
+    assert RestartCounter(str(tmp_path / "checkpoints")).starts == 0, "it does not count"
 
 
 @pytest.mark.exhaustive

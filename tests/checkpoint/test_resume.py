@@ -6,6 +6,7 @@ import json
 import shutil
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -20,7 +21,10 @@ import tfaccel
 from tests.checkpoint.data import DATA, rows
 from tests.checkpoint.models import dense
 from tests.checkpoint.run import Stops, train
+from tfaccel.checkpoint.background import settle
+from tfaccel.checkpoint.restart_counter import FILE, LIMIT, RestartCounter
 from tfaccel.errors import CheckpointError
+from tfaccel.exit_codes import NO_PROGRESS, PREEMPTED
 
 pytestmark = pytest.mark.child(devices=4)
 
@@ -46,16 +50,19 @@ def strategy(kind: str, **options: Any) -> Any:
     return tfaccel.strategy(kind, device_type="cpu", **options)
 
 
-def run(out: Path, made: Any, stop: int | None = None, phase: str = "step", **more: Any) -> None:
+def run(
+    out: Path, create: Any, stop: int | None = None, phase: str = "step", **options: Any
+) -> None:
     """Trains as in a process of its own, up to the batch after which it is lost."""
     out.mkdir(exist_ok=True)
     keras.backend.clear_session()
     keras.utils.set_random_seed(1)
     if stop is None:
-        train(str(out), made(), **more)
+        train(str(out), create(), **options)
         return
     with pytest.raises(LostError):
-        train(str(out), made(), stops=Stops(stop, phase, lose), **more)
+        train(str(out), create(), stops=Stops(stop, phase, lose), **options)
+    settle(f"{out}/checkpoints")
 
 
 def assert_same(first: Path, second: Path, ranks: int = 1) -> None:
@@ -136,26 +143,26 @@ def test_what_a_strategy_and_its_optimizers_keep(model: str, options: Any, tmp_p
     assert_same(tmp_path / "whole", tmp_path / "lost")
 
 
-def test_a_run_is_lost_twice_and_its_last_checkpoint_is_cut(tmp_path: Path) -> None:
-    made = lambda: strategy("one_device")  # noqa: E731
-    run(tmp_path / "whole", made)
-    run(tmp_path / "lost", made, stop=7)
-    run(tmp_path / "lost", made, stop=7)
+def test_a_run_killed_twice_resumes_past_a_truncated_checkpoint(tmp_path: Path) -> None:
+    create = lambda: strategy("one_device")  # noqa: E731
+    run(tmp_path / "whole", create)
+    run(tmp_path / "lost", create, stop=7)
+    run(tmp_path / "lost", create, stop=7)
     newest = max((tmp_path / "lost" / "checkpoints").iterdir())
     data = max(newest.glob("*.data*"))
     data.write_bytes(data.read_bytes()[:-1])
-    run(tmp_path / "lost", made)
+    run(tmp_path / "lost", create)
     assert_same(tmp_path / "whole", tmp_path / "lost")
 
 
 def test_a_run_without_a_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keras.utils, "set_random_seed", lambda seed: tf.random.set_seed(None))
-    made = lambda: strategy("one_device")  # noqa: E731
-    run(tmp_path / "lost", made, stop=4, data="tf.data")
+    create = lambda: strategy("one_device")  # noqa: E731
+    run(tmp_path / "lost", create, stop=4, data="tf.data")
     shutil.copytree(tmp_path / "lost", tmp_path / "again")
-    run(tmp_path / "lost", made, data="tf.data")
+    run(tmp_path / "lost", create, data="tf.data")
     np.random.seed(5)
-    run(tmp_path / "again", made, data="tf.data")
+    run(tmp_path / "again", create, data="tf.data")
     assert_same(tmp_path / "lost", tmp_path / "again")
 
 
@@ -169,13 +176,13 @@ def test_on_a_mesh(tmp_path: Path) -> None:
 
 
 def test_a_run_that_has_ended_ends_at_once_and_may_be_longer(tmp_path: Path) -> None:
-    made = lambda: strategy("one_device")  # noqa: E731
-    run(tmp_path / "whole", made)
-    run(tmp_path / "ended", made, epochs=2, every=5)
+    create = lambda: strategy("one_device")  # noqa: E731
+    run(tmp_path / "whole", create)
+    run(tmp_path / "ended", create, epochs=2, every=5)
     before = _history(tmp_path / "ended", 0)
-    run(tmp_path / "ended", made, epochs=2, every=5)
+    run(tmp_path / "ended", create, epochs=2, every=5)
     assert _history(tmp_path / "ended", 0) == before
-    run(tmp_path / "ended", made)
+    run(tmp_path / "ended", create)
     assert_same(tmp_path / "whole", tmp_path / "ended")
 
 
@@ -213,11 +220,12 @@ def test_another_models_checkpoint_is_one_line(tmp_path: Path) -> None:
         first, second = dense(), dense(units=5)
     x, y = rows()
     first.fit(x, y, verbose=0, callbacks=[tfaccel.checkpoint.resume(tmp_path)])
-    with pytest.raises(CheckpointError, match=r"has nothing of that shape for .* expected the mod"):
+    says = r"has no variable of matching shape for .* expected the mod"
+    with pytest.raises(CheckpointError, match=says):
         second.fit(x, y, verbose=0, callbacks=[tfaccel.checkpoint.resume(tmp_path)])
 
 
-def test_a_backup_that_loses_the_batch_is_told(tmp_path: Path) -> None:
+def test_a_backup_that_loses_the_batch_is_warned_of(tmp_path: Path) -> None:
     with strategy("mirrored", devices=2).scope():
         model = dense()
     backup = keras.callbacks.BackupAndRestore(tmp_path, save_freq=3)
@@ -238,7 +246,107 @@ def test_the_signal_means_what_it_did_when_fit_has_failed(tmp_path: Path) -> Non
     assert heard == ["before"]
 
 
-@pytest.mark.parametrize("given", [{"every": 0}, {"every": "step"}, {"keep": 0}])
-def test_what_it_takes_is_checked(given: Any, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=f"{next(iter(given))} is .*, expected"):
-        tfaccel.checkpoint.resume(tmp_path, **given)
+def test_the_signal_means_what_it_did_to_a_later_fit_without_resume(tmp_path: Path) -> None:
+    heard = []
+    before = signal.signal(signal.SIGTERM, lambda *_: heard.append("before"))
+    try:
+        run(tmp_path, lambda: strategy("one_device"), stop=4)
+        tell = keras.callbacks.LambdaCallback(
+            on_epoch_begin=lambda *_: signal.raise_signal(signal.SIGTERM)
+        )
+        model = dense()
+        model.fit(*rows(), verbose=0, callbacks=[tell])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert heard == ["before"]
+
+
+def test_a_fit_in_another_thread_than_its_callback_was_made_in(tmp_path: Path) -> None:
+    heard, before = [], signal.signal(signal.SIGTERM, lambda *_: heard.append("before"))
+    try:
+        with strategy("one_device").scope():
+            model = dense()
+        resume = tfaccel.checkpoint.resume(tmp_path)
+        with ThreadPoolExecutor() as pool:
+            fit = pool.submit(model.fit, *rows(), verbose=0, callbacks=[resume])
+            assert fit.result().history["loss"]
+        signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert heard == ["before"]
+
+
+def stopped(out: Path, create: Any, code: int, stops: keras.callbacks.Callback) -> None:
+    """As `run`, up to where the process would end with an exit code."""
+    out.mkdir(exist_ok=True)
+    keras.backend.clear_session()
+    keras.utils.set_random_seed(1)
+    with pytest.raises(SystemExit) as ended:
+        train(str(out), create(), stops=stops)  # type: ignore[arg-type]
+    assert ended.value.code == code
+
+
+def test_a_notice_in_validation_is_not_kept_waiting_for_its_end(tmp_path: Path) -> None:
+    create = lambda: strategy("mirrored", devices=2)  # noqa: E731
+    run(tmp_path / "whole", create)
+    batches = []
+
+    def tell() -> None:
+        batches.append("of validation")
+        signal.raise_signal(signal.SIGTERM)
+
+    stopped(tmp_path / "lost", create, PREEMPTED, Stops(6, "validation", tell))
+    assert len(batches) == 1, "it has two"
+    run(tmp_path / "lost", create)
+    assert_same(tmp_path / "whole", tmp_path / "lost")
+
+
+def test_a_notice_while_the_first_step_is_traced(tmp_path: Path) -> None:
+    told = Stops(1, "trace", lambda: signal.raise_signal(signal.SIGTERM))
+    stopped(tmp_path, lambda: strategy("one_device"), PREEMPTED, told)
+    assert RestartCounter(str(tmp_path / "checkpoints")).starts == 0, "it does not count"
+
+
+def test_a_notice_before_the_fit(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    tfaccel.checkpoint.resume(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        signal.raise_signal(signal.SIGTERM)
+    assert ended.value.code == PREEMPTED
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_of_two_callbacks_the_one_in_the_fit_hears_of_a_notice(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    tfaccel.checkpoint.resume(tmp_path / "of another fit")
+    told = Stops(4, "step", lambda: signal.raise_signal(signal.SIGTERM))
+    stopped(tmp_path, lambda: strategy("one_device"), PREEMPTED, told)
+    assert (tmp_path / "checkpoints" / "step-0000000004").is_dir()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_run_that_makes_no_new_step_is_not_started_for_ever(tmp_path: Path) -> None:
+    class Fails(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+            raise LostError
+
+    create = lambda: strategy("one_device")  # noqa: E731
+    run(tmp_path, create, stop=5)
+    for _ in range(LIMIT):
+        keras.backend.clear_session()
+        keras.utils.set_random_seed(1)
+        with pytest.raises(LostError):
+            train(str(tmp_path), create(), stops=Fails())  # type: ignore[arg-type]
+    with mock.patch.object(logging, "error") as told:
+        stopped(tmp_path, create, NO_PROGRESS, Fails())
+    line = told.call_args.args[0] % told.call_args.args[1:]
+    says = "no progress: the last 3 attempts ended before completing a step after batch 4; expected"
+    assert f"{says} at least one step" in line
+    (tmp_path / "checkpoints" / FILE).unlink()
+    run(tmp_path, create)
+
+
+@pytest.mark.parametrize("settings", [{"every": 0}, {"every": "step"}, {"keep": 0}])
+def test_what_it_takes_is_checked(settings: Any, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=f"{next(iter(settings))} is .*; expected"):
+        tfaccel.checkpoint.resume(tmp_path, **settings)

@@ -26,7 +26,7 @@ def model(value: float = 1.0) -> keras.Model:
 
 
 @pytest.mark.parametrize("where", ["ram://runs", "local"])
-def test_a_checkpoint_is_replaced_here_and_on_a_remote_filesystem(
+def test_a_checkpoint_is_replaced_on_local_and_remote_filesystems(
     where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -50,7 +50,9 @@ def test_a_worker_of_which_nothing_came_is_found_out(tmp_path: Path) -> None:
     ours._distribute_strategy = SimpleNamespace(
         cluster=cluster, sum_over_workers=summed, scope=contextlib.nullcontext
     )
-    with pytest.raises(CheckpointError, match=r"step-1 was not written \(.*nothing came of work"):
+    with pytest.raises(
+        CheckpointError, match=r"step-1 was not written \(.*no data received from work"
+    ):
         checkpoint.save(ours, tmp_path / "step-1")
     assert heard == [False, False, True]
     assert not (tmp_path / "step-1").exists()
@@ -77,4 +79,4 @@ def test_a_chief_that_cannot_write_is_the_same_error_on_all_at_once(tmp_path: Pa
     assert said.count("SAID") == 2
     (line,) = lines
     assert "step-1 was not written (" in line
-    assert "expected a folder that every worker can write to" in line
+    assert "expected a directory that every worker can write to" in line

@@ -210,10 +210,10 @@ def _adopt_orphans(adopt: bool) -> None:
 
 
 def _children() -> set[int]:
-    found = set()
+    pids = set()
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
             parent = stat.read_text().rpartition(")")[2].split()[1]  # a name may hold spaces
             if int(parent) == os.getpid():
-                found.add(int(stat.parent.name))
-    return found
+                pids.add(int(stat.parent.name))
+    return pids

@@ -71,13 +71,15 @@ def tasks_of(running: Slurm, step: str) -> list[dict[str, str]]:
     program.chmod(0o755)
     done = running.run(*(str(program) if word == "PROGRAM" else word for word in step.split()))
     assert done.returncode == 0, f"{step}: {done.stderr}"
-    found = []
+    environments = []
     for file in tasks.iterdir():
         lines = (line.partition("=") for line in file.read_text().splitlines())
-        found.append({name: value for name, _, value in lines if name in _KEPT})
+        environments.append({name: value for name, _, value in lines if name in _KEPT})
         file.unlink()
     order = ("PMI_RANK", "SLURM_PROCID")
-    return sorted(found, key=lambda task: int(next((task[k] for k in order if k in task), 0)))
+    return sorted(
+        environments, key=lambda task: int(next((task[k] for k in order if k in task), 0))
+    )
 
 
 def recorded() -> list[tuple[str, list[dict[str, str]]]]:

@@ -67,24 +67,24 @@ class Rank:
         self.ended.set()
 
 
-def test_a_rank_that_is_gone_is_told_of(port: int) -> None:
+def test_a_lost_rank_is_reported_to_the_others(port: int) -> None:
     first, second = Rank(port, 0), Rank(port, 1)
     first.line.shutdown(socket.SHUT_RDWR)
     assert second.ended.wait(10)
-    assert second.why == "worker 0 is gone"
+    assert second.why == "worker 0 has exited or disconnected"
     second.line.shutdown(socket.SHUT_RDWR)
 
 
-def test_a_rank_that_comes_late_is_told_who_is_gone(port: int) -> None:
+def test_a_late_rank_is_told_which_rank_was_lost(port: int) -> None:
     Rank(port, 0).line.shutdown(socket.SHUT_RDWR)
     threading.Event().wait(0.2)
     late = Rank(port, 1)
     assert late.ended.wait(10)
-    assert late.why == "worker 0 is gone"
+    assert late.why == "worker 0 has exited or disconnected"
     late.line.shutdown(socket.SHUT_RDWR)
 
 
-def test_a_second_line_of_a_rank_that_is_here_is_not_taken(port: int) -> None:
+def test_a_second_connection_of_a_rank_is_refused(port: int) -> None:
     ranks = [Rank(port, 0), Rank(port, 1)]
     threading.Event().wait(0.2)
     stranger = coordinator.connect("127.0.0.1", port, 1, "liveness")
@@ -94,7 +94,7 @@ def test_a_second_line_of_a_rank_that_is_here_is_not_taken(port: int) -> None:
         rank.line.shutdown(socket.SHUT_RDWR)
 
 
-def test_who_does_not_know_the_secret_speaks_for_nobody() -> None:
+def test_a_client_without_the_secret_is_refused() -> None:
     port = coordinator.start(2, "0123abcd")
     for secret in ("", "0123abce"):
         stranger = coordinator.connect("127.0.0.1", port, 1, "liveness", secret)
@@ -121,7 +121,7 @@ def test_ranks_that_end_alike_end_in_peace(port: int) -> None:
         rank.line.close()
 
 
-def test_a_collective_that_a_rank_will_never_join_is_told_of(port: int) -> None:
+def test_a_collective_that_a_rank_will_never_join_is_reported(port: int) -> None:
     stays, leaves = Rank(port, 0), Rank(port, 1)
     stays.life.before_collective()
     leaves.life.before_collective()

@@ -41,25 +41,25 @@ def test_a_port_and_the_full_name_of_a_service() -> None:
         JOBSET | {"TFACCEL_NUM_WORKERS": "1", "JOB_COMPLETION_INDEX": "0"},
     ],
 )
-def test_nothing_says_that_there_are_others(environ: dict[str, str]) -> None:
+def test_without_variables_there_is_no_cluster(environ: dict[str, str]) -> None:
     assert resolve(environ) is None
 
 
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        ({"TFACCEL_NUM_WORKERS": ""}, "TFACCEL_NUM_WORKERS is '', expected the number of pods"),
-        ({"TFACCEL_NUM_WORKERS": "0"}, "TFACCEL_NUM_WORKERS is '0', expected the number"),
-        ({"TFACCEL_NUM_WORKERS": "two"}, "TFACCEL_NUM_WORKERS is 'two', expected the number"),
-        ({"TFACCEL_WORKER_HOSTS": ""}, "TFACCEL_WORKER_HOSTS is '', expected a host name with"),
-        ({"TFACCEL_WORKER_HOSTS": "digits"}, "is 'digits', expected a host name with {rank} in"),
-        ({"TFACCEL_WORKER_HOSTS": "a-{rank}:1"}, "is 'a-{rank}:1', expected a host name"),
+        ({"TFACCEL_NUM_WORKERS": ""}, "TFACCEL_NUM_WORKERS is ''; expected the number of pods"),
+        ({"TFACCEL_NUM_WORKERS": "0"}, "TFACCEL_NUM_WORKERS is '0'; expected the number"),
+        ({"TFACCEL_NUM_WORKERS": "two"}, "TFACCEL_NUM_WORKERS is 'two'; expected the number"),
+        ({"TFACCEL_WORKER_HOSTS": ""}, "TFACCEL_WORKER_HOSTS is ''; expected a host name with"),
+        ({"TFACCEL_WORKER_HOSTS": "digits"}, "is 'digits'; expected a host name with {rank} in"),
+        ({"TFACCEL_WORKER_HOSTS": "a-{rank}:1"}, "is 'a-{rank}:1'; expected a host name"),
         ({"TFACCEL_WORKER_HOSTS": "a-$(rank)"}, "expected a host name with {rank} in it"),
         ({"JOB_COMPLETION_INDEX": ""}, "JOB_COMPLETION_INDEX is '' with 3 workers in TFACCEL_NUM"),
-        ({"JOB_COMPLETION_INDEX": "3"}, "'3' with 3 workers in TFACCEL_NUM_WORKERS, expected a"),
+        ({"JOB_COMPLETION_INDEX": "3"}, "'3' with 3 workers in TFACCEL_NUM_WORKERS; expected a"),
         ({"JOB_COMPLETION_INDEX": "-1"}, "a number from 0 to 2; run them as a Job with completion"),
-        ({"TFACCEL_WORKER_PORT": "http"}, "TFACCEL_WORKER_PORT is 'http', expected a port"),
-        ({"TFACCEL_WORKER_PORT": "0"}, "TFACCEL_WORKER_PORT is '0', expected a port"),
+        ({"TFACCEL_WORKER_PORT": "http"}, "TFACCEL_WORKER_PORT is 'http'; expected a port"),
+        ({"TFACCEL_WORKER_PORT": "0"}, "TFACCEL_WORKER_PORT is '0'; expected a port"),
         ({"TFACCEL_WORKER_PORT": "65536"}, "expected a port from 1 to 65535"),
     ],
 )

@@ -28,5 +28,5 @@ def test_one_process_is_no_cluster(environ: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("rank", ["2", "-1", "x", ""])
 def test_a_rank_that_cannot_be(rank: str) -> None:
-    with pytest.raises(ClusterError, match=f"PMI_RANK is '{rank}' and PMI_SIZE is '2', expected"):
+    with pytest.raises(ClusterError, match=f"PMI_RANK is '{rank}' and PMI_SIZE is '2'; expected"):
         mpiexec.resolve({"PMI_RANK": rank, "PMI_SIZE": "2"})

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tfaccel.cluster import Cluster, RendezvousResult, framing, rendezvous
+from tfaccel.cluster import Cluster, RendezvousResult, framing, job_secret, rendezvous
 from tfaccel.cluster.rendezvous import MAX_PAYLOAD_BYTES, installed_versions
 from tfaccel.errors import ClusterError
 
@@ -71,13 +71,13 @@ def test_all_get_rank_0s_payload_and_free_ports(size: int) -> None:
     assert_free(workers)
 
 
-def test_one_worker_meets_nobody_and_needs_no_port(silent_listener: str) -> None:
+def test_one_worker_needs_no_rendezvous_and_no_port(silent_listener: str) -> None:
     assert rendezvous(
         Cluster((silent_listener,), 0, "TF_CONFIG"), payload=b"x"
     ) == RendezvousResult(b"x", 0.0)
 
 
-def test_a_large_payload_arrives_whole_and_a_larger_one_is_refused() -> None:
+def test_the_largest_payload_arrives_and_a_larger_one_is_refused() -> None:
     workers = free_addresses(2)
     largest = bytes(range(256)) * (MAX_PAYLOAD_BYTES // 256)
     came = meet_all(workers, {0: {"payload": largest}, 1: {}})
@@ -117,26 +117,28 @@ def test_a_rank_that_comes_twice_is_refused_on_all_sides() -> None:
     # Both call themselves rank 1, on two ports, as two machines would.
     workers = free_addresses(3)
     twin = (workers[0], workers[2], workers[1])
-    said: list[str] = []
+    errors: list[str] = []
 
     def second() -> None:
         with pytest.raises(ClusterError) as caught:
             rendezvous(Cluster(twin, 1, "TF_CONFIG"), timeout_s=20, job_id="job", versions=VERSIONS)
-        said.append(str(caught.value))
+        errors.append(str(caught.value))
 
     thread = threading.Thread(target=second)
     thread.start()
     came = meet_all(workers, {0: {}, 1: {}})
     thread.join(30)
-    assert len(said) == 1
-    assert all("came twice, from 127.0.0.1" in text for text in (*said, *map(str, came.values())))
+    assert len(errors) == 1
+    assert all(
+        "connected twice, from 127.0.0.1" in text for text in (*errors, *map(str, came.values()))
+    )
 
 
 def test_missing_workers_are_named_to_those_who_came() -> None:
     workers = free_addresses(4)
     came = meet_all(workers, {0: {"timeout_s": 0.5}, 2: {}})
     expected = (
-        f"2 of 4 workers did not come within 0.5 s: worker 1 ({workers[1]}), "
+        f"2 of 4 workers did not connect within 0.5 s: worker 1 ({workers[1]}), "
         f"worker 3 ({workers[3]});"
     )
     assert expected in str(came[0])
@@ -170,12 +172,12 @@ def test_a_worker_that_left_may_come_again() -> None:
     leader.start()
     for _ in range(2):
         with call(host, int(port)) as line:
-            line.sendall(hello(rank=1, size=3))
+            line.sendall(hello(line, rank=1, size=3))
     with call(host, int(port)) as line:
-        line.sendall(hello(rank=1, size=3))
-        assert b"did not come" in line.recv(1 << 12)
+        line.sendall(hello(line, rank=1, size=3))
+        assert b"did not connect" in line.recv(1 << 12)
     leader.join(30)
-    assert "1 of 3 workers did not come within 0.7 s: worker 2 (127.0.0.1:1);" in str(came[0])
+    assert "1 of 3 workers did not connect within 0.7 s: worker 2 (127.0.0.1:1);" in str(came[0])
 
 
 def test_port_scans_are_ignored() -> None:
@@ -184,7 +186,7 @@ def test_port_scans_are_ignored() -> None:
     came: dict[int, RendezvousResult | ClusterError] = {}
     leader = threading.Thread(target=lambda: came.update(meet_all(workers, {0: {}})))
     leader.start()
-    for noise in (b"", b"GET / HTTP/1.1\r\n\r\n", b"tfaccel1\xff\xff\xff\xff"):
+    for noise in (b"", b"GET / HTTP/1.1\r\n\r\n", b"tfaccel2\xff\xff\xff\xff"):
         with call(host, int(port)) as scan:
             scan.sendall(noise)
     came.update(meet_all(workers, {1: {}}))
@@ -192,7 +194,7 @@ def test_port_scans_are_ignored() -> None:
     assert [type(came[rank]) for rank in (0, 1)] == [RendezvousResult, RendezvousResult]
 
 
-def test_a_worker_that_left_is_not_counted_as_here() -> None:
+def test_a_worker_that_left_is_not_counted() -> None:
     workers = free_addresses(2)
     came: dict[int, RendezvousResult | ClusterError] = {}
     leader = threading.Thread(
@@ -201,12 +203,12 @@ def test_a_worker_that_left_is_not_counted_as_here() -> None:
     leader.start()
     host, _, port = workers[0].rpartition(":")
     with call(host, int(port)) as line:
-        line.sendall(hello(rank=1, size=3))
+        line.sendall(hello(line, rank=1, size=3))
     leader.join(30)
-    assert f"worker 1 ({workers[1]}) (came, and left again)" in str(came[0])
+    assert f"worker 1 ({workers[1]}) (connected, then disconnected)" in str(came[0])
 
 
-def test_something_else_at_the_leaders_address_is_said() -> None:
+def test_another_program_at_the_address_of_worker_0_is_an_error() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         workers = (f"127.0.0.1:{server.getsockname()[1]}", *free_addresses(1))
 
@@ -223,7 +225,7 @@ def test_something_else_at_the_leaders_address_is_said() -> None:
     assert f"called worker 0 at {workers[0]} and something other than tfaccel" in str(came[1])
 
 
-def test_versions_are_those_of_the_packages_here() -> None:
+def test_versions_are_those_of_the_installed_packages() -> None:
     versions = installed_versions()
     assert set(versions) == {"tfaccel", "tensorflow", "keras"}
     assert "not installed" not in versions.values()
@@ -238,6 +240,10 @@ def call(host: str, port: int) -> socket.socket:
     raise AssertionError(f"nobody listens at {host}:{port}")
 
 
-def hello(rank: int, size: int) -> bytes:
-    body = json.dumps({"rank": rank, "size": size, "job_id": "job", "versions": VERSIONS}).encode()
-    return framing.frame(body)
+def hello(line: socket.socket, rank: int, size: int, secret: str = "", **fields: Any) -> bytes:
+    """What a worker says; a stranger says it with another secret, or to another question."""
+    challenge = line.recv(1 << 10)[len(framing.frame(b"")) :]
+    said = {"rank": rank, "size": size, "job_id": "job" * (not secret), "versions": VERSIONS}
+    content = job_secret.nonce() + json.dumps({**said, **fields}).encode()
+    key = job_secret.key(secret, "job")
+    return framing.frame(job_secret.sign(key, challenge + b"hello", content))

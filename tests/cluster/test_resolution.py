@@ -10,7 +10,7 @@ from tfaccel import cluster
 from tfaccel.cluster import Cluster, resolution, resolve, to_tf_config
 from tfaccel.errors import ClusterError
 
-SOURCES = ("TF_CONFIG", "Slurm", "Kubernetes", "mpiexec", "TPU VM")
+SOURCES = ("TF_CONFIG", "Slurm", "Kubernetes", "mpiexec", "GKE TPU")
 
 
 def tf_config(rank: int, size: int) -> dict[str, str]:
@@ -39,12 +39,12 @@ def pmi(rank: int, size: int) -> dict[str, str]:
     return {"PMI_RANK": str(rank), "PMI_SIZE": str(size)}
 
 
-def tpu_vm(rank: int, size: int) -> dict[str, str]:
+def gke_tpu(rank: int, size: int) -> dict[str, str]:
     hosts = ",".join(f"t-{i}" for i in range(size))
     return {"TPU_WORKER_ID": str(rank), "TPU_WORKER_HOSTNAMES": hosts}
 
 
-ALL = dict(zip(SOURCES, (tf_config, slurm, kubernetes, pmi, tpu_vm), strict=True))
+ALL = dict(zip(SOURCES, (tf_config, slurm, kubernetes, pmi, gke_tpu), strict=True))
 PAIRS = list(itertools.combinations(SOURCES, 2))
 HYDRA = {"MPI_LOCALRANKID": "0"}
 LAUNCHED = {"TFACCEL_JOB_ID": "7f"}
@@ -109,7 +109,7 @@ def test_two_that_disagree_are_an_error_that_shows_both(
         # a manager in Slurm's batch script: srun below `mpiexec -n 1`
         (pmi(0, 1) | HYDRA, slurm(1, 2), "Slurm"),
         # a pod of a TPU slice
-        (tpu_vm(1, 4), kubernetes(1, 4), "Kubernetes"),
+        (gke_tpu(1, 4), kubernetes(1, 4), "Kubernetes"),
         ({"JOB_COMPLETION_INDEX": "2"}, tf_config(0, 4), "TF_CONFIG"),
     ],
 )
@@ -126,39 +126,43 @@ def test_a_job_of_one_in_tf_config_is_a_description_too() -> None:
 
 
 def test_vertex_ai() -> None:
-    told = (
+    tf_config_text = (
         '{"cluster": {"chief": ["workerpool0-0:2222"], "worker": ["workerpool1-0:2222",'
         '"workerpool1-1:2222"]}, "environment": "cloud", "task": {"type": "worker", "index": 1,'
         '"trial": "2"}, "job": "{\\"python_module\\": \\"\\"}"}'
     )
-    found = resolve({"TF_CONFIG": told, "CLUSTER_SPEC": "{}", "JOB_COMPLETION_INDEX": "0"})
+    found = resolve(
+        {"TF_CONFIG": tf_config_text, "CLUSTER_SPEC": "{}", "JOB_COMPLETION_INDEX": "0"}
+    )
     assert found == Cluster(
         ("workerpool0-0:2222", "workerpool1-0:2222", "workerpool1-1:2222"), 2, "TF_CONFIG"
     )
 
 
-def test_a_later_one_that_cannot_be_right_is_passed_over_and_an_earlier_is_not() -> None:
+def test_a_wrong_description_is_skipped_after_a_right_one_and_an_error_before_it() -> None:
     arbitrary = slurm(1, 2) | {
         "SLURM_STEP_NODELIST": "n[1-2]",
         "SLURM_STEP_TASKS_PER_NODE": "1(x2)",
         "SLURM_DISTRIBUTION": "arbitrary",
     }
     assert source(tf_config(1, 2) | arbitrary) == "TF_CONFIG"
-    answers = resolution.ask(tf_config(1, 2) | arbitrary)
-    assert "SLURM_DISTRIBUTION is 'arbitrary'" in answers[1].says
+    results = resolution.resolve_all(tf_config(1, 2) | arbitrary)
+    assert "SLURM_DISTRIBUTION is 'arbitrary'" in results[1].summary
     with pytest.raises(ClusterError, match="SLURM_DISTRIBUTION is 'arbitrary'"):
-        resolve(arbitrary | tpu_vm(1, 2))
+        resolve(arbitrary | gke_tpu(1, 2))
 
 
 def test_answers_tell_what_was_read() -> None:
-    answers = resolution.ask(pmi(1, 2) | {"JOB_COMPLETION_INDEX": "3", "HOME": "/root"})
-    assert [answer.source for answer in answers] == list(SOURCES)
-    assert [answer.variables for answer in answers] == [
+    results = resolution.resolve_all(pmi(1, 2) | {"JOB_COMPLETION_INDEX": "3", "HOME": "/root"})
+    assert [answer.source for answer in results] == list(SOURCES)
+    assert [answer.variables for answer in results] == [
         (),
         (),
         (("JOB_COMPLETION_INDEX", "3"),),
         (("PMI_RANK", "1"), ("PMI_SIZE", "2")),
         (),
     ]
-    assert answers[3].says == "worker 1 of 2"
-    assert answers[2].says.startswith("no cluster, which takes JOB_COMPLETION_INDEX, TFACCEL_NUM_W")
+    assert results[3].summary == "worker 1 of 2"
+    assert results[2].summary.startswith(
+        "no cluster, which takes JOB_COMPLETION_INDEX, TFACCEL_NUM_W"
+    )

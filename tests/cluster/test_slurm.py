@@ -42,18 +42,18 @@ def test_tasks_in_planes() -> None:
 
 
 @pytest.mark.parametrize("how", ["plane", "plane=0", "arbitrary"])
-def test_an_order_that_nobody_knows_is_refused(how: str) -> None:
+def test_an_unknown_task_distribution_is_refused(how: str) -> None:
     with pytest.raises(ClusterError, match=f"SLURM_DISTRIBUTION is '{how}', which does not tell"):
         slurm.resolve(STEP | {"SLURM_DISTRIBUTION": how})
 
 
 def test_an_order_that_slurm_did_not_take_is_refused() -> None:
-    told = STEP | {"SLURMD_NODENAME": "n1", "SLURM_GTIDS": "0,1"}
-    assert hosts(told) == ["n1", "n1", "n2", "n2"]
+    step = STEP | {"SLURMD_NODENAME": "n1", "SLURM_GTIDS": "0,1"}
+    assert hosts(step) == ["n1", "n1", "n2", "n2"]
     with pytest.raises(ClusterError, match="SLURM_GTIDS puts ranks 0,2 on n1, and SLURM_DISTR"):
-        slurm.resolve(told | {"SLURM_GTIDS": "0,2"})
+        slurm.resolve(step | {"SLURM_GTIDS": "0,2"})
     with pytest.raises(ClusterError, match="on n3, and SLURM_DISTRIBUTION '' puts none there"):
-        slurm.resolve(told | {"SLURMD_NODENAME": "n3"})
+        slurm.resolve(step | {"SLURMD_NODENAME": "n3"})
 
 
 # --- What a real Slurm told its tasks: see slurm_steps.py -------------------------------------
@@ -157,7 +157,7 @@ def test_not_srun_s_or_alone(environ: dict[str, str]) -> None:
     ],
 )
 def test_contradictions(wrong: dict[str, str]) -> None:
-    with pytest.raises(ClusterError, match="expected what srun sets, which agrees"):
+    with pytest.raises(ClusterError, match="expected consistent values, as srun sets them"):
         slurm.resolve(STEP | wrong)
 
 

@@ -93,9 +93,7 @@ def test_rank_counts_the_chief_first(
         (environ({"chief": ["a:1"], "worker": []}, WORKER_0), "a worker list that is not empty"),
     ],
 )
-def test_a_cluster_that_cannot_be_right_is_told_in_one_line(
-    environment: dict[str, str], says: str
-) -> None:
+def test_an_invalid_cluster_is_an_error_of_one_line(environment: dict[str, str], says: str) -> None:
     with pytest.raises(ClusterError) as caught:
         resolve_tf_config(environment)
     message = str(caught.value)

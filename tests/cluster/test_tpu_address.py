@@ -13,7 +13,7 @@ GKE = {"KUBE_GOOGLE_CLOUD_TPU_ENDPOINTS": "grpc://10.4.0.3:8470"}
 
 
 @pytest.mark.parametrize(
-    ("asked", "environ", "address"),
+    ("requested", "environ", "address"),
     [
         (None, {}, TpuAddress("local", source="this machine")),
         ("local", GKE, TpuAddress("local")),
@@ -29,9 +29,9 @@ GKE = {"KUBE_GOOGLE_CLOUD_TPU_ENDPOINTS": "grpc://10.4.0.3:8470"}
     ],
 )
 def test_the_argument_then_gke_then_tpu_name(
-    asked: str | None, environ: dict[str, str], address: TpuAddress
+    requested: str | None, environ: dict[str, str], address: TpuAddress
 ) -> None:
-    found = find(asked, None, None, environ)
+    found = find(requested, None, None, environ)
     assert found == address
     assert found.is_local == (address.name == "local")
     assert found.is_named == (address.name == "mine")
@@ -43,9 +43,9 @@ def test_a_name_keeps_its_zone_and_project() -> None:
     assert str(found) == "TPU 'mine' (us-east1-d, ours) from tpu"
 
 
-@pytest.mark.parametrize("asked", [None, "local", "grpc://1.2.3.4:8470"])
+@pytest.mark.parametrize("requested", [None, "local", "grpc://1.2.3.4:8470"])
 @pytest.mark.parametrize("where", [{"zone": "us-east1-d"}, {"project": "ours"}])
-def test_only_a_name_has_a_zone(asked: Any, where: dict[str, str]) -> None:
+def test_only_a_name_has_a_zone(requested: Any, where: dict[str, str]) -> None:
     given = {"zone": None, "project": None, **where}
     with pytest.raises(StrategyError, match="tpu_zone or tpu_project was given for TPU"):
-        find(asked, given["zone"], given["project"], {})
+        find(requested, given["zone"], given["project"], {})

@@ -47,6 +47,7 @@ from tests.conformance.models import (
     Gan,
     GlobalBatch,
     Largest,
+    OwnFunctionalStep,
     OwnLoss,
     OwnMeans,
     OwnStep,
@@ -131,6 +132,13 @@ case("last_batch_of_one", data=lonely)
 case("fewer_rows_than_replicas", data=few)
 case("one_row_of_an_image", model=strided, data=lonely_images, compile=optimized(sgd, 0.1))
 case(
+    "one_row_of_an_image_in_a_train_step",
+    model=lambda: strided(OwnFunctionalStep),
+    data=lonely_images,
+    compile=optimized(sgd, 0.1),
+    equal=("history", "weights"),
+)
+case(
     "one_row_of_a_text",
     model=lambda: embedded(keras.layers.Bidirectional(keras.layers.GRU(3)), keras.layers.Dense(3)),
     data=lonely_tokens,
@@ -169,7 +177,7 @@ case(
     model=two_heads,
     data=named,
     compile=lambda: {
-        "optimizer": adam(0.01),
+        "optimizer": sgd(0.1),
         "loss": {"c": crossentropy(), "d": "mse"},
         "loss_weights": {"c": 0.3, "d": 0.7},
         "metrics": {"c": ["accuracy"], "d": ["mae"]},
@@ -196,13 +204,12 @@ case(
     "no_targets",
     model=with_add_loss,
     data=lambda: {"x": generator_without_targets()},
-    compile=lambda: {"optimizer": adam(0.01)},
+    compile=lambda: {"optimizer": sgd(0.1)},
     fit={"epochs": 1},
 )
 
 # Losses and metrics
 
-case("sgd", compile=lambda: classify(lambda: sgd(0.1)))
 case("loss_sum", compile=compiled(loss=lambda: crossentropy(reduction="sum")))
 case(
     "loss_mean_with_sample_weight",
@@ -231,7 +238,7 @@ case("layer_state", model=with_state, compile=optimized(sgd, 0.1))
 case("metric_maximum", compile=lambda: classify(metrics=[Largest(), "accuracy"]))
 case("add_loss_of_few_rows", model=with_add_loss, data=few)
 case("metric_auc", model=yes_no, data=binary, compile=lambda: {
-    "optimizer": adam(0.01), "loss": "binary_crossentropy",
+    "optimizer": sgd(0.1), "loss": "binary_crossentropy",
     "metrics": ["accuracy", keras.metrics.AUC(num_thresholds=20), keras.metrics.Precision()],
 })  # fmt: skip
 case("metric_top_k", compile=compiled(metrics=[
@@ -241,11 +248,12 @@ case("metric_mean_iou", compile=lambda: classify(metrics=[
 
 # Optimizers
 
-case("clipnorm", compile=optimized(adam, 0.05, clipnorm=0.05))
+case("adam", compile=optimized(adam, 0.01))
+case("clipnorm", compile=optimized(sgd, 0.5, clipnorm=0.05))
 case("clipvalue", compile=optimized(sgd, 0.5, clipvalue=0.02))
 case("global_clipnorm", compile=optimized(sgd, 0.5, global_clipnorm=0.1))
-case("gradient_accumulation", compile=optimized(adam, 0.02, gradient_accumulation_steps=2))
-case("ema", compile=optimized(adam, 0.02, use_ema=True, ema_momentum=0.8))
+case("gradient_accumulation", compile=optimized(sgd, 0.2, gradient_accumulation_steps=2))
+case("ema", compile=optimized(sgd, 0.2, use_ema=True, ema_momentum=0.8))
 case(
     "ema_overwrite",
     compile=optimized(sgd, 0.2, use_ema=True, ema_momentum=0.8, ema_overwrite_frequency=2),
@@ -261,9 +269,12 @@ case("loss_scale", compile=lambda: classify(loss_scaled))
 
 # Precision and compilation
 
-# Two orders of adding bfloat16 numbers differ in the third digit.
-case("mixed_bfloat16", policy="mixed_bfloat16", rtol=3e-2)
-case("mixed_float16", policy="mixed_float16", rtol=5e-3)
+# Two orders of adding bfloat16 numbers differ in the third digit. An accuracy would count a row of
+# which two classes are as likely to that digit, and which of them wins depends on the processor.
+case("mixed_bfloat16", policy="mixed_bfloat16", rtol=3e-2, compile=lambda: classify(
+    lambda: sgd(1.0), metrics=[keras.metrics.SparseCategoricalCrossentropy(from_logits=True)],
+))  # fmt: skip
+case("mixed_float16", policy="mixed_float16", compile=optimized(sgd, 0.5), rtol=5e-3)
 case(
     "mixed_float16_overflow",
     policy="mixed_float16",
@@ -343,7 +354,7 @@ case("csv_and_tensorboard", callbacks=lambda folder: [
     keras.callbacks.TensorBoard(os.path.join(folder, "board"))])  # fmt: skip
 case(
     "swap_ema_weights",
-    compile=optimized(adam, 0.02, use_ema=True, ema_momentum=0.8),
+    compile=optimized(sgd, 0.2, use_ema=True, ema_momentum=0.8),
     callbacks=lambda _: [keras.callbacks.SwapEMAWeights(swap_on_epoch=True)],
 )
 case("terminate_on_nan", callbacks=lambda _: [keras.callbacks.TerminateOnNaN()])

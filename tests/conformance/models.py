@@ -135,9 +135,9 @@ def cnn(**norm: Any) -> keras.Model:
     )
 
 
-def strided() -> keras.Model:
+def strided(kind: type[keras.Model] = keras.Model) -> keras.Model:
     layers = keras.layers
-    return keras.Sequential(
+    stack = keras.Sequential(
         [
             keras.Input((6, 6, 1)),
             layers.Conv2D(4, 3, strides=2, padding="same", use_bias=False),
@@ -148,6 +148,7 @@ def strided() -> keras.Model:
             layers.Dense(3, "softmax"),
         ]
     )
+    return stack if kind is keras.Model else kind(stack.inputs, stack.outputs)
 
 
 def embedded(*layers: Any, mask: bool = True) -> keras.Model:
@@ -207,7 +208,7 @@ class Subclassed(keras.Model):
         return self.out(self.hidden(x))
 
 
-class OwnStep(Subclassed):
+class TakesOwnStep:
     """The custom train_step of Keras's guide."""
 
     def train_step(self, data: Any) -> dict[str, Any]:
@@ -222,6 +223,14 @@ class OwnStep(Subclassed):
             else:
                 metric.update_state(y, self(x))
         return {m.name: m.result() for m in self.metrics}
+
+
+class OwnStep(TakesOwnStep, Subclassed):
+    """In a subclassed model."""
+
+
+class OwnFunctionalStep(TakesOwnStep, keras.Model):
+    """In a functional one."""
 
 
 class OwnLoss(Subclassed):
@@ -338,7 +347,7 @@ class Gan(keras.Model):
         self.built = True
 
     def compile(self, **kwargs: Any) -> None:
-        super().compile(optimizer=keras.optimizers.Adam(0.01, clipnorm=0.1), loss="mse", **kwargs)
+        super().compile(optimizer=keras.optimizers.SGD(0.1), loss="mse", **kwargs)
         self.judge_optimizer = keras.optimizers.Adam(0.02, global_clipnorm=0.1)
 
     def call(self, x: Any) -> Any:
@@ -364,7 +373,8 @@ def crossentropy(**kwargs: Any) -> keras.losses.Loss:
 
 
 def classify(optimizer: Any = None, **more: Any) -> dict[str, Any]:
-    made = optimizer() if optimizer else keras.optimizers.Adam(0.01)
+    # Not Adam, whose steps are the same if all gradients are half as large.
+    made = optimizer() if optimizer else keras.optimizers.SGD(0.1)
     return {"optimizer": made, "loss": crossentropy(), "metrics": ["accuracy"], **more}
 
 

@@ -13,7 +13,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tests.conformance.cases import CASES
 from tests.conformance.custom_steps import OWN_STEPS
 from tests.conformance.data import (
     BATCH,
@@ -92,11 +91,10 @@ def on_batch_without_option(scope: Any, folder: str) -> dict[str, Any]:
 @script
 def save_and_load(scope: Any, folder: str) -> dict[str, Any]:
     path = os.path.join(folder, "model.keras")
-    case_model = CASES["clipnorm"]
     keras.utils.set_random_seed(7)
     with scope():
         model = Subclassed()
-        model.compile(**case_model.compile())
+        model.compile(**classify(lambda: adam(0.05, clipnorm=0.05)))
     model.fit(**arrays(), verbose=0)
     model.save(path)
     with zipfile.ZipFile(path) as file:
@@ -126,7 +124,7 @@ def checkpoints(scope: Any, folder: str) -> dict[str, Any]:
         keras.utils.set_random_seed(7)
         with scope():
             model = mlp()
-            model.compile(**classify())
+            model.compile(**classify(lambda: adam(0.01)))  # it has slots to restore
         kept = keras.callbacks.BackupAndRestore(os.path.join(folder, "backup"))
         best = keras.callbacks.ModelCheckpoint(
             os.path.join(folder, "best.keras"), monitor="loss", save_best_only=True

@@ -4,6 +4,7 @@ import inspect
 import json
 import os
 import tempfile
+import threading
 
 import keras
 import numpy as np
@@ -11,8 +12,8 @@ import tensorflow as tf
 
 import tfaccel
 from tfaccel.distribute import _private
-from tfaccel.distribute.adapt import adapt
 from tfaccel.distribute.mirrored import MirroredStrategy
+from tfaccel.distribute.mixins import mix_in
 
 
 def rings():
@@ -58,6 +59,8 @@ def main():
         def run(self, fn, args=(), kwargs=None, options=None):
             name = "predict" if getattr(fn, "__self__", None) is None else fn.__name__
             seen.setdefault("keras functions", {})[name] = _private.is_keras_function(fn)
+            activity = _private.activity(threading.get_ident())
+            seen.setdefault("activities", {})[name] = [activity.method, activity.traces]
             return super().run(fn, args, kwargs, options)
 
     spy = Spy(["CPU:0", "CPU:1"])
@@ -117,6 +120,7 @@ def main():
             keras.Sequential([keras.Input((3,)), keras.Sequential([keras.layers.Dense(1)])])
         )
     )
+    seen["not traced"] = _private.activity(threading.get_ident()).traces
     seen["plain function"] = _private.is_keras_function(lambda: None)
 
     with ours.scope():
@@ -173,11 +177,14 @@ def main():
         optimizer.build([variable])
     seen["adopted"] = optimizer._distribution_strategy is ours
 
-    nothing = _private.PerReplica(())
-    through = tf.function(lambda batch: batch)((tf.zeros(2), nothing))[1]
-    seen["nothing"] = [
-        isinstance(nothing, tf.distribute.DistributedValues),
-        isinstance(through, _private.PerReplica) and len(through.values),
+    given = _private.PerReplicaBatch([{"a": tf.zeros(2), "b": (None, tf.ones(n))} for n in (3, 4)])
+    through = tf.function(lambda batch: batch)(given)
+    seen["batch"] = [
+        keras.tree.flatten(given) == [given],
+        isinstance(given, tf.distribute.DistributedValues),
+        isinstance(through, _private.PerReplicaBatch),
+        [part["b"][0] for part in through.values],
+        [len(part["b"][1]) for part in through.values],
     ]
 
     class Clips(_private.BeforeClipping, keras.optimizers.SGD):
@@ -248,7 +255,7 @@ def main():
     seen["traces"] = {}
     for kind, make in kinds.items():
         traces.clear()
-        counted = [int(rows(_private.DynamicRows((make(n), make(n + 1))))) for n in (3, 5, 4)]
+        counted = [int(rows(_private.PerReplicaBatch((make(n), make(n + 1))))) for n in (3, 5, 4)]
         seen["traces"][kind] = [len(traces), counted]
 
     @tf.function(reduce_retracing=True)
@@ -258,7 +265,7 @@ def main():
 
     shapes = []
     for n in (3, 5, 3, 4):
-        fixed(_private.StaticRows((tf.zeros((n, 2)), tf.zeros((n, 2)))))
+        fixed(_private.PerReplicaBatch((tf.zeros((n, 2)), tf.zeros((n, 2))), static_rows=True))
     seen["fixed"] = shapes
 
     class Bases:
@@ -372,7 +379,7 @@ def main():
     methods, builds, predicts = [], [], []
     with Scopes(["CPU:0", "CPU:1"]).scope():
         built = model()
-    adapt(built, Builds)
+    mix_in(built, Builds)
     built.fit(x, y, batch_size=10, validation_data=(x, y), verbose=0)
     builds.clear()
     built.train_on_batch(x, y[:, None])
@@ -489,6 +496,38 @@ def main():
         bound(1.0, 1.0), bound.__module__ == __name__,
         _private.metric_function(keras.metrics.Mean()) is None,
     ]  # fmt: skip
+
+    def mapped(row):
+        return row
+
+    rows_of_eight = tf.data.Dataset.range(8)
+    seen["functions of datasets"] = [
+        _private.user_function(dataset) is mapped
+        for dataset in (
+            rows_of_eight.map(mapped),
+            rows_of_eight.map(mapped, num_parallel_calls=2),
+            rows_of_eight.filter(lambda row: mapped(row) > 0),
+            rows_of_eight.batch(2),
+        )
+    ]
+    flat = rows_of_eight.batch(2).flat_map(tf.data.Dataset.from_tensor_slices)
+    seen["functions of datasets"] += [
+        getattr(_private.user_function(flat), "__name__", None) == "from_tensor_slices",
+        _private.user_function(rows_of_eight.filter(lambda row: row > 0)) is not None,
+        _private.is_parallel(rows_of_eight.map(mapped, num_parallel_calls=2)),
+        _private.is_parallel(rows_of_eight.map(mapped)),
+    ]
+
+    stepping = model()
+    stepping.fit(x, y, batch_size=5, verbose=0)
+    step = _private.step_function(stepping.train_function)
+    stepping.run_eagerly = True
+    stepping.make_train_function(force=True)
+    seen["function of a step"] = [
+        step is not None and hasattr(step, "get_concrete_function"),
+        _private.step_function(stepping.train_function) is None,
+    ]
+
     print("SEEN " + json.dumps(seen))
 
 

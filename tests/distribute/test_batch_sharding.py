@@ -31,7 +31,7 @@ def test_every_row_once_and_in_order(workers: int, local: int) -> None:
 
 
 @pytest.mark.parametrize(("workers", "local"), PLACES)
-def test_shares_add_up(workers: int, local: int) -> None:
+def test_batch_fractions_add_up(workers: int, local: int) -> None:
     shares = []
     for rank in range(workers):
         _, own, rows = shard_batch(tf.zeros((11, 2)), Placement(workers, rank, local))
@@ -103,7 +103,7 @@ def unknown(*rows: int) -> tf.data.Dataset:
     return tf.data.Dataset.zip(parts)
 
 
-def test_parts_of_a_batch_are_cut_each_by_its_own_rows() -> None:
+def test_parts_of_a_batch_are_sharded_each_by_its_own_rows() -> None:
     """Unlabelled rows beside labelled ones, and a part that is no row."""
     for data in (unknown(9, 3, 1), tf.data.Dataset.from_tensors(tuple(map(tf.range, (9, 3, 1))))):
         ((first, second), shares, rows) = next(
@@ -128,7 +128,7 @@ def test_parts_of_different_rows_are_refused(rows: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("shuffle", [False, True, "batch"])
-def test_arrays_are_cut_before_their_rows_are_gathered(shuffle: Any) -> None:
+def test_arrays_are_sharded_before_their_rows_are_gathered(shuffle: Any) -> None:
     """Two workers together gather what one process gathers, and each only its half."""
     x = np.arange(22, dtype="float32")[:, None]
 

@@ -7,16 +7,10 @@ from collections.abc import Iterator
 import pytest
 import tensorflow as tf
 
+from tfaccel.distribute._private import PerReplicaBatch
 from tfaccel.distribute.batch_iterator import without_autotune
 from tfaccel.distribute.batch_sharding import Placement
-from tfaccel.distribute.batches import (
-    ABSENT,
-    Batches,
-    Sharded,
-    ShardedWithEmpty,
-    absent_to_none,
-    shard_host_batch,
-)
+from tfaccel.distribute.batches import Batches, shard_host_batch
 
 TWO = Placement(1, 0, 2)
 
@@ -25,8 +19,8 @@ def batches(dataset: tf.data.Dataset) -> Batches:
     return Batches(dataset, TWO, ("/CPU:0", "/CPU:0"))
 
 
-def rows(batch: Sharded) -> list[int]:
-    return [int(i) for part in batch.data.values for i in part]
+def rows(batch: PerReplicaBatch) -> list[int]:
+    return [int(i) for part in batch.values for i in part.data]
 
 
 def from_generator() -> tuple[tf.data.Dataset, list[int]]:
@@ -40,7 +34,7 @@ def from_generator() -> tuple[tf.data.Dataset, list[int]]:
     return tf.data.Dataset.from_generator(generate, output_signature=tf.TensorSpec([4])), made
 
 
-def test_a_look_costs_a_generator_nothing() -> None:
+def test_inspecting_a_batch_takes_none_from_a_generator() -> None:
     dataset, made = from_generator()
     data = batches(dataset)
     assert rows(next(iter(data))) == [0, 1, 2, 3]  # looked at, and left
@@ -49,7 +43,7 @@ def test_a_look_costs_a_generator_nothing() -> None:
 
 
 @pytest.mark.parametrize(("asked", "found"), [(None, False), (True, True), (False, False)])
-def test_no_thread_tunes_a_dataset_unless_it_was_asked_for(asked: bool | None, found: bool) -> None:
+def test_no_thread_tunes_a_dataset_unless_requested(asked: bool | None, found: bool) -> None:
     """The end of a pass would wait for it."""
     options = tf.data.Options()
     if asked is not None:
@@ -93,33 +87,30 @@ def test_the_end_raises_at_the_start_of_an_execution_and_stops_inside_one() -> N
 
 
 def test_a_batch_with_too_few_rows_is_marked() -> None:
-    found = [type(batch) for batch in batches(tf.data.Dataset.range(5).batch(4))]
-    assert found == [Sharded, ShardedWithEmpty]
-    assert isinstance(shard_host_batch((tf.zeros((1, 2)), None), TWO), ShardedWithEmpty)
+    data = batches(tf.data.Dataset.range(5).batch(4))
+    assert [batch.has_empty_replicas for batch in data] == [False, True]
+    assert shard_host_batch((tf.zeros((1, 2)), None), TWO).has_empty_replicas
     (batch,) = list(batches(tf.data.Dataset.range(1).batch(4)))
     # Every replica has its row, which counts once.
-    assert [part.numpy().tolist() for part in batch.data.values] == [[0], [0]]
-    assert [float(share) for share in batch.batch_fraction.values] == [1.0, 0.0]
-    assert [real.numpy().tolist() for real in batch.real.values] == [[True], [False]]
-    cut = shard_host_batch((tf.zeros((3, 2)), None), TWO)
-    assert isinstance(cut, Sharded)
-    assert [part.shape[0] for part in cut.data[0].values] == [2, 1]
-    assert cut.data[1] is ABSENT
+    assert [part.data.numpy().tolist() for part in batch.values] == [[0], [0]]
+    assert [float(part.batch_fraction) for part in batch.values] == [1.0, 0.0]
+    assert [part.real.numpy().tolist() for part in batch.values] == [[True], [False]]
+    split = shard_host_batch((tf.zeros((3, 2)), None), TWO)
+    assert not split.has_empty_replicas
+    assert [part.data[0].shape[0] for part in split.values] == [2, 1]
+    assert [part.data[1] for part in split.values] == [None, None]
 
 
 @pytest.mark.parametrize(
     ("partial_batch", "sizes"), [("exact", [4, 2]), ("pad", [4, 4]), ("drop", [4])]
 )
-def test_none_is_a_distributed_value_until_the_step(partial_batch: str, sizes: list[int]) -> None:
+def test_none_stays_none_in_each_part(partial_batch: str, sizes: list[int]) -> None:
     data = tf.data.Dataset.range(6).batch(4).map(lambda i: ({"a": None, "b": i}, None))
     found = list(Batches(data, TWO, ("/CPU:0", "/CPU:0"), partial_batch))
-    assert [sum(len(part) for part in batch.data[0]["b"].values) for batch in found] == sizes
+    assert [sum(len(part.data[0]["b"]) for part in batch.values) for batch in found] == sizes
     for batch in found:
-        leaves = tf.nest.flatten(batch.data)
-        assert all(isinstance(leaf, tf.distribute.DistributedValues) for leaf in leaves)
-        named, weights = absent_to_none(batch.data)
-        assert named["a"] is weights is None
-        assert named["b"] is batch.data[0]["b"]
+        assert isinstance(batch, tf.distribute.DistributedValues)  # the only leaf that Keras sees
+        assert all(part.data[0]["a"] is part.data[1] is None for part in batch.values)
 
 
 @pytest.mark.parametrize(
@@ -128,6 +119,5 @@ def test_none_is_a_distributed_value_until_the_step(partial_batch: str, sizes: l
 def test_a_static_number_of_rows_stays_static(size: int, drop: bool, seen: int | None) -> None:
     """Where replicas have equal parts of every batch, a step may read `x.shape[0]`."""
     dataset = tf.data.Dataset.range(9).batch(size, drop_remainder=drop)
-    part = next(iter(batches(dataset))).data
-    specs = tf.type_spec_from_value(part)._component_specs
-    assert [spec.shape[0] for spec in specs] == [seen, seen]
+    spec = tf.type_spec_from_value(next(iter(batches(dataset))))
+    assert [part.data.shape[0] for part in spec._serialize()[0]] == [seen, seen]

@@ -35,7 +35,7 @@ def test_a_message_is_as_large_as_its_link_makes_worth(
     assert bucket_size(latency, rate) == size
 
 
-def test_memory_is_used_again_when_nobody_looks_at_it() -> None:
+def test_memory_is_reused_when_no_reference_is_left() -> None:
     buffers = Buffers()
     first = buffers.take(1000).view(np.float32)
     address = first.ctypes.data

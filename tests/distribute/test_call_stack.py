@@ -28,12 +28,12 @@ def test_calls_are_left_out() -> None:
     assert outer(1) == ["outer", "test_calls_are_left_out"]
 
 
-def test_it_begins_where_it_was_asked_for_wherever_it_is_read() -> None:
+def test_it_begins_at_its_creator_wherever_it_is_read() -> None:
     def read() -> Call:
         found = calls()
         return next(call for call in found if call.function != "read")
 
-    assert read().function == "test_it_begins_where_it_was_asked_for_wherever_it_is_read"
+    assert read().function == "test_it_begins_at_its_creator_wherever_it_is_read"
 
 
 def test_it_ends_with_the_program() -> None:

@@ -110,7 +110,7 @@ def test_what_is_lost_is_sent_later() -> None:
     np.testing.assert_allclose(total, 2 * grad, atol=0.2)
 
 
-def test_above_the_rows_of_the_whole_batch_nothing_is_left_out() -> None:
+def test_a_rank_above_the_rows_of_the_batch_loses_nothing() -> None:
     """The gradient of a dense layer is a product over those 8 rows; more only tames rounding."""
     strategy = tfaccel.strategy("mirrored", devices=2, device_type="cpu")
     way, owner = compression.parse("powersgd:12"), keras.optimizers.SGD(name="owner")
@@ -162,7 +162,7 @@ def test_an_overflow_is_heard_of_and_not_remembered() -> None:
 
 
 def test_an_optimizer_of_one_s_own_is_refused_by_powersgd() -> None:
-    with pytest.raises(StrategyError, match="optimizer 'own' is none that a model was compiled"):
+    with pytest.raises(StrategyError, match="optimizer 'own' is not one that a model was compiled"):
         compression.parse("powersgd").sum(keras.optimizers.SGD(name="own"), [tf.ones([4, 4])])
 
 
@@ -216,7 +216,7 @@ def test_bfloat16_leaves_workers_equal(way: str, devices: int, tmp_path: Path) -
     path = tmp_path / "script.py"
     path.write_text(SCRIPT.replace("DEVICES", str(devices)).replace("WAY", way))
     done = subprocess.run(
-        [sys.executable, "-m", "tfaccel.cli", "launch", "--nproc", "2", str(path)],
+        [sys.executable, "-m", "tfaccel.cli", "launch", "--nproc=2", "--show=all", str(path)],
         env=environment(),
         capture_output=True,
         text=True,

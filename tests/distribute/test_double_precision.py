@@ -67,11 +67,11 @@ def test_a_branch_and_a_gradient() -> None:
     np.testing.assert_allclose(found, [12 / 7, 27 / 7], rtol=1e-15)
 
 
-def test_an_operation_without_float64_says_so() -> None:
+def test_an_operation_without_float64_is_named() -> None:
     def resized(x: Any) -> Any:
         return tf.raw_ops.ResizeBilinear(images=x, size=[4, 4]) + 1.0
 
     with pytest.raises((ValueError, tf.errors.OpError)):
         double(resized, tf.ones([1, 2, 2, 1]))
-    with pytest.raises(ValueError, match="0 arguments, expected 1"):
+    with pytest.raises(ValueError, match="0 arguments; expected 1"):
         double(lambda x: x + 1.0, tf.ones([1]))[0]([])

@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 from tests.distribute.watched import mirrored
+from tfaccel.errors import StrategyError
 
 pytestmark = pytest.mark.child(devices=2)
 
@@ -47,7 +48,7 @@ def twice(notes: Notes, x: Any) -> Any:
 ONCE = ["begin 0", "end 0", "begin 1", "end 1"]
 
 
-def test_replicas_that_meet_twice_do_not_wait_for_each_others_assertions() -> None:
+def test_replicas_with_two_collectives_do_not_wait_for_each_others_assertions() -> None:
     strategy = mirrored()
 
     @tf.function
@@ -116,3 +117,29 @@ def test_an_assertion_of_a_replica_still_fails() -> None:
     step(tf.constant(1.0))
     with pytest.raises(tf.errors.InvalidArgumentError, match="too much"):
         step(tf.constant(3.0))
+
+
+def test_a_generator_that_replicas_share_before_and_after_they_reduce_is_refused() -> None:
+    strategy, shared = mirrored(), tf.random.Generator.from_seed(1)
+    with strategy.scope():
+        own = tf.random.Generator.from_seed(1)
+
+    def drawn(generator: Any, turns: int) -> Any:
+        @tf.function(autograph=False)
+        def step() -> Any:
+            def replica() -> Any:
+                x = tf.zeros([3])
+                for _ in range(turns):
+                    with tf.control_dependencies([x]):
+                        x = summed(x + generator.normal([3]))
+                return x
+
+            return strategy.experimental_local_results(strategy.run(replica))
+
+        return step()
+
+    with pytest.raises(StrategyError, match=r"shared?, before and after they reduce.*Generator"):
+        drawn(shared, 2)
+    for generator, turns in ((shared, 1), (own, 2)):
+        first, second = drawn(generator, turns)
+        np.testing.assert_allclose(first, second)

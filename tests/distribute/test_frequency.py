@@ -250,7 +250,7 @@ def test_one_local_step_is_what_every_strategy_does() -> None:
 
 
 @ON_ONE
-def test_replicas_drift_apart_and_are_equal_where_somebody_looks(tmp_path: Any) -> None:
+def test_replicas_diverge_and_are_equal_at_every_sync_point(tmp_path: Any) -> None:
     seen: dict[str, list[bool]] = {"batch": [], "validation": [], "epoch": []}
 
     def look(when: str) -> Any:
@@ -311,7 +311,7 @@ def test_a_save_amid_local_steps_holds_the_average(tmp_path: Any) -> None:
 
 
 @ON_ONE
-def test_an_overflow_on_one_replica_stays_there() -> None:
+def test_an_overflow_affects_one_replica_only() -> None:
     with alone(4).scope():
         model = linear(
             lambda: keras.optimizers.LossScaleOptimizer(

@@ -207,7 +207,7 @@ def test_also_in_a_train_step_that_holds_its_losses() -> None:
     same(Own, loss=lambda: "mse")
 
 
-def test_the_price_is_said_once_and_losses_of_rows_have_none(caplog: Any) -> None:
+def test_the_cost_is_logged_once_and_not_for_losses_of_rows(caplog: Any) -> None:
     logging.getLogger("absl").propagate = True
     with mirrored().scope():
         keras.utils.set_random_seed(0)
@@ -248,7 +248,7 @@ def test_ragged_outputs_are_refused_in_one_line() -> None:
     with mirrored().scope():
         model = Ragged()
         model.compile(keras.optimizers.SGD(0.1), Plain())
-    with pytest.raises(StrategyError, match="RaggedTensor, expected dense") as raised:
+    with pytest.raises(StrategyError, match="RaggedTensor; expected dense") as raised:
         model.train_on_batch(*data())
     assert "\n" not in str(raised.value)
 

@@ -206,7 +206,7 @@ def test_a_multi_optimizer_that_finds_its_parts_when_it_is_built() -> None:
     both_ways(made, rows=8, batch=5)
 
 
-def test_a_mean_told_one_number_counts_a_batch_once() -> None:
+def test_a_mean_updated_with_one_number_counts_a_batch_once() -> None:
     def step(model: Any, x: Any, y: Any) -> Any:
         if not hasattr(model, "told"):
             return None

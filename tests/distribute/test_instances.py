@@ -22,10 +22,10 @@ import tensorflow as tf
 
 from tests.support import environment
 from tfaccel.distribute import _private, dataset_cache, random_state
-from tfaccel.distribute.adapt import adapt
 from tfaccel.distribute.files import file_callbacks, model_files
 from tfaccel.distribute.files.one_writer import on_chief
 from tfaccel.distribute.loss import GlobalBatchLoss
+from tfaccel.distribute.mixins import mix_in
 from tfaccel.distribute.optimizer import ReduceFirst, optimizers_of, reduce_first
 from tfaccel.errors import TfaccelError
 
@@ -33,8 +33,8 @@ from tfaccel.errors import TfaccelError
 def test_an_adapted_optimizer_is_saved_as_keras_own() -> None:
     optimizer = keras.optimizers.Adam(0.01, clipnorm=0.5)
     plain = keras.optimizers.serialize(optimizer)
-    adapt(optimizer, ReduceFirst)
-    adapt(optimizer, ReduceFirst)
+    mix_in(optimizer, ReduceFirst)
+    mix_in(optimizer, ReduceFirst)
     assert type(optimizer).__mro__[1:3] == (ReduceFirst, keras.optimizers.Adam)
     assert keras.optimizers.serialize(optimizer) == plain
     again = keras.optimizers.deserialize(keras.optimizers.serialize(optimizer))
@@ -46,7 +46,7 @@ def test_an_adapted_loss_is_the_same_outside_a_step() -> None:
     loss = keras.losses.MeanSquaredError(reduction="sum")
     y, p = tf.ones((4, 2)), tf.zeros((4, 2))
     before, config = float(loss(y, p)), keras.losses.serialize(loss)
-    adapt(loss, GlobalBatchLoss)
+    mix_in(loss, GlobalBatchLoss)
     assert float(loss(y, p)) == before
     assert keras.losses.serialize(loss) == config
     assert isinstance(copy.deepcopy(loss), keras.losses.MeanSquaredError)
@@ -56,7 +56,7 @@ def test_an_adapted_loss_is_the_same_outside_a_step() -> None:
 def test_an_adapted_instance_is_pickled_as_a_plain_one(make: Any) -> None:
     instance = make()
     plain = type(instance)
-    adapt(instance, GlobalBatchLoss)
+    mix_in(instance, GlobalBatchLoss)
     again = pickle.loads(pickle.dumps(instance))
     assert type(again) is plain
     assert vars(again) == vars(instance)
@@ -143,7 +143,7 @@ def test_what_the_chief_fails_of_is_every_worker_s_error(tmp_path: Path) -> None
         save(1)
 
 
-def test_a_save_within_the_chief_s_turn_waits_for_nobody(tmp_path: Path) -> None:
+def test_a_save_within_the_chief_s_turn_does_not_wait(tmp_path: Path) -> None:
     sent: list[Any] = []
     model, chief = small(), strategy(0, sent)
     model_files.write_by_policy(model, chief)

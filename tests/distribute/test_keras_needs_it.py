@@ -45,13 +45,13 @@ def mirrored() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def workers() -> dict[int, dict[str, Any]]:
-    launch = ["tfaccel.cli", "launch", "--nproc", "2", "-m", "--"]
+    launch = ["tfaccel.cli", "launch", "--nproc=2", "--show=all", "-m", "--"]
     return observed([*launch, "tests.distribute.reference", "multi_worker"])
 
 
 @pytest.fixture(scope="module")
 def half_mended(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]]:
-    launch = ["tfaccel.cli", "launch", "--nproc", "2", "-m", "--"]
+    launch = ["tfaccel.cli", "launch", "--nproc=2", "--show=all", "-m", "--"]
     folder = tmp_path_factory.mktemp("half_mended")
     return observed([*launch, "tests.distribute.reference", "half_mended"], str(folder))
 

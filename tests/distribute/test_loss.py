@@ -12,8 +12,9 @@ import tensorflow as tf
 
 from tests.distribute.watched import mirrored
 from tfaccel.distribute import step
-from tfaccel.distribute.adapt import adapt
-from tfaccel.distribute.loss import GlobalBatchLoss, WeightedByBatchFraction
+from tfaccel.distribute.loss import GlobalBatchLoss
+from tfaccel.distribute.metric_weights import TracksOutputLoss
+from tfaccel.distribute.mixins import mix_in
 
 pytestmark = pytest.mark.child(devices=2, group="pair")
 
@@ -95,13 +96,13 @@ def test_a_replica_whose_rows_are_all_masked_or_weightless_counts_nothing() -> N
 
 def test_outside_a_step_an_adapted_loss_is_a_plain_one() -> None:
     loss = keras.losses.MeanSquaredError(reduction="sum")
-    adapt(loss, GlobalBatchLoss)
+    mix_in(loss, GlobalBatchLoss)
     assert float(loss(tf.ones((4, 1)), tf.zeros((4, 1)))) == 4.0
 
 
-def test_a_sum_is_divided_by_the_share_so_that_weighing_gives_it_back() -> None:
+def test_a_sum_is_divided_by_the_batch_fraction_so_that_weighting_restores_it() -> None:
     loss = keras.losses.MeanSquaredError(reduction="sum")
-    adapt(loss, GlobalBatchLoss)
+    mix_in(loss, GlobalBatchLoss)
     with step.entered(step.StepContext(tf.constant(0.25))) as here:
         value = loss(tf.ones((4, 1)), tf.zeros((4, 1)))
         assert float(value) == 16.0
@@ -110,7 +111,7 @@ def test_a_sum_is_divided_by_the_share_so_that_weighing_gives_it_back() -> None:
 
 def test_a_tracker_counts_a_batch_once() -> None:
     mean = keras.metrics.Mean()
-    adapt(mean, WeightedByBatchFraction)
+    mix_in(mean, TracksOutputLoss)
     for share, value in ((0.75, 4.0), (0.25, 8.0)):
         with step.entered(step.StepContext(tf.constant(share))):
             mean.update_state(value)
@@ -136,7 +137,7 @@ def test_a_step_weighs_what_it_is_given() -> None:
     assert here.weight(tf.constant(8.0, tf.float16)).dtype == tf.float16
 
 
-def test_a_starved_replica_makes_nothing_of_nan() -> None:
+def test_an_empty_replica_makes_nothing_of_nan() -> None:
     nan = tf.constant(float("nan"))
     assert float(step.StepContext(tf.constant(0.0), has_empty_replicas=True).weight(nan)) == 0.0
     assert np.isnan(float(step.StepContext(tf.constant(0.5), has_empty_replicas=True).weight(nan)))

@@ -15,7 +15,7 @@ from tests.support import environment
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-LAUNCH = [sys.executable, "-m", "tfaccel.cli", "launch", "--nproc", "2"]
+LAUNCH = [sys.executable, "-m", "tfaccel.cli", "launch", "--nproc=2", "--show=all"]
 MPIEXEC = [str(Path(sys.executable).with_name("mpiexec")), "-n", "2", sys.executable]
 
 SCRIPT = """

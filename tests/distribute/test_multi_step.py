@@ -12,10 +12,10 @@ import tensorflow as tf
 
 from tfaccel.distribute.batch_sharding import Placement
 from tfaccel.distribute.batches import Batches
-from tfaccel.distribute.executions import Executions, choose
 from tfaccel.distribute.mirrored import MirroredStrategy
 from tfaccel.distribute.multi_step import MultiStepBatches
 from tfaccel.distribute.replica_options import ReplicaOptions
+from tfaccel.distribute.steps_per_execution import StepsPerExecution, choose
 
 pytestmark = pytest.mark.child(group="in one call")
 
@@ -37,7 +37,7 @@ def model() -> keras.Model:
 def strategy() -> MirroredStrategy:
     """One replica: those of a TPU are one program, and this is what can run it here."""
     made = MirroredStrategy(["CPU:0"], options=ReplicaOptions(partial_batch="pad"))
-    made.executions = Executions()
+    made.steps_per_execution = StepsPerExecution()
     return made
 
 
@@ -84,7 +84,7 @@ FITS: dict[str, Any] = {
 
 
 # Others show a dataset and a generator too, and what they hold.
-RARE = ("dataset", "a generator", "one without weights")
+RARE = ("dataset", "a generator", "one without weights", "part of an epoch", "no weights")
 
 
 @pytest.mark.parametrize(
@@ -231,10 +231,10 @@ def test_parts_are_those_of_one_step_at_a_time(rows: int, partial_batch: str) ->
         found = list(passes._open())
         assert len(found) == len(expected)
         for ours, theirs in zip(found, expected, strict=True):
-            for a, b in zip(tf.nest.flatten(ours), tf.nest.flatten(theirs), strict=True):
-                for one, other in zip(a.values, b.values, strict=True):
-                    assert one.shape == other.shape
-                    np.testing.assert_array_equal(one, other)
+            pairs = (tf.nest.flatten(batch.values) for batch in (ours, theirs))
+            for one, other in zip(*pairs, strict=True):
+                assert one.shape == other.shape
+                np.testing.assert_array_equal(one, other)
 
 
 class Mine(keras.callbacks.Callback):

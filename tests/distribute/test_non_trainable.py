@@ -55,7 +55,7 @@ def test_a_kernel_that_was_frozen_later_is_no_statistic() -> None:
     assert sorted(id(v) for v in statistics(model)) == sorted(before)
 
 
-def test_frozen_statistics_stay_to_the_bit_and_live_ones_are_equal_everywhere() -> None:
+def test_frozen_statistics_are_bit_identical_and_live_ones_equal_on_all_replicas() -> None:
     with mirrored().scope():
         model = normalized()
         model.get_layer("frozen").trainable = False
@@ -138,7 +138,7 @@ def test_seeds_that_are_gone_are_forgotten() -> None:
     assert len(mirrored().extended.seeds()) == before
 
 
-def test_the_first_step_of_a_custom_loop_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_first_step_of_a_custom_loop_logs_nothing(caplog: pytest.LogCaptureFixture) -> None:
     """AutoGraph converts what a `tf.function` calls, and warns of each function that it cannot."""
     with mirrored().scope():
         model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])

@@ -133,7 +133,7 @@ def test_a_variable_in_a_tuple_is_refused() -> None:
     model.kept = Tools()
     model.kept.pair = (tf.Variable(1.0, name="fixed"), 2)
     with pytest.raises(
-        ScopeError, match=r"variable 'fixed:0' .* such as a tuple; make it"
+        ScopeError, match=r"variable 'fixed:0' .* such as a tuple; create it"
     ) as error:
         scope.check(model, mirrored())
     assert "\n" not in str(error.value)
@@ -145,13 +145,13 @@ def test_another_strategy_is_refused() -> None:
     with other.scope():
         model = linear()
     with pytest.raises(
-        ScopeError, match=r"was made under another strategy .* make the model again"
+        ScopeError, match=r"was created under another strategy .* create the model again"
     ):
         scope.check(model, mirrored())
 
 
 @pytest.mark.child(devices=2)
-def test_it_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_it_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     model = linear()
     with caplog.at_level("INFO", "absl"):
         scope.check(model, mirrored())
@@ -218,7 +218,7 @@ def test_a_variable_made_in_every_step_gets_one_line() -> None:
     with mirrored().scope():
         model = Making()
         model.compile()
-    with pytest.raises(StrategyError, match="variable 'made' is made inside a step") as error:
+    with pytest.raises(StrategyError, match="variable 'made' is created inside a step") as error:
         model.fit(*data(), verbose=0)
     assert "\n" not in str(error.value)
 
@@ -241,7 +241,7 @@ def test_variables_read_as_numbers() -> None:
     assert type(rate.value).__name__ == "MirroredVariable"
 
 
-def test_after_an_error_nothing_is_said_of_an_unused_strategy() -> None:
+def test_after_an_error_an_unused_strategy_is_not_reported() -> None:
     script = "import tfaccel; s = tfaccel.strategy('mirrored', device_type='cpu', devices=2); {}"
     line = "nothing was trained under strategy"
     assert line in run_child(["-c", script.format("print()")])

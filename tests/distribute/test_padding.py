@@ -162,7 +162,7 @@ CASES: dict[str, tuple[Any, Any, Any, dict[str, Any], Any]] = {
 # The conformance table shows the same of batches that are not filled up: this is enough here.
 EXACT = ("masks",)
 # "weights" and "masks" show the same, and more.
-RARE = ("classes", "ignored_class")
+RARE = ("classes", "ignored_class", "mean_with_sample_weight")
 
 
 def first_rows(nest: Any) -> Any:
@@ -303,7 +303,7 @@ def test_a_larger_batch_is_not_refused() -> None:
         lambda: (X[:n] for n in (3, 9, 4)), output_signature=tf.TensorSpec([None, 5])
     )
     batches = Batches(dataset, Placement(1, 0, 3), ("CPU:0", "CPU:1", "CPU:2"), "pad")
-    found = [tuple(v.shape[0] for v in batch.data.values) for batch in batches]
+    found = [tuple(part.data.shape[0] for part in batch.values) for batch in batches]
     assert found == [(1, 1, 1), (3, 3, 3), (3, 3, 3)]
 
 
@@ -315,5 +315,5 @@ def test_a_larger_batch_is_not_refused() -> None:
     ],
 )
 def test_what_has_no_static_shape_is_refused(tensor: Any, kind: str) -> None:
-    with pytest.raises(InputError, match=f"the batch holds {kind}, expected dense numbers"):
+    with pytest.raises(InputError, match=f"the batch holds {kind}; expected dense numbers"):
         pad((tensor(),), tf.constant(1.0), 4)

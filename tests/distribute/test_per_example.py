@@ -90,7 +90,7 @@ def test_labels_of_classes_are_tried_too() -> None:
     "function",
     [contrast, balanced, per_batch_size, of_columns, first_rows_count_more, one_number],
 )
-def test_a_users_loss_that_looks_at_other_rows_is_not(function: Any) -> None:
+def test_a_users_loss_that_compares_rows_is_not(function: Any) -> None:
     assert not is_per_example(as_loss(function), *specs())
 
 

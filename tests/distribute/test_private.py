@@ -54,7 +54,7 @@ def test_a_loop_outside_of_replicas(seen: dict[str, Any]) -> None:
         "gradients": [True, True],
         "copies alike": True,
         "loss undivided": True,
-    }, "read_here, is_recording, asked_without_replica or loss_asks no longer see what Keras does"
+    }, "a function that reads the call stack no longer sees what Keras does"
 
 
 def test_callers_and_their_steps(seen: dict[str, Any]) -> None:
@@ -72,6 +72,12 @@ def test_callers_and_their_steps(seen: dict[str, Any]) -> None:
 def test_keras_functions_are_known(seen: dict[str, Any]) -> None:
     assert seen["keras functions"] == {"train_step": True, "test_step": True, "predict": True}
     assert seen["plain function"] is False
+
+
+def test_what_a_thread_does_is_told_by_its_calls(seen: dict[str, Any]) -> None:
+    traced = {"train_step": "fit", "test_step": "evaluate", "predict": "predict"}
+    assert seen["activities"] == {step: [method, True] for step, method in traced.items()}
+    assert seen["not traced"] is False
 
 
 def test_compiled_losses_and_their_trackers(seen: dict[str, Any]) -> None:
@@ -105,23 +111,26 @@ def test_optimizer_can_be_adopted(seen: dict[str, Any]) -> None:
     assert seen["adopted"] is True
 
 
-def test_an_empty_value_can_stand_for_none(seen: dict[str, Any]) -> None:
-    assert seen["nothing"] == [True, 0], "tf.function no longer takes an empty PerReplica"
+def test_a_batch_is_one_distributed_value_that_may_hold_none(seen: dict[str, Any]) -> None:
+    whole, distributed, through, absent, rows = seen["batch"]
+    assert (whole, distributed) == (True, True), "Keras no longer sees one leaf"
+    assert through, "tf.function no longer takes a batch as one value"
+    assert (absent, rows) == ([None, None], [3, 4])
 
 
-def test_accumulated_gradients_can_be_had_before_they_are_clipped(seen: dict[str, Any]) -> None:
+def test_accumulated_gradients_are_available_before_clipping(seen: dict[str, Any]) -> None:
     at, weight, steps, accumulated = seen["clipped"]
     assert (at, weight) == ([2], -2.0), "_clip_gradients is no longer called once an update"
     assert (steps, accumulated) == (4, [[1.0]])
 
 
-def test_callbacks_ask_whether_to_save(seen: dict[str, Any]) -> None:
+def test_callbacks_call_the_hook_that_decides_on_a_save(seen: dict[str, Any]) -> None:
     asked, written = seen["asked"]
     assert asked == [0, 0, 1, 1], "_should_save_on_batch is no longer asked after each batch"
     assert "x.keras" not in written
 
 
-def test_fit_asks_for_results_before_an_epoch_ends(seen: dict[str, Any]) -> None:
+def test_fit_requests_results_before_an_epoch_ends(seen: dict[str, Any]) -> None:
     # A public method, but that fit calls it there, whatever the metrics, is not said anywhere.
     assert seen["results"] == ["results", "end"]
 
@@ -141,7 +150,7 @@ def test_strategies_have_collective_keys_of_their_own(seen: dict[str, Any]) -> N
     assert all(seen["key bases"]), f"TensorFlow no longer reads _collective_key_base: {seen}"
 
 
-def test_reductions_go_round_in_rings_when_told_to(seen: dict[str, Any]) -> None:
+def test_reductions_use_rings_on_request(seen: dict[str, Any]) -> None:
     assert seen["rings"] == [[4.0, 4.0], ["RING", "RING"]], (
         "MirroredExtended no longer reduces with _collective_ops"
     )
@@ -240,7 +249,7 @@ def test_states_of_layers_and_metrics(seen: dict[str, Any]) -> None:
     )
 
 
-def test_a_step_knows_its_batch_its_replica_and_who_asks(seen: dict[str, Any]) -> None:
+def test_a_step_knows_its_batch_its_replica_and_its_caller(seen: dict[str, Any]) -> None:
     noticed = seen["in a step"]
     assert noticed["replicas"] == [0, 1], "a replica's number is no longer its _replica_id"
     assert noticed["counted"] == [2, 2], "the user's code no longer sees all replicas"
@@ -253,3 +262,11 @@ def test_operations_can_be_replaced(seen: dict[str, Any]) -> None:
 
 def test_the_function_of_a_metric(seen: dict[str, Any]) -> None:
     assert seen["metric functions"] == [2.0, True, True]
+
+
+def test_the_functions_of_datasets(seen: dict[str, Any]) -> None:
+    assert seen["functions of datasets"] == [True, True, False, False, True, True, True, False]
+
+
+def test_the_function_of_a_step(seen: dict[str, Any]) -> None:
+    assert seen["function of a step"] == [True, True]

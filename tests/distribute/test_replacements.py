@@ -13,7 +13,7 @@ import keras
 import pytest
 import tensorflow as tf
 
-from tfaccel.distribute.adapt import adapt
+from tfaccel.distribute.mixins import mix_in
 from tfaccel.distribute.replacements import Replacements, replaced
 
 ROOT = Path(__file__).parents[2]
@@ -244,7 +244,7 @@ def test_an_instance_that_has_been_adapted() -> None:
             return super().method().upper()  # type: ignore[misc]
 
     owner = Plain()
-    adapt(owner, Louder)
+    mix_in(owner, Louder)
     with replaced(owner, "method", lambda: "replaced"):
         assert owner.method() == "replaced"
     assert owner.method() == "PLAIN"
@@ -295,10 +295,10 @@ def test_classes_of_instances_are_set_by_one_module() -> None:
         for node in ast.walk(tree)
         if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("__set__")
     }
-    assert found == {"tfaccel/distribute/adapt.py"}
+    assert found == {"tfaccel/distribute/mixins.py"}
 
 
-def test_the_scan_sees_what_it_looks_for() -> None:
+def test_the_scan_finds_what_it_scans_for() -> None:
     tree = ast.parse(
         "try: pass\nfinally:\n x.y = 1\n del x.z\n self.q = 1\n object.__setattr__(x, 'w', 1)"
     )

@@ -160,7 +160,7 @@ def test_also_of_integers_and_variables_of_any_make() -> None:
     same(make)
 
 
-def test_whatever_is_said_of_its_replicas() -> None:
+def test_whatever_num_replicas_in_sync_is() -> None:
     hows = ["sum on_read", "sum auto", "mean on_write", "mean on_read", "none on_read",
             "only_first_replica on_read"]  # fmt: skip
 

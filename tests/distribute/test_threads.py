@@ -108,3 +108,29 @@ def test_the_threads_can_be_seen() -> None:
         assert threads.ready_queue.empty() is can_begin_again
     model.evaluate(X, Y, verbose=0)
     assert mirrored().callers[-1].threads is None
+
+
+class Reordered(Pages):
+    """Orders its rows anew after each epoch, in place, and notes what it is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.workers = 1
+        self.order, self.draws = np.arange(120), np.random.default_rng(4)
+
+    def __getitem__(self, index: int) -> Any:
+        rows = self.order[4 * index : 4 * index + 4].copy()
+        time.sleep(0.001)  # so that not all is read ahead before the epoch ends
+        return X[rows], Y[rows]
+
+    def on_epoch_end(self) -> None:
+        self.draws.shuffle(self.order)
+
+
+def test_rows_that_are_reordered_after_an_epoch_come_once() -> None:
+    """Keras looks at a batch and ends an epoch, before the first one begins."""
+
+    def train(model: Any) -> Any:
+        return model.fit(Reordered(), epochs=2, shuffle=False, verbose=0).history
+
+    same(train, metrics=["mae"])

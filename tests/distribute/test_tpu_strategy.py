@@ -14,8 +14,8 @@ from keras import layers
 
 from tests.distribute.fake_tpu import NO_KERNEL, Resolver
 from tfaccel.distribute.batches import shard_host_batch
-from tfaccel.distribute.executions import Executions
 from tfaccel.distribute.multi_step import MultiStepBatches
+from tfaccel.distribute.steps_per_execution import StepsPerExecution
 from tfaccel.distribute.tpu_strategy import TPUStrategy
 from tfaccel.errors import InputError, StrategyError
 
@@ -173,17 +173,17 @@ def test_steps_of_one_call_are_those_of_one_step(method: str) -> None:
     assert (2, 6, 6, 3) in [tuple(shape) for shape in given]
 
 
-def test_the_number_of_steps_in_a_call_can_be_said() -> None:
+def test_the_number_of_steps_in_a_call_can_be_set() -> None:
     for asked, expected in ((None, 3), (2, 2), (1, 1)):
-        strategy().executions = Executions(asked)
+        strategy().steps_per_execution = StepsPerExecution(asked)
         model = compiled("cnn")
         with pytest.raises(tf.errors.InvalidArgumentError, match=NO_KERNEL):
             model.fit(*batch("cnn", 22), batch_size=8, verbose=0)
         assert model.steps_per_execution == expected
-    strategy().executions = Executions()
+    strategy().steps_per_execution = StepsPerExecution()
 
 
-def test_predictions_of_copies_are_cut_off_on_the_host() -> None:
+def test_predictions_of_padding_rows_are_dropped_on_the_host() -> None:
     model = compiled("cnn")
     model.make_predict_function()
     cut = shard_host_batch(batch("cnn", 6)[:1], strategy().placement, "pad")
@@ -206,7 +206,7 @@ def test_mixed_bfloat16_keeps_sums_in_float32() -> None:
 
 
 def test_strings_do_not_fit() -> None:
-    with pytest.raises(InputError, match="the batch holds strings, expected dense numbers"):
+    with pytest.raises(InputError, match="the batch holds strings; expected dense numbers"):
         shard_host_batch((np.array(["a"]),), strategy().placement, "pad")
 
 

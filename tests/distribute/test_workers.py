@@ -13,8 +13,11 @@ import pytest
 import tensorflow as tf
 
 import tfaccel
+from tests.distribute.pages import Pages
+from tests.distribute.pages import own_rows as own_rows_of
 from tests.distribute.watched import data, linear
-from tfaccel.distribute import dataset_consistency
+from tfaccel.distribute import dataset_consistency, own_rows
+from tfaccel.distribute.batch_sharding import own_numbers
 from tfaccel.distribute.broadcast import broadcast, broadcast_text
 from tfaccel.distribute.files.file_callbacks import ChiefBacksUp
 from tfaccel.errors import InputError, TfaccelError
@@ -50,6 +53,7 @@ def test_each_worker_uses_its_two_devices() -> None:
 
 
 def test_workers_that_were_not_seeded_draw_alike() -> None:
+    strategy()
     drawn = [random.random(), np.random.random(), float(tf.random.uniform([]))]
     drawn += [float(i) for i in tf.data.Dataset.range(20).shuffle(20)]
     first, *others = everywhere(drawn)
@@ -88,6 +92,105 @@ def test_broadcast_gives_every_worker_the_chief_s_value(dtype: str) -> None:
 def test_broadcast_keeps_what_is_not_finite() -> None:
     (found,) = broadcast(strategy(), [np.array([np.nan, np.inf, 1.0], "float32")])
     np.testing.assert_array_equal(found, [np.nan, np.inf, 1.0])
+
+
+def test_a_fit_whose_rows_each_worker_computes_alone_gives_the_same_numbers() -> None:
+    strategy()
+    x, y = data()
+
+    def rows() -> tf.data.Dataset:
+        shuffled = tf.data.Dataset.from_tensor_slices((x, y)).shuffle(len(x), seed=1)
+        return shuffled.map(lambda one, label: (one / 2, label)).batch(6)
+
+    def weights(dataset: tf.data.Dataset) -> list[Any]:
+        with strategy().scope():
+            model = linear(lambda: keras.optimizers.SGD(0.1))
+        held_out = dataset.take(2)
+        history = model.fit(dataset, epochs=2, validation_data=held_out, verbose=0).history
+        return [*model.get_weights(), *history.values(), model.predict(held_out, verbose=0)]
+
+    assert own_rows.move_cut(rows())[0] is not None
+    whole = rows().map(lambda *batch: batch)  # what is after batch is not moved
+    assert own_rows.move_cut(whole)[0] is None
+    for found, expected in zip(weights(rows()), weights(whole), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def of_pages(make: Any, shuffle: bool, under: Any = None) -> list[Any]:
+    """Numbers of all that reads the `PyDataset`s that `make` makes, and of what was trained."""
+    with under.scope() if under is not None else contextlib.nullcontext():
+        model = linear(lambda: keras.optimizers.SGD(1e-4), metrics=["mae"])
+    more = {"epochs": 3, "validation_data": make(), "shuffle": shuffle, "verbose": 0}
+    history = model.fit(make(reorders=True), **more).history
+    read = [model.evaluate(make(), verbose=0), model.predict(make(), verbose=0)]
+    return [*model.get_weights(), *history.values(), *read]
+
+
+@pytest.mark.parametrize("threads", [1, pytest.param(3, marks=pytest.mark.exhaustive)])
+def test_a_py_dataset_that_is_asked_for_rows_gives_one_device_s_numbers(threads: int) -> None:
+    made: list[Pages] = []
+
+    def pages(**more: Any) -> Pages:
+        made.append(Pages(order=np.arange(28)[::-1].copy(), threads=threads, **more))
+        return made[-1]
+
+    strategy()  # whose workers adopt the chief's random state
+    random.seed(3)  # Keras shuffles batches by it
+    shuffle = threads == 1  # threads begin anew after Keras's look, in another order
+    found = of_pages(pages, shuffle, strategy())
+    evaluated = made[-2]
+    random.seed(3)
+    for ours, theirs in zip(found, of_pages(pages, shuffle), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+    # Keras looks at two batches, and we at one, and at its first rows as the pass begins. Then
+    # each worker computes its own rows alone.
+    looked_at = {int(row) for row in evaluated.order[:8]}
+    own = own_rows_of(evaluated, functools.partial(own_numbers, placement=strategy().placement))
+    assert set(evaluated.computed[3 * 8 :]) == own | looked_at
+
+
+def test_a_py_dataset_of_wrong_rows_is_told_of_on_every_worker() -> None:
+    class Double(Pages):
+        def get_rows(self, index: int, rows: Any) -> Any:
+            is_last = index == 3 and len(rows) < 5
+            return super().get_rows(index, np.tile(rows, 2) if is_last else rows)
+
+    with strategy().scope():
+        model = linear()
+    says = (
+        r"get_rows\(3, rows\) of PyDataset Double returned a part of [46] rows for [23] positions"
+    )
+    with pytest.raises(InputError, match=says):
+        model.fit(Double(), shuffle=False, verbose=0)
+
+
+@pytest.mark.parametrize("threads", [1, pytest.param(2, marks=pytest.mark.exhaustive)])
+def test_a_fit_of_asked_rows_resumes_in_the_middle_of_an_epoch(threads: int, tmp_path: Any) -> None:
+    path = broadcast_text(strategy(), str(tmp_path))
+
+    class LostError(Exception):
+        pass
+
+    class Lost(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            if int(self.model.optimizer.iterations) == 6:
+                raise LostError
+
+    def run(folder: str, *callbacks: Any) -> list[Any]:
+        keras.backend.clear_session()
+        keras.utils.set_random_seed(1)
+        with strategy().scope():
+            model = linear(lambda: keras.optimizers.SGD(1e-4), metrics=["mae"])
+        resume = tfaccel.checkpoint.resume(f"{path}/{folder}", every=1, asynchronous=False)
+        pages = Pages(reorders=True, threads=threads)
+        more = {"callbacks": [resume, *callbacks], "epochs": 3, "verbose": 0}
+        return [*model.fit(pages, **more).history.values(), *model.get_weights()]
+
+    whole = run("whole")
+    with pytest.raises(LostError):
+        run("lost", Lost())
+    for found, expected in zip(run("lost"), whole, strict=True):
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_all_resume_from_the_chief_s_backup(tmp_path: Any) -> None:
@@ -244,7 +347,7 @@ def shards(number: int, rows: int = 4) -> tf.data.Dataset:
     return made.filter(lambda x, y: tf.shape(x)[0] > 0)
 
 
-def test_workers_whose_data_have_other_lengths_are_all_told() -> None:
+def test_every_worker_raises_when_lengths_of_data_differ() -> None:
     rank = strategy().placement.rank
     x, y = data(24)
 
@@ -258,7 +361,7 @@ def test_workers_whose_data_have_other_lengths_are_all_told() -> None:
     given: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
         ("have 6, 3 batches", (x[: 24 // (1 + rank)], y[: 24 // (1 + rank)]), {"batch_size": 4}),
         ("has 8, 7 rows", (x[: 24 - rank], y[: 24 - rank]), {"batch_size": 8}),
-        ("worker 1 has no more than 2 batches", (shards(3 - rank),), {}),
+        ("worker 1 ran out of data after 2 batches", (shards(3 - rank),), {}),
         ("different shapes or types", (shards(2).map(cast),), {}),
     ]
     for says, args, more in given:
@@ -273,7 +376,7 @@ def test_workers_whose_data_have_other_lengths_are_all_told() -> None:
 @pytest.mark.parametrize(
     ("kind", "told"), [("same", False), ("noise", False), ("arrays", True), ("shard", True)]
 )
-def test_workers_that_read_rows_of_their_own_are_told(
+def test_workers_that_read_different_rows_are_warned(
     kind: str, told: bool, monkeypatch: Any
 ) -> None:
     rank = strategy().placement.rank

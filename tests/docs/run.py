@@ -73,7 +73,8 @@ def _environments(workers: int) -> list[dict[str, str]]:
     from tfaccel.launch.ports import free_ports
 
     addresses = [f"127.0.0.1:{port}" for port in free_ports(workers)]
-    common = {"workers": addresses, "job_id": "docs", "start_timeout_s": 60.0, "cores": 2}
+    job = {"job_id": "docs", "secret": "docs", "start_timeout_s": 60.0}
+    common = {"workers": addresses, "cores": 2, **job}
     return [worker_environment({}, rank=rank, **common) for rank in range(workers)]
 
 

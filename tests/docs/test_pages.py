@@ -99,12 +99,13 @@ def _overridden() -> set[str]:
 
 def test_the_table_of_changes_is_complete() -> None:
     page = (DOCS / "changed_in_keras.md").read_text("utf-8")
-    changed = {name for name in _calls("adapt", 1) if name[0].isupper()} | _overridden()
+    changed = {name for name in _calls("mix_in", 1) if name[0].isupper()} | _overridden()
     assert len(changed) > 25
     assert [name for name in sorted(changed) if f"`{name}`" not in page] == []
 
 
 def test_overridden_private_methods_are_listed() -> None:
+    import tensorflow as tf
     from keras import Model, callbacks, optimizers
     from tensorflow.experimental import dtensor
     from tensorflow.python.framework.func_graph import FuncGraph
@@ -114,7 +115,7 @@ def test_overridden_private_methods_are_listed() -> None:
     theirs = (
         *(Model, optimizers.Optimizer, optimizers.LossScaleOptimizer, callbacks.BackupAndRestore),
         *(_private.MirroredExtended, _private.CollectiveAllReduceExtended, _private.TPUExtended),
-        *(_private.PerReplica, _private.PerReplicaSpec, _private.DatasetIterator),
+        *(_private.PerReplica, tf.TypeSpec, _private.DatasetIterator),
         *(_private.CollectiveAllReduce, dtensor.DVariable, FuncGraph),
     )
     page = (DOCS / "changed_in_keras.md").read_text("utf-8")
@@ -155,7 +156,7 @@ def test_messages_are_found_in_the_sources() -> None:
     assert "StrategyError" in found
 
 
-def test_quoted_messages_are_ours() -> None:
+def test_quoted_messages_are_in_the_sources() -> None:
     """A heading of the page quotes a message; what is told at run time is an ellipsis."""
     page = (DOCS / "guides" / "troubleshooting.md").read_text("utf-8")
     page = page.partition("<!-- table: messages -->")[0]

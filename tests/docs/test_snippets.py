@@ -16,10 +16,11 @@ import pytest
 from tests.docs import commands
 from tests.docs.fences import PAGES, ROOT, Fence, all_fences, fences
 from tests.support import run_child
+from tfaccel.planner import devices
 
 MOST_NOT_RUN = 4  # blocks of Python that need what no test machine has
 _DOTALL = re.DOTALL | re.MULTILINE
-LANGUAGES = {"python", "sh", "text", "diff"}
+LANGUAGES = {"python", "sh", "text", "diff", "toml"}
 
 PYTHON = all_fences("python")
 SHELL = [line for fence in all_fences("sh") for line in commands.lines(fence)]
@@ -48,7 +49,7 @@ def test_a_python_block_runs(ran: tuple[str, list[dict[str, str]]], fence: Fence
         assert not ranks[rank][fence.name], f"rank {rank}: {ranks[rank][fence.name]}"
 
 
-def test_a_block_that_is_not_run_tells_why_and_is_python() -> None:
+def test_a_block_that_is_not_run_gives_a_reason_and_is_python() -> None:
     left_out = [fence for fence in PYTHON if "no_run" in fence.settings]
     assert len(left_out) <= MOST_NOT_RUN
     for fence in left_out:
@@ -71,8 +72,14 @@ def test_a_command_is_one(place: str, text: str) -> None:
     assert not wrong, f"{place}: {wrong}"
 
 
+@pytest.mark.parametrize("fence", all_fences("toml"), ids=lambda fence: fence.name)
+def test_a_file_of_devices_is_one(fence: Fence, tmp_path: Path) -> None:
+    (tmp_path / "devices.toml").write_text(fence.text)
+    assert len(devices.catalogue(tmp_path / "devices.toml")) > len(devices.catalogue())
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
-def test_every_block_says_its_language(page: Path) -> None:
+def test_every_block_names_its_language(page: Path) -> None:
     assert [f.name for f in fences(page) if f.language not in LANGUAGES] == []
 
 

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 PYTHON = [sys.executable]
-LAUNCH = [sys.executable, "-m", "tfaccel.cli", "launch", "--nproc", "2"]
+LAUNCH = [sys.executable, "-m", "tfaccel.cli", "launch", "--nproc", "2", "--show", "all"]
 
 
 def run(command: list[str], out: Path) -> str:
@@ -58,6 +58,16 @@ def test_digits_reach_their_accuracy(name: str, tmp_path: Path) -> None:
     assert re.search(rf"strategy   {'one_device' if name == 'auto' else name} \(", said)
 
 
+@pytest.mark.exhaustive
+def test_digits_go_on_from_their_checkpoints(tmp_path: Path) -> None:
+    command = [*PYTHON, "examples/digits.py", "--strategy=one_device"]
+    command.append(f"--checkpoints={tmp_path / 'run'}")
+    run([*command, "--epochs=2"], tmp_path / "first.keras")
+    said = run([*command, "--epochs=3"], tmp_path / "second.keras")
+    assert "Epoch 3/3" in said
+    assert "Epoch 2/3" not in said
+
+
 @pytest.fixture(scope="module")
 def language_model_alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[float, ...]:
     out = tmp_path_factory.mktemp("alone") / "one.keras"
@@ -76,7 +86,8 @@ def language_model(start: list[str], flags: list[str], out: Path) -> list[tuple[
 @pytest.mark.parametrize(
     "flags",
     [
-        ["--strategy=multi_worker_mirrored"],
+        # Of two workers the digits run always, in this file.
+        pytest.param(["--strategy=multi_worker_mirrored"], marks=pytest.mark.exhaustive),
         pytest.param(["--strategy=model_parallel", "--mesh=model=2"], marks=pytest.mark.exhaustive),
     ],
     ids=["data", "model"],

@@ -188,7 +188,7 @@ WRONG: dict[str, Callable[[], Any]] = {
 
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "Conv2D groups": (WRONG["Conv2D groups"], "groups=2 is translated wrongly"),
-    "SimpleRNN": (WRONG["SimpleRNN"], "translates it wrongly, without a word; use LSTM or GRU"),
+    "SimpleRNN": (WRONG["SimpleRNN"], "silently translates it wrongly; use LSTM or GRU"),
     "UpSampling2D bilinear": (
         WRONG["UpSampling2D bilinear"],
         "interpolation='bilinear' is translated wrongly",
@@ -221,7 +221,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "mish": (dense("mish"), "activation 'mish' is not translated; use one of"),
     "a layer as activation": (
         lambda: one(lambda L: L.Dense(6, activation=L.LeakyReLU(), name="it"), VECTOR),
-        "its activation is a LeakyReLU, expected one by name",
+        "its activation is a LeakyReLU; expected one by name",
     ),
     "ReLU to six": (lambda: one(lambda L: L.ReLU(max_value=6, name="it")), "max_value=6 is not"),
     "ReLU leaky": (

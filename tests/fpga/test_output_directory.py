@@ -46,9 +46,9 @@ def test_what_was_added_to_an_export_is_kept(tmp_path: Path) -> None:
 
 def test_a_place_that_cannot_be_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(FpgaError, match="is a file, expected a new or empty directory"):
+    with pytest.raises(FpgaError, match="is a file; expected a new or empty directory"):
         output_directory.prepare(tmp_path / "file")
-    with pytest.raises(FpgaError, match="cannot be made") as caught:
+    with pytest.raises(FpgaError, match="cannot be created") as caught:
         output_directory.prepare(tmp_path / "file" / "below")
     assert "\n" not in str(caught.value)
 

@@ -23,7 +23,7 @@ from tfaccel.fpga.data import generated, rows_of
 from tfaccel.fpga.export_settings import Settings
 from tfaccel.fpga.layer import Layer, layers_of
 from tfaccel.fpga.report import Check, Figure, Report
-from tfaccel.fpga.softmax import cut, logits_of, on_device, softmax
+from tfaccel.fpga.softmax import logits_of, on_device, softmax, without_softmax
 
 PLAIN = Report(
     Path("out"),
@@ -43,22 +43,22 @@ PLAIN = Report(
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"backend": "oneAPI"}, "backend='oneAPI', expected one of Vitis"),
-        ({"strategy": "mirrored"}, "strategy='mirrored', expected one of latency"),
-        ({"softmax": "nowhere"}, "softmax='nowhere', expected one of host"),
-        ({"precision": "int8"}, "precision='int8', expected a fixed-point type"),
+        ({"backend": "oneAPI"}, "backend='oneAPI'; expected one of Vitis"),
+        ({"strategy": "mirrored"}, "strategy='mirrored'; expected one of latency"),
+        ({"softmax": "nowhere"}, "softmax='nowhere'; expected one of host"),
+        ({"precision": "int8"}, "precision='int8'; expected a fixed-point type"),
         ({"precision": "fixed<100,6>"}, "of 2 to 64 bits"),
         ({"reuse_factor": 0}, "reuse_factor=0"),
-        ({"reuse_factor": 2.5}, "reuse_factor=2.5, expected a whole number above 0"),
-        ({"timeout_s": 0}, "timeout_s=0, expected a number above 0"),
-        ({"timeout_s": None}, "timeout_s=None, expected a number above 0"),
-        ({"clock_ns": "5"}, "clock_ns='5', expected a number above 0"),
-        ({"clock_ns": math.nan}, "clock_ns=nan, expected a number above 0"),
-        ({"precision": 16}, "precision=16, expected a fixed-point type"),
-        ({"precision": "ufixed<16,6>"}, "precision='ufixed<16,6>', expected a fixed-point type"),
+        ({"reuse_factor": 2.5}, "reuse_factor=2.5; expected a positive integer"),
+        ({"timeout_s": 0}, "timeout_s=0; expected a number above 0"),
+        ({"timeout_s": None}, "timeout_s=None; expected a number above 0"),
+        ({"clock_ns": "5"}, "clock_ns='5'; expected a number above 0"),
+        ({"clock_ns": math.nan}, "clock_ns=nan; expected a number above 0"),
+        ({"precision": 16}, "precision=16; expected a fixed-point type"),
+        ({"precision": "ufixed<16,6>"}, "precision='ufixed<16,6>'; expected a fixed-point type"),
         ({"precision": "fixed<16,6,RND>"}, "expected a fixed-point type"),
-        ({"part": ""}, "part='', expected an FPGA's name such as xcu250-figd2104-2L-e"),
-        ({"part": "xcu250; exit"}, "part='xcu250; exit', expected an FPGA's name"),
+        ({"part": ""}, "part=''; expected an FPGA's name such as xcu250-figd2104-2L-e"),
+        ({"part": "xcu250; exit"}, "part='xcu250; exit'; expected an FPGA's name"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(wrong: dict, said: str) -> None:
@@ -91,15 +91,15 @@ def test_rows_are_read_from_what_users_have(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        (np.ones((3, 5)), "rows of shape [(3, 5)], expected [(None, 4)]"),
-        ((np.ones((3, 4)), np.ones(2)), "labels of shape (2,), expected one for each of 3 rows"),
-        ({"inputs": np.ones((3, 4))}, "arrays inputs, expected x"),
+        (np.ones((3, 5)), "rows of shape [(3, 5)]; expected [(None, 4)]"),
+        ((np.ones((3, 4)), np.ones(2)), "labels of shape (2,); expected one for each of 3 rows"),
+        ({"inputs": np.ones((3, 4))}, "arrays inputs; expected x"),
         (np.ones((0, 4)), "[0] rows"),
         ("nowhere.npz", "nowhere.npz cannot be read"),
-        ([[1, 2], [1]], "rows that are no array of numbers"),
-        (np.full((3, 4), "1"), "rows that are no array of numbers"),
-        (np.ones((3, 4)) * 1j, "rows that are no array of numbers"),
-        ((np.ones((3, 4)), 5), "labels of shape (), expected one for each of 3 rows"),
+        ([[1, 2], [1]], "rows that are not an array of numbers"),
+        (np.full((3, 4), "1"), "rows that are not an array of numbers"),
+        (np.ones((3, 4)) * 1j, "rows that are not an array of numbers"),
+        ((np.ones((3, 4)), 5), "labels of shape (); expected one for each of 3 rows"),
         (np.array([[1, 2, 3, np.nan]]), "1 of 4 numbers in the rows are not finite in float32"),
         (np.full((1, 4), 1e39), "4 of 4 numbers in the rows are not finite in float32"),
     ],
@@ -119,7 +119,7 @@ def test_a_file_that_is_no_npz_is_one_clear_line(held: object, tmp_path: Path) -
     else:
         with path.open("wb") as file:
             np.save(file, np.ones((3, 4)))  # the form of .npy, whatever it is called
-    with pytest.raises(FpgaError, match=r"held_out.npz cannot be read .*, expected an .npz file"):
+    with pytest.raises(FpgaError, match=r"held_out.npz cannot be read .*; expected an .npz file"):
         rows_of(path, [(None, 4)])
 
 
@@ -144,7 +144,7 @@ def test_generated_rows_are_always_the_same_and_indices_for_an_embedding() -> No
 
 
 @pytest.mark.parametrize("form", ["activation", "Softmax", "Activation", "none"])
-def test_softmax_is_cut_off_in_every_form_it_has(form: str) -> None:
+def test_softmax_is_removed_in_every_form(form: str) -> None:
     keras.utils.set_random_seed(0)
     layers = [keras.layers.Dense(3, activation="softmax" if form == "activation" else None)]
     if form == "Softmax":
@@ -158,7 +158,7 @@ def test_softmax_is_cut_off_in_every_form_it_has(form: str) -> None:
     model = keras.Model(given, output)
     x = np.random.default_rng(0).normal(size=(5, 4)).astype("float32")
     before = model.predict(x, verbose=0)
-    logits, host = cut(model)
+    logits, host = without_softmax(model)
     after = logits.predict(x, verbose=0)
     assert host == (form != "none",)
     np.testing.assert_allclose(softmax(after) if host[0] else after, before, atol=1e-6)
@@ -206,7 +206,7 @@ def test_agreement_counts_rows_and_exactness_bits() -> None:
     assert verify.compare([got], [want], min_agreement=0.76).status == "failed"
 
 
-def test_a_quantized_model_must_be_the_same_to_the_bit() -> None:
+def test_a_quantized_model_must_be_bit_identical() -> None:
     want = np.array([[1.0, 2.0], [4.0, 3.0]])
     assert verify.compare([want], [want], quantized=True).status == "passed"
     assert verify.compare([want + 1e-9], [want], quantized=True).status == "failed"
@@ -270,7 +270,7 @@ def test_a_number_that_is_none_is_the_largest_error() -> None:
     assert verify.compare([np.array([[np.nan, 1.0]])], [np.ones((1, 2))]).maximum == np.inf
 
 
-def test_the_report_tells_all_in_json_too() -> None:
+def test_the_json_report_is_complete() -> None:
     told = json.loads(PLAIN.to_json())
     assert told["verdict"] == "99.50% of 100 rows agree (argmax), maximum error 0.12"
     assert told["figures"][0]["kind"] == "estimated"
@@ -311,7 +311,7 @@ def test_a_tool_that_takes_too_long_is_ended_with_all_it_started(tmp_path: Path)
         "print(p.pid, flush=True); time.sleep(600)"
     )
     log = tmp_path / "log"
-    with pytest.raises(FpgaTimeoutError, match="the tool was not done after 3 s") as caught:
+    with pytest.raises(FpgaTimeoutError, match="the tool exceeded its timeout of 3 s") as caught:
         process.run([sys.executable, "-c", code], what="the tool", log=log, limit_s=3, cwd=tmp_path)
     assert caught.value.log == log
     assert ended(Path(f"/proc/{log.read_text().split()[0]}/stat"))
@@ -362,7 +362,7 @@ def test_building_without_the_tool_is_refused_first(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_compiler_that_is_missing_is_told_before_anything_is_written(
+def test_a_missing_compiler_is_an_error_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -401,10 +401,10 @@ def test_the_room_opens_without_tensorflow_and_hls4ml() -> None:
     ("words", "said"),
     [
         (["nowhere.keras", "--out", "o"], "nowhere.keras is no .keras file"),
-        (["model.keras", "--out", "o", "--precision", "half"], "precision='half', expected"),
+        (["model.keras", "--out", "o", "--precision", "half"], "precision='half'; expected"),
         (["model.keras", "--out", "o", "--reuse-factor", "0"], "reuse_factor=0"),
         (["model.keras", "--out", "o", "--check", "no.npz"], "no.npz cannot be read"),
-        (["model.keras", "--out", "."], "holds something else (model.keras), expected a new"),
+        (["model.keras", "--out", "."], "holds something else (model.keras); expected a new"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(
@@ -423,7 +423,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     assert said in error
 
 
-def test_without_matplotlib_a_sweep_says_so(
+def test_a_sweep_without_matplotlib_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
@@ -462,7 +462,7 @@ def test_the_plot_sets_accuracy_against_cost(labelled: bool, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("precisions_", "options", "said"),
     [
-        ([], {}, "no precision, expected one or more"),
+        ([], {}, "no precision; expected one or more"),
         (["fixed<8,4>", "fixed<8, 4>"], {}, "expected each once"),
         (["fixed<8,4>"], {"estimate": False}, "expected estimate=True"),
         (["fixed<8,4>"], {"strategy": "distributed_arithmetic"}, "'latency' or 'resource'"),
@@ -506,7 +506,7 @@ def test_a_sweep_fails_when_no_precision_will_do(
             r"scores \(Dense\): softmax='device' of shape \(None, 8, 3\)",
         ),
         (True, {"softmax": "argmax"}, "expected 'host'"),
-        (False, {"check": (np.ones((2, 4)), [1, 3])}, "labels from 1 to 3, expected class numbers"),
+        (False, {"check": (np.ones((2, 4)), [1, 3])}, "labels from 1 to 3; expected class numbers"),
     ],
 )
 def test_what_would_be_compared_wrongly_is_refused(

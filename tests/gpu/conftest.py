@@ -32,7 +32,7 @@ ALL_GPUS = "0,1,2,3,4,5,6,7"
 def on() -> str:
     """`gpu`, or `cpu` when that is requested."""
     asked = os.environ.get("TFACCEL_GPU_TESTS_ON", "gpu")
-    assert asked in ("gpu", "cpu"), f"TFACCEL_GPU_TESTS_ON is {asked!r}, expected gpu or cpu"
+    assert asked in ("gpu", "cpu"), f"TFACCEL_GPU_TESTS_ON is {asked!r}; expected gpu or cpu"
     if asked == "gpu" and not gpus():
         pytest.skip("no GPU that TensorFlow sees; TFACCEL_GPU_TESTS_ON=cpu tries on logical CPUs")
     return asked

@@ -39,7 +39,7 @@ def _walk(wanted: Any, value: Any, path: str) -> None:
     elif isinstance(value, dict):
         fields = getattr(wanted, "model_fields", None)
         if origin is not dict and fields is None:
-            raise ValueError(f"{path} is an object, expected {wanted}")
+            raise ValueError(f"{path} is an object; expected {wanted}")
         types = {field.alias or name: field.annotation for name, field in (fields or {}).items()}
         for key, inner in value.items():
             if origin is not dict and key not in types:
@@ -47,8 +47,8 @@ def _walk(wanted: Any, value: Any, path: str) -> None:
             _walk(arguments[1] if origin is dict else types[key], inner, f"{path}.{key}")
     elif isinstance(value, list):
         if origin is not list:
-            raise ValueError(f"{path} is a list, expected {wanted}")
+            raise ValueError(f"{path} is a list; expected {wanted}")
         for place, inner in enumerate(value):
             _walk(arguments[0], inner, f"{path}[{place}]")
     elif origin in (dict, list):
-        raise ValueError(f"{path} is {value!r}, expected {wanted}")
+        raise ValueError(f"{path} is {value!r}; expected {wanted}")

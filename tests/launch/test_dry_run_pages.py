@@ -13,6 +13,7 @@ from tests.docs.fences import ROOT, Fence, fences
 from tfaccel.launch.main import main
 
 PAGES = sorted((ROOT / "docs" / "many_machines").glob("*.md"))
+LAUNCHES = [page for page in PAGES if "tfaccel launch" in page.read_text()]
 SHOWN = [
     fence
     for page in PAGES
@@ -50,7 +51,7 @@ def test_a_page_shows_what_is_printed(
     assert printed(fence, capsys) == fence.printed
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", LAUNCHES, ids=lambda page: page.name)
 def test_every_dry_run_of_a_page_runs(
     page: Path,
     tmp_path: Path,

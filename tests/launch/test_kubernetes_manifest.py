@@ -32,17 +32,17 @@ FULL: dict[str, object] = {
 }
 
 
-def options(**given: object) -> dict[str, object]:
-    given = {"image": "gcr.io/mine/train:1", **given}
-    return dict(values_of("kubernetes", kubernetes.OPTIONS, given, {}))
+def options(**values: object) -> dict[str, object]:
+    values = {"image": "gcr.io/mine/train:1", **values}
+    return dict(values_of("kubernetes", kubernetes.OPTIONS, values, {}))
 
 
-def objects(job: Job, **given: object) -> list[dict[str, Any]]:
+def objects(job: Job, **values: object) -> list[dict[str, Any]]:
     """What a reader of the YAML gets, each checked."""
-    found = list(yaml.safe_load_all(kubernetes.render(job, options(**given))))
-    for one in found:
+    manifests = list(yaml.safe_load_all(kubernetes.render(job, options(**values))))
+    for one in manifests:
         kubernetes_types.check(one)
-    return found
+    return manifests
 
 
 def pod(manifest: dict[str, Any]) -> dict[str, Any]:
@@ -56,15 +56,15 @@ def pod(manifest: dict[str, Any]) -> dict[str, Any]:
 JOB = Job(("train.py", "--lr", "1e-3"), name="digits", workers=4, max_restarts=3)
 
 
-@pytest.mark.parametrize("given", [{}, FULL], ids=["few", "all"])
+@pytest.mark.parametrize("values", [{}, FULL], ids=["few", "all"])
 @pytest.mark.parametrize("kind", ["jobset", "job"])
-def test_every_option_gives_what_the_api_takes(kind: str, given: dict[str, object]) -> None:
+def test_every_option_gives_what_the_api_takes(kind: str, values: dict[str, object]) -> None:
     job = Job(("train.py",), env=(("A", "b"),), log_dir="/checkpoints/logs")
-    found = objects(job, kind=kind, **given)
-    assert [one["kind"] for one in found] == (
+    manifests = objects(job, kind=kind, **values)
+    assert [one["kind"] for one in manifests] == (
         ["JobSet"] if kind == "jobset" else ["Service", "Job"]
     )
-    assert all(one["metadata"].get("namespace") == given.get("namespace") for one in found)
+    assert all(one["metadata"].get("namespace") == values.get("namespace") for one in manifests)
 
 
 def fields(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -119,8 +119,8 @@ def test_a_value_of_another_type_is_caught(path: tuple[str, ...], value: object)
 
 
 def test_a_jobset_starts_all_workers_again() -> None:
-    (found,) = objects(JOB)
-    spec = found["spec"]
+    (jobset,) = objects(JOB)
+    spec = jobset["spec"]
     assert spec["failurePolicy"]["maxRestarts"] == 3
     assert spec["failurePolicy"]["restartStrategy"] == "BlockingRecreate"
     (workers,) = spec["replicatedJobs"]
@@ -131,20 +131,20 @@ def test_a_jobset_starts_all_workers_again() -> None:
         4,
         4,
     )
-    assert pod(found)["restartPolicy"] == "Never", "as a pod failure policy needs"
+    assert pod(jobset)["restartPolicy"] == "Never", "as a pod failure policy needs"
 
 
 def test_a_preemption_is_a_restart_that_does_not_count() -> None:
     """A pod's code or condition fails the Job by its policy, and the JobSet knows that reason."""
-    (found,) = objects(JOB)
-    (rule,) = found["spec"]["failurePolicy"]["rules"]
+    (jobset,) = objects(JOB)
+    (rule,) = jobset["spec"]["failurePolicy"]["rules"]
     assert rule["action"] == "RestartJobSetAndIgnoreMaxRestarts"
     assert rule["onJobFailureReasons"] == ["PodFailurePolicy"]
-    inner = found["spec"]["replicatedJobs"][0]["template"]["spec"]
+    inner = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]
     by_code, by_condition = inner["podFailurePolicy"]["rules"]
     assert by_code["action"] == by_condition["action"] == "FailJob"
     assert by_code["onExitCodes"]["values"] == [PREEMPTED]
-    assert by_code["onExitCodes"]["containerName"] == pod(found)["containers"][0]["name"]
+    assert by_code["onExitCodes"]["containerName"] == pod(jobset)["containers"][0]["name"]
     assert by_condition["onPodConditions"] == [{"type": "DisruptionTarget", "status": "True"}]
     _, job = objects(JOB, kind="job")
     assert {one["action"] for one in job["spec"]["podFailurePolicy"]["rules"]} == {"Ignore"}
@@ -157,17 +157,18 @@ def variables(manifest: dict[str, Any]) -> dict[str, str]:
 
 
 def test_the_workers_find_each_other() -> None:
-    (found,) = objects(JOB)
-    told = variables(found)
-    assert told["TFACCEL_NUM_WORKERS"] == "4"
-    assert told["TFACCEL_WORKER_PORT"] == "2222"
-    assert told["TFACCEL_WORKER_HOSTS"] == "digits-workers-0-{rank}.digits"
-    assert found["spec"]["network"]["subdomain"] == "digits"
-    assert found["spec"]["network"]["publishNotReadyAddresses"] is True
+    (jobset,) = objects(JOB)
+    environment = variables(jobset)
+    assert environment["TFACCEL_NUM_WORKERS"] == "4"
+    assert environment["TFACCEL_WORKER_PORT"] == "2222"
+    assert environment["TFACCEL_WORKER_HOSTS"] == "digits-workers-0-{rank}.digits"
+    assert jobset["spec"]["network"]["subdomain"] == "digits"
+    assert jobset["spec"]["network"]["publishNotReadyAddresses"] is True
     uid = "metadata.labels['batch.kubernetes.io/controller-uid']"
-    env = pod(found)["containers"][0]["env"]
-    assert [one["valueFrom"] for one in env if one["name"] == "TFACCEL_JOB_ID"] == [
-        {"fieldRef": {"fieldPath": uid}}
+    env = pod(jobset)["containers"][0]["env"]
+    assert [(one["name"], one["valueFrom"]) for one in env if "valueFrom" in one] == [
+        (name, {"fieldRef": {"fieldPath": uid}})
+        for name in ("TFACCEL_JOB_ID", "TFACCEL_JOB_SECRET")
     ]
 
 
@@ -192,8 +193,8 @@ def test_an_indexed_job_has_its_service() -> None:
 
 
 def test_resources_and_volumes() -> None:
-    (found,) = objects(JOB, **FULL)
-    container = pod(found)["containers"][0]
+    (jobset,) = objects(JOB, **FULL)
+    container = pod(jobset)["containers"][0]
     assert container["resources"] == {
         "requests": {"cpu": "8", "memory": "32Gi"},
         "limits": {"memory": "32Gi", "nvidia.com/gpu": "2"},
@@ -202,11 +203,11 @@ def test_resources_and_volumes() -> None:
         *("/checkpoints", "/data", "/dev/shm")
     ]
     assert [one["name"] for one in container["volumeMounts"]] == [
-        one["name"] for one in pod(found)["volumes"]
+        one["name"] for one in pod(jobset)["volumes"]
     ]
-    assert pod(found)["volumes"][0]["persistentVolumeClaim"]["claimName"] == "checkpoints"
-    assert pod(found)["terminationGracePeriodSeconds"] == 60
-    assert pod(found)["nodeSelector"] == {"cloud.google.com/gke-tpu-topology": "2x4"}
+    assert pod(jobset)["volumes"][0]["persistentVolumeClaim"]["claimName"] == "checkpoints"
+    assert pod(jobset)["terminationGracePeriodSeconds"] == 60
+    assert pod(jobset)["nodeSelector"] == {"cloud.google.com/gke-tpu-topology": "2x4"}
     (tpu,) = objects(JOB, tpus=4)
     assert pod(tpu)["containers"][0]["resources"] == {"limits": {"google.com/tpu": "4"}}
 
@@ -223,20 +224,20 @@ def test_words_and_values_reach_the_worker_as_they_are() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "says"),
+    ("values", "says"),
     [
-        ({"image": "a b"}, "--image is 'a b', expected such as gcr.io/mine/train:1"),
-        ({"cpus": "many"}, "--cpus is 'many', expected such as 4"),
-        ({"memory": "16 GB"}, "--memory is '16 GB', expected such as 16Gi"),
-        ({"volume": ["checkpoints"]}, "--volume is 'checkpoints', expected a claim and an absol"),
-        ({"volume": ["A:/a"]}, "the claim of --volume is 'A', expected up to 40"),
-        ({"node_selector": ["gpu"]}, "--node-selector is 'gpu', expected LABEL=VALUE"),
-        ({"namespace": "My"}, "--namespace is 'My', expected up to 40 lower-case"),
+        ({"image": "a b"}, "--image is 'a b'; expected such as gcr.io/mine/train:1"),
+        ({"cpus": "many"}, "--cpus is 'many'; expected such as 4"),
+        ({"memory": "16 GB"}, "--memory is '16 GB'; expected such as 16Gi"),
+        ({"volume": ["checkpoints"]}, "--volume is 'checkpoints'; expected a claim and an absol"),
+        ({"volume": ["A:/a"]}, "the claim of --volume is 'A'; expected up to 40"),
+        ({"node_selector": ["gpu"]}, "--node-selector is 'gpu'; expected LABEL=VALUE"),
+        ({"namespace": "My"}, "--namespace is 'My'; expected up to 40 lower-case"),
     ],
 )
-def test_what_kubernetes_would_refuse_is_refused_here(given: dict[str, Any], says: str) -> None:
+def test_what_kubernetes_would_refuse_is_refused_first(values: dict[str, Any], says: str) -> None:
     with pytest.raises(LaunchError, match=says):
-        kubernetes.render(JOB, options(**given))
+        kubernetes.render(JOB, options(**values))
 
 
 def test_kubectl_gets_what_a_dry_run_prints(
@@ -255,9 +256,9 @@ def test_kubectl_gets_what_a_dry_run_prints(
     assert kubernetes.launch(JOB, options()) == 3
 
 
-def test_a_machine_without_kubectl_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_kubectl_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
-    with pytest.raises(LaunchError, match="kubectl is not here, expected Kubernetes's command"):
+    with pytest.raises(LaunchError, match="kubectl is not installed; expected Kubernetes"):
         kubernetes.launch(JOB, options())
 
 

@@ -35,15 +35,18 @@ Start = Callable[..., "subprocess.Popen[str]"]
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Starts `tfaccel launch` with a script of these lines; nothing outlives the test."""
+    """Starts `tfaccel launch` with a script of these lines; nothing outlives the test.
+
+    What all workers say is shown, unless the options say otherwise.
+    """
     started: list[subprocess.Popen[str]] = []
 
-    def begin(script: str, *options: str, nproc: int = 2) -> subprocess.Popen[str]:
+    def begin(script: str, *options: str, nproc: int | str = 2) -> subprocess.Popen[str]:
         path = tmp_path / "train.py"
         path.write_text(PREAMBLE + script)
-        command = [sys.executable, "-m", "tfaccel.cli", "launch", f"--nproc={nproc}", *options]
+        command = [sys.executable, "-m", "tfaccel.cli", "launch", f"--nproc={nproc}", "--show=all"]
         process = subprocess.Popen(
-            [*command, str(path)],
+            [*command, *options, str(path)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -68,12 +71,12 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
 def pids_of(process: subprocess.Popen[str], count: int) -> list[int]:
     """Reads the launcher's output until so many processes have said that they are there."""
     assert process.stdout is not None
-    found: list[int] = []
-    while len(found) < count:
+    pids: list[int] = []
+    while len(pids) < count:
         line = process.stdout.readline()
         assert line, "the launcher ended early"
-        found += map(int, re.findall(r"pid (\d+)", line))
-    return found
+        pids += map(int, re.findall(r"pid (\d+)", line))
+    return pids
 
 
 def alive(pid: int) -> bool:
@@ -105,8 +108,59 @@ def test_every_line_carries_its_rank(start: Start) -> None:
     assert sorted(err.splitlines()) == [f"[{rank}] two" for rank in range(3)]
 
 
+QUIET = """
+print(f"all that rank {rank} does")
+if rank:
+    await_ready()
+print("WARNING: everybody", file=sys.stderr)
+print("W0000 00:00:1795939443.3 8450 gpu.cc:2431] only some" if rank else "", file=sys.stderr)
+print("I0000 00:00:1795939443.3 8450 port.cc:153] oneDNN custom operations", file=sys.stderr)
+for step in range(100):
+    print("\\b" * 20 + f"\\r{step + 1}/100 loss", end="", flush=True)
+print(flush=True)
+ready()
+"""
+
+
+def test_the_chief_is_shown_alone_and_the_logs_hold_everything(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL", raising=False)
+    logs = tmp_path / "logs"
+    process = start(QUIET, "--show=chief", f"--log-dir={logs}", nproc=3)
+    code, out, err = finish(process)
+    assert (code, out) == (0, "all that rank 0 does\n100/100 loss\n")
+    assert err.splitlines() == [
+        *("WARNING: everybody", ""),
+        "[1,2] W0000 00:00:1795939443.3 8450 gpu.cc:2431] only some",
+    ]
+    for rank in range(3):
+        lines = (logs / f"rank-{rank}.log").read_text().splitlines()
+        assert len(lines) == 5
+        assert {f"all that rank {rank} does", "100/100 loss", "WARNING: everybody"} < set(lines)
+
+
+def test_who_sets_tensorflows_log_level_gets_what_it_says(start: Start) -> None:
+    process = start(QUIET, "--show=chief", "--env=TF_CPP_MIN_LOG_LEVEL=0")
+    assert "oneDNN custom operations" in finish(process)[2]
+
+
+def test_a_worker_that_is_not_shown_is_shown_when_it_fails(start: Start) -> None:
+    script = "print('out of', rank)\nif rank == 1: raise ValueError('the cause')\nasleep()"
+    code, _, err = finish(start(script, "--show=chief"))
+    assert code == 1
+    tail = err[err.index("tfaccel launch:") :].splitlines()
+    assert tail[1:5] == [
+        "the others: rank 0 was stopped",
+        *("the end of its stdout:", "  out of 1", "the end of its stderr:"),
+    ]
+    assert tail[-1] == "  ValueError: the cause"
+    assert err.count("the cause") == 2, "the line of the script, and the exception"
+
+
 def test_workers_share_a_job_and_have_ports_of_their_own(start: Start) -> None:
-    script = "print(os.environ['TFACCEL_JOB_ID'], os.environ['TF_CONFIG'], os.environ['COLOUR'])"
+    script = "job = os.environ['TFACCEL_JOB_ID'] + os.environ['TFACCEL_JOB_SECRET']\n"
+    script += "print(job, os.environ['TF_CONFIG'], os.environ['COLOUR'])"
     jobs, addresses = set(), set()
     for _ in range(2):
         code, out, _ = finish(start(script, "--env", "COLOUR=a=b"))
@@ -176,7 +230,9 @@ rendezvous(resolve(), timeout_s=float(os.environ["TFACCEL_START_TIMEOUT"]),
 """
     code, _, err = finish(start(script, "--start-timeout", "0.5"))
     assert code == 1
-    assert re.search(r"1 of 2 workers did not come within 0.5 s: worker 1 \(127.0.0.1:\d+\)", err)
+    assert re.search(
+        r"1 of 2 workers did not connect within 0.5 s: worker 1 \(127.0.0.1:\d+\)", err
+    )
 
 
 @pytest.mark.parametrize(
@@ -282,12 +338,14 @@ def test_much_output_does_not_block_a_worker(start: Start) -> None:
         ([], 1, "there is no command"),
     ],
 )
-def test_what_cannot_be_started_is_said(command: list[str], nproc: int, says: str) -> None:
+def test_a_program_that_cannot_be_started_is_an_error(
+    command: list[str], nproc: int, says: str
+) -> None:
     with pytest.raises(LaunchError, match=re.escape(says)):
         run(command, nproc=nproc)
 
 
-def test_logs_that_cannot_be_written_are_said(tmp_path: Path) -> None:
+def test_logs_that_cannot_be_written_are_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(LaunchError, match="cannot write logs to"):
         run([sys.executable, "-c", ""], nproc=1, log_dir=tmp_path / "file")
@@ -327,10 +385,10 @@ def test_codes_say_whether_to_start_again(
     assert [line for line in out.splitlines() if line.startswith("[0]")] == [
         f"[0] try {number}" for number in range(tries)
     ]
-    assert err.count("one was told to stop and has saved") == codes.count("33")
+    assert err.count("one was preempted and saved a checkpoint") == codes.count("33")
 
 
-def test_a_launcher_that_is_told_to_stop_says_that_all_have_saved(start: Start) -> None:
+def test_a_launcher_that_gets_sigterm_exits_with_the_code_of_its_workers(start: Start) -> None:
     script = "signal.signal(signal.SIGTERM, lambda *_: sys.exit(33))\nasleep()"
     process = start(script)
     pids = pids_of(process, 2)
@@ -338,3 +396,46 @@ def test_a_launcher_that_is_told_to_stop_says_that_all_have_saved(start: Start) 
     code, _, _ = finish(process)
     assert code == 33, "for the engine above: an inner launcher may be one of its workers"
     assert_gone(pids)
+
+
+MEETS = """
+from tfaccel.cluster import rendezvous, resolve
+size = len(json.loads(os.environ["TF_CONFIG"])["cluster"]["worker"])
+def meet():
+    rendezvous(resolve(), timeout_s=float(os.environ["TFACCEL_START_TIMEOUT"]),
+         job_id=os.environ["TFACCEL_JOB_ID"], arrivals=os.environ["TFACCEL_ARRIVALS"])
+"""
+
+
+@pytest.mark.parametrize("end", ["sys.exit(9)", "asleep()"])
+def test_a_range_begins_without_who_does_not_come_and_tries_it_again(
+    start: Start, end: str
+) -> None:
+    script = f"""
+tried = __file__ + ".tried"
+if rank == 2 and not os.path.exists(tried):
+    open(tried, "w").close()
+    {end}
+meet()
+print("of", size)
+if size == 2:
+    sys.exit(7) if rank == 0 else asleep()
+"""
+    options = ("--start-timeout=4", "--max-restarts=1")
+    code, out, err = finish(start(MEETS + script, *options, nproc="2:3"))
+    assert code == 0, err
+    assert sorted(re.findall(r"\[(\d)\] of 3", out)) == ["0", "1", "2"]
+    assert "[0] of 2" in out
+    said = [line for line in err.splitlines() if re.match("tfaccel launch: (re)?starting", line)]
+    assert said == [
+        "tfaccel launch: starting 2 workers: rank 2 did not connect to the others",
+        "tfaccel launch: restarting all 3 workers (restart 1 of 1)",
+    ]
+
+
+def test_a_range_ends_at_its_fewest(start: Start) -> None:
+    script = "print('of', size)\nif rank == 1: sys.exit(9)\nawait_ready()"
+    code, out, err = finish(start(MEETS + script, nproc="2:3"))
+    assert code == 9
+    assert set(re.findall(r"\[1\] of \d", out)) == {"[1] of 3", "[1] of 2"}
+    assert err.count("did not connect to the others") == 1

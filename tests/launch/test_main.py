@@ -55,7 +55,9 @@ def test_every_engine_takes_the_common_options(
 
 def test_the_default_is_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--nproc=2", "--dry-run", "--env=A=b c", "train.py"]) == 0
-    first, second, wait = capsys.readouterr().out.splitlines()
+    secret, first, second, wait = capsys.readouterr().out.splitlines()
+    assert secret.startswith("export TFACCEL_JOB_SECRET=$(")
+    assert "TFACCEL_JOB_SECRET" not in first
     assert wait == "wait"
     assert re.search(
         r"'A=b c' .*TF_CONFIG=.*\"index\": 0.* TFACCEL_JOB_ID=\w+ .*train\.py &$", first
@@ -64,21 +66,35 @@ def test_the_default_is_this_machine(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_the_lines_of_a_dry_run_are_a_shell_s(capsys: pytest.CaptureFixture[str]) -> None:
-    Path("train.py").write_text("import os; os.write(1, os.environb[b'A'] + bytes([10]))")
+    show = "os.environb[b'A'] + b' ' + os.environb[b'TFACCEL_JOB_SECRET'] + bytes([10])"
+    Path("train.py").write_text(f"import os; os.write(1, {show})")
     assert main(["--nproc=2", "--dry-run", "--env=A=b $c'", "train.py"]) == 0
     done = subprocess.run(
         ["bash", "-c", capsys.readouterr().out], capture_output=True, text=True, timeout=30
     )
-    assert done.stdout.splitlines() == ["b $c'"] * 2
+    first, second = done.stdout.splitlines()
+    assert first == second
+    assert re.fullmatch(r"b \$c' [0-9a-f]{32}", first)
+
+
+def test_a_dry_run_has_the_data_workers(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--nproc=2", "--data-workers=2", "--dry-run", "train.py"]) == 0
+    _, *data, first, second, wait = capsys.readouterr().out.splitlines()
+    ports = [re.search(r"tfaccel\.launch\.data_worker (\d+) ?(\d*) & data=", line) for line in data]
+    dispatcher = ports[0][1]  # type: ignore[index]
+    assert [port[2] for port in ports] == ["", dispatcher, dispatcher]  # type: ignore[index]
+    for line in (first, second):
+        assert f"TFACCEL_DATA_SERVICE=127.0.0.1:{dispatcher} " in line
+    assert wait == "wait $workers; kill $data"
 
 
 def test_an_option_of_another_engine_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert refusal(capsys, "--nproc=2", "--partition=p", "--image=i", "train.py") == (
-        "tfaccel launch: error: --partition, --image is no option of --engine local, expected "
-        "those of every engine and its own: --grace\n"
+        "tfaccel launch: error: --partition, --image is not an option of --engine local; expected "
+        "those of every engine and its own: --grace, --show, --profile, --data-workers\n"
     )
     said = refusal(capsys, "--engine=slurm", "--nproc=2", "--grace=3", "train.py")
-    assert "--grace is no option of --engine slurm" in said
+    assert "--grace is not an option of --engine slurm" in said
     assert "--nodes" in said
 
 
@@ -87,6 +103,29 @@ def test_an_option_of_another_engine_is_refused(capsys: pytest.CaptureFixture[st
     [
         (["train.py"], "--nproc is not given; expected the number of workers"),
         (["--nproc=0", "train.py"], "--nproc is 0; expected at least 1 worker"),
+        (["--nproc=two", "train.py"], "--nproc is 'two'; expected a number, or two such as 2:4"),
+        (["--nproc=:4", "train.py"], "--nproc is ':4'; expected a number, or two such as 2:4"),
+        (["--nproc=0:4", "train.py"], "--nproc is 0:4; expected at least 1 worker"),
+        (["--nproc=4:2", "train.py"], "--nproc is 4:2; expected the fewest workers first"),
+        (
+            ["--engine=kubernetes", "--image=i", "--nproc=2:4", "train.py"],
+            "--nproc is 2:4, and a job of --engine kubernetes always has the same number of",
+        ),
+        (
+            ["--engine=skypilot", "--nproc=2:4", "train.py"],
+            "--nproc is 2:4, and a job of --engine skypilot always has the same number of",
+        ),
+        (
+            ["--nproc=2", "--profile=2:1", "--log-dir=a", "train.py"],
+            "--profile is '2:1'; expected a",
+        ),
+        (["--nproc=2", "--profile=1:2", "train.py"], "--profile is given, and --log-dir is not"),
+        (["--nproc=2", "--show=some", "train.py"], "--show is 'some'; expected all, chief, or"),
+        (["--nproc=2", "--show=0,2", "train.py"], "--show is 0,2, and the ranks of 2 workers are"),
+        (
+            ["--engine=tpu-vm", "--zone=z", "--accelerator-type=v6e-8", "--show=all", "train.py"],
+            "--show is not an option of --engine tpu-vm",
+        ),
         (["--nproc=2", "--max-restarts=-1", "train.py"], "--max-restarts is -1; expected 0 or"),
         (["--engine=kubernetes", "--nproc=2", "a.py"], "--engine kubernetes needs --image IMAGE"),
         (["--engine=tpu-vm", "train.py"], "needs --zone Z, --accelerator-type TYPE"),
@@ -96,12 +135,12 @@ def test_an_option_of_another_engine_is_refused(capsys: pytest.CaptureFixture[st
         ),
         (
             ["--engine=tpu-vm", "--zone=z", "--accelerator-type=v6e-8", "--dry-run", "ls"],
-            "the script is 'ls', expected a .py file, or -m and a module",
+            "the script is 'ls'; expected a .py file, or -m and a module",
         ),
-        (["--engine=slurm", "--nproc=2", "--name=A_b", "train.py"], "--name is 'A_b', expected up"),
+        (["--engine=slurm", "--nproc=2", "--name=A_b", "train.py"], "--name is 'A_b'; expected up"),
         (
             ["--engine=slurm", "--nproc=2", "--env=A;rm -rf x=1", "--dry-run", "train.py"],
-            "--env sets 'A;rm -rf x', expected a name of letters, digits and underscores",
+            "--env sets 'A;rm -rf x'; expected a name of letters, digits and underscores",
         ),
     ],
 )
@@ -148,3 +187,5 @@ def test_logs_come_from_the_worker_s_own_process() -> None:
     before = ["py", "-m", "tfaccel.launch.worker", "--log-dir", "my logs", "--"]
     assert job.logged_command("py") == [*before, "py", "train.py", "--", "-x"]
     assert Job(("train.py",)).logged_command("py") == ["py", "train.py"]
+    shown = Job(("train.py",), show="0,1").logged_command("py")
+    assert shown == ["py", "-m", "tfaccel.launch.worker", "--show", "0,1", "--", "py", "train.py"]

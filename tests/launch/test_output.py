@@ -14,6 +14,9 @@ def split(*chunks: bytes) -> list[Line]:
     return [*lines, *splitter.end()]
 
 
+BAR = [Line("1/3", True), Line("2/3", True)]
+
+
 @pytest.mark.parametrize(
     ("chunks", "lines"),
     [
@@ -25,6 +28,9 @@ def split(*chunks: bytes) -> list[Line]:
         ([b"1/3\r", b"2/3\r"], [Line("1/3", True), Line("2/3")]),
         ([b"bar\r   \rdone\n"], [Line("bar", True), Line("done")]),
         ([b"\b\b\bbar\n"], [Line("bar")]),
+        ([b"1/3", b"\b\b", b"\b2/3\b\b\b\r3/3\n"], [*BAR, Line("3/3")]),
+        ([b"1/3\r\x1b[2K\x1b[1A2/3\x1b[A3/3"], [*BAR, Line("3/3")]),
+        ([b"b\bbold \x1b[m\x1b[Kcoloured\n"], [Line("b\bbold \x1b[m\x1b[Kcoloured")]),
         (["é".encode()[:1], "é".encode()[1:], b"\n"], [Line("é")]),
         ([b"\xff\n"], [Line("\N{REPLACEMENT CHARACTER}")]),
         ([b"x" * (MAX_LINE_BYTES + 1), b"y\n"], [Line("x" * (MAX_LINE_BYTES + 1)), Line("y")]),
@@ -35,10 +41,11 @@ def test_lines_of_chunks(chunks: list[bytes], lines: list[Line]) -> None:
 
 
 def shown(*lines: tuple[int, Line], terminal: bool, colour: bool = False) -> str:
+    """What a terminal shows where several workers' lines are shown."""
     stream = io.StringIO()
     screen = Terminal(stream, terminal=terminal, colour=colour)
     for rank, line in lines:
-        screen.show(rank, line)
+        screen.show(rank, line, ranks=(rank,))
     screen.close()
     return stream.getvalue()
 
@@ -70,8 +77,8 @@ def test_ranks_differ_in_colour() -> None:
 def test_text_that_the_stream_cannot_encode_is_replaced() -> None:
     raw = io.BytesIO()
     stream = io.TextIOWrapper(raw, encoding="ascii")
-    Terminal(stream, terminal=False, colour=False).show(0, Line("━━ done"))
-    assert raw.getvalue() == b"[0] ?? done\n"
+    Terminal(stream, terminal=False, colour=False).show(0, Line("━━ done"), ranks=())
+    assert raw.getvalue() == b"?? done\n"
 
 
 def test_a_broken_screen_does_not_stop_the_worker_or_its_log() -> None:
@@ -81,8 +88,9 @@ def test_a_broken_screen_does_not_stop_the_worker_or_its_log() -> None:
 
     read, write = os.pipe()
     log = io.BytesIO()
+    screen = Terminal(Broken(), terminal=False, colour=False)
     pump = OutputForwarder(
-        os.fdopen(read, "rb"), 0, Terminal(Broken(), terminal=False, colour=False), log
+        os.fdopen(read, "rb"), "0", lambda line: screen.show(0, line, ranks=()), log
     )
     pump.start()
     with os.fdopen(write, "wb") as pipe:
@@ -90,3 +98,20 @@ def test_a_broken_screen_does_not_stop_the_worker_or_its_log() -> None:
     pump.join(10)
     assert log.getvalue() == b"2/2\nlast\n"
     assert pump.last_lines == ("2/2", "last")
+
+
+@pytest.mark.parametrize("show_startup", [False, True])
+def test_start_up_messages_are_in_the_log_and_shown_if_wanted(show_startup: bool) -> None:
+    message = (
+        b"I0000 00:00:1795939443.312994    8450 port.cc:153] oneDNN custom operations are on.\n"
+    )
+    read, write = os.pipe()
+    log = io.BytesIO()
+    seen: list[Line] = []
+    pump = OutputForwarder(os.fdopen(read, "rb"), "0", seen.append, log, show_startup=show_startup)
+    pump.start()
+    with os.fdopen(write, "wb") as pipe:
+        pipe.write(message + b"last\n")
+    pump.join(10)
+    assert log.getvalue() == message + b"last\n"
+    assert len(seen) == len(pump.last_lines) == (2 if show_startup else 1)

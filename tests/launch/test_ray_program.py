@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ from tfaccel.launch.options import values_of
 from tfaccel.launch.spec import Job
 
 
-def options(**given: object) -> dict[str, object]:
-    return dict(values_of("ray", ray.OPTIONS, given, {}))
+def options(**values: object) -> dict[str, object]:
+    return dict(values_of("ray", ray.OPTIONS, values, {}))
 
 
 def arguments(program: str, function: str) -> dict[str, Any]:
@@ -30,19 +31,32 @@ def arguments(program: str, function: str) -> dict[str, Any]:
         for node in ast.walk(ast.parse(program))
         if isinstance(node, ast.Call) and ast.unparse(node.func) == function
     )
-    found = {}
+    by_name = {}
     for one in call.keywords:
         try:
-            found[str(one.arg)] = ast.literal_eval(one.value)
+            by_name[str(one.arg)] = ast.literal_eval(one.value)
         except ValueError:
-            found[str(one.arg)] = ast.unparse(one.value)
-    return found
+            by_name[str(one.arg)] = ast.unparse(one.value)
+    return by_name
+
+
+def given(program: str) -> dict[str, Any]:
+    """What workers are given, beside their secret."""
+    trainer = arguments(program, "TensorflowTrainer")
+    assert trainer["train_loop_config"] == "{'secret': secrets.token_hex(16), **CONFIG}"
+    (found,) = (
+        node.value
+        for node in ast.parse(program).body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "CONFIG"
+    )
+    made: dict[str, Any] = ast.literal_eval(found)
+    return made
 
 
 JOB = Job(("train.py", "it's", '"$x"\n'), name="digits", workers=2, max_restarts=3)
 
 
-def test_what_ray_is_told() -> None:
+def test_the_arguments_that_ray_gets() -> None:
     program = ray.render(JOB, options(cpus="4", gpus=1, storage="/nfs/it's", address="ray:6379"))
     assert arguments(program, "ScalingConfig") == {
         "num_workers": 2,
@@ -52,9 +66,14 @@ def test_what_ray_is_told() -> None:
     assert arguments(program, "FailureConfig") == {"max_failures": 3}
     assert arguments(program, "RunConfig")["storage_path"] == "/nfs/it's"
     assert arguments(program, "ray.init") == {"address": "ray:6379"}
-    config = arguments(program, "TensorflowTrainer")["train_loop_config"]
+    config = given(program)
     assert config["script"] == list(JOB.script)
     assert config["folder"] == os.getcwd()
+
+
+def test_a_range_is_ray_s_own() -> None:
+    program = ray.render(replace(JOB, min_workers=1), options())
+    assert arguments(program, "ScalingConfig")["num_workers"] == (1, 2)
 
 
 def test_few_options() -> None:
@@ -67,33 +86,35 @@ def test_few_options() -> None:
 def test_a_folder_is_copied(tmp_path: Path) -> None:
     program = ray.render(JOB, options(working_dir=str(tmp_path)))
     assert arguments(program, "ray.init")["runtime_env"] == {"working_dir": str(tmp_path)}
-    assert arguments(program, "TensorflowTrainer")["train_loop_config"]["folder"] is None
+    assert given(program)["folder"] is None
 
 
-def test_logs_lie_where_they_were_asked_for() -> None:
+def test_logs_are_written_to_the_requested_folder() -> None:
     program = ray.render(Job(("a.py",), log_dir="logs"), options())
-    config = arguments(program, "TensorflowTrainer")["train_loop_config"]
+    config = given(program)
     assert config["log_dir"] == str(Path("logs").absolute())
 
 
 @pytest.mark.parametrize("cpus", ["many", "0", "-1", "inf", "nan"])
-def test_what_ray_would_refuse_is_refused_here(cpus: str) -> None:
-    with pytest.raises(LaunchError, match=r"--cpus is '.*', expected a number of cores above 0"):
+def test_what_ray_would_refuse_is_refused_first(cpus: str) -> None:
+    with pytest.raises(LaunchError, match=r"--cpus is '.*'; expected a number of cores above 0"):
         ray.render(JOB, options(cpus=cpus))
 
 
 def test_each_try_is_a_job_of_its_own() -> None:
     def job_id(port: int, rank: int) -> str:
         workers = f'{{"cluster": {{"worker": ["a:{port}", "b:1"]}}, "task": {{"index": {rank}}}}}'
-        return ray_worker.script_environment({"TF_CONFIG": workers}, {}, "01")["TFACCEL_JOB_ID"]
+        made = ray_worker.script_environment({"TF_CONFIG": workers}, {}, "01", "5e")
+        assert made["TFACCEL_JOB_SECRET"] == "5e"
+        return made["TFACCEL_JOB_ID"]
 
     assert job_id(1, rank=0) == job_id(1, rank=1)
     assert job_id(1, rank=0) != job_id(2, rank=0)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="Ray is installed")
-def test_a_machine_without_ray_is_told_so() -> None:
-    with pytest.raises(LaunchError, match=r"Ray is not installed, .* pip install 'tfaccel\[ray\]'"):
+def test_a_missing_ray_is_an_error() -> None:
+    with pytest.raises(LaunchError, match=r"Ray is not installed.* pip install 'tfaccel\[ray\]'"):
         ray.launch(JOB, options())
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ KEYS: dict[str, Any] = {
         "job_recovery": {"max_restarts_on_errors": int, "recover_on_exit_codes": list},
     },
     "envs": None,
+    "secrets": None,
     "file_mounts": None,
     "setup": str,
     "run": str,
@@ -50,14 +52,14 @@ def check(value: dict[str, Any], keys: dict[str, Any] = KEYS) -> None:
             raise ValueError(f"{key} is {inner!r}")
 
 
-def options(**given: object) -> dict[str, object]:
-    return dict(values_of("skypilot", skypilot.OPTIONS, given, {}))
+def options(**values: object) -> dict[str, object]:
+    return dict(values_of("skypilot", skypilot.OPTIONS, values, {}))
 
 
-def task(job: Job, **given: object) -> dict[str, Any]:
-    found: dict[str, Any] = yaml.safe_load(skypilot.render(job, options(**given)))
-    check(found)
-    return found
+def task(job: Job, **values: object) -> dict[str, Any]:
+    manifest: dict[str, Any] = yaml.safe_load(skypilot.render(job, options(**values)))
+    check(manifest)
+    return manifest
 
 
 JOB = Job(("train.py", "it's", "$HOME"), name="digits", workers=2, max_restarts=3)
@@ -72,10 +74,10 @@ FULL: dict[str, object] = {
 }
 
 
-def test_what_a_task_says() -> None:
-    found = task(JOB, **FULL)
-    assert found["num_nodes"] == 2
-    assert found["resources"] == {
+def test_the_contents_of_a_task() -> None:
+    manifest = task(JOB, **FULL)
+    assert manifest["num_nodes"] == 2
+    assert manifest["resources"] == {
         "infra": "gcp/us-central1",
         "accelerators": "H100:8",
         "cpus": "8+",
@@ -84,8 +86,8 @@ def test_what_a_task_says() -> None:
         "job_recovery": {"max_restarts_on_errors": 3, "recover_on_exit_codes": [PREEMPTED]},
     }
     mount = {"source": "gs://mine/checkpoints", "mode": "MOUNT"}
-    assert found["file_mounts"] == {"/checkpoints": mount}
-    assert found["setup"] == "pip install 'tfaccel[gpu]'\n"
+    assert manifest["file_mounts"] == {"/checkpoints": mount}
+    assert manifest["setup"] == "pip install 'tfaccel[gpu]'\n"
     assert set(task(JOB)["resources"]) == {"job_recovery"}
 
 
@@ -101,7 +103,7 @@ def test_what_a_machine_runs_is_a_worker(tmp_path: Path) -> None:
     """With the variables of SkyPilot, as its documentation gives them."""
     show = "import os, sys; print(sys.argv[1:], os.environ['TF_CONFIG'])"
     (tmp_path / "train.py").write_text(show)
-    run = task(JOB)["run"]
+    run = task(replace(JOB, show="all"))["run"]
     folder = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     sky = {"SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2", "SKYPILOT_NODE_RANK": "1"}
     environment = {**os.environ, "PATH": folder, "PYTHONPATH": os.getcwd(), **sky}
@@ -121,27 +123,32 @@ def test_what_a_machine_runs_is_a_worker(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "says"),
+    ("values", "says"),
     [
-        ({"cpus": "many"}, r"--cpus is 'many', expected such as 8\+"),
-        ({"infra": "a b"}, "--infra is 'a b', expected such as gcp/us-central1"),
-        ({"mount": ["checkpoints"]}, "--mount is 'checkpoints', expected an absolute path and a b"),
+        ({"cpus": "many"}, r"--cpus is 'many'; expected such as 8\+"),
+        ({"infra": "a b"}, "--infra is 'a b'; expected such as gcp/us-central1"),
+        ({"mount": ["checkpoints"]}, "--mount is 'checkpoints'; expected an absolute path and a b"),
     ],
 )
-def test_what_skypilot_would_refuse_is_refused_here(given: dict[str, Any], says: str) -> None:
+def test_what_skypilot_would_refuse_is_refused_first(values: dict[str, Any], says: str) -> None:
     with pytest.raises(LaunchError, match=says):
-        skypilot.render(JOB, options(**given))
+        skypilot.render(JOB, options(**values))
 
 
 def test_sky_gets_what_a_dry_run_prints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "sky").write_text(
-        f'#!/bin/bash\necho "${{@:1:3}}" > {tmp_path}/w\ncat "$4" > {tmp_path}/t\n'
+        f'#!/bin/bash\necho "${{@:1:5}}" > {tmp_path}/w\ncat "$6" > {tmp_path}/t\n'
+        f"echo $TFACCEL_JOB_SECRET >> {tmp_path}/secrets\n"
     )
     (tmp_path / "sky").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    assert skypilot.launch(JOB, options()) == 0
-    assert (tmp_path / "w").read_text() == "jobs launch --yes\n"
+    for _ in range(2):
+        assert skypilot.launch(JOB, options()) == 0
+    assert (tmp_path / "w").read_text() == "jobs launch --yes --secret TFACCEL_JOB_SECRET\n"
+    first, second = (tmp_path / "secrets").read_text().splitlines()
+    assert len(first) == len(second) == 32
+    assert first != second
     assert (tmp_path / "t").read_text() == skypilot.render(JOB, options())
     monkeypatch.setenv("PATH", "/nonexistent")
-    with pytest.raises(LaunchError, match="sky is not here, expected SkyPilot"):
+    with pytest.raises(LaunchError, match="sky is not installed; expected SkyPilot"):
         skypilot.launch(JOB, options())

@@ -100,6 +100,12 @@ class Submitted:
         return [line for line in self.output.splitlines() if line.startswith(f"{rank}: {rank}")]
 
 
+def test_a_range_runs_on_the_nodes_that_are_there(slurm: Slurm, tmp_path: Path) -> None:
+    job = Submitted(slurm, tmp_path, "0", "--nproc=1:3", "--cpus=2")
+    assert job.code == 0, job.output
+    assert [len(job.lines(rank)) for rank in range(3)] == [1, 1, 0], job.output
+
+
 def test_two_nodes_run_the_script(slurm: Slurm, tmp_path: Path) -> None:
     job = Submitted(slurm, tmp_path, "0")
     assert job.code == 0, job.output
@@ -112,11 +118,11 @@ def test_failures_are_counted_and_a_preemption_is_not(slurm: Slurm, tmp_path: Pa
     logs = tmp_path / "my logs"
     job = Submitted(slurm, tmp_path, "33,7,7", "--max-restarts=1", f"--log-dir={logs}")
     job.wait_for("PENDING", restarts=1)
-    assert "told to stop and have saved; requeued" in job.output
+    assert "preempted and saved a checkpoint; requeued" in job.output
     time.sleep(3.0)  # the script is still ending on its node, which is what Slurm waits for
     slurm.run("scontrol", "update", f"jobid={job.id}", "StartTime=now")  # not in two minutes
     assert job.code == 7, job.output
-    assert job.output.count("starting all workers again") == 1
+    assert job.output.count("restarting all workers") == 1
     tries = re.findall(rf"\) ({job.id}\.\S+) ", (logs / "rank-0.log").read_text())
     assert tries == [f"{job.id}.0.0", f"{job.id}.1.0", f"{job.id}.1.1"]
 

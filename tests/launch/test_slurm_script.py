@@ -23,7 +23,7 @@ NASTY = ["a b", "it's", '"$HOME"', "`id`", "$(id)", "a\nb", "*", "%j", "!x", ";"
 SRUN = r"""#!/bin/bash
 # Ends as the next line of the file `steps` says, and keeps its words.
 echo "$*" >> words
-env | grep -E '^(TFACCEL_|A=)' > variables
+env | grep -E '^(TFACCEL_|A=)' >> variables
 line=$(sed -n 1p steps); sed -i 1d steps
 echo "0: output"
 echo "1: srun: error: n1: task 7: Exited with exit code 77" >&2
@@ -35,8 +35,8 @@ exit "$code"
 SCONTROL = '#!/bin/bash\necho "$*" >> requeued\n'
 
 
-def options(**given: object) -> dict[str, object]:
-    return dict(values_of("slurm", slurm.OPTIONS, given, {}))
+def options(**values: object) -> dict[str, object]:
+    return dict(values_of("slurm", slurm.OPTIONS, values, {}))
 
 
 def directives(script: str) -> list[str]:
@@ -72,7 +72,7 @@ def test_what_is_requested() -> None:
 
 
 @pytest.mark.parametrize(
-    "given",
+    "values",
     [
         {"partition": "a b"},
         {"partition": "a\n#SBATCH --uid=0"},
@@ -84,9 +84,9 @@ def test_what_is_requested() -> None:
         {"cpus": "4.5"},
     ],
 )
-def test_what_a_directive_cannot_hold_is_refused(given: dict[str, object]) -> None:
+def test_what_a_directive_cannot_hold_is_refused(values: dict[str, object]) -> None:
     with pytest.raises(LaunchError, match="expected"):
-        slurm.sbatch_script(Job(("train.py",)), options(**given))
+        slurm.sbatch_script(Job(("train.py",)), options(**values))
 
 
 class Fake:
@@ -121,8 +121,8 @@ def fake(tmp_path: Path) -> Fake:
     return Fake(tmp_path)
 
 
-def script(**given: object) -> str:
-    return slurm.sbatch_script(Job(("train.py",), workers=2, **given), options())  # type: ignore[arg-type]
+def script(**fields: object) -> str:
+    return slurm.sbatch_script(Job(("train.py",), workers=2, **fields), options())  # type: ignore[arg-type]
 
 
 def test_a_job_that_succeeds(fake: Fake) -> None:
@@ -139,9 +139,13 @@ def test_failures_are_counted_and_the_first_one_is_the_code(fake: Fake) -> None:
     done = fake.run(script(max_restarts=2), *[failed] * 9)
     assert done.returncode == 7
     assert len(fake.lines("words")) == 3
-    assert "exit code 7; starting all workers again (restart 2 of 2)" in done.stderr
+    assert "exit code 7; restarting all workers (restart 2 of 2)" in done.stderr
     assert fake.lines("requeued") == []
-    assert "TFACCEL_JOB_ID=12.0.2" in fake.lines("variables"), "each try is a job of its own"
+    variables = fake.lines("variables")
+    assert "TFACCEL_JOB_ID=12.0.2" in variables, "each try is a job of its own"
+    secrets = {line for line in variables if line.startswith("TFACCEL_JOB_SECRET=")}
+    assert len(secrets) == 3
+    assert all(re.fullmatch(r"TFACCEL_JOB_SECRET=[0-9a-f]{32}", line) for line in secrets)
 
 
 def test_a_killed_worker_has_no_code_of_its_own(fake: Fake) -> None:
@@ -203,8 +207,24 @@ def test_in_an_allocation_there_is_only_the_step(monkeypatch: pytest.MonkeyPatch
         slurm.render(job, options())
 
 
-def test_a_machine_without_slurm_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_sbatch_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     monkeypatch.setenv("PATH", "/nonexistent")
-    with pytest.raises(LaunchError, match="sbatch is not here, expected a machine of a Slurm cl"):
+    with pytest.raises(LaunchError, match="sbatch is not installed; expected a machine of a Slurm"):
         slurm.launch(Job(("train.py",)), options())
+
+
+def test_of_a_range_slurm_chooses_how_many_nodes_there_are() -> None:
+    job = Job(("train.py",), workers=4, min_workers=2)
+    script = checked(slurm.sbatch_script(job, options(cpus="8", gpus=1)))
+    resources = ["--cpus-per-task=8", "--gpus-per-node=1"]
+    assert directives(script)[1:4] == ["--nodes=2-4", *resources]
+    assert f"srun --ntasks-per-node=1 {' '.join(resources)} --kill-on-bad-exit=1" in script
+    with pytest.raises(LaunchError, match="--nodes is 2, and --nproc 2:4 runs one worker on each"):
+        slurm.sbatch_script(job, options(nodes=2))
+
+
+def test_an_allocation_has_no_range(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    with pytest.raises(LaunchError, match="--nproc is 2:4, and this process is in an allocation"):
+        slurm.render(Job(("train.py",), workers=4, min_workers=2), options())

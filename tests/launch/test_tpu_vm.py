@@ -100,7 +100,7 @@ class Cloud:
         return process.returncode, out, err
 
     @property
-    def asked(self) -> list[str]:
+    def requests(self) -> list[str]:
         """The verbs of the commands, in order."""
         lines = self.log.read_text().splitlines() if self.log.exists() else []
         return [json.loads(line)[3] for line in lines]
@@ -124,7 +124,7 @@ def test_a_script_runs_there_and_the_tpu_is_deleted(cloud: Cloud) -> None:
     process = cloud.start(*words, str(cloud.script), "--", "--lr=1e-3", "two words", "a'b\"c$HOME")
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, out + err
-    assert cloud.asked == ["create", "scp", "ssh", "ssh", "ssh", "delete"]
+    assert cloud.requests == ["create", "scp", "ssh", "ssh", "ssh", "delete"]
     said = ["--lr=1e-3", "two words", "a'b\"c$HOME"]
     assert f"started with {said} it's me" in out
     assert (cloud.home / cloud.script.name).exists()
@@ -134,7 +134,7 @@ def test_a_script_runs_there_and_the_tpu_is_deleted(cloud: Cloud) -> None:
 def test_a_queued_tpu_is_waited_for(cloud: Cloud) -> None:
     code, out, err = cloud.run("--yes", "--queued", "--spot")
     assert code == 0, out + err
-    assert cloud.asked[:4] == ["create", "describe", "describe", "scp"]
+    assert cloud.requests[:4] == ["create", "describe", "describe", "scp"]
     first = json.loads(cloud.log.read_text().splitlines()[0])
     assert first[2] == "queued-resources"
     assert "--spot" in first
@@ -144,16 +144,16 @@ def test_a_queued_tpu_is_waited_for(cloud: Cloud) -> None:
     assert {"--force", "--quiet"} <= set(last)
 
 
-def test_a_queue_that_cannot_be_asked_is_not_waited_for(cloud: Cloud) -> None:
+def test_a_queue_that_does_not_answer_is_not_waited_for(cloud: Cloud) -> None:
     code, _, err = cloud.run("--yes", "--queued", ANSWERS=json.dumps({"describe": [4, "who?"]}))
     assert code == 4, err
-    assert cloud.asked == ["create", "describe", "delete"]
+    assert cloud.requests == ["create", "describe", "delete"]
 
 
 def test_the_script_s_code_comes_back_and_the_tpu_is_deleted(cloud: Cloud) -> None:
     code, _, err = cloud.run("--yes", CODE="7")
     assert code == 7, err
-    assert cloud.asked[-1] == "delete"
+    assert cloud.requests[-1] == "delete"
 
 
 @pytest.mark.parametrize(
@@ -161,8 +161,8 @@ def test_the_script_s_code_comes_back_and_the_tpu_is_deleted(cloud: Cloud) -> No
     [
         ("Quota limit 'TPUV5sLitepod' has been exceeded", "has no quota for it"),
         ("You do not currently have an active account selected", "run `gcloud auth login`"),
-        ("ALREADY_EXISTS", "there is one of that name"),
-        ("something else", "see what it says above"),
+        ("ALREADY_EXISTS", "a TPU of that name exists"),
+        ("something else", "see its output above"),
     ],
 )
 def test_a_tpu_that_is_not_made_is_not_deleted(cloud: Cloud, gcloud_says: str, we_say: str) -> None:
@@ -170,20 +170,20 @@ def test_a_tpu_that_is_not_made_is_not_deleted(cloud: Cloud, gcloud_says: str, w
     assert code == 2
     assert gcloud_says in err
     assert we_say in err
-    assert cloud.asked == ["create"]
+    assert cloud.requests == ["create"]
 
 
 def test_a_failure_on_the_way_deletes_it(cloud: Cloud) -> None:
     code, _, _ = cloud.run("--yes", ANSWERS=json.dumps({"scp": [5, "no route"]}))
     assert code == 5
-    assert cloud.asked == ["create", "scp", "delete"]
+    assert cloud.requests == ["create", "scp", "delete"]
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_deletes_it(cloud: Cloud, how: int) -> None:
     process = cloud.start("--yes", str(cloud.script), SLEEP="30")
     deadline = time.monotonic() + 30
-    while cloud.asked.count("ssh") < 3:
+    while cloud.requests.count("ssh") < 3:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     if how == signal.SIGINT:
@@ -194,7 +194,7 @@ def test_an_interrupt_deletes_it(cloud: Cloud, how: int) -> None:
     os.killpg(process.pid, signal.SIGKILL)  # what runs on the deleted TPU
     out, err = process.communicate(timeout=30)
     assert process.returncode == 130, out + err
-    assert cloud.asked[-1] == "delete"
+    assert cloud.requests[-1] == "delete"
 
 
 LABELLED = """
@@ -209,7 +209,7 @@ if what == "describe":
 
 
 @pytest.mark.parametrize("whose", ["ours", "another's"])
-def test_an_interrupt_while_it_is_made_deletes_only_ours(
+def test_an_interrupt_while_it_is_made_deletes_only_this_tpu(
     cloud: Cloud, tmp_path: Path, whose: str
 ) -> None:
     fake, label = tmp_path / "bin" / "gcloud", tmp_path / "label"
@@ -222,8 +222,8 @@ def test_an_interrupt_while_it_is_made_deletes_only_ours(
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert cloud.asked == ["create", "describe"] + ["delete"] * (whose == "ours")
-    assert ("so none is deleted; see that none of this run comes later" in err) == (whose != "ours")
+    assert cloud.requests == ["create", "describe"] + ["delete"] * (whose == "ours")
+    assert ("so none is deleted; make sure that it" in err) == (whose != "ours")
 
 
 def test_a_tpu_that_cannot_be_deleted_is_shouted_about(cloud: Cloud) -> None:
@@ -232,18 +232,18 @@ def test_a_tpu_that_cannot_be_deleted_is_shouted_about(cloud: Cloud) -> None:
     assert "COULD NOT BE DELETED AND STILL COSTS MONEY; run: gcloud compute tpus tpu-vm dele" in err
 
 
-def test_a_kept_one_says_how_to_delete_it(cloud: Cloud) -> None:
+def test_the_command_that_deletes_a_kept_one_is_shown(cloud: Cloud) -> None:
     code, out, _ = cloud.run("--yes", "--keep")
     assert code == 0
-    assert "delete" not in cloud.asked
+    assert "delete" not in cloud.requests
     assert "is kept and costs money until: gcloud compute tpus tpu-vm delete" in out
 
 
 @pytest.mark.parametrize(("word", "code"), [("--dry-run", 0), ("--keep", 2)])
-def test_nothing_is_asked_without_yes(cloud: Cloud, word: str, code: int) -> None:
+def test_google_cloud_is_not_called_without_yes(cloud: Cloud, word: str, code: int) -> None:
     found, out, err = cloud.run(word)
     assert found == code
-    assert cloud.asked == []
+    assert cloud.requests == []
     lines = [shlex.split(line) for line in out.splitlines()]
     assert lines[0][:5] == ["gcloud", "compute", "tpus", "tpu-vm", "create"]
     assert len(lines) == (8 if word == "--dry-run" else 7)
@@ -258,15 +258,15 @@ def test_what_a_dry_run_prints_is_what_bash_runs(cloud: Cloud) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "started with []" in done.stdout
-    assert cloud.asked[-1] == "delete"
+    assert cloud.requests[-1] == "delete"
 
 
 def test_the_page_shows_what_a_dry_run_prints(cloud: Cloud, tmp_path: Path) -> None:
     blocks = [fence.text for fence in fences(ROOT / "docs" / "tpu.md")]
-    (asked,) = [b for b in blocks if b.startswith("tfaccel tpu run ")]
+    (requests,) = [b for b in blocks if b.startswith("tfaccel tpu run ")]
     (shown,) = [b for b in blocks if b.startswith("gcloud ")]
     (tmp_path / "train.py").write_text("")
-    words = shlex.split(asked.replace("\\\n", ""))[1:]
+    words = shlex.split(requests.replace("\\\n", ""))[1:]
     done = subprocess.run(
         [sys.executable, "-m", "tfaccel.cli", *words],
         cwd=tmp_path,
@@ -278,7 +278,7 @@ def test_the_page_shows_what_a_dry_run_prints(cloud: Cloud, tmp_path: Path) -> N
     assert done.stdout == shown
 
 
-def test_a_machine_without_gcloud_is_told_so(cloud: Cloud) -> None:
+def test_a_missing_gcloud_is_an_error(cloud: Cloud) -> None:
     code, _, err = cloud.run("--yes", path="/nonexistent")
     assert code == 2
     assert "gcloud is not installed" in err
@@ -288,8 +288,8 @@ def test_a_machine_without_gcloud_is_told_so(cloud: Cloud) -> None:
     ("words", "says"),
     [
         (["--name", "My TPU", "x.py"], "there is no script 'x.py'"),
-        (["--name", "My TPU", __file__], "--name is 'My TPU', expected lower-case letters"),
-        (["--env", "A", __file__], "--env is 'A', expected NAME=VALUE"),
+        (["--name", "My TPU", __file__], "--name is 'My TPU'; expected lower-case letters"),
+        (["--env", "A", __file__], "--env is 'A'; expected NAME=VALUE"),
         (["--accelerator-type", "v4-32", __file__], "v4-32 has several hosts"),
     ],
 )
@@ -366,16 +366,16 @@ sys.exit([33, 7, 33, 8, 0][tries])
     assert code == 8, out + err
     assert out.count("started with ['a b'] it's me") == 4
     assert (logs / "rank-0.log").read_text().count("started with") == 4
-    assert cloud.asked == ["create", "scp", "ssh", "ssh", "ssh", "ssh", "delete"]
+    assert cloud.requests == ["create", "scp", "ssh", "ssh", "ssh", "ssh", "delete"]
 
 
-def test_the_engine_asks_first(cloud: Cloud) -> None:
+def test_the_engine_confirms_first(cloud: Cloud) -> None:
     code, out, err = launch(cloud, cloud.script.name)
     assert code == 2
     assert "give --yes to run these" in err
     dry_run = launch(cloud, "--dry-run", cloud.script.name)
     assert dry_run == (0, out, "")
-    assert cloud.asked == []
+    assert cloud.requests == []
 
 
 def test_the_engine_runs_modules_of_this_folder(cloud: Cloud) -> None:

@@ -61,10 +61,10 @@ def start(tmp_path: Path) -> Iterator[Start]:
     ) -> subprocess.Popen[str]:
         path = tmp_path / "train.py"
         path.write_text(SCRIPT.replace("BEFORE", before).replace("DURING", during))
-        command = [sys.executable, "-m", "tfaccel.cli", "launch", "--nproc=2", *options, str(path)]
+        command = [sys.executable, "-m", "tfaccel.cli", "launch", "--nproc=2", "--show=all"]
         more = {"WHERE": str(tmp_path), "EPOCHS": str(epochs)}
         process = subprocess.Popen(
-            command,
+            [*command, *options, str(path)],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -81,13 +81,13 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 def pids(process: subprocess.Popen[str]) -> dict[int, int]:
     """Waits until both workers have finished an epoch; their processes by rank."""
-    found: dict[int, int] = {}
+    by_rank: dict[int, int] = {}
     assert process.stdout is not None
     for line in process.stdout:
         if match := re.match(r"\[(\d)\] pid (\d+) epoch", line):
-            found[int(match[1])] = int(match[2])
-        if len(found) == 2:
-            return found
+            by_rank[int(match[1])] = int(match[2])
+        if len(by_rank) == 2:
+            return by_rank
     raise AssertionError("the job ended before both workers had trained")
 
 
@@ -131,7 +131,7 @@ def test_a_killed_worker_ends_the_job_with_its_name(start: Start, communication:
     assert all(map(gone, workers.values()))
 
 
-def test_an_exception_in_one_worker_is_the_last_thing_said(start: Start) -> None:
+def test_an_exception_in_one_worker_is_the_last_output(start: Start) -> None:
     job = start(during="if rank == 1 and epoch == 2: raise KeyError('from rank one')")
     said = finish(job)
     assert job.returncode == 1
@@ -146,7 +146,7 @@ def test_a_worker_that_never_comes_is_given_up(start: Start) -> None:
     assert re.search(r"ClusterError: .*worker 1|ClusterError: .*rank 1", said), said[-2000:]
 
 
-def test_a_job_that_lost_a_worker_goes_on_where_it_was(start: Start, tmp_path: Path) -> None:
+def test_a_job_that_lost_a_worker_resumes_where_it_was(start: Start, tmp_path: Path) -> None:
     """The weights of a run that was split and restarted are those of one that was not."""
     die = (
         "if rank == 1 and epoch == 3 and not os.path.exists('MARK'): "
@@ -155,7 +155,7 @@ def test_a_job_that_lost_a_worker_goes_on_where_it_was(start: Start, tmp_path: P
     job = start("--max-restarts=2", during=die, epochs=6)
     said = finish(job)
     assert job.returncode == 0, said[-3000:]
-    assert "starting all 2 workers again (restart 1 of 2)" in said
+    assert "restarting all 2 workers (restart 1 of 2)" in said
     cut = re.findall(r"weights (\w+) (\d+)", said)
 
     whole = start(epochs=6)

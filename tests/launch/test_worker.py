@@ -34,8 +34,8 @@ def test_lines_code_and_log(tmp_path: Path) -> None:
     workers = '{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 1}}'
     script = "echo out; echo err >&2; exit 33"
     for _ in range(2):
-        process = start("--log-dir", str(logs), "--", "sh", "-c", script, TF_CONFIG=workers)
-        assert finish(process) == (33, "[1] out\n", "[1] err\n")
+        words = ["--log-dir", str(logs), "--show=all", "--", "sh", "-c", script]
+        assert finish(start(*words, TF_CONFIG=workers)) == (33, "[1] out\n", "[1] err\n")
     assert sorted((logs / "rank-1.log").read_text().split()) == ["err"] * 2 + ["out"] * 2
 
 
@@ -46,19 +46,27 @@ def test_lines_code_and_log(tmp_path: Path) -> None:
 def test_signals_reach_the_worker(script: str, code: int) -> None:
     process = start("--", "bash", "-c", f"{script}; echo ready; while :; do sleep 0.05; done")
     assert process.stdout is not None
-    assert process.stdout.readline() == "[0] ready\n"
+    assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGTERM)
     found, out, _ = finish(process)
     assert found == code
-    assert out == ("[0] saved\n" if code == 33 else "")
+    assert out == ("saved\n" if code == 33 else "")
 
 
 def test_the_cluster_comes_from_hosts() -> None:
     show = "import os; print(os.environ['TF_CONFIG'], os.environ['TFACCEL_JOB_ID'])"
-    words = ["--hosts", "10.0.0.1\n10.0.0.2\nfe80::1\n", "--rank", "1", "--job-id", "sky-1"]
+    words = [
+        "--hosts",
+        "10.0.0.1\n10.0.0.2\nfe80::1\n",
+        "--rank",
+        "1",
+        "--job-id",
+        "sky-1",
+        "--show=1",
+    ]
     code, out, err = finish(start(*words, "--", sys.executable, "-c", show))
     assert code == 0, err
-    config, job = out.removeprefix("[1] ").rsplit(maxsplit=1)
+    config, job = out.rsplit(maxsplit=1)
     assert json.loads(config)["cluster"]["worker"] == [
         *("10.0.0.1:2222", "10.0.0.2:2222", "[fe80::1]:2222")
     ]
@@ -66,7 +74,27 @@ def test_the_cluster_comes_from_hosts() -> None:
     assert job == "sky-1"
 
 
-def test_what_cannot_be_started_is_said(tmp_path: Path) -> None:
+def test_a_worker_that_is_not_shown_tells_its_warnings_and_its_end(tmp_path: Path) -> None:
+    script = "echo out; echo WARNING: odd >&2; echo err >&2; exit $CODE"
+    workers = '{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 1}}'
+    words = ["--log-dir", str(tmp_path), "--", "sh", "-c", script]
+    # The engine starts all again after 33, and shows nobody's end.
+    assert finish(start(*words, TF_CONFIG=workers, CODE="33")) == (33, "", "[1] WARNING: odd\n")
+    code, out, err = finish(start(*words, TF_CONFIG=workers, CODE="7"))
+    assert (code, out) == (7, "")
+    first, *lines = err.removeprefix("[1] WARNING: odd\n").splitlines()
+    assert first.startswith("tfaccel launch: rank 1 failed: exit code 7 (pid ")
+    assert lines == [
+        f"full log: {tmp_path}/rank-1.log",
+        "the end of its stdout:",
+        "  out",
+        "the end of its stderr:",
+        "  WARNING: odd",
+        "  err",
+    ]
+
+
+def test_a_program_that_cannot_be_started_is_an_error(tmp_path: Path) -> None:
     assert "cannot start 'no-program'" in finish(start("--", "no-program"))[2]
     (tmp_path / "file").touch()
     code, _, err = finish(start("--log-dir", str(tmp_path / "file"), "--", "true"))

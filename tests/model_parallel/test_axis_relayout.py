@@ -88,4 +88,4 @@ def test_each_device_holds_a_quarter() -> None:
     strategy = tfaccel.strategy("model_parallel", mesh="x=2,y=2", layouts=TWO, device_type="cpu")
     with strategy.scope():
         kernel = mlp().layers[0].kernel.value
-    assert {tuple(part.shape) for _, part in kernel.pieces()} == {(6, 8)}
+    assert {tuple(part.shape) for _, part in kernel.shards()} == {(6, 8)}

@@ -17,7 +17,7 @@ class OnlyFinite(keras.layers.Identity):
         return tf.debugging.check_numerics(x, "features")
 
 
-def test_fit_raises_though_nobody_reads_its_logs() -> None:
+def test_fit_raises_even_if_its_logs_are_not_read() -> None:
     import tfaccel
 
     ours = tfaccel.strategy("model_parallel", mesh="batch=2,model=2", device_type="cpu")

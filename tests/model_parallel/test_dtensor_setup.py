@@ -40,6 +40,6 @@ def test_combined_all_reduces_are_still_wrong() -> None:
 
 @pytest.mark.exhaustive  # tests/model_parallel/test_numbers.py trains the same
 @pytest.mark.slow
-def test_ours_are_right() -> None:
+def test_results_are_right_with_the_settings_of_tfaccel() -> None:
     one, mesh = losses("ours")
     np.testing.assert_allclose(mesh, one, rtol=1e-5)

@@ -43,7 +43,7 @@ def run(action: str, folder: Path, strategy: tuple[str, ...], workers: int) -> d
     "written_by",
     [pytest.param(w, marks=() if w == "two processes" else pytest.mark.exhaustive) for w in TABLE],
 )
-def test_what_is_written_here_is_read_there(written_by: str, tmp_path: Path) -> None:
+def test_files_of_a_mesh_load_on_one_device_and_back(written_by: str, tmp_path: Path) -> None:
     (strategy, workers), readers = TABLE[written_by]
     folder = tmp_path / "written"
     folder.mkdir()
@@ -83,7 +83,7 @@ def test_a_checkpoint_replaces_the_one_before(tmp_path: Path) -> None:
 
 
 def test_a_missing_checkpoint_gets_one_line(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="nowhere is no checkpoint, expected a folder"):
+    with pytest.raises(CheckpointError, match="nowhere is not a checkpoint; expected a directory"):
         tfaccel.checkpoint.restore(model(), tmp_path / "nowhere")
 
 
@@ -95,5 +95,5 @@ def test_another_models_checkpoint_gets_one_line(tmp_path: Path) -> None:
 
 def test_an_unbuilt_model_gets_one_line(tmp_path: Path) -> None:
     unbuilt = keras.Sequential([keras.layers.Dense(3)])
-    with pytest.raises(CheckpointError, match="has no variables yet, expected a built model"):
+    with pytest.raises(CheckpointError, match="has no variables yet; expected a built model"):
         tfaccel.checkpoint.save(unbuilt, tmp_path / "last")

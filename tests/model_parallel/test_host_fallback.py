@@ -37,7 +37,7 @@ def test_eager_and_divided_steps_take_turns() -> None:
     assert_as_one_device(train, rtol=1e-4)
 
 
-def test_is_said_once_and_says_why(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_fallback_is_logged_once_with_its_reason(caplog: pytest.LogCaptureFixture) -> None:
     with strategy().scope():
         model = dense(run_eagerly=True)
     with caplog.at_level(logging.WARNING, "absl"):

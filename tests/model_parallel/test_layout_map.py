@@ -64,11 +64,11 @@ def test_two_rules_for_one_variable_are_both_named() -> None:
 @pytest.mark.parametrize(
     ("pattern", "axes", "says"),
     [
-        ("dense", "model", "is 'model', expected a tuple"),
-        ("dense", [None, "model"], r"is \[None, 'model'\], expected a tuple"),
-        ("dense", (1, None), r"is \(1, None\), expected a tuple"),
+        ("dense", "model", "is 'model'; expected a tuple"),
+        ("dense", [None, "model"], r"is \[None, 'model'\]; expected a tuple"),
+        ("dense", (1, None), r"is \(1, None\); expected a tuple"),
         ("dense", (("x", "y"), None), r"\(\('x', 'y'\), None\).* one dimension over one axis"),
-        ("de(nse", (None,), "'de\\(nse' is no regular expression"),
+        ("de(nse", (None,), "'de\\(nse' is not a regular expression"),
     ],
 )
 def test_a_bad_rule_gets_one_line(pattern: str, axes: Any, says: str) -> None:

@@ -31,14 +31,14 @@ def test_axes_are_read(asked: Any, devices: int | None, axes: dict[str, int]) ->
         (
             "batch",
             None,
-            r"mesh is 'batch' \('batch' cannot be read\), expected .* 'batch=2,model=4'",
+            r"mesh is 'batch' \('batch' cannot be read\); expected .* 'batch=2,model=4'",
         ),
         ("batch=0", None, "'batch=0' cannot be read"),
         ("batch=2,model=two", None, "'model=two' cannot be read"),
         ("batch=2,", None, "'' cannot be read"),
         ("2x4", None, "'2x4' cannot be read"),
         ("batch=2,batch=4", None, "an axis comes twice"),
-        ("batch=-1,model=-1", 4, "there are 4 devices, expected at most one axis of -1"),
+        ("batch=-1,model=-1", 4, "there are 4 devices; expected at most one axis of -1"),
         ("batch=-1,model=3", 4, "expected at most one axis of -1 and devices that divide by 3"),
     ],
 )

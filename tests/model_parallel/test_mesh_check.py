@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -14,8 +15,10 @@ import tensorflow as tf
 from absl import logging
 
 from tests.model_parallel.test_training import strategy
-from tfaccel.distribute.model_parallel import mesh_check, mesh_parity, rewrites
+from tfaccel.distribute.differences import differences
+from tfaccel.distribute.model_parallel import host_parity, mesh_check, rewrites
 from tfaccel.distribute.model_parallel.variable import MeshVariable
+from tfaccel.distribute.rounding import beyond_rounding
 from tfaccel.distribute.step_result import ParityRunError
 from tfaccel.errors import CheckError
 
@@ -88,7 +91,7 @@ def refuses(made: Made, *says: str) -> None:
         fitted(made)
     line = str(caught.value)
     assert "\n" not in line
-    assert "on the mesh batch=2,model=2, expected" in line
+    assert "on the mesh batch=2,model=2; expected" in line
     for part in says:
         assert part in line, line
 
@@ -127,21 +130,111 @@ def test_the_state_of_a_metric(without: Any) -> None:
     refuses(made, "metric variable 'last/seen'", "no layer's output differs")
 
 
+def doubled(self: Any, stored: tf.Tensor) -> tf.Tensor:
+    """What a divided kernel is computed with, and twice its gradient."""
+
+    @tf.custom_gradient  # type: ignore[untyped-decorator]
+    def read(value: tf.Tensor) -> Any:
+        return tf.identity(value), lambda gradient: 2 * gradient
+
+    return read(stored)
+
+
 @pytest.mark.parametrize("optimizer", [pytest.param("sgd", marks=pytest.mark.exhaustive), "adam"])
 def test_a_wrong_gradient(optimizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the kernels that are divided alone."""
-
-    def doubled(self: Any, stored: tf.Tensor) -> tf.Tensor:
-        @tf.custom_gradient  # type: ignore[untyped-decorator]
-        def read(value: tf.Tensor) -> Any:
-            return tf.identity(value), lambda gradient: 2 * gradient
-
-        return read(stored)
 
     monkeypatch.setattr(MeshVariable, "_as_computed", doubled)
     of = "adam/sequential" if optimizer == "adam" else "variable 'sequential"
     made = {"sgd": functools.partial(keras.optimizers.SGD, 0.1), "adam": keras.optimizers.Adam}
     refuses(dense(optimizer=made[optimizer]), of, "first", "no layer's output differs")
+
+
+# Steps that test and predict.
+
+
+class ComparesRows(keras.Sequential):
+    """Trains as Keras does; its `test_step` compares each row with the one across."""
+
+    def test_step(self, data: Any) -> Any:
+        x, y, _ = keras.utils.unpack_x_y_sample_weight(data)
+        loss = tf.reduce_mean(tf.square(self(x, training=False) - y[::-1]))
+        return {"loss": loss}
+
+    def predict_step(self, data: Any) -> Any:
+        x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+        return {"turned": self(x, training=False)[::-1]}
+
+
+def with_steps() -> keras.Model:
+    model = ComparesRows([keras.Input((6,)), keras.layers.Dense(8, "tanh"), keras.layers.Dense(2)])
+    model.compile(keras.optimizers.SGD(0.1), "mse")
+    return model
+
+
+def made_in(scope: Any, made: Made) -> keras.Model:
+    strategy()  # before anything else uses TensorFlow
+    keras.utils.set_random_seed(5)
+    with scope:
+        return made()
+
+
+FIRST: dict[str, Callable[[keras.Model], Any]] = {
+    "evaluate": lambda model: model.evaluate(X, Y, batch_size=8, verbose=0),
+    "test_on_batch": lambda model: model.test_on_batch(X, Y),
+    "predict": lambda model: model.predict(X, batch_size=8, verbose=0),
+    "predict_on_batch": lambda model: model.predict_on_batch(X),
+}
+
+
+def methods(*always: str) -> Any:
+    marks = {name: () if name in always else pytest.mark.exhaustive for name in FIRST}
+    return pytest.mark.parametrize("method", [pytest.param(m, marks=marks[m]) for m in FIRST])
+
+
+@methods("predict")
+def test_a_step_of_keras_that_is_the_first(method: str, without: Any) -> None:
+    want = FIRST[method](made_in(contextlib.nullcontext(), dense(Reverses)))
+    model = made_in(strategy().scope(), dense(Reverses))
+    before = [v.numpy() for v in model.variables]
+    np.testing.assert_allclose(FIRST[method](model), want, rtol=1e-5)
+    np.testing.assert_array_equal(before[0], model.variables[0])
+    without("StridedSlice", "StridedSliceGrad")
+    model = made_in(strategy().scope(), dense(Reverses))
+    with pytest.raises(CheckError, match=r"the first-step check found that .*Reverses"):
+        FIRST[method](model)
+
+
+@methods("evaluate", "predict_on_batch")
+def test_a_step_of_the_users_own_after_training(method: str, without: Any) -> None:
+    model = fitted(with_steps)
+    FIRST[method](model)
+    without("StridedSlice", "StridedSliceGrad")
+    model = fitted(with_steps)  # which trains as Keras does
+    with pytest.raises(CheckError, match=r"the first-step check found that .*on the mesh"):
+        FIRST[method](model)
+
+
+@pytest.mark.exhaustive
+def test_validation_in_fit_is_compared(without: Any) -> None:
+    without("StridedSlice", "StridedSliceGrad")
+    with pytest.raises(CheckError, match="log 'loss' would be"):
+        fitted(with_steps, validation_data=(X, Y))
+
+
+@pytest.mark.exhaustive
+def test_a_model_that_is_built_by_what_it_predicts(without: Any) -> None:
+    def made() -> keras.Model:
+        model = keras.Sequential([Reverses(), keras.layers.Dense(2)])
+        model.compile()
+        return model
+
+    want = FIRST["predict_on_batch"](made_in(contextlib.nullcontext(), made))
+    got = FIRST["predict_on_batch"](made_in(strategy().scope(), made))
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+    without("StridedSlice", "StridedSliceGrad")
+    with pytest.raises(CheckError, match="output 0 of predict would be"):
+        FIRST["predict_on_batch"](made_in(strategy().scope(), made))
 
 
 # What it leaves alone.
@@ -161,8 +254,29 @@ def test_rounding_as_large_as_one_devices(monkeypatch: pytest.MonkeyPatch) -> No
     def unknown(self: Any) -> Any:
         raise ParityRunError("no float64")
 
-    monkeypatch.setattr(mesh_parity.MeshParityRun, "in_double_precision", unknown)
+    monkeypatch.setattr(host_parity.HostParityRun, "in_double_precision", unknown)
     refuses(dense(Rounds), "log 'loss'")
+
+
+class Gate(keras.layers.Layer):
+    """Adds a ReLU of a number that is 1.5e-8, or 0 where it is added by halves of the rows."""
+
+    def build(self, shape: Any) -> None:
+        self.shift = self.add_weight(shape=(), initializer=keras.initializers.Constant(0.3))
+
+    def call(self, x: Any) -> Any:
+        numbers = tf.constant([[1.0], [0.0], [0.0], [0.0], [-1.0], [2.0**-26], [0.0], [0.0]])
+        total = tf.reduce_sum(numbers * tf.exp(0.0 * x), axis=0)
+        return x + tf.nn.relu(total + (self.shift - 0.3))
+
+
+def test_a_gradient_that_passes_or_not_by_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    with mock.patch.object(mesh_check, "beyond_rounding", wraps=beyond_rounding) as judged:
+        fitted(dense(Gate))
+    (one_device, exact) = judged.call_args.args[1:3]
+    assert not differences(one_device, exact, 1e-5)  # one device shows nothing of it
+    monkeypatch.setattr(MeshVariable, "_as_computed", doubled)
+    refuses(dense(Gate), "variable 'sequential", "first", "no layer's output differs")
 
 
 class Noisy(keras.Model):
@@ -199,7 +313,7 @@ def noisy() -> keras.Model:
 @pytest.mark.parametrize(
     "layouts", ["auto", pytest.param("fully_sharded", marks=pytest.mark.exhaustive)]
 )
-def test_nothing_of_it_stays(layouts: str) -> None:
+def test_the_check_leaves_no_state_behind(layouts: str) -> None:
     with mock.patch.object(logging, "info") as info:
         compared = fitted(noisy, layouts=layouts, epochs=2)
     assert not [call for call in info.call_args_list if "was not checked" in call.args[0]]
@@ -244,7 +358,7 @@ def in_a_function() -> keras.Model:
 def test_what_is_not_compared_trains(
     made: Made, says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mesh_parity, "MAX_BYTES", 300 if "always" in says else 1 << 30)
+    monkeypatch.setattr(host_parity, "MAX_BYTES", 300 if "always" in says else 1 << 30)
     with mock.patch.object(logging, "info") as info:
         model = fitted(made)
     said = [call.args[0] % call.args[1:] for call in info.call_args_list]
@@ -254,7 +368,7 @@ def test_what_is_not_compared_trains(
 
 @pytest.mark.exhaustive
 def test_always_compares_what_is_large(without: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mesh_parity, "MAX_BYTES", 300)
+    monkeypatch.setattr(host_parity, "MAX_BYTES", 300)
     without("StridedSlice", "StridedSliceGrad")
     with pytest.raises(CheckError, match="Reverses"):
         fitted(dense(Reverses), "always")

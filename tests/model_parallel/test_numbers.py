@@ -6,10 +6,14 @@ import contextlib
 import functools
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
+from tests.distribute.pages import Pages, own_rows
 from tests.model_parallel.models import MODELS, RTOL, train
+from tfaccel.distribute.model_parallel.mesh_rows import MeshRows
 
 RUNS = [
     *(
@@ -99,3 +103,92 @@ def test_two_processes_fully_sharded(name: str) -> None:
 @pytest.mark.child(workers=2, group="1x4")
 def test_two_processes_model(name: str) -> None:
     assert_equals_one_device(name, "model=4", "auto", devices=2)
+
+
+def small(host: bool = False) -> keras.Model:
+    layers = [keras.layers.Dense(4), *([OnHost()] if host else []), keras.layers.Dense(1)]
+    model = keras.Sequential([keras.Input((3,)), *layers])
+    model.compile(keras.optimizers.SGD(1e-4), "mse", metrics=["mae"])
+    return model
+
+
+class OnHost(keras.layers.Layer):
+    """Cannot be divided, which is found when a step is traced."""
+
+    def call(self, x: Any) -> Any:
+        return tf.map_fn(lambda row: 2 * row, x)
+
+
+class Bytes(Pages):
+    """Rows of small integers."""
+
+    def made_of(self, chosen: Any) -> Any:
+        x, y = super().made_of(chosen)
+        return x.astype("uint8"), y
+
+
+def of_rows(make: Any, scope: Any, shuffle: bool, **more: Any) -> list[Any]:
+    """Numbers of all that reads the data that `make` makes, and of what was trained."""
+    keras.utils.set_random_seed(3)
+    with scope():
+        model = small(**more)
+    given = {"epochs": 2, "validation_data": make(), "shuffle": shuffle, "verbose": 0}
+    fitted = model.fit(make(), **given).history
+    read = [model.evaluate(make(), verbose=0), model.predict(make(), verbose=0)]
+    return [*fitted.values(), *read, *model.get_weights()]
+
+
+def pipeline() -> tf.data.Dataset:
+    rows = tf.data.Dataset.range(28).shuffle(28, seed=1).map(tf.abs)
+    numbers = rows.map(lambda i: (tf.cast([i, i % 3, 1], tf.float32), tf.cast([i % 2], tf.float32)))
+    return numbers.batch(8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "host"),
+    [
+        ("pages", False),
+        ("bytes", True),
+        *(
+            pytest.param(*each, marks=pytest.mark.exhaustive)
+            for each in (("threads", False), ("tf.data", False), ("tf.data", True))
+        ),
+    ],
+)
+@pytest.mark.child(workers=2, group="2x2")
+def test_two_processes_that_compute_their_own_rows_alone(
+    kind: str, host: bool, caplog: Any
+) -> None:
+    made: list[Pages] = []
+
+    def pages(**more: Any) -> Pages:
+        made.append((Bytes if kind == "bytes" else Pages)(reorders=not made, **more))
+        return made[-1]
+
+    makes = {
+        "pages": pages,
+        "bytes": pages,
+        "threads": lambda: pages(threads=2),
+        "tf.data": pipeline,
+    }
+    ours = strategy("batch=2,model=2", "auto", 2)
+    # Threads begin anew after Keras's look, in another order.
+    given = {"shuffle": kind != "threads", **({"host": host} if host else {})}
+    with caplog.at_level("INFO", logger="absl"):
+        found = of_rows(makes[kind], ours.scope, **given)
+    if kind == "pages":  # Keras looks at two batches of 8 rows, and we at one
+        own = MeshRows.of(ours.mesh, "batch")
+        assert own is not None
+        # And at the first rows of a pass.
+        expected = own_rows(made[2], own.numbers) | set(range(8))
+        assert set(made[2].computed[24:]) == expected < set(range(28))
+    rank = ours.cluster.rank
+    assert ours.gather_numbers([rank, 2**40 + rank]) == [[0, 2**40], [1, 2**40 + 1]]
+    whole = "every process computes all rows, since the test step"
+    assert (whole in caplog.text) is host  # known when `evaluate` asks for data
+    made.clear()
+    for one, other in zip(
+        found, of_rows(makes[kind], contextlib.nullcontext, **given), strict=True
+    ):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)

@@ -120,7 +120,7 @@ class Reads(keras.Model):
         return self.out(keras.ops.mean(self.table(self.words(x)), axis=1))
 
 
-def test_what_cannot_be_cut_is_computed_whole() -> None:
+def test_a_model_that_cannot_be_split_runs_on_the_host() -> None:
     """A lookup in a custom call, and a layer that is trained before one that counts."""
 
     def of_words() -> tuple[Any, Any]:

@@ -54,16 +54,12 @@ def test_the_model_that_is_compiled_can_be_seen(monkeypatch: pytest.MonkeyPatch)
     assert model in seen
 
 
-def test_small_host_tensors_become_constants() -> None:
-    assert 1 < _private.LARGEST_CONSTANT < 10_000
-
-
 @pytest.mark.parametrize("name", ["capture", "_create_op_internal"])
-def test_graphs_have_the_hooks_that_lifting_overrides(name: str) -> None:
+def test_graphs_have_the_hooks_that_capturing_overrides(name: str) -> None:
     assert callable(getattr(func_graph.FuncGraph, name, None))
 
 
-def test_eager_operations_look_for_the_handle_at_its_private_name() -> None:
+def test_eager_operations_read_the_handle_at_its_private_name() -> None:
     class Halves(_private.ReadByValue, type(tf.Variable(0.0))):  # type: ignore[misc]
         def hidden(self) -> bool:
             return tf.executing_eagerly()
@@ -74,7 +70,7 @@ def test_eager_operations_look_for_the_handle_at_its_private_name() -> None:
     assert float(tf.add(Halves(3.0), 1.0)) == 1.5
 
 
-def test_operations_can_be_told_how_to_divide() -> None:
+def test_the_replacement_of_division_can_be_set() -> None:
     asked = []
 
     def divide(as_keras: Any, x1: Any, x2: Any) -> Any:

@@ -46,7 +46,7 @@ def loss() -> keras.losses.Loss:
         pytest.param("float8", "fully_sharded", marks=pytest.mark.exhaustive),
     ],
 )
-def test_says_what_one_device_does(mode: str, layouts: str) -> None:
+def test_quantizes_as_one_device_does(mode: str, layouts: str) -> None:
     found: list[Any] = []
     trained: Any = None
     for scope in (contextlib.nullcontext, strategy(layouts).scope):

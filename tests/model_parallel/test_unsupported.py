@@ -32,7 +32,7 @@ WRONG_SHAPE = (
 def test_a_batch_of_another_shape_is_no_matter_of_layouts() -> None:
     said = explanation(WRONG_SHAPE, {}, ["net", "dense"], "net")
     assert said == (
-        "tfaccel: model 'net' was given a batch that does not go through it (Dimensions must be "
+        "tfaccel: model 'net' was given an incompatible batch (Dimensions must be "
         "equal, but are 5 and 12 for net/dense_1/MatMul with input shapes: [16,5], [12,32].); "
         "expected the shapes that it was built for: compare model.input_shape with the data."
     )

@@ -31,15 +31,15 @@ def dense(units: int = 8, layouts: str = "auto") -> Any:
     return layer
 
 
-def pieces(variable: Any) -> dict[tuple[int, ...], np.ndarray]:
+def shards(variable: Any) -> dict[tuple[int, ...], np.ndarray]:
     return {tuple(s.indices(n)[0] for s, n in zip(cut, variable.shape, strict=True)): p.numpy()
-            for cut, p in variable.value.pieces()}  # fmt: skip
+            for cut, p in variable.value.shards()}  # fmt: skip
 
 
 def test_every_device_holds_its_slice_alone() -> None:
     kernel = dense().kernel
     whole = kernel.numpy()
-    found = pieces(kernel)
+    found = shards(kernel)
     assert sorted(found) == [(0, 0), (0, 4)]
     np.testing.assert_array_equal(found[0, 4], whole[:, 4:])
 
@@ -66,8 +66,11 @@ def test_another_shape_is_refused() -> None:
 
 def test_models_run_on_host_arrays_outside_a_step() -> None:
     layer = dense()
-    x = np.ones((3, 6), "float32")
-    np.testing.assert_allclose(layer(x), x @ layer.kernel.numpy() + layer.bias.numpy(), rtol=1e-6)
+    # Integers, whose sums are exact in every order.
+    kernel, bias = np.arange(48.0).reshape(6, 8), np.arange(8.0)
+    layer.set_weights([kernel, bias])
+    x = np.arange(18.0).reshape(3, 6)
+    np.testing.assert_array_equal(layer(x), x @ kernel + bias)
 
 
 def test_metrics_can_be_read_and_reset() -> None:

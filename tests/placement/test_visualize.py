@@ -82,7 +82,7 @@ def test_the_same_name_is_the_function_each_time() -> None:
     assert callable(tfaccel.visualize)
 
 
-def test_an_unbuilt_model_is_told_to_build() -> None:
+def test_an_unbuilt_model_is_an_error_that_says_build() -> None:
     model = keras.Sequential([keras.layers.Dense(2)], name="later")
     with pytest.raises(LayoutError, match=r"'later' is not built.*model\.build.*fit first"):
         tfaccel.visualize(model)

@@ -43,6 +43,39 @@ def numbers_in_a_callback(strategy: Any) -> Numbers:
     return {"history": run.history, "seen": warm.seen, "weights": weights(model)}
 
 
+@program(16, needs="keras_tuner")
+def searched_by_keras_tuner(strategy: Any, folder: str) -> Numbers:
+    """KerasTuner: a random search whose trials all workers take together, in a shared directory"""
+    import keras_tuner
+
+    x, y = reals(32, 4), reals(32, 1, seed=3)
+
+    def built(choices: Any) -> keras.Model:
+        units, rate = choices.Choice("units", [2, 4, 8]), choices.Choice("rate", [0.05, 0.1])
+        model = keras.Sequential([keras.Input((4,)), layers.Dense(units, "tanh"), layers.Dense(1)])
+        model.compile(keras.optimizers.SGD(rate), "mse")
+        return model
+
+    tuner = keras_tuner.RandomSearch(
+        built,
+        objective="val_loss",
+        max_trials=3,
+        seed=3,
+        directory=folder,
+        project_name="search",
+        overwrite=True,
+        distribution_strategy=strategy,
+    )
+    data = {"validation_data": (x, y), "shuffle": False}
+    tuner.search(x, y, epochs=2, batch_size=8, verbose=0, **data)
+    best = tuner.get_best_models()[0]
+    return {
+        "scores": [trial.score for trial in tuner.oracle.get_best_trials(3)],
+        "choices": tuner.get_best_hyperparameters()[0].values,
+        "predicted": best.predict(x[:8], verbose=0),
+    }
+
+
 @program(16)
 def averaged_by_a_callback(strategy: Any) -> Numbers:
     """A callback that keeps an average of the weights and evaluates with it, and a schedule"""
@@ -75,7 +108,7 @@ def averaged_by_a_callback(strategy: Any) -> Numbers:
 
 @program(16)
 def cached_in_a_file(strategy: Any, folder: str) -> Numbers:
-    """dataset.cache(path) in a folder that all workers share"""
+    """dataset.cache(path) in a directory that all workers share"""
     x, y = reals(22, 4), reals(22, 1, seed=3)
     data = tf.data.Dataset.from_tensor_slices((x, y)).map(lambda a, b: (2 * a, b))
     data = data.cache(str(Path(folder) / "rows")).batch(8)

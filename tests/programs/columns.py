@@ -39,6 +39,11 @@ COLUMNS = {
         "`model_parallel`, `batch=2,model=2`",
         ("--strategy", "model_parallel", "--devices", "4", "--mesh", "batch=2,model=2"),
     ),
+    "mesh_of_workers": Column(
+        "`model_parallel`, `batch=2,model=2` in 2 processes",
+        ("--strategy", "model_parallel", "--devices", "2", "--mesh", "batch=2,model=2"),
+        workers=2,
+    ),
 }
 STRATEGIES = [name for name in COLUMNS if name != PLAIN]
 

@@ -44,7 +44,7 @@ def clipped_in_the_step(strategy: Any) -> Numbers:
 
 @program(4)
 def sharpness_aware(strategy: Any) -> Numbers:
-    """Sharpness-aware minimization: two gradients a step, the first normed and added to weights"""
+    """Sharpness-aware minimization: two gradients per step, the first normed, added to weights"""
 
     class Sharp(keras.Model):
         def __init__(self) -> None:

@@ -29,7 +29,7 @@ KINDS: dict[int, Kind] = {
         'mask leaves, triplets and contrastive losses between rows, `reduction="none"`.',
     ),
     2: Kind(
-        "`add_loss` of one value a row",
+        "`add_loss` of one value per row",
         "A layer that adds a vector or a column of losses, as CTC endpoints do: its sum over all "
         "rows of the batch.",
     ),
@@ -51,8 +51,8 @@ KINDS: dict[int, Kind] = {
     ),
     6: Kind(
         "State that layers and metrics keep",
-        "Counters, maxima, moving sums, queues, a teacher's moving average, metrics that are no "
-        "sum, and the state of several optimizers in a backup.",
+        "Counters, maxima, moving sums, queues, a teacher's moving average, metrics that are not "
+        "sums, and the state of several optimizers in a backup.",
         "Replicas run a step that itself assigns from its rows (a queue of the newest features) over all rows, unless it gathers them first: `tf.distribute.get_replica_context().all_gather(keys, axis=0)`.",
     ),
     7: Kind(
@@ -110,12 +110,18 @@ KINDS: dict[int, Kind] = {
     16: Kind(
         "Around training",
         "Callbacks that read counters, rates and weights as numbers, caches and checkpoints in a "
-        "folder of all workers.",
+        "directory of all workers.",
     ),
     17: Kind(
         "Operations that few models use",
         "Nearest codes, `argsort`, `gather_nd` and scatters, `boolean_mask`, gradients with respect "
         "to inputs, `tf.scan` and `TensorArray`, as public autoencoders, readers and critics have "
         "them.",
+    ),
+    18: Kind(
+        "A `test_step` or `predict_step` of its own",
+        "Rows that are compared in validation or prediction alone, and models that never train.",
+        "Such a step is run by every replica over all rows, which a warning says; train steps of "
+        "the same model are shared all the same.",
     ),
 }

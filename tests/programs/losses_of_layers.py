@@ -1,4 +1,4 @@
-"""Kind 2: `add_loss` of one value a row."""
+"""Kind 2: `add_loss` of one value per row."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def reconstruction_of_each_row(strategy: Any) -> Numbers:
 
 
 class KeepsNear(layers.Layer):
-    """Adds a column of penalties, one a row, and a mean over rows."""
+    """Adds a column of penalties, one per row, and a mean over rows."""
 
     def call(self, x: Any) -> Any:
         self.add_loss(0.01 * ops.sum(ops.square(x), axis=1, keepdims=True))

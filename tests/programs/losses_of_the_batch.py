@@ -140,7 +140,7 @@ class BatchHardTriplets(keras.losses.Loss):
 
 @program(1, always=True)
 def hard_triplets(strategy: Any) -> Numbers:
-    """Batch-hard triplets: a loss a row, over all rows of the batch"""
+    """Batch-hard triplets: a loss per row, over all rows of the batch"""
     x, y = reals(27, 6), labels(3, 27)
     with strategy.scope():
         model = keras.Sequential([keras.Input((6,)), layers.Dense(8, "tanh"), layers.Dense(4)])
@@ -195,3 +195,64 @@ def rows_that_predict_each_other(strategy: Any) -> Numbers:
     after = model.predict(pairs[:13], batch_size=4, verbose=0)  # a last batch of one row
     history = {"history": run.history, "evaluated": told, "predicted": after}
     return {**history, "weights": weights(model), "of": before.shape}
+
+
+class Orthogonal(keras.regularizers.Regularizer):
+    """Keeps transforms orthogonal, as PointNet's: its product is of every row with every row."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __call__(self, x: Any) -> Any:
+        x = ops.reshape(x, (-1, self.size, self.size))
+        products = ops.reshape(ops.tensordot(x, x, axes=(2, 2)), (-1, self.size, self.size))
+        return ops.sum(0.01 * ops.square(products - ops.eye(self.size)))
+
+
+@program(1, all_rows=True)
+def orthogonal_transforms(strategy: Any) -> Numbers:
+    """PointNet: Keras's layers alone, with an activity regularizer that multiplies rows by rows"""
+    x, y = reals(20, 10, 3), labels(4, 20)
+    with strategy.scope():
+        points = keras.Input((10, 3))
+        hidden = layers.Conv1D(8, 1, activation="relu")(points)
+        hidden = layers.GlobalMaxPooling1D()(hidden)
+        identity = keras.initializers.Constant(np.eye(3).flatten())
+        transform = layers.Dense(9, bias_initializer=identity, activity_regularizer=Orthogonal(3))(
+            hidden
+        )
+        turned = layers.Dot(axes=(2, 1))([points, layers.Reshape((3, 3))(transform)])
+        hidden = layers.GlobalMaxPooling1D()(layers.Conv1D(8, 1, activation="relu")(turned))
+        model = keras.Model(points, layers.Dense(4, "softmax")(hidden))
+        model.compile(keras.optimizers.Adam(0.01), "sparse_categorical_crossentropy")
+    run = model.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0, validation_split=0.2)
+    return {"history": run.history, "weights": weights(model)}
+
+
+@program(1, all_rows=True)
+def rows_compared_between_layers(strategy: Any) -> Numbers:
+    """Keras's layers that compare rows: an activation, keras.ops between layers, Softmax(axis=0)"""
+
+    def centred(x: Any) -> Any:
+        return x - ops.mean(x, axis=0, keepdims=True)
+
+    def by_operations(inputs: Any) -> Any:
+        hidden = layers.Dense(8)(inputs)
+        return hidden - ops.mean(hidden, axis=0, keepdims=True)
+
+    stacks: dict[str, Any] = {
+        "activation": lambda inputs: layers.Dense(8, activation=centred)(inputs),
+        "operations": by_operations,
+        "axis": lambda inputs: layers.Softmax(axis=0)(layers.Dense(8)(inputs)),
+    }
+    x, y, found = reals(20, 6), reals(20, 2, seed=1), {}
+    for name, stack in stacks.items():
+        keras.utils.set_random_seed(3)
+        with strategy.scope():
+            inputs = keras.Input((6,))
+            model = keras.Model(inputs, layers.Dense(2)(stack(inputs)))
+            model.compile("sgd", "mse")
+        run = model.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0)
+        predicted = model.predict(x, batch_size=8, verbose=0)
+        found[name] = {"history": run.history, "weights": weights(model), "predicted": predicted}
+    return found

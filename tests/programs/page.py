@@ -9,12 +9,13 @@ from pathlib import Path
 
 from tests.programs.columns import COLUMNS, STRATEGIES
 from tests.programs.kinds import KINDS
+from tests.programs.program import MESHES
 from tests.programs.table import PROGRAMS, Program
 
 PAGE = Path(__file__).parents[2] / "docs" / "programs.md"
 
 HEAD = """\
-# Programs as people write them
+# Supported program patterns
 
 What public scripts do beyond a plain `compile` and `fit`, kind by kind, and what becomes of it.
 Every row is a small program of `tests/programs`, with nothing changed but the strategy and its
@@ -26,9 +27,9 @@ losses, metrics, predictions and weights are compared in float32.
 
 - **same**: plain Keras's numbers, within a relative 1e-4, on every worker;
 - **same, undivided**: plain Keras's numbers; each process computes the whole step on its host,
-  which gains neither speed nor memory, and is said in a line of the log;
+  which gains neither speed nor memory, and is logged;
 - **same, over all rows**: plain Keras's numbers; every replica runs the step over all rows of the
-  batch, which gains no speed, and is said in a line of the log;
+  batch, which gains no speed, and is logged;
 - **refused**: one line that says what to write instead, before anything is trained;
 - **stops**: an error of Keras or TensorFlow, known and not answered yet.
 
@@ -57,13 +58,16 @@ def _outcome(program: Program) -> str:
             line = f"refused: “{program.refused[strategy].replace('.*', '…')}”"
         elif strategy in program.known:
             line = f"stops: {program.known[strategy]}"
-        elif strategy == "mesh" and program.undivided:
+        elif strategy in MESHES and program.undivided:
             line = "same, undivided"
         elif program.falls_back(strategy):
             line = "same, over all rows"
         else:
             line = "same"
-        told.setdefault(line, []).append(COLUMNS[strategy].title)
+        title = COLUMNS[strategy].title
+        if title.startswith(tuple(told.get(line, ()))):  # a mesh, in two processes too
+            continue
+        told.setdefault(line, []).append(title)
     if list(told) == ["same"]:
         return "same"
     parts = [f"{line} ({', '.join(where)})" for line, where in told.items()]

@@ -129,3 +129,45 @@ def molecules_of_atoms(strategy: Any) -> Numbers:
         "evaluated": told,
         "predicted": predicted,
     }
+
+
+@program(8, all_rows=True)
+def pairs_along_the_first_axis(strategy: Any) -> Numbers:
+    """Metric learning: batches of (anchors, positives), whose first axis is the pair"""
+
+    class Pairs(keras.utils.PyDataset):
+        def __len__(self) -> int:
+            return 3
+
+        def __getitem__(self, number: int) -> Any:
+            return reals(2, 5, 6, seed=number)
+
+    class Similar(keras.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = keras.Sequential([layers.Dense(4), layers.UnitNormalization()])
+
+        def call(self, x: Any) -> Any:
+            return self.body(x)
+
+        def train_step(self, data: Any) -> dict[str, Any]:
+            x = data[0] if isinstance(data, tuple) else data
+            classes = ops.arange(5)
+            with tf.GradientTape() as tape:
+                anchors, positives = self(x[0], training=True), self(x[1], training=True)
+                similarities = ops.matmul(anchors, ops.transpose(positives)) / 0.2
+                loss = self.compute_loss(y=classes, y_pred=similarities)
+            of = self.trainable_variables
+            self.optimizer.apply_gradients(zip(tape.gradient(loss, of), of, strict=True))
+            for metric in self.metrics:
+                told = (loss,) if metric.name == "loss" else (classes, similarities)
+                metric.update_state(*told)
+            return {m.name: m.result() for m in self.metrics}
+
+    with strategy.scope():
+        model = Similar()
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        accuracy = keras.metrics.SparseCategoricalAccuracy()
+        model.compile(keras.optimizers.SGD(0.5), loss, metrics=[accuracy])
+    history = model.fit(Pairs(), epochs=2, shuffle=False, verbose=0).history
+    return {"history": history, "weights": weights(model)}

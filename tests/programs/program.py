@@ -28,6 +28,7 @@ class Program:
         always: whether it may stand for its kind in every run of the tests, which take the first
             of each; others are `exhaustive`.
         rtol: how near to one device.
+        needs: a package without which it is skipped.
     """
 
     name: str
@@ -41,12 +42,14 @@ class Program:
     all_rows: bool = False
     always: bool = False
     rtol: float = 1e-4
+    needs: str = ""
 
     def falls_back(self, column: str) -> bool:
         """Whether steps of it are not shared among the devices of a column."""
-        return self.undivided if column == "mesh" else self.all_rows and column in REPLICATED
+        return self.undivided if column in MESHES else self.all_rows and column in REPLICATED
 
 
+MESHES = ("mesh", "mesh_of_workers")
 REPLICATED = ("mirrored", "workers")
 
 

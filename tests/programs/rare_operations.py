@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 from keras import layers, ops
 
@@ -308,3 +309,37 @@ def loops_in_a_layer(strategy: Any) -> Numbers:
         model.compile(keras.optimizers.SGD(0.05), loss, metrics=["accuracy"])
     run = model.fit(x, y, batch_size=8, epochs=2, validation_data=(x[:5], y[:5]), verbose=0)
     return {"history": run.history, "weights": weights(model)}
+
+
+@program(17)
+def a_graph_inside_the_model(strategy: Any) -> Numbers:
+    """Graph attention over edges that the model holds as a tensor, with batches of node numbers"""
+    nodes, edges = 14, np.stack([np.arange(40) % 14, np.arange(40) * 5 % 14], 1).astype("int32")
+    edges = edges[np.lexsort((edges[:, 1], edges[:, 0]))]
+
+    class Attention(keras.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.states, self.edges = tf.constant(reals(nodes, 6)), tf.constant(edges)
+            self.known = tf.constant(np.arange(nodes) % 5 > 0)
+            self.transform, self.score = layers.Dense(8), layers.Dense(1)
+            self.logits = layers.Dense(3)
+
+        def call(self, numbers: Any) -> Any:
+            hidden = self.transform(self.states) * ops.cast(self.known, "float32")[:, None]
+            pairs = ops.reshape(ops.take(hidden, self.edges, axis=0), (-1, 16))
+            score = ops.exp(ops.clip(self.score(pairs)[:, 0], -2.0, 2.0))
+            whole = ops.segment_sum(score, self.edges[:, 0], num_segments=nodes)
+            score = score / ops.take(whole, self.edges[:, 0])
+            sent = ops.take(hidden, self.edges[:, 1], axis=0) * score[:, None]
+            heard = ops.segment_sum(sent, self.edges[:, 0], num_segments=nodes)
+            return ops.take(self.logits(heard + hidden), numbers, axis=0)
+
+    numbers, y = np.arange(nodes, dtype="int32"), labels(3, nodes)
+    with strategy.scope():
+        model = Attention()
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(keras.optimizers.SGD(0.1), loss, metrics=["accuracy"])
+    run = model.fit(numbers, y, batch_size=4, epochs=2, validation_split=0.3, verbose=0)
+    predicted = model.predict(numbers, batch_size=4, verbose=0)
+    return {"history": run.history, "weights": weights(model), "predicted": predicted}

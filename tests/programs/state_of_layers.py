@@ -111,7 +111,7 @@ def codebook_of_moving_sums(strategy: Any) -> Numbers:
     }
 
 
-@program(6)
+@program(6, all_rows=True)
 def teacher_and_queue(strategy: Any) -> Numbers:
     """Momentum contrast: a teacher that follows by moving average, a queue of its features"""
 
@@ -258,3 +258,50 @@ def statistics_with_tf_variables(strategy: Any) -> Numbers:
         model.compile(keras.optimizers.SGD(0.1), loss)
     run = model.fit(x, y, batch_size=8, epochs=2, verbose=0)
     return {"history": run.history, "seen": seen.seen.numpy()}
+
+
+@program(6)
+def augmentation_that_adapts(strategy: Any) -> Numbers:
+    """A train_step that assigns to a tf.Variable what follows from the accuracy of the batch"""
+
+    class Augments(layers.Layer):
+        def __init__(self) -> None:
+            super().__init__()
+            self.probability = tf.Variable(0.0, trainable=False)
+
+        def call(self, x: Any, draws: Any) -> Any:
+            kept = ops.cast(draws < self.probability, "float32")[:, None]
+            return kept * ops.flip(x, 1) + (1.0 - kept) * x
+
+        def follow(self, logits: Any) -> None:
+            accuracy = ops.mean(ops.cast(logits > 0.0, "float32"))
+            self.probability.assign(0.9 * self.probability + 0.1 * accuracy)
+
+    class Critic(keras.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.augments, self.net = Augments(), keras.Sequential([keras.Input((6,))])
+            self.net.add(layers.Dense(8, "tanh"))
+            self.net.add(layers.Dense(1))
+
+        def train_step(self, data: Any) -> Any:
+            x, draws = data
+            with tf.GradientTape() as tape:
+                logits = self.net(self.augments(x, draws), training=True)
+                loss = ops.mean(ops.softplus(-logits))
+            of = self.net.trainable_variables
+            self.optimizer.apply(tape.gradient(loss, of), of)
+            self.augments.follow(logits)
+            return {"loss": loss, "probability": self.augments.probability}
+
+    x, draws = reals(22, 6), np.random.default_rng(3).uniform(0, 0.3, 22).astype("float32")
+    with strategy.scope():
+        model = Critic()
+        model.compile(keras.optimizers.SGD(0.1))
+    dataset = tf.data.Dataset.from_tensor_slices((x, draws)).batch(8)
+    run = model.fit(dataset, epochs=3, verbose=0)
+    return {
+        "history": run.history,
+        "weights": weights(model),
+        "probability": model.augments.probability.numpy(),
+    }

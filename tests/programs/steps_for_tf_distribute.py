@@ -147,3 +147,31 @@ def weights_normalized_by_all_reduce(strategy: Any) -> Numbers:
         model.compile(keras.optimizers.SGD(0.3))
     run = model.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0)
     return {"history": run.history, "weights": weights(model)}
+
+
+@program(3)
+def rows_reduced_by_hand(strategy: Any) -> Numbers:
+    """all_reduce by hand of one number per row, whose shape is not known when the step is traced"""
+
+    class Sums(keras.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.dense = layers.Dense(2)
+            self.dense.build((None, 3))
+            self.built = True
+
+        def call(self, x: Any) -> Any:
+            return self.dense(x)
+
+        def train_step(self, data: Any) -> dict[str, Any]:
+            x, _ = data
+            rows = tf.reduce_sum(self(x), axis=1)
+            total = tf.distribute.get_replica_context().all_reduce("SUM", rows)
+            return {"total": tf.reduce_sum(total)}
+
+    x = reals(16, 3)
+    with strategy.scope():
+        model = Sums()
+        model.compile(keras.optimizers.SGD(0.1))
+    run = model.fit(x, x[:, :2], batch_size=8, epochs=1, shuffle=False, verbose=0)
+    return {"history": run.history}

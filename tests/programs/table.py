@@ -26,6 +26,15 @@ MODULES = (
     "mesh_features",
     "around_training",
     "rare_operations",
+    "own_test_steps",
+    "flows_and_experts",
 )
 for module in MODULES:
     importlib.import_module(f"tests.programs.{module}")
+
+# Whichever of them was imported before.
+_in_order = sorted(
+    PROGRAMS.items(), key=lambda row: MODULES.index(row[1].run.__module__.rpartition(".")[2])
+)
+PROGRAMS.clear()
+PROGRAMS.update(_in_order)

@@ -11,7 +11,7 @@ from tfaccel import strategies
 from tfaccel.cluster import Cluster
 from tfaccel.errors import StrategyError
 from tfaccel.hardware import Device, count
-from tfaccel.strategies import FACTORIES, accepted_options, choose, options, resolver
+from tfaccel.strategies import FACTORIES, accepted_options, choose, options, selection
 from tfaccel.strategies.devices import kind_of, pick
 from tfaccel.strategies.process_settings import precision
 from tfaccel.strategies.request import Request
@@ -24,7 +24,7 @@ TWO_WORKERS = Cluster(("a:1", "b:1"), 0, "TF_CONFIG")
 
 
 @pytest.mark.parametrize(
-    ("here", "cluster", "asked", "name", "why"),
+    ("devices", "cluster", "requested", "name", "why"),
     [
         (CPU, None, {}, "one_device", "no accelerator and no cluster"),
         (ONE_GPU, None, {}, "one_device", "one GPU"),
@@ -41,8 +41,8 @@ TWO_WORKERS = Cluster(("a:1", "b:1"), 0, "TF_CONFIG")
         (TPU, None, {"device_type": "cpu"}, "one_device", "no accelerator"),
     ],
 )
-def test_auto(here: Any, cluster: Any, asked: dict[str, Any], name: str, why: str) -> None:
-    choice = choose("auto", here, cluster, **asked)
+def test_auto(devices: Any, cluster: Any, requested: dict[str, Any], name: str, why: str) -> None:
+    choice = choose("auto", devices, cluster, **requested)
     assert choice.name == name
     assert why in choice.reason
 
@@ -96,7 +96,7 @@ def test_a_name_stands_for_itself() -> None:
 
 
 @pytest.mark.parametrize(
-    ("here", "device_type", "devices", "names"),
+    ("available", "device_type", "devices", "names"),
     [
         (CPU, "auto", None, ("CPU:0",)),
         (CPU, "cpu", 3, ("CPU:0", "CPU:1", "CPU:2")),
@@ -107,22 +107,24 @@ def test_a_name_stands_for_itself() -> None:
         ([Device("CPU", i) for i in range(2)], "auto", None, ("CPU:0", "CPU:1")),
     ],
 )
-def test_devices(here: Any, device_type: str, devices: Any, names: tuple[str, ...]) -> None:
-    assert pick(here, device_type, devices) == names
+def test_devices(available: Any, device_type: str, devices: Any, names: tuple[str, ...]) -> None:
+    assert pick(available, device_type, devices) == names
 
 
 @pytest.mark.parametrize(
-    ("here", "device_type", "devices", "says"),
+    ("available", "device_type", "devices", "says"),
     [
         (CPU, "gpu", None, "a GPU was requested and TensorFlow sees CPU:0"),
         (TWO_GPUS, "gpu", 4, "GPU:2, GPU:3 was requested and this machine has 2 GPUs"),
         (ONE_GPU, "auto", ("GPU:3",), "GPU:3 was requested and this machine has 1 GPU;"),
-        (TWO_GPUS, "cpu", ("GPU:0",), "device_type is 'cpu', expected the same kind"),
+        (TWO_GPUS, "cpu", ("GPU:0",), "device_type is 'cpu'; expected the same kind"),
     ],
 )
-def test_devices_that_are_not_here(here: Any, device_type: str, devices: Any, says: str) -> None:
+def test_missing_devices_are_an_error(
+    available: Any, device_type: str, devices: Any, says: str
+) -> None:
     with pytest.raises(StrategyError, match=says):
-        pick(here, device_type, devices)
+        pick(available, device_type, devices)
 
 
 def test_kind_and_count() -> None:
@@ -132,7 +134,7 @@ def test_kind_and_count() -> None:
 
 
 @pytest.mark.parametrize(
-    ("here", "names", "policy"),
+    ("devices", "names", "policy"),
     [
         (CPU, ["CPU:0"], "float32"),
         (ONE_GPU, ["GPU:0"], "mixed_bfloat16"),
@@ -145,9 +147,9 @@ def test_kind_and_count() -> None:
         (ONE_GPU, ["CPU:0"], "float32"),
     ],
 )
-def test_auto_precision(here: Any, names: list[str], policy: str) -> None:
-    assert precision("auto", here, names) == policy
-    assert precision("mixed_float16", here, names) == "mixed_float16"
+def test_auto_precision(devices: Any, names: list[str], policy: str) -> None:
+    assert precision("auto", devices, names) == policy
+    assert precision("mixed_float16", devices, names) == "mixed_float16"
 
 
 GIVEN = {
@@ -163,10 +165,16 @@ GIVEN = {
     "gradient_accumulation": ("reduced", "local", "local"),
     "local_steps": (2, "4", 4),
     "partial_batch": ("pad", "drop", "drop"),
+    "batch_norm": ("replica", "synchronized", "synchronized"),
+    "input": ("global", "per_worker", "per_worker"),
     "check": ("off", "always", "always"),
     "steps_per_execution": (2, "4", 4),
+    "data_service": ("a:1", "b:2", "b:2"),
+    "profile": ((1, 1), "10:20", (10, 20)),
+    "profile_dir": ("a", "gs://b", "gs://b"),
     "start_timeout": (5.0, "20", 20.0),
     "collective_timeout": (5.0, "2.5", 2.5),
+    "stall_timeout": (5.0, "0", 0.0),
     "tpu": ("mine", "local", "local"),
     "tpu_zone": ("us-east1-d", "eu-west4-a", "eu-west4-a"),
     "tpu_project": ("ours", "theirs", "theirs"),
@@ -190,51 +198,55 @@ def test_every_option_is_in_the_table_above() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "environ", "says"),
+    ("values", "environ", "says"),
     [
-        ({"device": 2}, {}, "unknown option 'device', expected one of .*devices"),
-        ({"devices": 0}, {}, "devices is 0, expected at least 1"),
-        ({"devices": True}, {}, "devices is True, expected a number of devices, or names"),
-        ({"devices": 1.5}, {}, "devices is 1.5, expected a number of devices, or names"),
-        ({"start_timeout": float("nan")}, {}, "start_timeout is nan, expected a number"),
-        ({"devices": "GPU"}, {}, "devices is 'GPU', expected a number of devices, or names"),
+        ({"device": 2}, {}, "unknown option 'device'; expected one of .*devices"),
+        ({"devices": 0}, {}, "devices is 0; expected at least 1"),
+        ({"devices": True}, {}, "devices is True; expected a number of devices, or names"),
+        ({"devices": 1.5}, {}, "devices is 1.5; expected a number of devices, or names"),
+        ({"start_timeout": float("nan")}, {}, "start_timeout is nan; expected a number"),
+        ({"devices": "GPU"}, {}, "devices is 'GPU'; expected a number of devices, or names"),
         ({"devices": "GPU:0,CPU:0"}, {}, "expected different devices of one kind"),
         ({"devices": ["GPU:0", "GPU:0"]}, {}, "expected different devices of one kind"),
-        ({"precision": "fp8"}, {}, "precision is 'fp8', expected one of float32, mixed_bfloat16"),
-        ({}, {"TFACCEL_XLA": "maybe"}, "TFACCEL_XLA is 'maybe', expected true or false"),
-        ({}, {"TFACCEL_SEED": "x"}, "TFACCEL_SEED is 'x', expected a number"),
-        ({"start_timeout": -1}, {}, "start_timeout is -1, expected a number of at least 0"),
-        ({"local_steps": 0}, {}, "local_steps is 0, expected a number of steps of at least 1"),
+        ({"precision": "fp8"}, {}, "precision is 'fp8'; expected one of float32, mixed_bfloat16"),
+        ({}, {"TFACCEL_XLA": "maybe"}, "TFACCEL_XLA is 'maybe'; expected true or false"),
+        ({}, {"TFACCEL_SEED": "x"}, "TFACCEL_SEED is 'x'; expected a number"),
+        ({"start_timeout": -1}, {}, "start_timeout is -1; expected a number of at least 0"),
+        ({"data_service": "here"}, {}, "data_service is 'here'; expected an address such as"),
+        ({"profile": "5"}, {}, "profile is '5'; expected a first and a last step, counted from 1"),
+        ({"profile": "0:5"}, {}, "profile is '0:5'; expected a first and a last step"),
+        ({}, {"TFACCEL_PROFILE": "5:4"}, "TFACCEL_PROFILE is '5:4'; expected a first and a last"),
+        ({"local_steps": 0}, {}, "local_steps is 0; expected a number of steps of at least 1"),
         (
             {"gradient_compression": "int8"},
             {},
-            "gradient_compression is 'int8', expected bfloat16, float16, powersgd or powersgd:",
+            "gradient_compression is 'int8'; expected bfloat16, float16, powersgd or powersgd:",
         ),
         (
             {"gradient_compression": "powersgd:0"},
             {},
-            "gradient_compression is 'powersgd:0', expected bfloat16",
+            "gradient_compression is 'powersgd:0'; expected bfloat16",
         ),
         (
             {"gradient_compression": "powersgd:x"},
             {},
-            "gradient_compression is 'powersgd:x', expected bfloat16",
+            "gradient_compression is 'powersgd:x'; expected bfloat16",
         ),
         (
             {"gradient_accumulation": "yes"},
             {},
-            "gradient_accumulation is 'yes', expected one of reduced, local",
+            "gradient_accumulation is 'yes'; expected one of reduced, local",
         ),
         (
             {"communication": "tcp"},
             {},
-            "communication is 'tcp', expected one of auto, ring, nccl, mpi",
+            "communication is 'tcp'; expected one of auto, ring, nccl, mpi",
         ),
     ],
 )
-def test_a_wrong_option_is_named(given: Any, environ: Any, says: str) -> None:
+def test_a_wrong_option_is_named(values: Any, environ: Any, says: str) -> None:
     with pytest.raises(StrategyError, match=says):
-        options.resolve(given, environ)
+        options.resolve(values, environ)
 
 
 @pytest.mark.parametrize(
@@ -242,7 +254,7 @@ def test_a_wrong_option_is_named(given: Any, environ: Any, says: str) -> None:
     [
         ("parameter_server", "Keras 3 does not support ParameterServerStrategy"),
         ("central_storage", "Keras 3 does not support CentralStorageStrategy"),
-        ("miroredd", "unknown strategy 'miroredd', expected one of auto, one_device, mirrored"),
+        ("miroredd", "unknown strategy 'miroredd'; expected one of auto, one_device, mirrored"),
     ],
 )
 def test_refused_names(name: str, says: str) -> None:
@@ -283,7 +295,7 @@ def test_an_option_that_a_strategy_does_not_accept_is_refused(name: str, option:
     requested = {option: "fully_sharded" if option == "layouts" else GIVEN[option][2]}
     expected = f"^tfaccel: {option}=.* was requested with strategy '{name}', (which does|expected)"
     with pytest.raises(StrategyError, match=expected):
-        resolver.resolve(name, requested, {}, CPU, None)
+        selection.select(name, requested, {}, CPU, None)
 
 
 def test_the_refusal_names_the_strategies_that_accept_the_option() -> None:
@@ -291,7 +303,7 @@ def test_the_refusal_names_the_strategies_that_accept_the_option() -> None:
     with pytest.raises(StrategyError, match=expected):
         strategies.strategy("one_device", gradient_compression="bfloat16")
     with pytest.raises(StrategyError, match="expected 'pad' or 'drop'; or leave it out"):
-        resolver.resolve("tpu", {"partial_batch": "exact"}, {}, CPU, None)
+        selection.select("tpu", {"partial_batch": "exact"}, {}, CPU, None)
 
 
 @pytest.mark.parametrize("name", FACTORIES)
@@ -311,7 +323,7 @@ def test_every_option_is_accepted_by_some_strategy(option: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "given", "environ", "chosen"),
+    ("name", "values", "environ", "chosen"),
     [
         (None, {}, {"TFACCEL_STRATEGY": "mirrored"}, "mirrored"),
         (None, {}, {"TFACCEL_STRATEGY": ""}, "one_device"),
@@ -325,13 +337,13 @@ def test_every_option_is_accepted_by_some_strategy(option: str) -> None:
     ],
 )
 def test_code_takes_precedence_over_the_environment(
-    name: str | None, given: Any, environ: dict[str, str], chosen: str
+    name: str | None, values: Any, environ: dict[str, str], chosen: str
 ) -> None:
-    assert resolver.resolve(name, given, environ, CPU, None).choice.name == chosen
+    assert selection.select(name, values, environ, CPU, None).choice.name == chosen
 
 
 @pytest.mark.parametrize(
-    ("name", "given", "devices"),
+    ("name", "values", "devices"),
     [
         ("one_device", {}, ("CPU:0",)),
         ("mirrored", {"devices": 2}, ("CPU:0", "CPU:1")),
@@ -339,8 +351,8 @@ def test_code_takes_precedence_over_the_environment(
         ("tpu", {}, ("TPU",)),
     ],
 )
-def test_devices_of_a_strategy(name: str, given: Any, devices: tuple[str, ...]) -> None:
-    assert resolver.resolve(name, given, {}, CPU, None).devices == devices
+def test_devices_of_a_strategy(name: str, values: Any, devices: tuple[str, ...]) -> None:
+    assert selection.select(name, values, {}, CPU, None).devices == devices
 
 
 def test_one_process_of_several_is_refused() -> None:
@@ -354,5 +366,5 @@ def test_one_process_of_several_is_refused() -> None:
 def test_one_device_takes_one(devices: tuple[str, ...]) -> None:
     from tfaccel.strategies import one_device
 
-    with pytest.raises(StrategyError, match=f"got {', '.join(devices)}, expected one device"):
+    with pytest.raises(StrategyError, match=f"got {', '.join(devices)}; expected one device"):
         one_device.make(Request(options.Options(), devices, None))

@@ -28,7 +28,7 @@ class GoogleCloud:
 
     def __init__(self, node: dict[str, Any] | Exception) -> None:
         self._node = node
-        self.asked: list[str] = []
+        self.requests: list[str] = []
 
     def projects(self) -> GoogleCloud:
         return self
@@ -36,7 +36,7 @@ class GoogleCloud:
     locations = nodes = projects
 
     def get(self, name: str) -> GoogleCloud:
-        self.asked.append(name)
+        self.requests.append(name)
         return self
 
     def execute(self) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def resolved(address: TpuAddress, node: Any) -> tuple[list[str], GoogleCloud]:
 def test_a_name_becomes_the_addresses_of_its_hosts(number: int) -> None:
     workers, cloud = resolved(MINE, hosts(number))
     assert workers == [f"10.0.0.{i}:8470" for i in range(number)]
-    assert set(cloud.asked) == {"projects/ours/locations/us-east1-d/nodes/mine"}
+    assert set(cloud.requests) == {"projects/ours/locations/us-east1-d/nodes/mine"}
 
 
 def test_gke_names_the_hosts_itself(monkeypatch: Any) -> None:
@@ -71,7 +71,7 @@ def test_gke_names_the_hosts_itself(monkeypatch: Any) -> None:
     address = find(None, None, None, {"KUBE_GOOGLE_CLOUD_TPU_ENDPOINTS": endpoints})
     workers, cloud = resolved(address, RuntimeError("nobody is to be asked"))
     assert workers == ["10.4.0.3:8470", "10.4.0.4:8470"]
-    assert cloud.asked == []
+    assert cloud.requests == []
 
 
 def test_an_address_is_taken_as_it_is_and_local_needs_none() -> None:
@@ -83,13 +83,19 @@ def test_an_address_is_taken_as_it_is_and_local_needs_none() -> None:
     ("node", "says"),
     [
         (hosts(1, "CREATING"), "it is CREATING: wait until"),
-        (hosts(1, "PREEMPTED"), "it is PREEMPTED: wait until .* must be made anew"),
-        (RuntimeError("<HttpError 404 ... was not found>"), "none of that name there: check tpu,"),
-        (RuntimeError("<HttpError 403 ... Permission>"), "refuses: run `gcloud auth applic"),
-        (RuntimeError("connection reset"), "Google Cloud could not be asked: check tpu"),
+        (hosts(1, "PREEMPTED"), "it is PREEMPTED: wait until .* must be recreated"),
+        (
+            RuntimeError("<HttpError 404 ... was not found>"),
+            "no TPU of that name was found: check tpu,",
+        ),
+        (
+            RuntimeError("<HttpError 403 ... Permission>"),
+            "denied by Google Cloud: run `gcloud auth applic",
+        ),
+        (RuntimeError("connection reset"), "no response from Google Cloud: check tpu"),
     ],
 )
-def test_what_google_cloud_says_becomes_advice(node: Any, says: str) -> None:
+def test_errors_of_google_cloud_become_advice(node: Any, says: str) -> None:
     with pytest.raises((RuntimeError, ValueError)) as reason:
         resolved(MINE, node)
     line = tpu_errors.explain(MINE, reason.value)
@@ -115,7 +121,7 @@ def test_a_build_for_cpus_is_refused_with_the_install_line() -> None:
 
 
 @pytest.mark.usefixtures("built_for_tpus")
-def test_a_machine_without_one_is_told_so() -> None:
+def test_a_machine_without_a_tpu_is_an_error() -> None:
     with pytest.raises(StrategyError, match="TPU 'local' from this machine cannot be used; no"):
         make()
 
@@ -144,7 +150,7 @@ def test_a_tpu_that_is_started_has_a_replica_on_each_core() -> None:
     assert re.search(r"strategy +tpu", said)
     assert re.search(r"replicas +4", said)
     assert "over the TPU's own links" in said
-    assert re.search("batches +of one shape, filled up", said)
+    assert re.search("batches +of one shape, padded", said)
 
 
 @pytest.mark.usefixtures("fake_tpu")
@@ -152,10 +158,10 @@ def test_one_process_drives_a_slice(monkeypatch: Any) -> None:
     monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "t-0,t-1")
     monkeypatch.setenv("TPU_WORKER_ID", "0")
     assert make(tpu="mine").num_replicas_in_sync == 4
-    with pytest.raises(StrategyError, match=r"'local' from tpu .* but TPU VM describes 2 workers"):
+    with pytest.raises(StrategyError, match=r"'local' from tpu .* but GKE TPU describes 2 workers"):
         make(tpu="local")
     monkeypatch.setenv("TPU_WORKER_ID", "1")
-    with pytest.raises(StrategyError, match="of which this is number 1, expected one process: run"):
+    with pytest.raises(StrategyError, match="of which this is number 1; expected one process: run"):
         make(tpu="mine")
     # Another launcher's workers would each start the TPU anew.
     monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "localhost")
@@ -186,7 +192,7 @@ def test_options_that_a_tpu_has_not() -> None:
 
 
 @pytest.mark.usefixtures("fake_tpu")
-def test_float32_is_told_of_bfloat16_and_auto_takes_it(caplog: Any) -> None:
+def test_float32_logs_a_hint_at_bfloat16_which_auto_chooses(caplog: Any) -> None:
     policy = keras.config.dtype_policy()
     try:
         make()

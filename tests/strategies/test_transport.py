@@ -10,7 +10,7 @@ from tfaccel.cluster import mpiexec
 from tfaccel.cluster.cluster import Cluster
 from tfaccel.distribute.collectives import mpi_startup
 from tfaccel.errors import StrategyError
-from tfaccel.strategies import transport, worker_rendezvous
+from tfaccel.strategies import transport, worker_startup
 from tfaccel.strategies.options import Options
 
 TWO = Cluster(("a:1", "b:1"), 0, "TF_CONFIG")
@@ -18,7 +18,7 @@ BY_MPIEXEC = Cluster(("rank 0", "rank 1"), 0, mpiexec.SOURCE)
 
 
 @pytest.mark.parametrize(
-    ("given", "kind", "cluster", "installed", "way"),
+    ("values", "kind", "cluster", "installed", "way"),
     [
         ({}, "CPU", TWO, True, "mpi"),
         ({}, "CPU", TWO, False, "ring"),
@@ -32,33 +32,33 @@ BY_MPIEXEC = Cluster(("rank 0", "rank 1"), 0, mpiexec.SOURCE)
     ],
 )
 def test_the_way(
-    given: Any, kind: str, cluster: Cluster, installed: bool, way: str, monkeypatch: Any
+    values: Any, kind: str, cluster: Cluster, installed: bool, way: str, monkeypatch: Any
 ) -> None:
     monkeypatch.setattr(mpi_startup, "is_installed", lambda: installed)
-    assert transport.choose_transport(Options(**given), kind, cluster) == way
+    assert transport.choose_transport(Options(**values), kind, cluster) == way
 
 
 @pytest.mark.parametrize(
-    ("given", "says"),
+    ("values", "says"),
     [
-        ({"communication": "nccl"}, "communication='nccl' was requested on CPUs, expected 'mpi'"),
+        ({"communication": "nccl"}, "communication='nccl' was requested on CPUs; expected 'mpi'"),
         (
             {"communication": "mpi", "collective_timeout": 3.0},
             "collective_timeout=3 was requested with communication='mpi', which has none",
         ),
     ],
 )
-def test_what_cannot_be(given: Any, says: str) -> None:
+def test_what_cannot_be(values: Any, says: str) -> None:
     with pytest.raises(StrategyError, match=says):
-        transport.choose_transport(Options(**given), "CPU", TWO)
+        transport.choose_transport(Options(**values), "CPU", TWO)
 
 
-def test_mpi_that_is_not_installed_is_said_before_workers_meet(monkeypatch: Any) -> None:
+def test_missing_mpi_is_an_error_before_the_rendezvous(monkeypatch: Any) -> None:
     monkeypatch.setattr(mpi_startup, "is_installed", lambda: False)
     with pytest.raises(StrategyError, match=r"mpi4py is not installed; pip install 'tfaccel"):
         transport.connect_mpi(TWO, Options(communication="mpi"))
 
 
-def test_workers_without_addresses_cannot_meet() -> None:
+def test_workers_without_addresses_are_refused() -> None:
     with pytest.raises(StrategyError, match="2 workers were started by mpiexec, which gives them"):
-        worker_rendezvous.join_workers(BY_MPIEXEC, Options(), b"")
+        worker_startup.join_workers(BY_MPIEXEC, Options(), b"")

@@ -34,7 +34,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("parts", "asked", "left", "now"),
+    ("parts", "requested", "left", "now"),
     [
         ((0, 0), ("GPU:0", "GPU:1"), [0, 1], ("GPU:0", "GPU:1")),
         ((0, 0, 0), ("GPU:0", "GPU:2"), [0, 2], ("GPU:0", "GPU:1")),
@@ -47,10 +47,10 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
     ],
 )
 def test_gpus_that_stay_are_numbered_anew(
-    machine: Any, parts: tuple[int, ...], asked: tuple[str, ...], left: list[int], now: Any
+    machine: Any, parts: tuple[int, ...], requested: tuple[str, ...], left: list[int], now: Any
 ) -> None:
     shown = machine(*parts)
-    assert process_settings.restrict_visible_gpus(asked) == now
+    assert process_settings.restrict_visible_gpus(requested) == now
     assert shown == [f"gpu {i}" for i in left]
 
 

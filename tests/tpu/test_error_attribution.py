@@ -12,10 +12,10 @@ import tensorflow as tf
 from keras import layers
 
 from tests.tpu import builders
+from tfaccel.target import load
 from tfaccel.tpu.error_attribution import UnsupportedError
 from tfaccel.tpu.lower import lower
 from tfaccel.tpu.source_location import own_line
-from tfaccel.tpu.target import load
 
 pytestmark = pytest.mark.child(group="tpu-check")
 
@@ -45,7 +45,7 @@ def refusal(builder: str) -> str:
 def test_a_layer_of_one_s_own(builder: str, operation: str, layer: str, text: str) -> None:
     said = refusal(builder)
     assert said.startswith(
-        f"operation {operation} (layer '{layer}', builders.py line {line_of(text)}) is none that"
+        f"operation {operation} (layer '{layer}', builders.py line {line_of(text)}) cannot be"
     )
 
 

@@ -10,9 +10,9 @@ import pytest
 import tensorflow as tf
 
 from tests.tpu import builders
+from tfaccel.target import Target, load
 from tfaccel.tpu.dynamic import Selection
 from tfaccel.tpu.lower import alone, lower
-from tfaccel.tpu.target import Target, load
 
 pytestmark = pytest.mark.child(group="tpu-check")
 

@@ -41,9 +41,9 @@ def test_topologies(text: str, name: str, devices: int) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("v5litepod-8", "topology 'v5litepod-8' is unknown, expected one of v2, v3, v4, v5e"),
-        ("v4:2x2", r"has the grid '2x2', expected 3 numbers, such as v4:2x2x1"),
-        ("v5e:2x0", r"has the grid '2x0', expected 2 numbers"),
+        ("v5litepod-8", "topology 'v5litepod-8' is unknown; expected one of v2, v3, v4, v5e"),
+        ("v4:2x2", r"has the grid '2x2'; expected 3 numbers, such as v4:2x2x1"),
+        ("v5e:2x0", r"has the grid '2x0'; expected 2 numbers"),
         ("v5e:a", "has the grid 'a'"),
     ],
 )
@@ -69,30 +69,32 @@ def test_the_search_takes_few_steps(most: int, found: int) -> None:
 
 
 def test_a_batch_must_divide() -> None:
-    with pytest.raises(StrategyError, match=r"a batch of 6 .* on the 4 devices of v5e:2x2, expec"):
+    with pytest.raises(
+        StrategyError, match=r"a batch of 6 .* the 4 devices of v5e:2x2; expected a multiple of 4"
+    ):
         tpu.check("nothing.py:f", 6, "v5e:2x2")
 
 
-def test_the_extra_is_asked_for(monkeypatch: Any) -> None:
+def test_the_error_names_the_extra_to_install(monkeypatch: Any) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(StrategyError, match=r"jax and libtpu is not .*tpu-check\]' \(Python 3\.11"):
         tpu.check("nothing.py:f", 4)
 
 
-def test_a_batch_that_is_not_said_is_asked_for(capsys: Any) -> None:
+def test_the_batch_size_is_required(capsys: Any) -> None:
     with pytest.raises(SystemExit) as ended:
         tpu.main(["check", "nothing.py:f"])
     assert ended.value.code == 2
-    assert "the following arguments are required: --batch" in capsys.readouterr().err
+    assert "the following arguments are required: --batch-size" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--input-shape", "a,3"], "'a,3', expected sizes, such as 224,224,3"),
-        (["--input-shape", "0"], "'0', expected sizes"),
-        (["--dtype", "string"], "'string', expected one of float32, bfloat16"),
-        (["--timeout", "-1"], "'-1', expected more than 0"),
+        (["--input-shape", "a,3"], "'a,3'; expected sizes, such as 224,224,3"),
+        (["--input-shape", "0"], "'0'; expected sizes"),
+        (["--dtype", "string"], "'string'; expected one of float32, bfloat16"),
+        (["--timeout", "-1"], "'-1'; expected more than 0"),
     ],
 )
 def test_words_that_mean_nothing(capsys: Any, words: list[str], says: str) -> None:
@@ -139,10 +141,12 @@ REPORT = Report(
 )
 
 
-def test_a_report_says_all_of_it() -> None:
+def test_a_report_is_complete() -> None:
     said = "\n".join(REPORT.lines())
-    assert "m.py:f on v5e:2x2 (4 devices), global batch 64 (16 a device), 1,234 parameters" in said
-    assert "3.01 GiB of 15.75 GiB a device" in said
+    assert (
+        "m.py:f on v5e:2x2 (4 devices), global batch 64 (16 per device), 1,234 parameters" in said
+    )
+    assert "3.01 GiB of 15.75 GiB per device" in said
     assert "2.50 GFLOP" in said
     assert "2 all-reduce of 3.00 MB" in said
     assert "look out" in said
@@ -150,7 +154,7 @@ def test_a_report_says_all_of_it() -> None:
     assert all(line in said for line in UNKNOWN)
 
 
-def test_collectives_that_cannot_be_read_are_said_to_be_unknown() -> None:
+def test_unreadable_collectives_are_reported_as_unknown() -> None:
     unread = dataclasses.replace(REPORT, collectives=None)
     assert "collectives not known" in "\n".join(unread.lines())
     assert Report.of(dataclasses.asdict(unread)) == unread
@@ -171,7 +175,7 @@ def test_a_report_survives_json() -> None:
         (0, "each device; no batch fits: split the model"),
     ],
 )
-def test_what_does_not_fit_says_by_how_much(fitting: int | None, says: str) -> None:
+def test_a_program_that_does_not_fit_reports_by_how_much(fitting: int | None, says: str) -> None:
     found = Report("m", "v5e:1x1", 64, verdict="too big", needed=20 << 30, fitting=fitting)
     assert says in found.lines()[1]
 
@@ -185,4 +189,4 @@ def test_small_numbers_are_not_rounded_to_nothing() -> None:
 
 def test_a_compiler_that_gives_no_number_is_not_given_one() -> None:
     said = Report("m", "v5e:1x1", 8, verdict="too big").lines()[1]
-    assert said == "TOO BIG: the compiler does not say how much is missing"
+    assert said == "TOO BIG: the compiler does not report how much is missing"

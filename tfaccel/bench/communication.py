@@ -18,7 +18,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from tfaccel.bench import step
+from tfaccel.bench import step_time
 from tfaccel.bench.measurements import Message, Transport
 from tfaccel.cluster import mpiexec, resolve
 from tfaccel.errors import ClusterError
@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
     cluster = resolve(os.environ)
     if cluster is None or cluster.size < 2:
         raise ClusterError(
-            "one worker has nobody to speak to, expected several; start it as "
+            "one worker has no other to communicate with; expected several; start it as "
             "`tfaccel launch --nproc 2 -- tfaccel bench communication`."
         )
     names = args.transports or _is_available(cluster.source, args.device_type)
@@ -62,22 +62,32 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--transports", type=_names, help="mpi,ring,nccl; all that are here")
+    parser.add_argument(
+        "--transports", type=_names, help="mpi,ring,nccl; default: all available ones"
+    )
     parser.add_argument("--device-type", default="cpu", choices=["cpu", "gpu"])
-    parser.add_argument("--sizes", type=_sizes, default=_sizes(_SIZES), help=_SIZES)
-    parser.add_argument("--parameters", type=float, help="of your model, in float32")
+    parser.add_argument(
+        "--sizes", type=_sizes, default=_sizes(_SIZES), help=f"message sizes ({_SIZES})"
+    )
+    parser.add_argument(
+        "--parameters", type=float, help="number of float32 parameters of your model"
+    )
     parser.add_argument("--model", help="your model, a .keras file, instead of --parameters")
-    parser.add_argument("--batch", type=int, default=32, help="rows of a step of --model (32)")
-    parser.add_argument("--step-ms", type=float, help="of your model on one device; else measured")
-    parser.add_argument("--limit", type=float, default=600, help="seconds for a transport (600)")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument(
+        *("--batch-size", "--batch"), type=int, default=32, help="batch size for --model (32)"
+    )
+    parser.add_argument("--step-ms", type=float, help="step time on one device; default: measured")
+    parser.add_argument(
+        "--timeout", type=float, default=600, help="seconds for each transport (600)"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
 
 def _names(text: str) -> list[str]:
     names = text.split(",")
     if odd := [name for name in names if name not in ("mpi", "ring", "nccl")]:
-        raise argparse.ArgumentTypeError(f"{odd[0]!r} is no transport; use mpi, ring, nccl")
+        raise argparse.ArgumentTypeError(f"{odd[0]!r} is not a transport; use mpi, ring, nccl")
     return names
 
 
@@ -87,10 +97,12 @@ def _sizes(text: str) -> list[int]:
     >>> _sizes("1MB,4KB")
     [4096, 1048576]
     """
-    found = [re.fullmatch(r"(\d+)(|KB|MB|GB)", part.strip().upper()) for part in text.split(",")]
-    sizes = sorted({int(m[1]) * _UNITS[m[2]] for m in found if m is not None})
-    if None in found or len(sizes) < 2 or sizes[0] < 4:
-        raise argparse.ArgumentTypeError(f"{text!r} are no sizes; give two or more, as {_SIZES}")
+    matches = [re.fullmatch(r"(\d+)(|KB|MB|GB)", part.strip().upper()) for part in text.split(",")]
+    sizes = sorted({int(m[1]) * _UNITS[m[2]] for m in matches if m is not None})
+    if None in matches or len(sizes) < 2 or sizes[0] < 4:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} cannot be read as sizes; give two or more, such as {_SIZES}"
+        )
     return sizes
 
 
@@ -104,19 +116,26 @@ def _is_available(source: str, device_type: str) -> list[str]:
 def _measure(name: str, args: argparse.Namespace, workers: int) -> Transport:
     """Measures in a separate process: TensorFlow starts one server a process."""
     sizes = ",".join(map(str, args.sizes))
-    command = [sys.executable, "-m", "tfaccel.bench.worker", name, args.device_type, sizes]
+    command = [
+        sys.executable,
+        "-m",
+        "tfaccel.bench.all_reduce_benchmark",
+        name,
+        args.device_type,
+        sizes,
+    ]
     try:
         # What mpiexec has left open for this process is for that one.
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=args.limit, close_fds=False
+            command, capture_output=True, text=True, timeout=args.timeout, close_fds=False
         )
     except subprocess.TimeoutExpired:
-        return Transport(name, workers, error=f"not done after {args.limit:g} s")
-    found = re.search(r"^seconds (.*)$", done.stdout, re.MULTILINE)
-    if done.returncode or found is None:
+        return Transport(name, workers, error=f"timeout after {args.timeout:g} s")
+    printed = re.search(r"^seconds (.*)$", done.stdout, re.MULTILINE)
+    if done.returncode or printed is None:
         lines = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()
         return Transport(name, workers, error=lines[-1])
-    seconds = json.loads(found[1])
+    seconds = json.loads(printed[1])
     return Transport(name, workers, tuple(map(Message, args.sizes, seconds)))
 
 
@@ -132,10 +151,10 @@ def _load_user_model(args: argparse.Namespace) -> _UserModel:
     step_s = None if args.step_ms is None else args.step_ms / 1e3
     if args.model is None:
         return _UserModel(None if args.parameters is None else 4 * args.parameters, step_s)
-    model = step.load(args.model)
+    model = step_time.load(args.model)
     if step_s is None:
-        step_s = step.seconds(model, args.batch)
-    return _UserModel(step.gradient_bytes(model), step_s)
+        step_s = step_time.seconds(model, args.batch_size)
+    return _UserModel(step_time.gradient_bytes(model), step_s)
 
 
 def _print(measured: list[Transport], args: argparse.Namespace) -> None:
@@ -145,16 +164,16 @@ def _print(measured: list[Transport], args: argparse.Namespace) -> None:
     console = Console()
     console = console if console.is_terminal else Console(width=100)
     best = max((t.bus_bandwidth(m) for t in measured for m in t.messages), default=1.0)
-    for one in measured:
-        if one.error:
-            console.print(f"{one.name}: not measured ({one.error})", markup=False)
+    for transport in measured:
+        if transport.error:
+            console.print(f"{transport.name}: not measured ({transport.error})", markup=False)
             continue
-        table = Table(title=f"{one.name}, {one.workers} workers, float32")
+        table = Table(title=f"{transport.name}, {transport.workers} workers, float32")
         for heading in ("size", "ms", "GB/s from each"):
             table.add_column(heading, justify="right")
         table.add_column("")
-        for message in one.messages:
-            bandwidth = one.bus_bandwidth(message)
+        for message in transport.messages:
+            bandwidth = transport.bus_bandwidth(message)
             bar = "█" * round(30 * bandwidth / best)
             ms, rate = f"{message.seconds * 1e3:.2f}", f"{bandwidth / 1e9:.3f}"
             table.add_row(_format_size(message.size), ms, rate, bar)
@@ -162,22 +181,23 @@ def _print(measured: list[Transport], args: argparse.Namespace) -> None:
     user_model = _load_user_model(args)
     if args.model is not None and args.step_ms is None and user_model.step_s is not None:
         console.print(
-            f"a step of {args.batch} rows takes {user_model.step_s * 1e3:.1f} ms alone, here"
+            f"a step of {args.batch_size} rows takes {user_model.step_s * 1e3:.1f} ms alone, here"
         )
-    for one in measured:
-        if one.messages and user_model.gradients is not None:
+    for transport in measured:
+        if transport.messages and user_model.gradients is not None:
             console.print(
-                _wait_fraction(one, user_model.gradients, user_model.step_s),
+                _wait_fraction(transport, user_model.gradients, user_model.step_s),
                 markup=False,
                 highlight=False,
             )
 
 
-def _wait_fraction(one: Transport, size: float, step_s: float | None) -> str:
-    line = f"{one.name}: {size / 1e6:.1f} MB of gradients take {one.seconds(size) * 1e3:.1f} ms"
+def _wait_fraction(transport: Transport, size: float, step_s: float | None) -> str:
+    name, milliseconds = transport.name, transport.seconds(size) * 1e3
+    line = f"{name}: {size / 1e6:.1f} MB of gradients take {milliseconds:.1f} ms"
     if step_s is None:
         return line
-    return f"{line}, {one.wait_fraction(size, step_s):.0%} of a step without overlap"
+    return f"{line}, {transport.wait_fraction(size, step_s):.0%} of a step without overlap"
 
 
 def _format_size(size: int) -> str:

@@ -35,7 +35,7 @@ class Transport:
     error: str = ""
 
     def bus_bandwidth(self, message: Message) -> float:
-        """Bytes a second that each worker sends (and receives), in the best algorithm.
+        """Bytes per second that each worker sends (and receives), in the best algorithm.
 
         An all-reduce of `n` workers sends at least `2 (n - 1) / n` times its size from each, so
         this can be compared with what the link carries, whatever the number of workers

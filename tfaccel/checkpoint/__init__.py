@@ -1,4 +1,4 @@
-"""Checkpoints: of a model's variables, and of a whole run, from which it goes on bit for bit."""
+"""Checkpoints: of a model's variables, and of a whole run, which resumes bit-identically."""
 
 from tfaccel.checkpoint.resume_callback import resume
 from tfaccel.checkpoint.variables import restore, save

@@ -20,22 +20,17 @@ _ALIKE = frozenset(
         *("PaddedBatchDatasetV2", "ShardDataset", "ModelDataset"),
     }
 )
-_CALLS = frozenset(
-    {
-        *("NoOp", "PartitionedCall", "StatefulPartitionedCall", "If", "StatelessIf", "While"),
-        *("StatelessWhile", "Case", "StatelessCase"),
-    }
-)
 _SHUFFLES = ("ShuffleDataset", "ShuffleDatasetV2", "ShuffleDatasetV3")
 
 
 def source_of(adapter: Any) -> Any:
-    """The user's own object whose attributes say where its data are; None for arrays."""
-    return adapter.py_dataset if isinstance(adapter, _private.PyDatasetAdapter) else None
+    """The user's own object whose attributes hold the position in its data; None for arrays."""
+    is_py_dataset = isinstance(adapter, _private.PyDatasetAdapter)
+    return _private.source_of_py_dataset(adapter) if is_py_dataset else None
 
 
 def reads_in_python(adapter: Any) -> bool:
-    """Whether each epoch's pass is made anew in Python, from the state that it then has."""
+    """Whether each epoch's pass is created again in Python, from the state that it then has."""
     return isinstance(adapter, (_private.PyDatasetAdapter, _private.GrainDatasetAdapter))
 
 
@@ -55,7 +50,7 @@ def passes_are_alike(adapter: Any) -> bool:
 
 
 def warn_unseeded(adapter: Any) -> None:
-    """Says that a dataset shuffles by the clock: no later run can give its rows in that order."""
+    """Warns of a dataset that shuffles by the clock: no later run can repeat its order of rows."""
     if isinstance(adapter, _private.TFDatasetAdapter) and _unseeded(_graph(adapter)):
         logging.warning(
             "tfaccel: the dataset was shuffled without a seed before tfaccel.checkpoint.resume was "
@@ -76,7 +71,7 @@ def operations(adapter: Any) -> set[str]:
         node.op
         for function in graph.library.function
         for node in function.node_def
-        if "Dataset" in node.op or not (_private.is_pure(node.op) or node.op in _CALLS)
+        if "Dataset" in node.op or not (_private.is_pure(node.op) or _private.only_calls(node.op))
     }
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import collections
+import hashlib
 import importlib
+import json
 import random
 import sys
 import types
@@ -68,36 +70,47 @@ def encode(value: Any, arrays: list[np.ndarray]) -> Any:
     raise NotPlainError(type(value).__name__)
 
 
-def decode(made: Any, arrays: list[np.ndarray]) -> Any:
+def decode(encoded: Any, arrays: list[np.ndarray]) -> Any:
     """The value that `encode` was given."""
-    if isinstance(made, list):
-        return [decode(v, arrays) for v in made]
-    if not isinstance(made, dict):
-        return made
-    kind = made[_KEY]
+    if isinstance(encoded, list):
+        return [decode(v, arrays) for v in encoded]
+    if not isinstance(encoded, dict):
+        return encoded
+    kind = encoded[_KEY]
     if kind == "array":
-        return arrays[made["at"]].copy()
+        return arrays[encoded["at"]].copy()
     if kind == "number":
-        return arrays[made["at"]][()]
+        return arrays[encoded["at"]][()]
     if kind == "function":
-        module, _, name = made["name"].partition(":")
+        module, _, name = encoded["name"].partition(":")
         if module.partition(".")[0] not in _LIBRARIES:
-            raise NotPlainError(made["name"])
+            raise NotPlainError(encoded["name"])
         return getattr(importlib.import_module(module), name)
     if kind == "dict":
-        return {decode(k, arrays): decode(v, arrays) for k, v in made["items"]}
+        return {decode(k, arrays): decode(v, arrays) for k, v in encoded["items"]}
     if kind == "deque":
-        return collections.deque((decode(v, arrays) for v in made["items"]), made["maxlen"])
+        return collections.deque((decode(v, arrays) for v in encoded["items"]), encoded["maxlen"])
     if kind in ("tuple", "set"):
-        return (tuple if kind == "tuple" else set)(decode(v, arrays) for v in made["items"])
-    state = decode(made["state"], arrays)
+        return (tuple if kind == "tuple" else set)(decode(v, arrays) for v in encoded["items"])
+    state = decode(encoded["state"], arrays)
     if kind == "Generator":
-        bits = getattr(np.random, made["of"])()
+        bits = getattr(np.random, encoded["of"])()
         bits.state = state
         return np.random.Generator(bits)
     generator: Any = random.Random() if kind == "Random" else np.random.RandomState()
     (generator.setstate if kind == "Random" else generator.set_state)(state)
     return generator
+
+
+def fingerprint(value: Any) -> Any:
+    """What is the same for two values that are alike.
+
+    Raises:
+        NotPlainError: there is something in it that `encode` does not take.
+    """
+    arrays: list[np.ndarray] = []
+    text = json.dumps(encode(value, arrays))
+    return text, [(a.shape, hashlib.sha256(a.tobytes()).digest()) for a in arrays]
 
 
 def _is_library_s(function: types.FunctionType) -> bool:

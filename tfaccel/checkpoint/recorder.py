@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import random
 from collections.abc import Collection
 from typing import Any
@@ -14,8 +12,9 @@ import numpy as np
 import tensorflow as tf
 
 from tfaccel.checkpoint import data_replay
-from tfaccel.checkpoint.plain_values import NotPlainError, decode, encode
+from tfaccel.checkpoint.plain_values import NotPlainError, decode, encode, fingerprint
 from tfaccel.checkpoint.run_state import Place, RunState
+from tfaccel.checkpoint.topology import topology_of
 
 _LARGEST_STATE = 64 << 20  # bytes of an array
 
@@ -45,13 +44,13 @@ class Recorder:
         """Notes what the pass over the data begins with."""
         self._epoch_began = self._process_state()
 
-    def put_dataset(self, state: RunState) -> None:
+    def restore_dataset(self, state: RunState) -> None:
         """Sets back the dataset's own state, between two epochs."""
         if self._source is not None:
-            self.put_data(state)
+            self.restore_data(state)
 
-    def begin_again(self, state: RunState) -> None:
-        """Notes what the epoch that goes on began with."""
+    def restore_epoch_start(self, state: RunState) -> None:
+        """Notes what the resumed epoch began with."""
         self._epoch_began = decode(state.process["epoch_began"], state.own_arrays)
 
     def state(
@@ -73,6 +72,7 @@ class Recorder:
             callbacks[name] = {key: encode(value, arrays) for key, value in kept.items()}
         process = {"now": self._process_state(), "epoch_began": self._epoch_began}
         return RunState(
+            topology=topology_of(self._model.distribute_strategy),
             place=place,
             batches=batches,
             logs=logs,
@@ -85,24 +85,24 @@ class Recorder:
             own_arrays=own_arrays,
         )
 
-    def put_callbacks(self, state: RunState) -> None:
+    def restore_callbacks(self, state: RunState) -> None:
         """Sets the callbacks, as far as they are those of the run, back."""
         for name, attributes in state.callbacks.items():
             if name in self._callbacks:
                 for key, value in attributes.items():
-                    _put(self._callbacks[name], key, decode(value, state.arrays))
+                    _restore_attribute(self._callbacks[name], key, decode(value, state.arrays))
 
-    def put_data(self, state: RunState) -> None:
+    def restore_data(self, state: RunState) -> None:
         """Sets back what the epoch's pass over the data begins with."""
         began = decode(state.process["epoch_began"], state.own_arrays)
         if self._source is not None:
             for name, value in {**self._source_before, **began["source"]}.items():
                 setattr(self._source, name, value)
-        _put_random(began)
+        _restore_random(began)
 
-    def put_random(self, state: RunState) -> None:
+    def restore_random(self, state: RunState) -> None:
         """Sets the random generators of this process back."""
-        _put_random(decode(state.process["now"], state.own_arrays))
+        _restore_random(decode(state.process["now"], state.own_arrays))
 
     def _process_state(self) -> dict[str, Any]:
         return {
@@ -126,17 +126,17 @@ def _copies(source: Any, names: Collection[str]) -> dict[str, Any]:
     return {name: decode(encode(vars(source)[name], arrays), arrays) for name in names}
 
 
-def _put(callback: Any, name: str, value: Any) -> None:
+def _restore_attribute(callback: Any, name: str, value: Any) -> None:
     """Sets an attribute; a dictionary of another class than `dict` stays what it is."""
-    held = vars(callback).get(name)
-    if isinstance(held, dict) and type(held) is not dict and isinstance(value, dict):
-        held.clear()
-        held.update(value)
+    current = vars(callback).get(name)
+    if isinstance(current, dict) and type(current) is not dict and isinstance(value, dict):
+        current.clear()
+        current.update(value)
     else:
         vars(callback)[name] = value
 
 
-def _put_random(state: dict[str, Any]) -> None:
+def _restore_random(state: dict[str, Any]) -> None:
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
     tf.random.get_global_generator().state.assign(state["tensorflow"])
@@ -147,12 +147,10 @@ def _attributes(instance: Any) -> dict[str, Any]:
 
     Large arrays are data, and no state.
     """
-    found = {}
+    fingerprints = {}
     for name, value in vars(instance).items():
         if name == "params" or getattr(value, "nbytes", 0) > _LARGEST_STATE:
             continue
-        arrays: list[np.ndarray] = []
         with contextlib.suppress(NotPlainError):
-            text = json.dumps(encode(value, arrays))
-            found[name] = text, [(a.shape, hashlib.sha256(a.tobytes()).digest()) for a in arrays]
-    return found
+            fingerprints[name] = fingerprint(value)
+    return fingerprints

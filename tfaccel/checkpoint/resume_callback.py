@@ -1,4 +1,4 @@
-"""Exact resume: a run that was stopped goes on where it was, and ends as if it had not been.
+"""Exact resume: a run that was stopped resumes where it was, and ends as if it had not been.
 
 What is kept is all that the rest of the run depends on: every variable that its steps reach
 (`run_variables.py`), the state of callbacks, of random generators and of a dataset in Python, and
@@ -9,35 +9,44 @@ the place in the epoch. The data are not kept: they are read again up to that pl
 from __future__ import annotations
 
 import os
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import keras
 from absl import logging
 
-from tfaccel.checkpoint import data_replay, run_state, run_variables, store
-from tfaccel.checkpoint.folder import Reader, open_folder, write
+from tfaccel.checkpoint import checkpoint_manager, data_replay, run_state, run_variables
+from tfaccel.checkpoint.background import BackgroundWriter, settle
+from tfaccel.checkpoint.preemption import PreemptionHandler
 from tfaccel.checkpoint.recorder import Recorder
+from tfaccel.checkpoint.restart_counter import LIMIT, RestartCounter
 from tfaccel.checkpoint.run_state import Place, RunState
-from tfaccel.checkpoint.stop_notice import StopNotice
+from tfaccel.checkpoint.sharded_files import Shard, open_checkpoint
+from tfaccel.checkpoint.topology import Topology, topology_of
 from tfaccel.distribute import _private, random_state
 from tfaccel.distribute.broadcast import broadcast_text
-from tfaccel.distribute.check import Checks
 from tfaccel.distribute.files.file_callbacks import SaveCount
+from tfaccel.distribute.first_step_check import Checks
 from tfaccel.errors import CheckpointError
-from tfaccel.exit_codes import PREEMPTED
+from tfaccel.exit_codes import NO_PROGRESS, PREEMPTED
 
 
 def resume(
-    directory: str | os.PathLike[str], every: int | str = 100, keep: int = 2
+    directory: str | os.PathLike[str],
+    every: int | str = 100,
+    keep: int = 2,
+    asynchronous: bool = True,
 ) -> keras.callbacks.Callback:
-    """A callback that saves a `fit` as it goes, and lets it go on from there when it is run again.
+    """A callback that saves a `fit` as it runs, and resumes from there when it is run again.
 
     Run the same script again after it was killed: weights, optimizers, metrics, history, callbacks,
     random states and the place in the data within the epoch are what they were, so that the run
-    ends with the same bits as one that was never stopped.
+    is bit-identical at its end to one that was never stopped. On other workers or devices
+    it resumes with the same global batches, as close as floats added in another order are.
 
     SIGTERM, to any of the workers, makes all of them save after the same batch and end with exit
-    code 33, which `tfaccel launch` starts again under every engine without counting it.
+    code 33, which `tfaccel launch` starts again under every engine without counting it. Three
+    starts in a row that made no new step are the last ones: the next ends with exit code 93.
 
     Make it before the dataset where that shuffles without a seed. Under several workers every one
     of them must make it, with a directory that all of them see.
@@ -46,10 +55,12 @@ def resume(
         directory: of this `fit` alone; also on a filesystem of `tf.io.gfile`, such as ``gs://``.
         every: how many batches from one checkpoint to the next, or ``"epoch"``.
         keep: how many checkpoints are kept; the last but one is used when the last is damaged.
+        asynchronous: whether training continues while a checkpoint is written. Until it is, the
+            state takes its memory a second time, on the host.
 
     Raises:
-        CheckpointError: in `fit`, when the checkpoint is of another model or another number of
-            processes, or cannot be written.
+        CheckpointError: in `fit`, when the checkpoint is of another model, or cannot be written;
+            this a little after the batch.
 
     Example:
         ```python
@@ -58,32 +69,44 @@ def resume(
     """
     if every != "epoch" and not (isinstance(every, int) and every > 0):
         raise CheckpointError(
-            f"tfaccel: every is {every!r}, expected a number of batches from 1 on, or 'epoch'."
+            f"tfaccel: every is {every!r}; expected a number of batches from 1 on, or 'epoch'."
         )
     if keep < 1:
-        raise CheckpointError(f"tfaccel: keep is {keep}, expected at least 1 checkpoint.")
-    return Resume(os.fspath(directory).rstrip("/"), every, keep)
+        raise CheckpointError(f"tfaccel: keep is {keep}; expected at least 1 checkpoint.")
+    return Resume(os.fspath(directory).rstrip("/"), every, keep, asynchronous)
+
+
+class Record(NamedTuple):
+    """What is written of this process: variables and arrays, and small files by name."""
+
+    shards: list[Shard]
+    texts: dict[str, str]
 
 
 class Resume(keras.callbacks.Callback):  # type: ignore[misc]
     """See `resume`, which makes it."""
 
-    def __init__(self, directory: str, every: int | str, keep: int) -> None:
+    def __init__(self, directory: str, every: int | str, keep: int, asynchronous: bool) -> None:
         super().__init__()
         self._directory, self._every, self._keep = directory, every, keep
-        # Before the strategy says who reads for all, each reads: the file is the same.
-        found = store.newest(directory)
+        self._asynchronous = asynchronous
+        self._fits = self._fitted = False
+        self._preemption = PreemptionHandler()
+        settle(directory)
+        # Before the strategy determines which worker reads for all, each reads: the file is the
+        # same.
+        self._newest_path = newest = checkpoint_manager.newest(directory)
         self._random_at_start = (
-            run_state.random_at_start(found) if found else random_state.serialize()
+            run_state.random_at_start(newest) if newest else random_state.serialize()
         )
         random_state.restore(self._random_at_start)
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Finds the newest checkpoint that is whole, and makes `fit` go on from it."""
+        """Finds the newest checkpoint that is whole, and makes `fit` resume from it."""
         fit = _private.running_fit()
         if fit is None:
             raise CheckpointError(
-                "tfaccel: tfaccel.checkpoint.resume was called outside of model.fit, expected it "
+                "tfaccel: tfaccel.checkpoint.resume was called outside of model.fit; expected it "
                 "among the callbacks of fit."
             )
         self._fit, self._strategy = fit, self.model.distribute_strategy
@@ -92,23 +115,30 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
         self._place = Place(fit.initial_epoch, 0, fit.initial_epoch)
         self._logs: dict[str, float] = {}
         self._pending: RunState | None = None
-        self._notice = StopNotice(self._strategy)
+        self._writer = BackgroundWriter(self._strategy)
+        if self._fitted:
+            self._preemption = PreemptionHandler()
+        self._preemption.begin(fit, self._strategy, self._writer.failed)
+        self._starts: RestartCounter | None = None
+        self._before_validation: Record | None = None
+        self._fits = self._fitted = True
         # The last one, so that what it saves is what all the others have made of a batch.
         others = [one for one in fit.callbacks.callbacks if one is not self]
         fit.callbacks.callbacks = [_BeforeAll(self), *others, self]
         self._state = Recorder(self.model, others, fit.adapter)
         path = self._newest()
+        self._count_start()
         if path:
             self._begin_from(path)
         else:
             data_replay.warn_unseeded(fit.adapter)
-        self._notice.listen()
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Notes the state that the epoch's pass over the data begins with."""
+        self._preemption.begin_phase()
         if self._pending is not None:  # in the middle of the epoch
-            self._state.begin_again(self._pending)
-            self._state.put_callbacks(self._pending)
+            self._state.restore_epoch_start(self._pending)
+            self._state.restore_callbacks(self._pending)
             return
         self._place = Place(epoch, 0, self._place.first_epoch)
         self._state.begin_epoch()
@@ -118,76 +148,151 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
         self._batches += batch + 1 - self._place.step
         self._place = Place(self._place.epoch, batch + 1, self._place.first_epoch)
         self._logs = {k: v for k, v in (logs or {}).items() if isinstance(v, (int, float))}
+        if self._starts is not None:
+            self._starts.step(self._batches)
         due = self._count is not None and self._count.due(batch)
-        self._save_if(due, stops=self._notice.after_step())
+        self._save_if(due, stops=self._preemption.after_step())
+
+    def on_test_begin(self, logs: Any = None) -> None:
+        """Notes the state that validation begins with, from which one that is stopped resumes."""
+        if self._fits:
+            self._preemption.begin_phase()
+            self._before_validation = self._record()
+
+    def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Saves the state from before validation, if the run is to stop."""
+        if self._fits:
+            stops = self._preemption.after_step()
+            self._raise_what_was_heard()
+            if stops:
+                self._save(self._before_validation)
+                self._stop("the state before validation")
+
+    def on_test_end(self, logs: Any = None) -> None:
+        """Validation is over."""
+        self._before_validation = None
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Saves, if it is time to."""
         self._place = Place(epoch + 1, 0, self._place.first_epoch)
         self._logs = {}
         self._state.begin_epoch()
-        self._save_if(self._every == "epoch", stops=self._notice.agreed())
+        self._save_if(self._every == "epoch", stops=self._preemption.agreed())
 
     def on_train_end(self, logs: Any = None) -> None:
-        """Saves the end of the run, from which a `fit` of more epochs goes on."""
-        self._notice.ignore()
+        """Saves the end of the run, from which a `fit` of more epochs resumes."""
+        self._preemption.ignore()
         if self._pending is not None:  # nothing was left to do
             self._ready(self._pending)
         elif self._batches != self._saved_at:
             self._save()
+        self._writer.finish()
+        self._fits = False
+        if self._starts is not None:
+            self._starts.saved(self._batches)
+            self._starts.close()
 
     # --- saving --------------------------------------------------------------------------------
 
     def _save_if(self, due: bool, stops: bool) -> None:
         """Saves if it is time to, or if the run is to stop, and ends the process then."""
+        self._raise_what_was_heard()
         if due or stops:
             self._save()
         if stops:
-            logging.warning(
-                "tfaccel: SIGTERM: saved after batch %d of epoch %d; exit code %d, run again to go "
-                "on.",
-                *(self._place.step, self._place.epoch + 1, PREEMPTED),
-            )
-            self._notice.ignore()
-            raise SystemExit(PREEMPTED)
+            self._stop("the state at that point")
 
-    def _save(self) -> None:
-        self._saved_at = self._batches
+    def _raise_what_was_heard(self) -> None:
+        """Raises on all workers what some could not write, as all know after the same step."""
+        if self._preemption.knows_of_failure:
+            self._writer.finish()
+
+    def _stop(self, what: str) -> None:
+        """Ends the process after a save."""
+        self._writer.finish()
+        logging.warning(
+            "tfaccel: SIGTERM: saved after batch %d of epoch %d, %s; exit code %d, run again to "
+            "resume.",
+            *(self._place.step, self._place.epoch + 1, what, PREEMPTED),
+        )
+        self._preemption.ignore()
+        raise SystemExit(PREEMPTED)
+
+    def _record(self) -> Record:
+        """All that is to be kept, as it is now.
+
+        Tensors are those of the variables until they are assigned to.
+        """
         checks = getattr(self._strategy, "checks", None)
         verdict = checks.verdict(self.model) if isinstance(checks, Checks) else None
         state = self._state.state(
             self._place, self._batches, self._logs, self._random_at_start, verdict
         )
         cluster = getattr(self._strategy, "cluster", None)
-        pieces = [*run_variables.pieces(self.model, self._strategy), *state.pieces(cluster)]
-        path = store.folder(self._directory, self._batches)
-        write(self._strategy, path, pieces, state.texts(cluster), store.seal)
-        if cluster is None or cluster.is_chief:
-            store.keep_newest(self._directory, self._keep)
+        shards = [*run_variables.shards(self.model, self._strategy), *state.shards(cluster)]
+        return Record(shards, state.texts(cluster))
 
-    # --- going on ------------------------------------------------------------------------------
+    def _save(self, record: Record | None = None) -> None:
+        """Writes a record; None for one of now."""
+        self._writer.finish()  # before the host holds a third state
+        self._saved_at = self._batches
+        shards, texts = record or self._record()
+        path = checkpoint_manager.checkpoint_path(self._directory, self._batches)
+        then = partial(self._saved, self._batches)
+        self._writer.start(path, shards, texts, checkpoint_manager.seal, then)
+        if not self._asynchronous:
+            self._writer.finish()
+
+    def _saved(self, batches: int) -> None:
+        """On the chief, and beside the training: a checkpoint is in its place."""
+        checkpoint_manager.keep_newest(self._directory, self._keep)
+        if self._starts is not None:
+            self._starts.saved(batches)
+
+    # --- resuming ------------------------------------------------------------------------------
 
     def _newest(self) -> str:
         """The newest whole checkpoint, as the chief finds it."""
         cluster = getattr(self._strategy, "cluster", None)
-        found = store.newest(self._directory) if cluster is None or cluster.is_chief else ""
-        return found if cluster is None else broadcast_text(self._strategy, found)
+        chief = cluster is None or cluster.is_chief
+        newest = checkpoint_manager.newest(self._directory, self._newest_path) if chief else ""
+        return newest if cluster is None else broadcast_text(self._strategy, newest)
+
+    def _count_start(self) -> None:
+        """Ends the process when the last few starts made no new step."""
+        count = RestartCounter(self._directory)
+        cluster = getattr(self._strategy, "cluster", None)
+        chief = cluster is None or cluster.is_chief
+        stuck = "" if not chief or count.begin() else "stuck"
+        if stuck if cluster is None else broadcast_text(self._strategy, stuck):
+            logging.error(
+                "tfaccel: no progress: the last %d attempts ended before completing a step after "
+                "batch %d; expected at least one step; see what ended them, and remove %s to start "
+                "again; exit code %d.",
+                *(LIMIT, count.furthest, count.path, NO_PROGRESS),
+            )
+            raise SystemExit(NO_PROGRESS)
+        self._preemption.before_stop = count.take_back
+        self._starts = count if chief else None
 
     def _begin_from(self, path: str) -> None:
-        self._path, self._reader = path, open_folder(path)
+        self._path, self._reader = path, open_checkpoint(path)
         cluster = getattr(self._strategy, "cluster", None)
-        state = self._pending = run_state.read_state(path, self._reader, cluster)
+        topology = topology_of(self._strategy)
+        state = self._pending = run_state.read_state(path, self._reader, cluster, topology)
         self._place, self._batches, self._logs = state.place, state.batches, state.logs
         self._saved_at = self._batches
         if self._count is not None:
             self._count.go_on(state.place.step, self._batches)
-        missing = self._restore_variables(self._reader)
-        if state.verdict is not None and isinstance(self._strategy.checks, Checks):
+        missing = self._restore_variables().missing
+        if state.topology != topology:
+            self._say_what_changes(state, topology)
+        elif state.verdict is not None and isinstance(self._strategy.checks, Checks):
             self._strategy.checks.keep_verdict(self.model, state.verdict)
-        self._state.put_callbacks(state)
+        self._state.restore_callbacks(state)
         epochs = int(self.params.get("epochs") or 0)
         logging.info(
-            "tfaccel: going on from %s: epoch %d, batch %d.",
+            "tfaccel: resuming from %s: epoch %d, batch %d.",
             path,
             state.place.epoch + 1,
             state.place.step + 1,
@@ -195,8 +300,8 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
         adapter, place = self._fit.adapter, state.place
         in_python = data_replay.reads_in_python(adapter)
         before = place.epoch - place.first_epoch
-        alike = data_replay.passes_are_alike(adapter) and not self._fit.epochs.steps_per_epoch
-        if before and not in_python and not alike:
+        repeatable = data_replay.passes_are_alike(adapter) and not self._fit.epochs.steps_per_epoch
+        if before and not in_python and not repeatable:
             logging.info("tfaccel: the data of %d earlier epochs are read again.", before)
         _private.start_within_epoch(
             self.model,
@@ -205,45 +310,74 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
             _private.EpochStart(
                 step=place.step,
                 epochs_before=min(before, 1) if in_python else before,
-                whole=data_replay.has_threads(adapter) if in_python else not alike,
+                whole=data_replay.has_threads(adapter) if in_python else not repeatable,
                 warm=bool(missing),
-                data_ready=lambda: self._state.put_data(state) if before and place.step else None,
+                data_ready=lambda: (
+                    self._state.restore_data(state) if before and place.step else None
+                ),
                 ready=lambda: self._ready(state) if place.step else None,
                 logs=state.logs,
             ),
         )
 
-    def _restore_variables(self, reader: Reader) -> list[str]:
-        missing, unknown = run_variables.restore(self.model, self._strategy, reader)
-        self._refuse(unknown, "has nothing of that shape for")
-        return missing
+    def _restore_variables(self) -> run_variables.Restored:
+        assert self._pending is not None
+        saved = self._pending.topology
+        restored = run_variables.restore(self.model, self._strategy, self._reader, saved)
+        self._refuse(restored.unknown, "has no variable of matching shape for")
+        return restored
+
+    def _say_what_changes(self, state: RunState, topology: Topology) -> None:
+        if state.topology.workers != topology.workers and _reads_per_worker(self._strategy):
+            raise CheckpointError(
+                f"tfaccel: {self._path} was saved on {state.topology} and resumes on {topology}; "
+                "expected as many workers under input='per_worker', where each reads rows of its "
+                "own; start as many, or remove the checkpoints to start over."
+            )
+        logging.info("tfaccel: saved on %s, resuming on %s.", state.topology, topology)
+        if state.topology.workers != topology.workers and run_state.processes_differ(
+            self._path, self._reader, state
+        ):
+            logging.warning(
+                "tfaccel: the random states of the %d workers were not the same; all resume "
+                "with those of the first one.",
+                state.topology.workers,
+            )
 
     def _ready(self, state: RunState) -> None:
         """Sets everything back to what it was; the next batch is the one after the checkpoint."""
+        restored = self._restore_variables()
         self._pending = None
-        missing = self._restore_variables(self._reader)
-        self._refuse(missing, "also has")
+        for names, what in (
+            (restored.averaged, "replicas were trained separately and are averaged"),
+            (restored.left_out, "state of the strategy is not restored, and is reset"),
+        ):
+            if names:
+                logging.warning(
+                    "tfaccel: %s: %s (of %d variables).", what, ", ".join(names[:3]), len(names)
+                )
+        self._refuse(restored.missing, "contains variables that the model does not have:")
         if state.place.step == 0:
             self.model.reset_metrics()  # as fit does, and before they held what validation left
-        self._state.put_callbacks(state)
+        self._state.restore_callbacks(state)
         if state.place.step:
             self.model.stop_training = state.stopped
         else:
-            self._state.put_dataset(state)
+            self._state.restore_dataset(state)
         if not (state.place.step and data_replay.reads_in_python(self._fit.adapter)):
-            self._state.put_random(state)
+            self._state.restore_random(state)
 
     def _refuse(self, names: list[str], has: str) -> None:
         if names:
             raise CheckpointError(
                 f"tfaccel: the checkpoint {self._path} {has} {', '.join(names[:3])} (of "
-                f"{len(names)} variables), expected the model and the strategy that were saved; "
+                f"{len(names)} variables); expected the model that was saved; "
                 "give each run a directory of its own."
             )
 
 
 class _BeforeAll(keras.callbacks.Callback):  # type: ignore[misc]
-    """Sets a run that goes on between two epochs back before the other callbacks begin the next."""
+    """Sets a run that resumes between two epochs back before the other callbacks begin the next."""
 
     def __init__(self, resume: Resume) -> None:
         super().__init__()
@@ -254,3 +388,7 @@ class _BeforeAll(keras.callbacks.Callback):  # type: ignore[misc]
         pending = self._resume._pending
         if pending is not None and not pending.place.step:
             self._resume._ready(pending)
+
+
+def _reads_per_worker(strategy: Any) -> bool:
+    return getattr(strategy, "input", "global") == "per_worker"

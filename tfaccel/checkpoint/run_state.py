@@ -1,7 +1,8 @@
 """What a run depends on beside variables: its place, callbacks, random states, a dataset's own.
 
 Each process keeps its own random states and those of its dataset; callbacks are the chief's, since
-all processes have the same. Arrays are tensors of the checkpoint, the rest is JSON.
+all processes have the same. On another number of processes all resume with the chief's. Arrays are
+tensors of the checkpoint, the rest is JSON.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfaccel.checkpoint.folder import Piece, Reader, read
+from tfaccel.checkpoint.plain_values import decode, fingerprint
+from tfaccel.checkpoint.sharded_files import Reader, Shard, read
+from tfaccel.checkpoint.topology import Topology
 from tfaccel.distribute.files.atomic import inside
 from tfaccel.errors import CheckpointError
 
-_FORMAT = 1
+_FORMAT = 2
 _RUN, _PROCESS = "run.json", "process-{:05d}.json"
 
 
@@ -41,6 +44,7 @@ class RunState:
     """What is kept, as `plain_values.encode` gives it.
 
     Attributes:
+        topology: on what the run trains.
         place: where the run is.
         batches: that it has trained on in all.
         logs: of the last of them.
@@ -54,6 +58,7 @@ class RunState:
         own_arrays: those in `process`.
     """
 
+    topology: Topology
     place: Place
     batches: int
     logs: dict[str, float]
@@ -68,11 +73,11 @@ class RunState:
     def texts(self, cluster: Any) -> dict[str, str]:
         """The small files of this process."""
         rank, chief = (cluster.rank, cluster.is_chief) if cluster else (0, True)
-        made = {_PROCESS.format(rank): {"state": self.process, "arrays": len(self.own_arrays)}}
+        contents = {_PROCESS.format(rank): {"state": self.process, "arrays": len(self.own_arrays)}}
         if chief:
-            made[_RUN] = {
+            contents[_RUN] = {
                 "format": _FORMAT,
-                "processes": cluster.size if cluster else 1,
+                "layout": asdict(self.topology),
                 "place": asdict(self.place),
                 "batches": self.batches,
                 "logs": self.logs,
@@ -82,15 +87,15 @@ class RunState:
                 "callbacks": self.callbacks,
                 "arrays": len(self.arrays),
             }
-        return {name: json.dumps(content) for name, content in made.items()}
+        return {name: json.dumps(content) for name, content in contents.items()}
 
-    def pieces(self, cluster: Any) -> list[Piece]:
+    def shards(self, cluster: Any) -> list[Shard]:
         """The arrays that this process writes."""
         rank, chief = (cluster.rank, cluster.is_chief) if cluster else (0, True)
         own = [(f"process-{rank}/{i}", array) for i, array in enumerate(self.own_arrays)]
         shared = [(f"callbacks/{i}", array) for i, array in enumerate(self.arrays)]
         return [
-            Piece(name, tf.convert_to_tensor(array)) for name, array in [*own, *(shared * chief)]
+            Shard(name, tf.convert_to_tensor(array)) for name, array in [*own, *(shared * chief)]
         ]
 
 
@@ -99,22 +104,29 @@ def random_at_start(path: str) -> bytes:
     return str(_json(path, _RUN)["random_at_start"]).encode()
 
 
-def read_state(path: str, reader: Reader, cluster: Any) -> RunState:
+def read_state(path: str, reader: Reader, cluster: Any, topology: Topology) -> RunState:
     """Reads what was kept.
 
+    Args:
+        path: of the checkpoint.
+        reader: of its variables.
+        cluster: of the processes of now, or None for one.
+        topology: on what the run is to resume.
+
     Raises:
-        CheckpointError: it is of another number of processes.
+        CheckpointError: it is of another version of tfaccel.
     """
     run = _json(path, _RUN)
-    rank, size = (cluster.rank, cluster.size) if cluster else (0, 1)
-    if run["format"] != _FORMAT or run["processes"] != size:
+    if run["format"] != _FORMAT:
         raise CheckpointError(
-            f"tfaccel: the checkpoint {path} is of {run['processes']} processes (format "
-            f"{run['format']}), expected {size} (format {_FORMAT}); run it on as many, or give "
-            "this run a directory of its own."
+            f"tfaccel: the checkpoint {path} is of format {run['format']}; expected {_FORMAT}; "
+            "resume with the version of tfaccel that saved it, or use another directory."
         )
-    own = _json(path, _PROCESS.format(rank))
+    saved = Topology(**run["layout"])
+    rank = cluster.rank if cluster and saved.workers == topology.workers else 0
+    process = _json(path, _PROCESS.format(rank))
     return RunState(
+        topology=saved,
         place=Place(**run["place"]),
         batches=run["batches"],
         logs=run["logs"],
@@ -122,10 +134,22 @@ def read_state(path: str, reader: Reader, cluster: Any) -> RunState:
         random_at_start=run["random_at_start"],
         verdict=run["verdict"],
         callbacks=run["callbacks"],
-        process=own["state"],
+        process=process["state"],
         arrays=_arrays(reader, "callbacks", run["arrays"]),
-        own_arrays=_arrays(reader, f"process-{rank}", own["arrays"]),
+        own_arrays=_arrays(reader, f"process-{rank}", process["arrays"]),
     )
+
+
+def processes_differ(path: str, reader: Reader, state: RunState) -> bool:
+    """Whether the processes that saved had random states, or a dataset's, of their own."""
+    fingerprints = []
+    for rank in range(state.topology.workers):
+        process = _json(path, _PROCESS.format(rank))
+        arrays = _arrays(reader, f"process-{rank}", process["arrays"])
+        now = decode(process["state"]["now"], arrays)
+        del now["tensorflow"]  # which TensorFlow seeds by each one's clock
+        fingerprints.append(fingerprint(now))
+    return any(one != fingerprints[0] for one in fingerprints)
 
 
 def _arrays(reader: Reader, prefix: str, number: int) -> list[np.ndarray]:

@@ -6,71 +6,153 @@ code reaches them (`tfaccel/distribute/object_graph.py`).
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
-from tfaccel.checkpoint.folder import Piece, Reader, read, shapes
-from tfaccel.checkpoint.pieces import assign, pieces_of
+from tfaccel.checkpoint.sharded_files import Reader, Shard, read, shapes
+from tfaccel.checkpoint.topology import Topology, merged, topology_of
+from tfaccel.checkpoint.variable_shards import Slices, assign, local_shards
 from tfaccel.distribute.object_graph import reachable_objects
+from tfaccel.errors import CheckpointError
 
 _PREFIX = "variables/"
+_STRATEGY = f"{_PREFIX}strategy/"
+_PART = re.compile(r"@(\d+)\.(\d+)$")  # of a worker's replica, where each has its own
 
 
-def pieces(model: keras.Model, strategy: Any) -> list[Piece]:
+def shards(model: keras.Model, strategy: Any) -> list[Shard]:
     """What this process writes."""
     cluster = getattr(strategy, "cluster", None)
     chief = cluster is None or cluster.is_chief
-    found = []
+    written = []
     for name, variable in _named(model, strategy).items():
         if _on_mesh(variable):
-            found += [
-                Piece(name, tensor, cut, tuple(variable.shape))
-                for tensor, cut in pieces_of(variable, chief)
+            written += [
+                Shard(name, tensor, slices, tuple(variable.shape))
+                for tensor, slices in local_shards(variable, chief)
             ]
             continue
-        for own, part in _parts(name, variable, strategy):
-            if own != name or chief:
-                found.append(Piece(own, tf.convert_to_tensor(part)))
-    return found
+        for part_name, part in _parts(name, variable, strategy):
+            if part_name != name or chief:
+                written.append(Shard(part_name, tf.convert_to_tensor(part)))
+    return written
 
 
-def restore(model: keras.Model, strategy: Any, reader: Reader) -> tuple[list[str], list[str]]:
+@dataclass
+class Restored:
+    """What of the variables there are now and of those in the files did not fit.
+
+    Attributes:
+        missing: the names that are in the files alone.
+        unknown: those of which the files have nothing, or another shape.
+        left_out: what strategies keep for themselves, and another one has no use for.
+        averaged: those of which replicas that had trained alone held different values.
+    """
+
+    missing: list[str] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    averaged: list[str] = field(default_factory=list)
+
+
+def restore(model: keras.Model, strategy: Any, reader: Reader, saved: Topology) -> Restored:
     """Puts back what was written of the variables that there are now.
 
-    Returns:
-        The names that are in the files alone, and those of which the files have nothing, or another
-        shape.
+    Args:
+        model: whose variables they are.
+        strategy: of now.
+        reader: of the files.
+        saved: on what they were saved.
+
+    Raises:
+        CheckpointError: replicas have saved different values, of which nothing makes one.
     """
-    held = {n: s for n, s in shapes(reader).items() if n.startswith(_PREFIX)}
-    used, unknown = set(), []
-    for name, variable in _named(model, strategy).items():
-        parts = [(name, variable)] if _on_mesh(variable) else _parts(name, variable, strategy)
-        for own, part in parts:
-            used.add(own)
-            if held.get(own) != tuple(part.shape):
-                unknown.append(own)
-                continue
-            stored = partial(read, reader, own, part.dtype, tuple(part.shape))
-            for one in [part] if _on_mesh(part) else strategy.experimental_local_results(part):
-                assign(one, stored)
-    others = {n for n in held if n.rpartition("@")[0]}  # of other processes and replicas
-    return sorted(set(held) - used - others), unknown
+    stored_parts: dict[str, dict[str, tuple[int, ...]]] = {}
+    for part_name, shape in shapes(reader).items():
+        if part_name.startswith(_PREFIX):
+            stored_parts.setdefault(_PART.sub("", part_name), {})[part_name] = shape
+    same_topology = saved == topology_of(strategy)
+    restored, named = Restored(), _named(model, strategy)
+    for name, variable in named.items():
+        stored = stored_parts.get(name, {})
+        parts = [(name, variable)] if _on_mesh(variable) else [*_parts(name, variable, strategy)]
+        if not stored or any(shape != tuple(variable.shape) for shape in stored.values()):
+            restored.unknown.append(name)
+        elif same_topology and all(part_name in stored for part_name, _ in parts):
+            for part_name, part in parts:
+                read_part = partial(read, reader, part_name, part.dtype, tuple(part.shape))
+                _put(part, strategy, read_part)
+        elif name in stored:
+            _put(variable, strategy, partial(read, reader, name, variable.dtype, variable.shape))
+        else:
+            value, differed = _one_of(name, variable, sorted(stored, key=_place), reader, saved)
+            _put(variable, strategy, partial(_cut, value))
+            restored.averaged += [name] * differed
+    restored.missing = sorted(stored_parts.keys() - named.keys())
+    if not same_topology:
+        for names in (restored.missing, restored.unknown):
+            restored.left_out += [n for n in names if n.startswith(_STRATEGY)]
+            names[:] = [n for n in names if not n.startswith(_STRATEGY)]
+    return restored
+
+
+def _one_of(
+    name: str, variable: Any, stored: list[str], reader: Reader, saved: Topology
+) -> tuple[np.ndarray, bool]:
+    """The one value of what replicas have saved; whether it is the mean of different ones."""
+    aggregation = variable.aggregation
+    sums = aggregation == tf.VariableAggregation.SUM
+    values = [read(reader, n, variable.dtype, variable.shape, None).numpy() for n in stored]
+    diverges = saved.diverges or aggregation == tf.VariableAggregation.MEAN
+    value = merged(values, sums, diverges)
+    if value is None:
+        raise CheckpointError(
+            f"tfaccel: {name.removeprefix(_PREFIX)!r} of the checkpoint has different values in "
+            f"the {len(stored)} places in which it was saved; expected to resume on {saved}, or "
+            "one value: create it in the scope of the strategy."
+        )
+    return value, not sums and any(not np.array_equal(value, one) for one in values)
+
+
+def _put(variable: Any, strategy: Any, shard: Callable[[Slices | None], Any]) -> None:
+    """Gives a variable, or a replica's part of one, its value."""
+    if _on_mesh(variable):
+        assign(variable, shard)
+    elif hasattr(variable, "values") and variable.aggregation == tf.VariableAggregation.SUM:
+        variable.assign(shard(None))  # the first replica holds all of it
+    else:
+        for one in strategy.experimental_local_results(variable):
+            assign(one, shard)
+
+
+def _cut(value: np.ndarray, cut: Slices | None) -> np.ndarray:
+    return value if cut is None else value[cut]
+
+
+def _place(part_name: str) -> tuple[int, ...]:
+    """Worker and replica whose part this is."""
+    match = _PART.search(part_name)
+    return tuple(map(int, match.groups())) if match else ()
 
 
 def _named(model: keras.Model, strategy: Any) -> dict[str, Any]:
     """TensorFlow's variables by names that are the same in each run of a script."""
     reached = reachable_objects(model)
-    found = [(v.path, v.value) for v in reached.variables]
-    found += [(v.name, v) for v in reached.raw]
-    found += [(one.state.name, one.state) for one in reached.generators]
-    found += [(v.name, v) for v in getattr(strategy, "state_variables", lambda _: [])(model)]
+    pairs = [(v.path, v.value) for v in reached.variables]
+    pairs += [(v.name, v) for v in reached.raw]
+    pairs += [(one.state.name, one.state) for one in reached.generators]
+    of_strategy: list[Any] = getattr(strategy, "state_variables", lambda _: [])(model)
+    pairs += [(f"strategy/{v.name}", v) for v in of_strategy]
     named, numbers = {}, Counter[str]()
-    for path, value in found:
+    for path, value in pairs:
         named[f"{_PREFIX}{path}#{numbers[path]}"] = value
         numbers[path] += 1
     return named
@@ -80,11 +162,11 @@ def _parts(name: str, variable: Any, strategy: Any) -> Iterator[tuple[str, Any]]
     """The variable once where it is the same everywhere, else each replica's."""
     cluster = getattr(strategy, "cluster", None)
     distributed = hasattr(variable, "values")
-    alike = distributed or cluster is None
+    one_value = distributed or cluster is None
     if getattr(variable, "synchronization", None) == tf.VariableSynchronization.ON_READ:
-        alike = not distributed
+        one_value = not distributed
     frequency = getattr(strategy, "frequency", None)
-    if alike and not (distributed and frequency is not None and frequency.replicas_diverge):
+    if one_value and not (distributed and frequency is not None and frequency.replicas_diverge):
         yield name, variable
         return
     rank = 0 if cluster is None else cluster.rank
@@ -93,4 +175,4 @@ def _parts(name: str, variable: Any, strategy: Any) -> Iterator[tuple[str, Any]]
 
 
 def _on_mesh(variable: Any) -> bool:
-    return hasattr(variable, "pieces")
+    return hasattr(variable, "shards")

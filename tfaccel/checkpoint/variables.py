@@ -1,8 +1,8 @@
 """The variables of a model and its optimizers, by their places in it.
 
-A checkpoint is a folder with TensorFlow's own checkpoint format in it (`tf.train.load_checkpoint`
-reads it). Each device reads back the slices that its own layout wants, so that what one mesh has
-written another one can read, and any other strategy, and one device.
+A checkpoint is a directory with TensorFlow's own checkpoint format in it
+(`tf.train.load_checkpoint` reads it). Each device reads back the slices that its own layout wants,
+so that what one mesh has written another one can read, and any other strategy, and one device.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 
 import keras
 
-from tfaccel.checkpoint.folder import Piece, open_folder, read, shapes, write
-from tfaccel.checkpoint.pieces import assign, pieces_of
+from tfaccel.checkpoint.sharded_files import Shard, open_checkpoint, read, shapes, write
+from tfaccel.checkpoint.variable_shards import assign, local_shards
 from tfaccel.distribute.optimizer import optimizers_of
 from tfaccel.errors import CheckpointError
 
@@ -28,7 +28,7 @@ def save(model: keras.Model, path: str | os.PathLike[str]) -> None:
 
     Args:
         model: a built model; with an optimizer, also that one's state.
-        path: a folder, which is made; also on a filesystem of `tf.io.gfile`, such as ``gs://``.
+        path: a directory, which is made; also on a filesystem of `tf.io.gfile`, such as ``gs://``.
 
     Raises:
         CheckpointError: when the model is not built, or some process could not write, on all of
@@ -44,12 +44,12 @@ def save(model: keras.Model, path: str | os.PathLike[str]) -> None:
     strategy = model.distribute_strategy
     cluster = getattr(strategy, "cluster", None)
     chief = cluster is None or cluster.is_chief
-    found = [
-        Piece(name, tensor, cut, tuple(v.shape))
+    shards = [
+        Shard(name, tensor, slices, tuple(v.shape))
         for name, v in _named(model)
-        for tensor, cut in pieces_of(v.value, chief)
+        for tensor, slices in local_shards(v.value, chief)
     ]
-    write(strategy, os.fspath(path), found)
+    write(strategy, os.fspath(path), shards)
 
 
 def restore(model: keras.Model, path: str | os.PathLike[str]) -> None:
@@ -57,20 +57,20 @@ def restore(model: keras.Model, path: str | os.PathLike[str]) -> None:
 
     Args:
         model: a built model of the same layers and the same optimizer.
-        path: the folder of the checkpoint.
+        path: the directory of the checkpoint.
 
     Raises:
         CheckpointError: when there is none, or it is another model's.
     """
-    reader = open_folder(os.fspath(path))
-    held = shapes(reader)
+    reader = open_checkpoint(os.fspath(path))
+    stored_shapes = shapes(reader)
     named = list(_named(model))
     for name, variable in named:
-        if held.get(name) != tuple(variable.shape):
-            found = "nothing" if name not in held else f"shape {held[name]}"
+        if stored_shapes.get(name) != tuple(variable.shape):
+            stored = "nothing" if name not in stored_shapes else f"shape {stored_shapes[name]}"
             raise CheckpointError(
-                f"tfaccel: the checkpoint {os.fspath(path)} has {found} for {variable.path!r} of "
-                f"shape {tuple(variable.shape)} (as {name!r}), expected the same model and "
+                f"tfaccel: the checkpoint {os.fspath(path)} has {stored} for {variable.path!r} of "
+                f"shape {tuple(variable.shape)} (as {name!r}); expected the same model and "
                 "optimizer; build the model that was saved."
             )
     for name, variable in named:
@@ -81,7 +81,7 @@ def _named(model: keras.Model) -> list[tuple[str, Any]]:
     """The variables of `model`, by their place: paths change from one instance to the next."""
     if not model.built:
         raise CheckpointError(
-            f"tfaccel: model {model.name!r} has no variables yet, expected a built model; call "
+            f"tfaccel: model {model.name!r} has no variables yet; expected a built model; call "
             "model.build(input_shape) or fit first."
         )
     of_metrics = {id(v) for metric in model.metrics for v in metric.variables}

@@ -1,23 +1,23 @@
-"""Who am I among the workers: one resolver a file, each a pure function of an environment.
+"""Cluster resolvers: one per file, each a pure function of an environment.
 
-They are asked in this order, and the first that describes a job is taken:
+They are tried in this order, and the first that describes a job is used:
 
 1. `tf_config`: ``TF_CONFIG``, which `tfaccel launch`, Vertex AI, Ray and people set.
 2. `slurm`: the variables of a job step, set by `srun`.
 3. `kubernetes`: a pod of an indexed Job or a JobSet.
 4. `mpiexec`: rank and size, set by the launchers of MPI.
-5. `tpu_vm`: a host of a TPU slice.
+5. `gke_tpu`: a host of a TPU slice, under Google Kubernetes Engine or KubeRay.
 
-Launchers are started inside others, and variables are inherited, so several may speak:
+Launchers are started inside others, and variables are inherited, so several may match:
 
 - Two that give this process the same rank in a job of the same size agree, and the first is taken.
 - Two that do not agree are an error, which shows both.
 - `tfaccel launch` and `mpiexec` start processes inside whatever else is there, so what is around
   them describes another thing: ``TF_CONFIG`` beside ``TFACCEL_JOB_ID`` is from the first and is
-  taken without asking the others; in a process that was started by `mpiexec` or `mpirun`, Slurm's
-  variables are those of the step in which MPI's own daemons run, and Slurm is not asked.
-- A step, a pod or an MPI job of one process says nothing: something else may be inside it.
-- One that cannot be right is an error, unless another has spoken before it.
+  used without trying the others; in a process that was started by `mpiexec` or `mpirun`, Slurm's
+  variables are those of the step in which MPI's own daemons run, and Slurm is not tried.
+- A step, a pod or an MPI job of one process does not match: something else may be inside it.
+- An invalid one is an error, unless an earlier one matched.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from collections.abc import Mapping
 
 from tfaccel.cluster.cluster import Cluster
 from tfaccel.cluster.rendezvous import RendezvousResult, rendezvous
-from tfaccel.cluster.resolution import Answer, ask, decide
+from tfaccel.cluster.resolution import ResolverResult, decide, resolve_all
 from tfaccel.cluster.tf_config import to_tf_config
 
 __all__ = [
-    "Answer",
     "Cluster",
     "RendezvousResult",
-    "ask",
+    "ResolverResult",
     "decide",
     "rendezvous",
     "resolve",
+    "resolve_all",
     "to_tf_config",
 ]
 
@@ -49,7 +49,7 @@ def resolve(environ: Mapping[str, str] | None = None) -> Cluster | None:
         environ: the environment to read; this process's own when None.
 
     Returns:
-        The cluster, or None when nothing says that there is more than this process.
+        The cluster, or None when nothing describes more than this process.
 
     Raises:
         ClusterError: the environment describes a cluster that cannot be right, or two.
@@ -57,4 +57,4 @@ def resolve(environ: Mapping[str, str] | None = None) -> Cluster | None:
     >>> resolve({}) is None
     True
     """
-    return decide(ask(os.environ if environ is None else environ))
+    return decide(resolve_all(os.environ if environ is None else environ))

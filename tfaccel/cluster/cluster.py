@@ -1,4 +1,4 @@
-"""The answer every resolver gives: the workers of this job, and which one we are."""
+"""The result of every resolver: the workers of this job, and the rank of this one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class Cluster:
 
     Attributes:
         workers: `host:port` of every worker, in rank order; rank 0 is the chief.
-        rank: our own place in `workers`.
+        rank: index of this process in `workers`.
         source: where this was found, for messages (for example ``"TF_CONFIG"``).
     """
 
@@ -26,7 +26,7 @@ class Cluster:
 
     @property
     def is_chief(self) -> bool:
-        """Whether we are rank 0, the worker that writes files for all."""
+        """Whether this is rank 0, the worker that writes files for all."""
         return self.rank == 0
 
     @property

@@ -1,41 +1,61 @@
-"""The coordinator of an MPI job: a process beside the chief that serves PMI and detects failures.
+"""The coordinator of a job: a process beside the chief that detects failures, and serves PMI.
 
-    python -m tfaccel.cluster.coordinator SIZE      (prints its port)
+    python -m tfaccel.cluster.coordinator SIZE [ADDRESS [STALL_TIMEOUT]]      (prints its port)
 
-A connection must present the secret of the job, which the ranks hear when they meet, and a rank has
-one of each kind: nobody else can act for it.
+A connection must present the secret of the job, which the ranks get at the rendezvous, and a rank
+has one of each kind: no other process can act for it. Those that have not are few and closed soon
+(`unidentified`), and a line has a longest length.
 
-It is a process of its own because MPI holds Python still while it starts. Every rank has two
-connections to it. Over the first MPI requests the others' addresses (`pmi`). The second detects
-failures: MPI alone does not notice that a rank is gone, and the others would wait in it forever.
-A connection that breaks before its rank has reported its end is reported to all others at once.
+It is a process of its own because MPI holds Python still while it starts, and because a chief that
+is stopped cannot report it. Every rank has a connection to it that detects failures, which neither
+MPI nor TensorFlow's collectives name: one that breaks before its rank has reported its end is
+reported to all others at once, and the heartbeats of the ranks over it show which of them holds up
+the others (`stalls.py`). Over a second one MPI requests the others' addresses (`pmi`).
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hmac
+import json
 import os
 import selectors
 import signal
 import socket
 import subprocess
 import sys
+import time
 import uuid
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
+from tfaccel.cluster import interface
 from tfaccel.cluster.pmi import KeyValueStore
+from tfaccel.cluster.stalls import StallWatch, WorkerStatus
+from tfaccel.cluster.unidentified import Unidentified, abort
 from tfaccel.errors import ClusterError
 
 _START_TIMEOUT_S = 30.0
-# A machine that vanishes breaks no connection by itself: ask after 5 s of silence, three times.
-_KEEPALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 10_000}
+# A machine that vanishes breaks no connection by itself. Ranks send a heartbeat every second; a
+# link that is down for a moment is nothing.
+_KEEPALIVE = {"TCP_KEEPIDLE": 3, "TCP_KEEPINTVL": 1, "TCP_KEEPCNT": 4, "TCP_USER_TIMEOUT": 7_000}
+UNREACHABLE_ERRORS = (errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH)
+UNREACHABLE = "is unreachable: host or network down"
+_POLL_INTERVAL_S = 1.0
+_LINGER_S = 30.0  # after a job was ended, for ranks that are stopped
 
 
 _SECRET = "TFACCEL_COORDINATOR_SECRET"
+_MAX_LINE_BYTES = 1 << 14  # MPI's are 1 KB
 
 
-def start(size: int, secret: str = "") -> int:
+def start(
+    size: int,
+    secret: str = "",
+    address: str = interface.EVERYWHERE,
+    stall_timeout_s: float = 0.0,
+) -> int:
     """Starts a coordinator for `size` ranks beside this process, and returns its port.
 
     It ends when all ranks have, or when this process does.
@@ -43,17 +63,20 @@ def start(size: int, secret: str = "") -> int:
     Args:
         size: the number of ranks.
         secret: of the job; letters and digits.
+        address: of this machine, where it listens.
+        stall_timeout_s: how long the ranks may stand still at least, in seconds; 0 for any time.
 
     Raises:
         ClusterError: it does not come up.
     """
-    command = [sys.executable, "-m", "tfaccel.cluster.coordinator", str(size)]
-    # Our end of its input is never closed: the end of its input tells it of our end.
-    # In a session of its own, since a launcher may end ours as soon as this worker is done, while
-    # others still need the coordinator.
+    module = "tfaccel.cluster.coordinator"
+    command = [sys.executable, "-m", module, str(size), address, str(stall_timeout_s)]
+    # This end of its input is never closed: end of file tells it that this process has ended.
+    # In a session of its own, since a launcher may end this one's as soon as this worker is done,
+    # while others still need the coordinator.
     process = subprocess.Popen(
         command,
-        env={**os.environ, _SECRET: secret},  # arguments are seen by everybody on the machine
+        env={**os.environ, _SECRET: secret},  # arguments are visible to all users of the machine
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -84,7 +107,7 @@ def connect(host: str, port: int, rank: int, kind: str, secret: str = "") -> soc
         secret: of the job.
 
     Raises:
-        ClusterError: nobody answers.
+        ClusterError: no response.
     """
     try:
         connection = socket.create_connection((host, port), timeout=_START_TIMEOUT_S)
@@ -107,24 +130,28 @@ def keep_alive(connection: socket.socket) -> None:
             connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
-@dataclass
+@dataclass(eq=False)
 class _Connection:
     connection: socket.socket
     received: bytearray = field(default_factory=bytearray)
     kind: str = ""
     rank: int = -1
+    unreachable: bool = False
 
     def read_lines(self) -> list[str] | None:
-        """What has come, by lines; None when the connection is broken."""
+        """What has come, by lines; None when the connection is broken, or a line has no end."""
         try:
             chunk = self.connection.recv(1 << 16)
-        except OSError:
+        except OSError as error:
+            self.unreachable = error.errno in UNREACHABLE_ERRORS
             return None
         if not chunk:
             return None
         self.received += chunk
         *whole, rest = bytes(self.received).split(b"\n")
         self.received[:] = rest
+        if len(rest) > _MAX_LINE_BYTES:
+            return None
         return [line.decode(errors="replace") for line in whole]
 
     def send(self, line: str) -> None:
@@ -136,7 +163,10 @@ class _Connection:
 class Coordinator:
     """Serves the connections of `size` ranks."""
 
-    def __init__(self, size: int, secret: str = "") -> None:
+    def __init__(self, size: int, secret: str = "", stall_timeout_s: float = 0.0) -> None:
+        self._watch = StallWatch(size, stall_timeout_s)
+        self._ended_at: float | None = None
+        self._checked_at = time.monotonic()
         self._secret = secret.encode()
         self._store = KeyValueStore(size, f"tfaccel-{uuid.uuid4().hex}")
         self._size = size
@@ -144,6 +174,7 @@ class Coordinator:
         self._done: set[int] = set()
         self._connected: set[int] = set()
         self._disconnected_ranks: set[int] = set()
+        self._unidentified: Unidentified[_Connection] = Unidentified(2 * size)
 
     def serve(self, listener: socket.socket) -> None:
         """Serves until every rank's detector is closed, and MPI has ended too.
@@ -153,21 +184,60 @@ class Coordinator:
         with selectors.DefaultSelector() as waiting:
             waiting.register(listener, selectors.EVENT_READ)
             waiting.register(sys.stdin, selectors.EVENT_READ)
+            chief_ended = False
             while len(self._disconnected_ranks) < self._size or any(
                 kind == "pmi" for kind, _ in self._connections
             ):
-                for key, _ in waiting.select():
+                if chief_ended and not self._connections:
+                    return  # who has not come by now does not
+                if self._ended_at is not None and time.monotonic() > self._ended_at + _LINGER_S:
+                    return
+                seconds = self._unidentified.seconds_left()
+                wait = _POLL_INTERVAL_S if seconds is None else min(seconds, _POLL_INTERVAL_S)
+                for key, _ in waiting.select(wait):
                     if key.fileobj is listener:
-                        connection, _ = listener.accept()
-                        keep_alive(connection)
-                        waiting.register(connection, selectors.EVENT_READ, _Connection(connection))
+                        self._accept(waiting, listener)
                     elif key.fileobj is sys.stdin:
-                        waiting.unregister(sys.stdin)  # the chief has ended
+                        waiting.unregister(sys.stdin)
+                        chief_ended = True
                         if 0 not in self._connected:
                             return
                     elif not self._receive(key.data):
                         waiting.unregister(key.fileobj)
                         self._disconnected(key.data)
+                for connection in self._unidentified.pop_overdue():
+                    waiting.unregister(connection.connection)
+                    abort(connection.connection)
+                self._report_stalls()
+
+    def _accept(self, waiting: selectors.BaseSelector, listener: socket.socket) -> None:
+        try:
+            connection, _ = listener.accept()
+            keep_alive(connection)
+        except OSError:  # it is gone already
+            return
+        peer = _Connection(connection)
+        waiting.register(connection, selectors.EVENT_READ, peer)
+        self._unidentified.add(peer)
+
+    def _report_stalls(self) -> None:
+        """Reports stalls from the heartbeats of the ranks, if it is time to check."""
+        now = time.monotonic()
+        if self._ended_at is not None or now < self._checked_at + _POLL_INTERVAL_S:
+            return
+        if now > self._checked_at + 3 * _POLL_INTERVAL_S:
+            self._checked_at = now  # this process was held up itself, the ranks maybe too
+            self._watch.reset_clock(now)
+            return
+        self._checked_at = now
+        for finding in self._watch.find(now):
+            text = json.dumps({"ranks": finding.ranks, "why": finding.why})
+            if finding.ends:
+                self._ended_at = now
+                self._broadcast(-1, f"stall {text}")
+                return
+            # To one that is cut off it would restart TCP's timeout.
+            self._broadcast(-1, f"slow {text}", finding.ranks if finding.silent else ())
 
     def _receive(self, connection: _Connection) -> bool:
         lines = connection.read_lines()
@@ -178,8 +248,9 @@ class Coordinator:
                 known = kind in ("pmi", "liveness") and 0 <= rank < self._size
                 known = known and hmac.compare_digest(secret.encode(), self._secret)
                 if not known or (kind, rank) in self._connections:
-                    return False  # a port scan, or somebody who speaks for a rank that is here
+                    return False  # a port scan, or a second connection of a connected rank
                 connection.kind, connection.rank = kind, rank
+                self._unidentified.discard(connection)
                 self._connections[connection.kind, connection.rank] = connection
                 if connection.kind == "liveness":
                     self._connected.add(connection.rank)
@@ -188,8 +259,16 @@ class Coordinator:
             elif connection.kind == "pmi":
                 for rank, answer in self._store.answer(connection.rank, text).items():
                     self._connections["pmi", rank].send(answer)
+            elif text.startswith("at "):
+                status = WorkerStatus.parse(text[3:])
+                if status is not None and connection.rank not in self._done:
+                    self._watch.record_status(connection.rank, status, time.monotonic())
+            elif text.startswith("stop "):
+                self._done.update(range(self._size))  # none that ends now counts as failed
+                self._broadcast(connection.rank, f"stop {connection.rank} {text[5:]}")
             elif text.startswith("done "):
                 self._done.add(connection.rank)
+                self._watch.end(connection.rank)
                 self._broadcast(connection.rank, f"done {connection.rank} {text[5:]}")
                 if len(self._done) == self._size:
                     self._broadcast(-1, "end")
@@ -197,17 +276,26 @@ class Coordinator:
 
     def _disconnected(self, peer: _Connection) -> None:
         peer.connection.close()
+        self._unidentified.discard(peer)
         if not peer.kind:
             return
         self._connections.pop((peer.kind, peer.rank), None)
         if peer.kind == "liveness" or (peer.kind == "pmi" and peer.rank not in self._connected):
             self._disconnected_ranks.add(peer.rank)
             if peer.rank not in self._done:
-                self._broadcast(peer.rank, f"gone {peer.rank}")
+                self._broadcast(peer.rank, f"gone {peer.rank}{self._disconnect_reason(peer)}")
+            self._watch.forget(peer.rank)
 
-    def _broadcast(self, excluded: int, text: str) -> None:
+    def _disconnect_reason(self, peer: _Connection) -> str:
+        place = self._watch.place(peer.rank)
+        if not place and not peer.unreachable:
+            return ""
+        why = UNREACHABLE if peer.unreachable else "has exited or disconnected"
+        return f" {why}; it was {place}" if place else f" {why}"
+
+    def _broadcast(self, excluded: int, text: str, also: Collection[int] = ()) -> None:
         for (kind, rank), connection in self._connections.items():
-            if kind == "liveness" and rank != excluded:
+            if kind == "liveness" and rank != excluded and rank not in also:
                 connection.send(text)
 
 
@@ -216,15 +304,12 @@ def main() -> None:
     # Ctrl-C reaches every process of a terminal; this one ends after the others.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     size = int(sys.argv[1])
-    try:
-        listener = socket.create_server(
-            ("", 0), family=socket.AF_INET6, backlog=2 * size, dualstack_ipv6=True
-        )
-    except (OSError, ValueError):
-        listener = socket.create_server(("", 0), backlog=2 * size)
+    address = sys.argv[2] if len(sys.argv) > 2 else interface.EVERYWHERE
+    stall_timeout_s = float(sys.argv[3]) if len(sys.argv) > 3 else 0.0
+    listener = interface.listen(address, 0, 2 * size)
     print(listener.getsockname()[1], flush=True)
     sys.stdout.close()
-    Coordinator(size, os.environ.pop(_SECRET, "")).serve(listener)
+    Coordinator(size, os.environ.pop(_SECRET, ""), stall_timeout_s).serve(listener)
 
 
 if __name__ == "__main__":

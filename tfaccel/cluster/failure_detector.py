@@ -1,43 +1,79 @@
-"""Failure detector: learns at once that another rank is gone, and ends this process too.
+"""Failure detector: learns that another rank has exited or holds up the job, and ends this process.
 
-Nothing else reaches a rank that waits inside MPI, no Python exception either.
+Nothing else reaches a rank that waits inside MPI, no Python exception either. A rank that waits in
+TensorFlow's collectives gets an exception, which may come late, or never, and names no worker.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
-from typing import NoReturn
+from collections.abc import Callable, Mapping
+from typing import Any
 
+from tfaccel.cluster.coordinator import UNREACHABLE, UNREACHABLE_ERRORS
+from tfaccel.cluster.stacks import python_stacks
+from tfaccel.cluster.stalls import WAITS, named
+
+_PRINT_DELAY_S = 0.1  # so that nothing is printed where a launcher ends all of them at once
 _EXIT_DELAY_S = 0.3  # so that a launcher sees the rank first that failed by itself
+_REPORT_EVERY_S = 1.0
+_ABORTING = "aborting this worker"
 
 
 class FailureDetector:
     """Watches the other ranks while this one works with them.
 
+    Attributes:
+        stops_all: whether this rank has ended all others.
+
     Args:
         connection: to the coordinator, open.
         names: what to call each rank.
-        end: ends this process, given a line that says why; for tests.
+        end: ends this process, given a line with the reason; for tests.
+        rank: of this process.
+        report: the status of this rank, as `stalls.WorkerStatus`; None for no heartbeats.
+        grace_period_s: how long to wait for a rank that has exited, in seconds, since it gets
+            an exception.
     """
 
     def __init__(
-        self, connection: socket.socket, names: list[str], end: Callable[[str], None] | None = None
+        self,
+        connection: socket.socket,
+        names: list[str],
+        end: Callable[[str], None] | None = None,
+        *,
+        rank: int = 0,
+        report: Callable[[], Mapping[str, Any]] | None = None,
+        grace_period_s: float = 0.0,
     ) -> None:
         self._connection = connection
         self._names = names
-        self._end = end or _end
+        self._end = end or self._end_process
+        self._rank = rank
+        self._report = report
+        self._grace_period_s = grace_period_s
         self._collectives = 0  # started
         self._last: dict[int, int] = {}  # collectives of each rank that has ended
-        self._all_done = False
+        self._all_done = self.stops_all = False
+        self._leaves, self._reported = threading.Event(), threading.Event()
+        self._sending = threading.Lock()
+        self._descriptor = connection.fileno()
+        os.register_at_fork(after_in_child=self._close_in_child)
         self._listener = threading.Thread(
             target=self._listen, name="tfaccel-failure-detector", daemon=True
         )
         self._listener.start()
+        self._reporter = threading.Thread(
+            target=self._send_heartbeats, name="tfaccel-heartbeat", daemon=True
+        )
+        if report is not None:
+            self._reporter.start()
 
     def before_collective(self) -> None:
         """Call before each collective: one that a rank will never join ends this process."""
@@ -47,48 +83,137 @@ class FailureDetector:
 
     def close(self) -> None:
         """Reports a regular end, and waits until all have."""
-        try:
-            self._connection.sendall(f"done {self._collectives}\n".encode())
-        except OSError:
-            return
-        # Python must not end under a thread that listens.
-        self._listener.join()
+        if self._leave():
+            # Python must not end under a thread that listens.
+            self._listener.join()
+
+    def leave(self) -> None:
+        """Reports a regular end, and does not wait for the others."""
+        if self._leave():
+            with contextlib.suppress(OSError):
+                self._connection.shutdown(socket.SHUT_RDWR)
+            self._listener.join(2.0)
+
+    def stop_all(self, code: int) -> None:
+        """Ends all other ranks with an exit code, at once; this one is to end with it too."""
+        self.stops_all = True
+        with contextlib.suppress(OSError):
+            self._send(f"stop {code}")
+
+    def wait_for_failure_report(self, seconds: float) -> None:
+        """Waits for the report of a failed rank, after an exception that suggests one."""
+        self._reported.wait(seconds)
 
     def abort(self) -> None:
-        """Disconnects without reporting an end: the others end too."""
+        """Disconnects without reporting an end, when this process is over: the others end too."""
+        # Not before, since a launcher shows the output of the one that ends first.
+        self._leaves.set()
+        self._descriptor = -1
         self._connection.close()
+
+    def _leave(self) -> bool:
+        self._leaves.set()
+        self._descriptor = -1
+        if self._reporter.ident is not None:
+            self._reporter.join(2.0)
+        try:
+            self._send(f"done {self._collectives}")
+        except OSError:
+            return False
+        return True
+
+    def _send(self, line: str) -> None:
+        with self._sending:
+            self._connection.sendall(line.encode() + b"\n")
+
+    def _send_heartbeats(self) -> None:
+        assert self._report is not None
+        with contextlib.suppress(OSError):  # the listener sees it too
+            while not self._leaves.is_set():
+                self._send(f"at {json.dumps(self._report())}")
+                self._leaves.wait(_REPORT_EVERY_S)
 
     def _check(self) -> None:
         for rank, last in list(self._last.items()):
             if self._collectives > last:
                 self._end(
-                    f"{self._names[rank]} has ended after {last} collectives and this worker is "
-                    f"in number {self._collectives}; expected all to train, evaluate and save alike"
+                    f"{self._names[rank]} has ended after {last} collectives and this worker is in "
+                    f"collective {self._collectives}; expected all workers to train, evaluate and "
+                    "save in the same order"
                 )
 
     def _listen(self) -> None:
+        why = "has exited or disconnected"
         try:
             with self._connection.makefile("r") as stream:
-                for fields in map(str.split, stream):
-                    self._receive(fields)
+                for line in stream:
+                    self._receive(line.rstrip("\n"))
                     if self._all_done:
                         return
-        except (OSError, ValueError):
+        except OSError as error:
+            why = UNREACHABLE if error.errno in UNREACHABLE_ERRORS else why
+        except ValueError:
             pass
-        self._end(f"{self._names[0]} is gone")
+        if self._leaves.is_set() or (0 in self._last and self._report is not None):
+            return  # worker 0 has ended, and the coordinator with its machine
+        self._end(f"{self._names[0]} {why}")
 
-    def _receive(self, fields: list[str]) -> None:
-        if fields[0] == "gone":
-            self._end(f"{self._names[int(fields[1])]} is gone")
-        elif fields[0] == "done":
-            self._last[int(fields[1])] = int(fields[2])
+    def _receive(self, line: str) -> None:
+        kind, _, arguments = line.partition(" ")
+        number, _, detail = arguments.partition(" ")
+        if kind == "gone":
+            self._end(f"{self._names[int(number)]} {detail or 'has exited or disconnected'}")
+        elif kind == "done":
+            self._last[int(number)] = int(detail)
             self._check()
-        elif fields[0] == "end":
+        elif kind == "end":
             self._all_done = True
+        elif kind == "stop":
+            self._print_error(
+                f"{self._names[int(number)]} received a stop request; stopping all workers"
+            )
+            sys.stdout.flush()
+            os._exit(int(detail))
+        elif kind == "slow":
+            ranks, why = self._parse_stall(arguments)
+            others = [rank for rank in range(len(self._names)) if rank not in ranks]
+            if self._rank == min(others, default=0):  # one line for the job
+                self._print_error(why)
+        elif kind == "stall":
+            self._stalled(*self._parse_stall(arguments))
 
+    def _parse_stall(self, text: str) -> tuple[list[int], str]:
+        stall = json.loads(text)
+        return list(stall["ranks"]), named(stall["why"], self._names)
 
-def _end(why: str) -> NoReturn:
-    time.sleep(_EXIT_DELAY_S)
-    print(f"tfaccel: {why}; this worker cannot go on without it.", file=sys.stderr, flush=True)
-    sys.stdout.flush()
-    os._exit(1)
+    def _stalled(self, ranks: list[int], why: str) -> None:
+        own_threads = {thread.ident or 0 for thread in (self._listener, self._reporter)}
+        sys.stderr.write(
+            python_stacks(f"tfaccel: Python stack of worker {self._rank}", own_threads)
+        )
+        self._print_error(f"{why}; the Python stack of each worker that answers is above")
+        # Who is at fault ends first, so that a launcher shows its output.
+        time.sleep(0.0 if self._rank in ranks else 2 * _EXIT_DELAY_S)
+        os._exit(1)
+
+    def _print_error(self, text: str) -> None:
+        print(f"tfaccel: {text}.", file=sys.stderr, flush=True)
+
+    def _end_process(self, why: str) -> None:
+        time.sleep(_PRINT_DELAY_S)
+        self._print_error(f"{why}; {_ABORTING}")
+        self._reported.set()
+        sys.stdout.flush()
+        time.sleep(_EXIT_DELAY_S)
+        while self._grace_period_s:
+            if self._leaves.wait(self._grace_period_s):
+                return  # by an exception, or in order
+            if self._report is None or self._report()["state"] in WAITS:
+                break
+        os._exit(1)
+
+    def _close_in_child(self) -> None:
+        """A forked process must not keep the connection of one that has exited."""
+        if self._descriptor >= 0:
+            with contextlib.suppress(OSError):
+                os.close(self._descriptor)

@@ -12,12 +12,12 @@ import json
 import struct
 from typing import Any
 
-MAGIC = b"tfaccel1"
+MAGIC = b"tfaccel2"
 _HEADER = struct.Struct("!8sI")
 
 
 class ProtocolError(Exception):
-    """Whoever is at the other end does not speak this protocol."""
+    """The other end does not use this protocol."""
 
 
 def frame(body: bytes) -> bytes:
@@ -29,7 +29,7 @@ def first_frame(received: bytearray, limit: int) -> bytes | None:
     """The body of the first frame, or None while it has not all come.
 
     Raises:
-        ProtocolError: this is no frame, or one larger than `limit` bytes.
+        ProtocolError: this is not a frame, or one larger than `limit` bytes.
 
     >>> first_frame(bytearray(frame(b"hello") + b"more"), limit=100)
     b'hello'
@@ -48,7 +48,7 @@ def first_frame(received: bytearray, limit: int) -> bytes | None:
 def as_object(body: bytes) -> dict[str, Any]:
     """The JSON object of a body; an empty one when it is something else."""
     try:
-        found = json.loads(body)
+        message = json.loads(body)
     except (ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return message if isinstance(message, dict) else {}

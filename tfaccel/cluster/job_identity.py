@@ -20,7 +20,7 @@ class JobIdentity:
     versions: dict[str, str]
 
     def differences(self, hello: Mapping[str, Any]) -> list[str]:
-        """What a worker's hello says otherwise than we do."""
+        """The differences between a worker's hello and this identity."""
         pairs = [
             ("job id", hello.get("job_id"), self.job_id),
             ("number of workers", hello.get("size"), self.size),

@@ -1,12 +1,12 @@
 """The cluster that a pod of an indexed Job or a JobSet is part of.
 
 All pods share one manifest, and differ in their completion index alone, which Kubernetes puts into
-``JOB_COMPLETION_INDEX``. Neither a Job nor a JobSet tells its pods how many they are, so the
+``JOB_COMPLETION_INDEX``. Neither a Job nor a JobSet gives its pods their number, so the
 manifest does: ``TFACCEL_NUM_WORKERS``, and ``TFACCEL_WORKER_HOSTS``, the names that a headless
 service gives to the pods, with ``{rank}`` in place of the index, such as
 ``digits-workers-0-{rank}.digits``. ``TFACCEL_WORKER_PORT`` is 2222 where it is not set.
 
-An index by itself is no cluster: an indexed Job also runs tasks that do not know each other.
+An index by itself is not a cluster: an indexed Job also runs tasks that do not know each other.
 https://kubernetes.io/docs/tasks/job/job-with-pod-to-pod-communication/
 """
 
@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from typing import NoReturn
 
 from tfaccel.cluster.cluster import Cluster
-from tfaccel.cluster.ports import worker_port
+from tfaccel.cluster.worker_port import worker_port
 from tfaccel.errors import ClusterError
 
 SOURCE = "Kubernetes"
@@ -37,7 +37,7 @@ _TO_DO = (
 
 
 def resolve(environ: Mapping[str, str]) -> Cluster | None:
-    """Reads the completion index of this pod, and what the manifest says of the others.
+    """Reads the completion index of this pod, and the manifest's variables for the others.
 
     Args:
         environ: an environment, for example ``os.environ``.
@@ -74,4 +74,4 @@ def resolve(environ: Mapping[str, str]) -> Cluster | None:
 
 
 def _wrong(found: str, expected: str, to_do: str) -> NoReturn:
-    raise ClusterError(f"tfaccel: {found}, expected {expected}; {to_do}.")
+    raise ClusterError(f"tfaccel: {found}; expected {expected}; {to_do}.")

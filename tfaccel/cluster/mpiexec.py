@@ -1,4 +1,4 @@
-"""The cluster that MPI's own launcher tells its processes of: `mpiexec`, `mpirun`."""
+"""The cluster of MPI's own launchers: `mpiexec`, `mpirun`."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def resolve(environ: Mapping[str, str]) -> Cluster | None:
             continue
         if not (rank.isdecimal() and size.isdecimal() and int(rank) < int(size)):
             raise ClusterError(
-                f"tfaccel: {of_rank} is {rank!r} and {of_size} is {size!r}, expected a number and "
-                "a larger one; start the job with mpiexec, or unset both."
+                f"tfaccel: {of_rank} is {rank!r} and {of_size} is {size!r}; expected "
+                "0 <= rank < size; start the job with mpiexec, or unset both."
             )
         if int(size) == 1:
             return None

@@ -1,6 +1,6 @@
 """PMI-1: how the ranks of an MPI library find each other when no `mpiexec` has started them.
 
-MPICH asks the process manager it finds behind the socket PMI_FD for a table of keys and values,
+MPICH requests from the process manager behind the socket PMI_FD a table of keys and values,
 into which each rank puts its addresses, and for barriers. A dozen lines of text are all of it
 (https://wiki.mpich.org/mpich/index.php/PMI-1_Wire_Protocol), so workers that know each other's
 hosts already need no launcher of MPI's own.

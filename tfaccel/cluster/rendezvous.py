@@ -1,21 +1,28 @@
 """The workers meet over TCP before TensorFlow's own server starts.
 
-TensorFlow's leader waits without limit for a missing worker, and its server pairs with whoever
+TensorFlow's leader waits without limit for a missing worker, and its server pairs with any process
+that
 calls: a rank 0 left over from an old job trains with rank 1 of a new one, and both succeed. So
 the workers first shake hands on the very address that TensorFlow will use: rank 0 listens, the
-others say which job, which size, which rank and which versions they are, and all hear the same
-answer. It keeps mistakes out, not enemies: nothing here is encrypted or authenticated.
+others send their job, size, rank and versions, and all get the same
+answer.
+
+Where the job has a secret (`job_secret`), only connections that hold it are accepted. Where it has
+none, any process that reaches the port during the rendezvous can act for one of them. Nothing is
+encrypted, and what TensorFlow's server then does at these addresses is neither encrypted nor
+authenticated.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
+from tfaccel.cluster import interface, job_secret
 from tfaccel.cluster.cluster import Cluster
 from tfaccel.cluster.job_identity import JobIdentity, installed_versions
 from tfaccel.cluster.rendezvous_client import MAX_PAYLOAD_BYTES, join
@@ -43,26 +50,30 @@ def rendezvous(
     *,
     timeout_s: float = 300.0,
     job_id: str = "",
+    secret: str = "",
     payload: bytes = b"",
     versions: Mapping[str, str] | None = None,
+    arrivals: str = "",
 ) -> RendezvousResult:
     """Waits until every worker of this job is here, and agrees with them on rank 0's payload.
 
     All ports are free again when it returns, so that TensorFlow's server can take them.
 
     Args:
-        cluster: who we are.
+        cluster: of this worker.
         timeout_s: how long to wait for the others, in seconds.
         job_id: tells this job from any other on the same addresses; the same on all workers.
+        secret: of this job, the same on all workers; empty to accept any connection.
         payload: rank 0's word to all, at most `MAX_PAYLOAD_BYTES`; the others' is not used.
         versions: what must be the same on all workers; `installed_versions()` when None.
+        arrivals: a directory of this machine's launcher, which sees there who has come; or empty.
 
     Returns:
         Rank 0's payload, and the seconds waited.
 
     Raises:
         ClusterError: a port is taken, a worker does not come in time, comes twice, or belongs to
-            another job, size or set of versions.
+            another job, size or set of versions; or worker 0 does not hold the same secret.
 
     >>> rendezvous(Cluster(("localhost:2222",), 0, "example"), payload=b"seed 7").payload
     b'seed 7'
@@ -74,35 +85,37 @@ def rendezvous(
         )
     if cluster.size == 1:
         return RendezvousResult(payload, 0.0)
+    key = job_secret.key(secret, job_id)
     identity = JobIdentity(
-        job_id, cluster.size, dict(installed_versions() if versions is None else versions)
+        "" if key else job_id,  # whose difference is that of the key
+        cluster.size,
+        dict(installed_versions() if versions is None else versions),
     )
     started = time.monotonic()
+    if arrivals:
+        Path(arrivals, str(cluster.rank)).touch()
     # Every worker holds its own port while it waits: TensorFlow will need it, and a port that
-    # somebody else has is better said now.
+    # is in use elsewhere is better reported now.
     with _listen(cluster) as listener:
         if cluster.rank == 0:
-            RendezvousServer(cluster, identity, started, timeout_s).gather(listener, payload)
+            RendezvousServer(cluster, identity, key, started, timeout_s).gather(listener, payload)
         else:
-            payload = join(cluster, identity, started, timeout_s)
+            payload = join(cluster, identity, key, started, timeout_s)
     return RendezvousResult(payload, time.monotonic() - started)
 
 
 def _listen(cluster: Cluster) -> socket.socket:
-    """Takes our own port on all interfaces, as TensorFlow's server will."""
+    """Binds this worker's port, at the address where the others reach it."""
     _, port = cluster.host_and_port(cluster.rank)
-    backlog = max(cluster.size, 128)
+    address = interface.own_address(cluster)
     try:
-        # Both kinds of address where the machine has both, else IPv4.
-        with contextlib.suppress(ValueError):
-            return socket.create_server(
-                ("", port), family=socket.AF_INET6, backlog=backlog, dualstack_ipv6=True
-            )
-        return socket.create_server(("", port), backlog=backlog)
+        # TensorFlow's server will want it at all addresses.
+        interface.listen(interface.EVERYWHERE, port, 1).close()
+        return interface.listen(address, port, max(cluster.size, 128))
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise ClusterError(
             f"worker {cluster.rank} cannot listen on port {port} of {cluster.address} ({reason}); "
-            "expected a free port: stop what is left of an earlier job on this machine, "
+            "expected a free port: stop processes of an earlier job on this machine, "
             f"or choose another port in {cluster.source}"
         ) from error

@@ -1,4 +1,8 @@
-"""The client of the rendezvous: every other rank connects to rank 0 until it answers."""
+"""The client of the rendezvous: every other rank connects to rank 0 until it answers.
+
+It answers rank 0's question with a code that only the job's secret makes, and believes an answer
+that has such a code too: the secret itself is never sent.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +10,20 @@ import json
 import socket
 import time
 
-from tfaccel.cluster import framing
+from tfaccel.cluster import framing, job_secret
 from tfaccel.cluster.cluster import Cluster
 from tfaccel.cluster.job_identity import JobIdentity
-from tfaccel.cluster.rendezvous_server import CLOSE_TIMEOUT_S
+from tfaccel.cluster.rendezvous_server import CLOSE_TIMEOUT_S, HELLO, PAYLOAD, VERDICT
 from tfaccel.errors import ClusterError
 
 MAX_PAYLOAD_BYTES = 1 << 20
+_MAX_FRAME_BYTES = MAX_PAYLOAD_BYTES + (1 << 10)
 _CONNECT_TIMEOUT_S = 5.0
 
 
-def join(cluster: Cluster, identity: JobIdentity, started: float, timeout_s: float) -> bytes:
+def join(
+    cluster: Cluster, identity: JobIdentity, key: bytes, started: float, timeout_s: float
+) -> bytes:
     """Connects to rank 0 until it answers."""
     host, port = cluster.host_and_port(0)
     hello = json.dumps(
@@ -34,19 +41,23 @@ def join(cluster: Cluster, identity: JobIdentity, started: float, timeout_s: flo
             with socket.create_connection(
                 (host, port), timeout=min(left, _CONNECT_TIMEOUT_S)
             ) as connection:
-                # With nobody listening, a local call can by chance reach its own end.
+                # With no listener, a local connection can by chance reach its own end.
                 if connection.getsockname() == connection.getpeername():
-                    raise ConnectionRefusedError("nobody is listening")
-                connection.sendall(framing.frame(hello))
+                    raise ConnectionRefusedError("no process is listening")
+                received = bytearray()
+                asks_by = time.monotonic() + min(left, _CONNECT_TIMEOUT_S)
+                challenge = _read_frame(connection, received, asks_by)
+                nonce = job_secret.nonce()
+                content = job_secret.sign(key, challenge + HELLO, nonce + hello)
+                connection.sendall(framing.frame(content))
                 # Rank 0 was there before this call, so its deadline comes before this one.
-                return _receive_answer(
-                    cluster, connection, time.monotonic() + timeout_s + CLOSE_TIMEOUT_S
-                )
+                by = time.monotonic() + timeout_s + CLOSE_TIMEOUT_S
+                return _receive_answer(cluster, connection, received, key, nonce, by)
         except framing.ProtocolError:
             raise ClusterError(
                 f"worker {cluster.rank} called worker 0 at {cluster.workers[0]} and something "
-                "other than tfaccel answered; expected worker 0 of this job: stop what is left "
-                "of an earlier job there, or choose another port"
+                "other than tfaccel answered; expected worker 0 of this job: stop processes of an "
+                "earlier job there, or choose another port"
             ) from None
         except OSError as error:
             last = error.strerror or str(error) or type(error).__name__
@@ -59,19 +70,37 @@ def join(cluster: Cluster, identity: JobIdentity, started: float, timeout_s: flo
     )
 
 
-def _receive_answer(cluster: Cluster, connection: socket.socket, deadline: float) -> bytes:
+def _receive_answer(
+    cluster: Cluster,
+    connection: socket.socket,
+    received: bytearray,
+    key: bytes,
+    nonce: bytes,
+    deadline: float,
+) -> bytes:
     """Rank 0's payload, from two frames: a verdict, then the payload."""
-    received = bytearray()
-    verdict = _read_frame(connection, received, deadline)
-    error = framing.as_object(verdict).get("error")
+
+    def read(what: bytes) -> bytes:
+        message = _read_frame(connection, received, deadline)
+        content = job_secret.verify(key, nonce + what, message)
+        if content is None:
+            raise ClusterError(
+                f"worker {cluster.rank} and what answered at {cluster.workers[0]} do not hold the "
+                "same secret; expected worker 0 of this job: give all workers the same "
+                f"TFACCEL_JOB_ID and {job_secret.VARIABLE} (`tfaccel launch` does), and stop "
+                "processes of an earlier job there"
+            )
+        return content
+
+    error = framing.as_object(read(VERDICT)).get("error")
     if error is not None:
-        raise ClusterError(f"worker {cluster.rank} heard from worker 0: {error}")
-    return _read_frame(connection, received, deadline)
+        raise ClusterError(f"worker {cluster.rank} got an error from worker 0: {error}")
+    return read(PAYLOAD)
 
 
 def _read_frame(connection: socket.socket, received: bytearray, deadline: float) -> bytes:
     while True:
-        body = framing.first_frame(received, MAX_PAYLOAD_BYTES)
+        body = framing.first_frame(received, _MAX_FRAME_BYTES)
         if body is not None:
             del received[: len(framing.frame(body))]
             return body

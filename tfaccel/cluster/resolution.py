@@ -1,4 +1,4 @@
-"""Asks every resolver, and decides which is right; the rules are told in `tfaccel.cluster`."""
+"""Runs every resolver, and decides which applies; the rules are in `tfaccel.cluster`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from tfaccel.cluster import kubernetes, mpiexec, slurm, tf_config, tpu_vm
+from tfaccel.cluster import gke_tpu, kubernetes, mpiexec, slurm, tf_config
 from tfaccel.cluster.cluster import Cluster
 from tfaccel.errors import ClusterError
 
@@ -30,13 +30,13 @@ class Resolver(Protocol):
         """The cluster, or None when the environment is not its own."""
 
 
-RESOLVERS: tuple[Resolver, ...] = (tf_config, slurm, kubernetes, mpiexec, tpu_vm)
-"""In the order in which they are asked."""
+RESOLVERS: tuple[Resolver, ...] = (tf_config, slurm, kubernetes, mpiexec, gke_tpu)
+"""In the order in which they are tried."""
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What one resolver says of an environment.
+class ResolverResult:
+    """The result of one resolver for an environment.
 
     Attributes:
         source: the resolver's name.
@@ -53,11 +53,11 @@ class Answer:
     needs: str
 
     @property
-    def says(self) -> str:
+    def summary(self) -> str:
         """Its answer in a few words.
 
         >>> tf_config = Cluster(("a:1", "b:1"), 1, "TF_CONFIG")
-        >>> Answer("TF_CONFIG", (), tf_config, "", "").says
+        >>> ResolverResult("TF_CONFIG", (), tf_config, "", "").summary
         'worker 1 of 2'
         """
         if self.cluster is not None:
@@ -73,26 +73,26 @@ class Answer:
         )
 
 
-def ask(environ: Mapping[str, str]) -> tuple[Answer, ...]:
-    """What every resolver says, in their order; it raises nothing."""
-    return tuple(_ask(resolver, environ) for resolver in RESOLVERS)
+def resolve_all(environ: Mapping[str, str]) -> tuple[ResolverResult, ...]:
+    """The result of every resolver, in their order; it raises nothing."""
+    return tuple(_resolve(resolver, environ) for resolver in RESOLVERS)
 
 
-def _ask(resolver: Resolver, environ: Mapping[str, str]) -> Answer:
-    found, error = None, ""
+def _resolve(resolver: Resolver, environ: Mapping[str, str]) -> ResolverResult:
+    cluster, error = None, ""
     try:
-        found = resolver.resolve(environ)
+        cluster = resolver.resolve(environ)
     except ClusterError as reason:
         error = str(reason)
     read = tuple((name, environ[name]) for name in resolver.VARIABLES if name in environ)
-    return Answer(resolver.SOURCE, read, found, error, resolver.NEEDS)
+    return ResolverResult(resolver.SOURCE, read, cluster, error, resolver.NEEDS)
 
 
-def decide(answers: Sequence[Answer]) -> Cluster | None:
+def decide(answers: Sequence[ResolverResult]) -> Cluster | None:
     """The cluster of the first that describes one, if no other contradicts it.
 
     Raises:
-        ClusterError: the first that speaks cannot be right, or another contradicts it.
+        ClusterError: the first that matches is invalid, or another contradicts it.
     """
     for place, answer in enumerate(answers):
         if answer.error:
@@ -105,10 +105,10 @@ def decide(answers: Sequence[Answer]) -> Cluster | None:
     return None
 
 
-def _compare(first: Answer, second: Answer) -> None:
-    if second.cluster is not None and first.says != second.says:
+def _compare(first: ResolverResult, second: ResolverResult) -> None:
+    if second.cluster is not None and first.summary != second.summary:
         raise ClusterError(
-            f"tfaccel: {first.source} says that this is {first.says} ({first.read}) and "
-            f"{second.source} says that it is {second.says} ({second.read}), expected one "
+            f"tfaccel: {first.source} says that this is {first.summary} ({first.read}) and "
+            f"{second.source} says that it is {second.summary} ({second.read}); expected one "
             "description of this job; unset the variables of the one that is wrong."
         )

@@ -1,4 +1,4 @@
-"""The cluster that `srun` tells its tasks of.
+"""The cluster of the tasks of `srun`.
 
 https://slurm.schedmd.com/srun.html#SECTION_OUTPUT-ENVIRONMENT-VARIABLES
 """
@@ -117,13 +117,13 @@ def _plane(environ: Mapping[str, str], counts: list[int]) -> int:
 
 
 def _check_own_node(environ: Mapping[str, str], nodes_of_ranks: list[str]) -> None:
-    """Compares the node of each rank with what Slurm tells every task of its own node."""
-    node, told = environ.get("SLURMD_NODENAME"), environ.get("SLURM_GTIDS")
-    here = ",".join(str(rank) for rank, other in enumerate(nodes_of_ranks) if other == node)
-    if node and told and here != told:
+    """Compares the node of each rank with Slurm's variables for the node of this task."""
+    node, listed = environ.get("SLURMD_NODENAME"), environ.get("SLURM_GTIDS")
+    computed = ",".join(str(rank) for rank, other in enumerate(nodes_of_ranks) if other == node)
+    if node and listed and computed != listed:
         _wrong(
-            f"SLURM_GTIDS puts ranks {told} on {node}, and SLURM_DISTRIBUTION "
-            f"{environ.get('SLURM_DISTRIBUTION', '')!r} puts {here or 'none'} there"
+            f"SLURM_GTIDS puts ranks {listed} on {node}, and SLURM_DISTRIBUTION "
+            f"{environ.get('SLURM_DISTRIBUTION', '')!r} puts {computed or 'none'} there"
         )
 
 
@@ -133,11 +133,11 @@ def hostnames(nodes: str) -> list[str]:
     >>> hostnames("a[08-10,12],b-[1-2]-x,c")
     ['a08', 'a09', 'a10', 'a12', 'b-1-x', 'b-2-x', 'c']
     """
-    found: list[str] = []
+    names: list[str] = []
     for name in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", nodes):
         before, bracket, rest = name.partition("[")
         if not bracket:
-            found.append(name)
+            names.append(name)
             continue
         ranges, _, after = rest.partition("]")
         for part in ranges.split(","):
@@ -146,8 +146,8 @@ def hostnames(nodes: str) -> list[str]:
             low, _, high = part.partition("-")
             numbers = range(int(low), int(high or low) + 1)
             tails = hostnames(after) or [""]
-            found += [f"{before}{i:0{len(low)}}{tail}" for i in numbers for tail in tails]
-    return found
+            names += [f"{before}{i:0{len(low)}}{tail}" for i in numbers for tail in tails]
+    return names
 
 
 def tasks_per_node(tasks: str) -> list[int]:
@@ -160,8 +160,8 @@ def tasks_per_node(tasks: str) -> list[int]:
     return [int(m[1]) for m in parts if m is not None for _ in range(int(m[2] or 1))]
 
 
-def _wrong(found: str, expected: str = "what srun sets, which agrees") -> NoReturn:
+def _wrong(found: str, expected: str = "consistent values, as srun sets them") -> NoReturn:
     raise ClusterError(
-        f"tfaccel: {found}, expected {expected}; start the script with srun and another "
+        f"tfaccel: {found}; expected {expected}; start the script with srun and another "
         "--distribution, write TF_CONFIG, or unset SLURM_PROCID."
     )

@@ -105,10 +105,10 @@ def _jobs(spec: Any) -> dict[str, tuple[str, ...]]:
 
 
 def _check_address(address: Any, place: str) -> None:
-    found = _ADDRESS.fullmatch(address) if isinstance(address, str) else None
-    if found is None:
+    match = _ADDRESS.fullmatch(address) if isinstance(address, str) else None
+    if match is None:
         _wrong(f"has {place} {_shown(address)}", "host:port")
-    if not 1 <= int(found["port"]) <= 65535:
+    if not 1 <= int(match["port"]) <= 65535:
         _wrong(f"has {place} {_shown(address)}", "a port from 1 to 65535")
 
 
@@ -121,10 +121,10 @@ def _refuse_twice(workers: tuple[str, ...]) -> None:
 
 
 def _rank(task: Any, jobs: Mapping[str, tuple[str, ...]]) -> int:
-    """Our place among all workers, from our job and our place in it."""
+    """The rank among all workers, from the job and the index in it."""
     if not isinstance(task, dict):
-        found = "has no task" if task is None else f"has task {_shown(task)}"
-        _wrong(found, "an object with type and index")
+        task_text = "has no task" if task is None else f"has task {_shown(task)}"
+        _wrong(task_text, "an object with type and index")
     job, index = task.get("type"), task.get("index")
     if isinstance(job, str) and job in _REFUSED:
         _wrong(f"has task.type {job!r}", f"chief or worker: {_REFUSED[job]}")

@@ -1,4 +1,4 @@
-"""Where the TPU is: what was requested, and what the environment says."""
+"""The address of the TPU: from the request, and from the environment."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class TpuAddress:
             of a TPU in Google Cloud.
         zone: of a TPU with a name; None for that of this machine.
         project: the same.
-        source: who said so, for messages.
+        source: where it was found, for messages.
     """
 
     name: str
@@ -34,7 +34,7 @@ class TpuAddress:
 
     @property
     def is_named(self) -> bool:
-        """Whether Google Cloud must be asked where it is."""
+        """Whether its address must be looked up in Google Cloud."""
         return not self.is_local and not self.name.startswith("grpc://")
 
     def __str__(self) -> str:
@@ -46,7 +46,7 @@ class TpuAddress:
 def find(
     requested: str | None, zone: str | None, project: str | None, environ: Mapping[str, str]
 ) -> TpuAddress:
-    """Finds the TPU, as `TPUClusterResolver` does, and says where from.
+    """Finds the TPU, as `TPUClusterResolver` does, and the source.
 
     Args:
         requested: the option `tpu`; None for what the environment says (GKE, then ``TPU_NAME``),
@@ -61,7 +61,7 @@ def find(
     >>> find(None, None, None, {"TPU_NAME": "mine"}).source
     'TPU_NAME'
     """
-    found = next(
+    location = next(
         (
             (name, source)
             for name, source in (
@@ -73,10 +73,10 @@ def find(
         ),
         ("local", "this machine"),
     )
-    address = TpuAddress(found[0], zone, project, found[1])
+    address = TpuAddress(location[0], zone, project, location[1])
     if (zone or project) and not address.is_named:
         raise StrategyError(
-            f"tfaccel: tpu_zone or tpu_project was given for {address}, which needs none, "
+            f"tfaccel: tpu_zone or tpu_project was given for {address}, which needs none; "
             "expected tpu=<name> with them; leave them out, or name the TPU."
         )
     return address

@@ -22,19 +22,12 @@ import keras
 import tensorflow as tf
 
 from tfaccel.distribute import _private, step
-from tfaccel.distribute.adapt import adapt
+from tfaccel.distribute.mixins import mix_in
 from tfaccel.errors import StrategyError
 
 
 class AccumulatesLocally(_private.BeforeClipping):
     """Mixin for an optimizer adapted by `reduce_first`: reduces only what is to be applied."""
-
-    def scale_loss(self, loss: tf.Tensor) -> tf.Tensor:
-        """Weighs the loss by our rows over the rows of a replica's equal part."""
-        loss = super().scale_loss(loss)  # type: ignore[misc]
-        if step.is_checking():
-            return loss
-        return loss * _replicas(loss.dtype) if _weighted(self) else loss
 
     def apply(self, grads: Any, trainable_variables: Any = None) -> Any:
         """Accumulates our gradients, or applies the mean of all."""
@@ -52,7 +45,7 @@ class AccumulatesLocally(_private.BeforeClipping):
         if step.is_checking():
             summed: list[Any] = super().reduced(grads)  # type: ignore[misc]
             return summed
-        return grads if _weighted(self) else [_times_replicas(g) for g in grads]
+        return [_times_replicas(g) for g in grads]
 
     def before_clipping(self, grads: list[Any]) -> list[Any]:
         """The mean over replicas of what each has accumulated."""
@@ -84,10 +77,10 @@ def accumulate_locally(optimizer: keras.optimizers.Optimizer) -> None:
     inner = getattr(optimizer, "inner_optimizer", None)
     if inner is not None and inner.gradient_accumulation_steps:
         accumulate_locally(inner)
-        adapt(optimizer, SynchronizesOverflow)
+        mix_in(optimizer, SynchronizesOverflow)
     elif not optimizer.gradient_accumulation_steps:
         return
-    adapt(optimizer, AccumulatesLocally)
+    mix_in(optimizer, AccumulatesLocally)
 
 
 def synchronize(optimizer: keras.optimizers.Optimizer, strategy: tf.distribute.Strategy) -> None:
@@ -120,13 +113,8 @@ def _averaging(variables: list[Any], strategy: Any) -> Callable[[], None]:
     return tf.function(lambda: strategy.run(replica))  # type: ignore[no-any-return]
 
 
-def _weighted(optimizer: Any) -> bool:
-    ctx = step.current()
-    return ctx is not None and id(optimizer) in ctx.weighted
-
-
 def _replicas(dtype: Any) -> tf.Tensor:
-    # The strategy itself says 1 inside a Keras step.
+    # The strategy itself returns 1 inside a Keras step.
     return tf.constant(tf.distribute.get_strategy().placement.replicas, dtype)
 
 

@@ -9,12 +9,18 @@ Keras iterates it from Python. Three properties of its trainer are handled here:
   an execution that has run some steps must stop quietly, one that has run none must raise;
 * it takes `OutOfRangeError` for the end of the data.
 
+A `keras.utils.PyDataset` may change in its `on_epoch_end`, which Keras calls after that look: what
+was read ahead of it is of no use, and the pass restarts. It loses nothing, since its batches are
+asked for by their numbers, and they come in the order that was drawn for the look.
+
 The threads of a `keras.utils.PyDataset` read ahead by themselves, and Keras stops them after that
-first look and after each epoch. Who reads ahead of Keras then finds them stopped, so nobody does.
+first look and after each epoch. Reading ahead of Keras would find them stopped, so it is not done.
 """
 
 from __future__ import annotations
 
+import itertools
+import random
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -22,6 +28,8 @@ from typing import Any
 import tensorflow as tf
 
 from tfaccel.distribute import _private
+from tfaccel.distribute.profile import profiler
+from tfaccel.distribute.worker_activity import DataPass, worker_activity
 from tfaccel.errors import InputError
 
 
@@ -39,29 +47,48 @@ def without_autotune(dataset: tf.data.Dataset) -> tf.data.Dataset:
 
 
 class BatchIterable:
-    """Batches that can be iterated again and again; a subclass says where they come from.
+    """Batches that can be iterated again and again; a subclass defines their source.
 
     Args:
         threads: Keras's threads that read them ahead, or None.
+        asks_anew: as in `tfaccel.distribute._private.Caller`.
     """
 
-    _tfaccel_feed = True
+    _tfaccel_batches = True
 
-    def __init__(self, threads: Any = None) -> None:
+    def __init__(self, threads: Any = None, asks_anew: bool = False) -> None:
         self._threads = threads
+        self._asks_anew = asks_anew
+        self._before_look: Any = None  # Python's random state
         self._source: PushBackIterator | None = None
         self._reader: weakref.ref[BatchIterator] | None = None
 
     def __iter__(self) -> BatchIterator:
         abandoned = self._reader is None or self._reader() is None
         looked_at = self._source is not None and abandoned and self._source.push_back()
+        if looked_at and self._source is not None and self._source.is_of_fit:
+            profiler.step_was_none()
         if looked_at and self._threads is not None:
             looked_at = not _private.restart_threads(self._threads)
-        if self._source is None or not looked_at:
+        if looked_at and self._asks_anew:
+            self._source = None  # what it has read ahead is dropped before the next is read
+            self._source = PushBackIterator(self._open_as_for_look())
+        elif self._source is None or not looked_at:
+            self._before_look = random.getstate() if self._asks_anew else None
             self._source = PushBackIterator(self._open())
         iterator = self._reading(self._source)
         self._reader = weakref.ref(iterator)
         return iterator
+
+    def _open_as_for_look(self) -> Iterator[Any]:
+        """A pass for which Keras draws the same order of batches as for the look before it."""
+        batches, now = self._open(), random.getstate()
+        random.setstate(self._before_look)
+        try:
+            first = next(batches, None)
+        finally:
+            random.setstate(now)
+        return batches if first is None else itertools.chain([first], batches)
 
     def _open(self) -> Iterator[Any]:
         """One more pass over the batches."""
@@ -75,11 +102,12 @@ class BatchIterable:
 class BatchIterator:
     """One pass over the batches, in the way Keras's trainer reads it."""
 
-    _tfaccel_feed = True
+    _tfaccel_batches = True
 
     def __init__(self, feed: PushBackIterator) -> None:
         self._feed = feed
         self._at_execution_start = True
+        self._pass = DataPass(worker_activity)
 
     def __iter__(self) -> BatchIterator:
         self._at_execution_start = True  # an execution of one or more steps begins
@@ -91,13 +119,20 @@ class BatchIterator:
                 "tfaccel: next(iterator) was called inside a tf.function, which would train on one "
                 "batch again and again; take the batch outside and pass it in."
             )
+        self._pass.wait_for_batch()
+        profiler.step_ends()
         try:
             batch = next(self._feed)
         except StopIteration:
+            self._pass.end()
             if self._at_execution_start:
                 raise tf.errors.OutOfRangeError(None, None, "End of the dataset") from None
             raise
         self._at_execution_start = False
+        self._pass.begin_batch()
+        if self._pass.kind == "fit":
+            self._feed.is_of_fit = True
+            profiler.step_begins()
         return batch
 
 
@@ -105,6 +140,7 @@ class PushBackIterator:
     """An iterator of batches that can take its only batch back."""
 
     def __init__(self, source: Iterator[Any]) -> None:
+        self.is_of_fit = False
         self._source = source
         self._consumed: list[Any] = []
         self._pushed_back: list[Any] = []

@@ -8,14 +8,18 @@ first replicas get one more. The blocks go to workers in turn (worker `w` of `W`
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
+from absl import logging
 
-from tfaccel.distribute import _private
+from tfaccel.distribute import _private, data_service, own_rows
 from tfaccel.errors import InputError
 
 
@@ -114,10 +118,63 @@ def shard_batch(
     return tuple(parts), tf.stack(fractions), rows
 
 
+def own_numbers(
+    rows: int, placement: Placement, sharding: ShardingOptions = DEFAULT_SHARDING
+) -> npt.NDArray[np.int64]:
+    """The rows of a batch that `shard_batch` gives to our replicas (int64), in ascending order.
+
+    >>> own_numbers(10, Placement(workers=2, rank=1, local=2)).tolist()
+    [3, 4, 5, 8, 9]
+    """
+    if sharding.undersized == "whole" and rows < placement.replicas:
+        return np.arange(rows)
+    size, more = divmod(rows, placement.replicas)
+    taken = [
+        np.arange(block * size + min(block, more), (block + 1) * size + min(block + 1, more))
+        for block in placement.blocks
+    ]
+    if sharding.undersized == "last" and rows and not all(map(len, taken)):
+        taken.append(np.asarray([rows - 1]))
+    return np.unique(np.concatenate(taken)).astype(np.int64)
+
+
+@tf.autograph.experimental.do_not_convert
+def shard_own_rows(
+    own: Any,
+    numbers: tf.Tensor,
+    rows: tf.Tensor,
+    placement: Placement,
+    sharding: ShardingOptions = DEFAULT_SHARDING,
+) -> tuple[tuple[Any, ...], tf.Tensor, tf.Tensor]:
+    """Shards one global batch of which our rows alone are there.
+
+    Args:
+        own: a nest of dense, ragged or sparse tensors, or of what `is_absent`, all of our rows.
+        numbers: of those rows in the batch, as `own_numbers` (int64, shape `[n]`).
+        rows: how many the batch has (int64 scalar).
+        placement: which blocks are ours.
+        sharding: as in `shard_batch`; no part has other rows.
+
+    Returns:
+        As `shard_batch`.
+    """
+    blocks, fractions, rows = shard_batch(tf.range(rows), placement, sharding)
+    parts = []
+    for block in blocks:
+        before = tf.cast(numbers < tf.reduce_min(block), tf.int64)
+        start, size = tf.reduce_sum(before), tf.size(block, tf.int64)
+        parts.append(
+            tf.nest.map_structure(
+                lambda t, a=start, n=size: _take_rows(t, a, n, itertools.repeat(None)), own
+            )
+        )
+    return tuple(parts), fractions, rows
+
+
 _UNEVEN = (
-    "tfaccel: the parts of a batch have different first dimensions, expected the number of rows in "
-    "each, so that a replica can take its rows of all; reshape or repeat a part in the dataset, "
-    "and keep in the model what is no row. Found"
+    "tfaccel: the components of a batch have different first dimensions; all components of a batch "
+    "must have the same batch dimension; reshape or repeat a component in the dataset, or move "
+    "what is not per row into the model. Found"
 )
 
 
@@ -199,8 +256,8 @@ def shard_dataset(
         placement: which blocks of rows are ours.
         read_ahead: whether batches are made before they are requested.
         sharding: as in `shard_batch`.
-        first: what is said of the first batch, whole, as a last element (int64, shape `[n]`); of
-            the others nothing is.
+        first: makes a fingerprint of the first batch, whole, which is a last element (int64, shape
+            `[n]`); of the others it is empty.
 
     Raises:
         InputError: when an element of `dataset` is not a batch, or has parts of different rows.
@@ -215,18 +272,94 @@ def shard_dataset(
     source, whole = dataset, _as_it_is
     if arrays is not None:
         source, functions = arrays
-        whole = functools.partial(_gathered, functions)
+        whole = functools.partial(gathered, functions)
 
         @tf.autograph.experimental.do_not_convert
         def parts(*pair: Any) -> Any:
             return _gather_own(*pair, functions, placement, sharding)
 
+    moved = _cut_moved_up(dataset, placement) if arrays is None and read_ahead else None
+    if moved is not None:
+        source = moved.batches
+        if not data_service.in_use():
+            parts = _and_computed(parts, moved)
     if first is not None:
         source, parts = source.enumerate(), _with_first(parts, whole, first)
     if not read_ahead:
         return source.map(parts).with_options(dataset.options())
     divided = source.map(parts, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    if moved is not None:
+        if data_service.in_use():
+            divided = _computed_elsewhere(divided, moved)
+        place = f"{placement.rank}-of-{placement.workers}x{placement.local}"
+        key = f"{place}-{sharding.undersized}{sharding.multiples:d}{first is not None:d}"
+        divided = moved.finish(divided, key)
     return divided.with_options(dataset.options()).prefetch(tf.data.AUTOTUNE)
+
+
+def shard_rows_of(
+    dataset: tf.data.Dataset, placement: Placement, sharding: ShardingOptions = DEFAULT_SHARDING
+) -> tf.data.Dataset:
+    """As `shard_dataset`, of a dataset that has our rows of each batch alone.
+
+    What reads them ahead is in the dataset already.
+
+    Args:
+        dataset: as `tfaccel.distribute.batch_rows.OwnRows.dataset`, whose last part takes the place
+            of a fingerprint.
+        placement: which blocks of rows are ours.
+        sharding: as in `shard_own_rows`.
+    """
+
+    @tf.autograph.experimental.do_not_convert
+    def parts(own: Any, numbers: tf.Tensor, rows: tf.Tensor, order: tf.Tensor) -> Any:
+        return (*shard_own_rows(own, numbers, rows, placement, sharding), order)
+
+    return dataset.map(parts).with_options(dataset.options())
+
+
+def _cut_moved_up(dataset: tf.data.Dataset, placement: Placement) -> own_rows.MovedCut | None:
+    """The cut in front of what makes rows, where several workers read the same; None for none."""
+    if placement.workers == 1 and not data_service.in_use():
+        return None
+    moved, over_all_rows = own_rows.move_cut(dataset)
+    for line in over_all_rows:
+        logging.info("tfaccel: input: every worker computes all rows in the %s.", line)
+    if moved is None and data_service.in_use():
+        logging.info("tfaccel: input: there is nothing that data workers can compute by rows.")
+    return moved
+
+
+def _computed_elsewhere(cut: tf.data.Dataset, moved: own_rows.MovedCut) -> tf.data.Dataset:
+    """The user's rows of what was cut, made by data workers."""
+
+    @tf.autograph.experimental.do_not_convert
+    def compute(own: Any) -> Any:
+        return tuple(moved.compute_rows(part) for part in own)
+
+    found = data_service.computed_elsewhere(cut, compute)
+    if found is not None:
+        return found
+    logging.warning(
+        "tfaccel: input: a map reads variables or tables, which data workers do not have; rows are "
+        "computed here."
+    )
+    return cut.map(
+        lambda own, *rest: (compute(own), *rest),
+        num_parallel_calls=tf.data.AUTOTUNE,
+        deterministic=True,
+    )
+
+
+def _and_computed(parts: Any, moved: own_rows.MovedCut) -> Any:
+    """`parts` of the rows that the cut takes from, and the user's rows made of them."""
+
+    @tf.autograph.experimental.do_not_convert
+    def computed(*batch: Any) -> Any:
+        own, fractions, rows = parts(*batch)
+        return tuple(moved.compute_rows(part) for part in own), fractions, rows
+
+    return computed
 
 
 def _with_first(parts: Any, whole: Any, first: Callable[[Any], tf.Tensor]) -> Any:
@@ -236,8 +369,8 @@ def _with_first(parts: Any, whole: Any, first: Callable[[Any], tf.Tensor]) -> An
     def numbered(number: tf.Tensor, element: Any) -> Any:
         given = element if isinstance(element, tuple) else (element,)
         none = tf.zeros([0], tf.int64)
-        said = tf.cond(tf.equal(number, 0), lambda: first(whole(*given)), lambda: none)
-        return (*parts(*given), tf.ensure_shape(said, [None]))
+        fingerprint = tf.cond(tf.equal(number, 0), lambda: first(whole(*given)), lambda: none)
+        return (*parts(*given), tf.ensure_shape(fingerprint, [None]))
 
     return numbered
 
@@ -246,7 +379,7 @@ def _as_it_is(*batch: Any) -> Any:
     return batch
 
 
-def _gathered(functions: list[Any], indices: tf.Tensor, data: Any) -> Any:
+def gathered(functions: list[Any], indices: tf.Tensor, data: Any) -> Any:
     """Rows of Keras's array pipeline."""
     batch = functions[0](indices, data)
     for function in functions[1:]:
@@ -264,7 +397,7 @@ def _gather_own(
 ) -> Any:
     """One batch of Keras's array pipeline, for our replicas' rows alone."""
     own, fractions, rows = shard_batch(indices, placement, sharding)
-    return tuple(_gathered(functions, part, data) for part in own), fractions, rows
+    return tuple(gathered(functions, part, data) for part in own), fractions, rows
 
 
 def check_batched(spec: Any) -> None:

@@ -2,83 +2,122 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from tfaccel.distribute import _private, dataset_consistency, padding
+from tfaccel.distribute import _private, data_service, dataset_consistency, padding
 from tfaccel.distribute.batch_iterator import BatchIterable, without_autotune
+from tfaccel.distribute.batch_rows import OwnRows
 from tfaccel.distribute.batch_sharding import (
     Placement,
     ShardingOptions,
     is_absent,
+    own_numbers,
     row_count,
     shard_batch,
     shard_dataset,
+    shard_rows_of,
     sharding_error,
     static_row_count,
     uneven,
 )
 from tfaccel.distribute.read_ahead import read_ahead
 
-# Stands for None in a batch on its replicas. Keras must find a distributed value in every leaf
-# before it asks the strategy for a batch's shapes, and a plain None is none.
-ABSENT = _private.PerReplica(())
 
-
-class Sharded(NamedTuple):
-    """A batch over its replicas: nests of PerReplica values.
+class Part(NamedTuple):
+    """What a replica is handed of a batch.
 
     Attributes:
-        data: the batch.
-        batch_fraction: each replica's part of all rows (float32 scalars).
-        real: which rows are no copies (bool, shape `[rows]`); empty where all are (Keras takes a
-            None for a value that is not distributed).
+        data: its rows.
+        batch_fraction: its part of all rows (float32 scalar); None where only the replicas
+            themselves can count them.
+        real: which of the rows are no copies (bool, shape `[rows]`); None where all are.
     """
 
     data: Any
     batch_fraction: Any
-    real: Any = ()
-
-
-class ShardedWithEmpty(NamedTuple):
-    """As `Sharded`, for a batch with fewer rows than replicas: some have only copies, or none."""
-
-    data: Any
-    batch_fraction: Any
-    real: Any = ()
+    real: Any = None
 
 
 def shard_host_batch(
     batch: Any, placement: Placement, partial_batch: str = "exact", multiples: bool = False
-) -> Sharded | ShardedWithEmpty:
+) -> _private.PerReplicaBatch:
     """Shards one batch of host tensors that did not come from a dataset (`train_on_batch`).
 
     Raises:
         InputError: when parts of the batch have numbers of rows that do not go together.
     """
-    batch = tf.nest.map_structure(
-        lambda t: None if is_absent(t) else tf.convert_to_tensor(t), batch
-    )
-    leaves = [t for t in tf.nest.flatten(batch) if t is not None]
+    batch, leaves = _host_tensors(batch)
     static = static_row_count(leaves, multiples)
     sharding = (
         ShardingOptions(multiples=multiples)
         if static is None
         else _sharding_options(partial_batch, multiples)
     )
+    whole, fractions, rows = _shard(batch, leaves, placement, sharding)
+    has_empty = static is not None and static < placement.replicas
+    each = tf.unstack(fractions, placement.local)
+    if partial_batch == "exact" or static is None:
+        return exact_batch(whole, each, rows if has_empty else None)
+    return padded_batch(whole, each, math.ceil(static / placement.replicas), has_empty)
+
+
+def shard_own_batch(batch: Any, placement: Placement, multiples: bool) -> _private.PerReplicaBatch:
+    """Shards one batch of host tensors that is this worker's part of a global batch.
+
+    Args:
+        batch: a nest.
+        placement: of which only the replicas here count.
+        multiples: as in `Batches`.
+
+    Raises:
+        InputError: when parts of the batch have numbers of rows that do not go together.
+    """
+    batch, leaves = _host_tensors(batch)
+    own = Placement(workers=1, rank=0, local=placement.local)
+    parts, _, _ = _shard(batch, leaves, own, ShardingOptions(multiples=multiples))
+    return _counted_by_replicas(parts)
+
+
+def _host_tensors(batch: Any) -> tuple[Any, list[Any]]:
+    batch = tf.nest.map_structure(
+        lambda t: None if is_absent(t) else tf.convert_to_tensor(t), batch
+    )
+    return batch, [t for t in tf.nest.flatten(batch) if t is not None]
+
+
+def _shard(
+    batch: Any, leaves: list[Any], placement: Placement, sharding: ShardingOptions
+) -> tuple[list[Any], tf.Tensor, tf.Tensor]:
+    """As `shard_batch`, of what `_host_tensors` returns."""
     parts, fractions, rows = shard_batch(leaves, placement, sharding)
     whole = []
     for part in parts:
         rest = iter(part)
         whole.append(tf.nest.map_structure(lambda t, r=rest: None if t is None else next(r), batch))
-    has_empty = static is not None and static < placement.replicas
-    each = tuple(tf.unstack(fractions, placement.local))
-    if partial_batch == "exact" or static is None:
-        return _regroup(tuple(whole), each, rows if has_empty else None)
-    return _padded_batch(tuple(whole), each, has_empty, math.ceil(static / placement.replicas))
+    return whole, fractions, rows
+
+
+def sharded_by_tensorflow(batch: Any, placement: Placement) -> _private.PerReplicaBatch:
+    """A batch that `tf.distribute` has sharded already."""
+
+    def part(replica: int) -> Any:
+        return tf.nest.map_structure(
+            lambda v: v.values[replica] if isinstance(v, tf.distribute.DistributedValues) else v,
+            batch,
+        )
+
+    return _counted_by_replicas([part(replica) for replica in range(placement.local)])
+
+
+def _counted_by_replicas(parts: Sequence[Any]) -> _private.PerReplicaBatch:
+    """A batch of which nobody says how many rows each replica has: maybe none."""
+    return _private.PerReplicaBatch([Part(part, None) for part in parts], has_empty_replicas=True)
 
 
 def numbers_of_rows(part: Any) -> list[int]:
@@ -129,6 +168,9 @@ class Batches(BatchIterable):
             is the one that is looked at.
         all_gather: gives the numbers of every worker, where there are several.
         length: the number of batches, as `tfaccel.distribute.dataset_consistency.length_of`.
+        asks_anew: as in `tfaccel.distribute._private.Caller`.
+        py_dataset: Keras's adapter of the `PyDataset` that `dataset` reads, where that is asked for
+            our rows alone; else None.
     """
 
     def __init__(
@@ -142,54 +184,80 @@ class Batches(BatchIterable):
         alike: bool = False,
         all_gather: dataset_consistency.AllGather | None = None,
         length: int = tf.data.UNKNOWN_CARDINALITY,
+        asks_anew: bool = False,
+        py_dataset: Any = None,
     ) -> None:
-        super().__init__(threads)
+        super().__init__(threads, asks_anew)
         self._all_gather = all_gather
         self._length = length
         self._compared = all_gather is None
-        first = dataset_consistency.fingerprints if all_gather is not None else None
         self._alike = alike and multiples
         self._proportion: tuple[int, ...] | None = None
         sharding = _sharding_options(partial_batch, multiples)
         self._partial_batch = partial_batch
         self._rows = 0  # of the largest batch so far
         self.element_spec = dataset.element_spec
-        self._kind = _kind(dataset.element_spec, placement)
-        self._dataset = without_autotune(
-            shard_dataset(dataset, placement, threads is None, sharding, first)
-        )
+        self._static_rows = has_static_rows(dataset.element_spec, placement)
+        self._own: OwnRows | None = None
+        if py_dataset is not None:
+            ours = functools.partial(own_numbers, placement=placement, sharding=sharding)
+            self._own = OwnRows(py_dataset, ours)
+            divided = shard_rows_of(self._own.dataset, placement, sharding)
+        else:
+            first = dataset_consistency.fingerprints if all_gather is not None else None
+            divided = shard_dataset(dataset, placement, threads is None, sharding, first)
+        self._dataset = without_autotune(divided)
         self._placement = placement
         self._devices = devices
 
     def _open(self) -> Iterator[Any]:
         with tf.device("/CPU:0"):
             source = iter(self._dataset)
-        elements = _elements(source)
-        if self._all_gather is not None:
-            elements = dataset_consistency.end_together(elements, self._length, self._all_gather)
-        batches = (b for element in elements if (b := self._place(*element)) is not None)
+        elements = self._elements(source)
+        if data_service.in_use():
+            # A pass over the user's dataset begins where it begins without a service, also one of
+            # which nothing will be read: the next one is shuffled after it.
+            elements = _begun(elements)
+        batches = self._placed(elements)
         copies = any("CPU" not in device.upper() for device in self._devices)
         ahead = copies and self._threads is None
         return read_ahead(batches, in_thread=False) if ahead else batches
 
+    def _elements(self, source: Iterator[Any]) -> Iterator[Any]:
+        """The elements of a dataset that was split; what it refuses is raised as our own error."""
+        try:
+            yield from source if self._own is None else self._own.elements(source)
+        except tf.errors.InvalidArgumentError as error:
+            raise sharding_error(error) from None
+
+    def _placed(self, elements: Iterator[Any]) -> Iterator[Any]:
+        """The batches of a pass on our devices; `elements` are as `shard_dataset` makes them."""
+        if self._all_gather is not None:
+            elements = dataset_consistency.end_together(elements, self._length, self._all_gather)
+        for element in elements:
+            batch = self._place(*element)
+            if batch is not None:
+                batch.global_rows = int(element[2])
+                yield batch
+
     def _place(
-        self, parts: tuple[Any, ...], fractions: tf.Tensor, rows: tf.Tensor, said: Any = ()
+        self, parts: tuple[Any, ...], fractions: tf.Tensor, rows: tf.Tensor, fingerprint: Any = ()
     ) -> Any:
         """The batch on our devices, or None when it is to be dropped."""
-        if self._all_gather is not None and not self._compared:
+        if self._all_gather is not None:
+            if self._own is not None and len(fingerprint):
+                self._own.check_order(fingerprint, self._all_gather)
+            elif not self._compared:
+                dataset_consistency.check_first_batch(fingerprint, self._all_gather)
             self._compared = True
-            dataset_consistency.check_first_batch(said, self._all_gather)
         number, replicas = int(rows), self._placement.replicas
         has_empty = number < replicas
-        each = tuple(tf.unstack(fractions))
-        if self._alike:
-            found = numbers_of_rows(parts[0])
-            if self._proportion is None:
-                self._proportion = proportion(found)
-            if number and not keeps(found, self._proportion):
-                raise uneven(found)
+        each = tf.unstack(fractions)
+        if number:
+            self._check_proportion(parts[0])
         if self._partial_batch == "exact":
-            return _regroup(self._on_devices(parts), each, rows if has_empty else None, self._kind)
+            placed = self._on_devices(parts)
+            return exact_batch(placed, each, rows if has_empty else None, self._static_rows)
         if self._partial_batch == "drop":
             if self._rows == 0:
                 padding.check_divides(number, replicas)
@@ -197,13 +265,22 @@ class Batches(BatchIterable):
                 return None
         self._rows = max(self._rows, number)
         local = math.ceil(self._rows / replicas)
-        return _padded_batch(parts, each, has_empty, local, self._on_devices)
+        return padded_batch(parts, each, local, has_empty, self._on_devices)
 
-    def _on_devices(self, parts: tuple[Any, ...]) -> tuple[Any, ...]:
-        return tuple(
+    def _check_proportion(self, part: Any) -> None:
+        if not self._alike:
+            return
+        found = numbers_of_rows(part)
+        if self._proportion is None:
+            self._proportion = proportion(found)
+        if not keeps(found, self._proportion):
+            raise uneven(found)
+
+    def _on_devices(self, parts: Sequence[Any]) -> list[Any]:
+        return [
             tf.nest.map_structure(lambda t, d=device: _copy_to_device(t, d), part)
             for part, device in zip(parts, self._devices, strict=True)
-        )
+        ]
 
 
 def _sharding_options(partial_batch: str, multiples: bool) -> ShardingOptions:
@@ -212,12 +289,10 @@ def _sharding_options(partial_batch: str, multiples: bool) -> ShardingOptions:
     return ShardingOptions("whole", multiples)
 
 
-def _elements(source: Iterator[Any]) -> Iterator[Any]:
-    """The elements of a dataset that was split; what it refuses is raised as our own error."""
-    try:
-        yield from source
-    except tf.errors.InvalidArgumentError as error:
-        raise sharding_error(error) from None
+def _begun(elements: Iterator[Any]) -> Iterator[Any]:
+    """`elements`, of which the first has been read."""
+    first = list(itertools.islice(elements, 1))
+    return itertools.chain(first, elements)
 
 
 def _copy_to_device(tensor: Any, device: str) -> Any:
@@ -228,8 +303,8 @@ def _copy_to_device(tensor: Any, device: str) -> Any:
         return tf.identity(tensor)
 
 
-def _kind(spec: Any, placement: Placement) -> type:
-    """What the parts of batches of `spec` are: of a static number of rows where batches are.
+def has_static_rows(spec: Any, placement: Placement) -> bool:
+    """Whether the parts of batches of `spec` have a static number of rows, as the batches have.
 
     A step may then read `x.shape[0]`, as on one device.
     """
@@ -238,56 +313,43 @@ def _kind(spec: Any, placement: Placement) -> type:
     # With one row in each part, what is made for each row looks like what is made once.
     least = 2 * placement.replicas
     divide = all(n is not None and n >= least and n % placement.replicas == 0 for n in rows)
-    return _private.StaticRows if divide and rows else _private.DynamicRows
+    return divide and bool(rows)
 
 
-def _regroup(
-    parts: tuple[Any, ...],
-    fractions: tuple[Any, ...],
+def exact_batch(
+    parts: Sequence[Any],
+    fractions: Sequence[tf.Tensor],
     undersized: tf.Tensor | None,
-    kind: type = _private.DynamicRows,
-) -> Sharded | ShardedWithEmpty:
+    static_rows: bool = False,
+) -> _private.PerReplicaBatch:
     """Args: `undersized` is the number of rows where replicas outnumber them, else None."""
-    data = per_replica(parts, _private.DynamicRows if undersized is not None else kind)
     if undersized is None:
-        return Sharded(data, _private.DynamicRows(fractions))
+        each = [Part(*part) for part in zip(parts, fractions, strict=True)]
+        return _private.PerReplicaBatch(each, static_rows)
     # The first replica has all rows, and the others the same to compute for nothing.
-    real = tuple(tf.repeat(fraction > 0, undersized) for fraction in fractions)
-    return ShardedWithEmpty(data, _private.DynamicRows(fractions), _private.DynamicRows(real))
+    real = [tf.repeat(fraction > 0, undersized) for fraction in fractions]
+    each = [Part(*part) for part in zip(parts, fractions, real, strict=True)]
+    return _private.PerReplicaBatch(each, has_empty_replicas=True)
 
 
-def _padded_batch(
-    parts: tuple[Any, ...],
-    fractions: tuple[Any, ...],
-    has_empty: bool,
+def padded_batch(
+    parts: Sequence[Any],
+    fractions: Sequence[tf.Tensor],
     rows: int,
-    placed: Callable[[tuple[Any, ...]], tuple[Any, ...]] = lambda parts: parts,
-) -> Sharded | ShardedWithEmpty:
-    """Each replica's part filled up to `rows` rows."""
+    has_empty_replicas: bool,
+    placed: Callable[[Sequence[Any]], Sequence[Any]] = lambda parts: parts,
+) -> _private.PerReplicaBatch:
+    """Each replica's part filled up to `rows` rows.
+
+    Args:
+        parts: of each replica here, with None where nothing was given.
+        fractions: of each.
+        rows: how many each shall have.
+        has_empty_replicas: as of the batch.
+        placed: puts what each replica is handed on its device.
+    """
     filled, real = zip(
         *(padding.pad(*part, rows) for part in zip(parts, fractions, strict=True)), strict=True
     )
-    kind = ShardedWithEmpty if has_empty else Sharded
-    data, real = per_replica(placed(filled), _private.StaticRows), placed(real)
-    return kind(data, _private.PerReplica(fractions), _private.StaticRows(real))
-
-
-def per_replica(parts: Sequence[Any], kind: type) -> Any:
-    """One nest of values of `kind` from the part of each replica; `ABSENT` where those are None.
-
-    Args:
-        parts: nests of one structure.
-        kind: `PerReplica` or a subclass.
-    """
-    return tf.nest.map_structure(
-        lambda *t: ABSENT if t[0] is None else kind(t), *parts, expand_composites=False
-    )
-
-
-def absent_to_none(batch: Any) -> Any:
-    """A nest as `per_replica` makes it, with None again where it holds `ABSENT`."""
-    return tf.nest.map_structure(
-        lambda v: None if isinstance(v, _private.PerReplica) and not v.values else v,
-        batch,
-        expand_composites=False,
-    )
+    each = zip(placed(filled), fractions, placed(real), strict=True)
+    return _private.PerReplicaBatch([Part(*part) for part in each], True, has_empty_replicas)

@@ -29,7 +29,7 @@ def broadcast(strategy: Workers, values: list[Any]) -> list[tf.Tensor]:
     """Gives every worker the chief's values; every worker must call.
 
     Args:
-        strategy: of several workers, in whose cross-replica context we are.
+        strategy: of several workers, in whose cross-replica context this is called.
         values: tensors or arrays, the same dtypes and shapes on every worker.
 
     Returns:

@@ -17,9 +17,9 @@ import tensorflow as tf
 from absl import logging
 
 from tfaccel.distribute import _private, step
-from tfaccel.distribute.adapt import adapt
 from tfaccel.distribute.batch_sharding import is_absent
 from tfaccel.distribute.graphs import outside_graphs
+from tfaccel.distribute.mixins import mix_in
 from tfaccel.distribute.replica_attributes import ReplicaAttributes
 
 STEPS = {
@@ -60,13 +60,13 @@ def build_from_steps(model: Any, strategy: Any, spec: Any = None) -> None:
 
     Args:
         model: whose variables belong to `strategy`.
-        strategy: of ours.
+        strategy: created by tfaccel.
         spec: of the batches that a method of `model` has requested.
     """
     object.__setattr__(model, "_tfaccel_strategy", strategy)
     if spec is not None:
         object.__setattr__(model, "_tfaccel_spec", spec)
-    adapt(model, FromSteps)
+    mix_in(model, FromSteps)
 
 
 def for_caller(caller: _private.Caller, spec: Any, strategy: Any) -> None:
@@ -75,7 +75,7 @@ def for_caller(caller: _private.Caller, spec: Any, strategy: Any) -> None:
     Args:
         caller: requests its data.
         spec: of a batch.
-        strategy: of ours, to which the variables of its model belong.
+        strategy: created by tfaccel, to which the variables of its model belong.
     """
     build_from_steps(caller.model, strategy, spec)
     validates = caller.validates and caller.method == "fit"
@@ -89,7 +89,7 @@ def for_method(model: Any, method: str, spec: Any, strategy: Any) -> None:
         model: a Keras model whose variables belong to `strategy`.
         method: `fit`, `evaluate`, `predict`, or one of `*_on_batch`.
         spec: of a batch.
-        strategy: of ours.
+        strategy: created by tfaccel.
     """
     kind = STEPS[method]
     if _is_custom(model, kind) or (kind == "predict" and not _is_built(model)):
@@ -103,14 +103,14 @@ def trace_step(model: Any, kind: str, spec: Any, strategy: Any) -> bool:
         model: a Keras model whose variables belong to `strategy`.
         kind: of step: ``"train"``, ``"test"`` or ``"predict"``.
         spec: a nest of `tf.TypeSpec`s.
-        strategy: of ours.
+        strategy: created by tfaccel.
 
     Returns:
         Whether its variables are made.
     """
     if kind != "predict" and getattr(model, f"{kind}_function", None) is not None:
         return True
-    run = getattr(model, f"{kind}_step")
+    run = _private.plain_step(model, f"{kind}_step")
     attributes = ReplicaAttributes([model, *_private.layers_of(model)])
     try:
         outside_graphs(lambda: trace(run, spec, strategy))
@@ -132,12 +132,12 @@ def is_tracing() -> bool:
 
 
 def trace(run: Callable[[Any], Any], spec: Any, strategy: Any) -> None:
-    """Calls `run` as a replica of `strategy` does, in a graph that nobody runs.
+    """Calls `run` as a replica of `strategy` does, in a graph that is never run.
 
     Args:
         run: a function of a batch.
         spec: of the batch.
-        strategy: of ours.
+        strategy: created by tfaccel.
     """
     graph = tf.__internal__.FuncGraph(_TRACE)
     with strategy.scope(), graph.as_default(), _variables_outside_graph(strategy):
@@ -165,7 +165,7 @@ class _OneReplica(tf.distribute.ReplicaContext):  # type: ignore[misc]
 
 @contextlib.contextmanager
 def _variables_outside_graph(strategy: Any) -> Iterator[None]:
-    """Variables that are made in the graph we are in are created outside of it."""
+    """Variables that are made in the current graph are created outside of it."""
     making = False
 
     def made(next_creator: Any, **kwargs: Any) -> Any:
@@ -219,8 +219,8 @@ def specs(batch: Any) -> Any:
             return None
         if isinstance(leaf, (tf.TypeSpec, keras.KerasTensor)):
             return tf.TensorSpec(leaf.shape, leaf.dtype)
-        found = tf.type_spec_from_value(tf.convert_to_tensor(leaf))
-        return tf.TensorSpec([None, *found.shape[1:]], found.dtype) if found.shape.rank else found
+        spec = tf.type_spec_from_value(tf.convert_to_tensor(leaf))
+        return tf.TensorSpec([None, *spec.shape[1:]], spec.dtype) if spec.shape.rank else spec
 
     while isinstance(batch, tuple) and len(batch) > 1 and batch[-1] is None:
         batch = batch[:-1]
@@ -236,10 +236,10 @@ def _is_custom(model: Any, kind: str) -> bool:
 def _is_overridden(model: Any, name: str) -> bool:
     if name in vars(model):
         return True
-    made = (vars(cls)[name] for cls in type(model).__mro__ if name in vars(cls))
-    modules = (str(getattr(function, "__module__", "")) for function in made)
-    found = next((m for m in modules if not m.startswith("tfaccel.")), "keras.")
-    return not found.startswith("keras.")
+    definitions = (vars(cls)[name] for cls in type(model).__mro__ if name in vars(cls))
+    modules = (str(getattr(function, "__module__", "")) for function in definitions)
+    module = next((m for m in modules if not m.startswith("tfaccel.")), "keras.")
+    return not module.startswith("keras.")
 
 
 def _is_built(model: Any) -> bool:

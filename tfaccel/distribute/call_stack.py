@@ -1,6 +1,6 @@
 """The calls that led to a function, read from Python's stack.
 
-What Keras does not tell a strategy is read from the functions that call it
+What Keras does not pass to a strategy is read from the functions that call it
 (`_private/callers.py`): all walks over the stack are this one.
 """
 
@@ -10,6 +10,8 @@ import sys
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any
+
+from tfaccel.cluster.stacks import current_frames
 
 
 class Call:
@@ -28,6 +30,11 @@ class Call:
         return self._frame.f_code.co_name
 
     @property
+    def qualified_name(self) -> str:
+        """Its name with that of its class, where Python has it (from 3.11 on)."""
+        return str(getattr(self._frame.f_code, "co_qualname", self.function))
+
+    @property
     def module(self) -> str:
         """The name of the module that it is written in."""
         return str(self._frame.f_globals.get("__name__", ""))
@@ -35,6 +42,10 @@ class Call:
     def is_of(self, package: str) -> bool:
         """Whether it is written in a module inside `package`."""
         return self.module.startswith(f"{package}.")
+
+    def is_of_a_library(self) -> bool:
+        """Whether it is not the user's, but of TensorFlow, Keras or tfaccel."""
+        return any(map(self.is_of, ("tensorflow", "keras", "tfaccel")))
 
     def local(self, name: str) -> Any:
         """What its argument or local variable of that name holds now; None without one."""
@@ -56,6 +67,15 @@ def calls(above: int = 0) -> Iterator[Call]:
     ['outer', '<module>']
     """
     return _outwards(sys._getframe(above + 2))
+
+
+def calls_of_thread(number: int) -> Iterator[Call]:
+    """The calls of another thread that runs, the innermost first; none where there is no such one.
+
+    Args:
+        number: as `threading.get_ident` gave it there.
+    """
+    return _outwards(current_frames().get(number))
 
 
 def _outwards(frame: FrameType | None) -> Iterator[Call]:

@@ -18,7 +18,7 @@ _UNIFORM, _NORMAL = 0.9, 0.6  # units are kept by Dropout up to that rate
 
 
 class UnknownRandomOpError(Exception):
-    """A random operation of which we cannot say what it gives."""
+    """A random operation whose result is unknown."""
 
 
 @contextlib.contextmanager
@@ -44,7 +44,7 @@ def constants(op: Any) -> list[tf.Tensor] | None:
     """What to use in place of the outputs of an operation; None for those.
 
     Raises:
-        UnknownRandomOpError: for a random operation of which we cannot say what it gives.
+        UnknownRandomOpError: for a random operation whose result is unknown.
     """
     if op.type == "RandomShuffle":
         return [tf.identity(op.inputs[0])]

@@ -7,7 +7,8 @@ from typing import Any
 import tensorflow as tf
 
 from tfaccel.distribute import _private, step
-from tfaccel.distribute.adapt import adapt
+from tfaccel.distribute.call_stack import calls
+from tfaccel.distribute.mixins import mix_in
 
 
 class AnyDtype:
@@ -18,7 +19,16 @@ class AnyDtype:
     """
 
     def all_reduce(self, reduce_op: Any, value: Any, options: Any = None) -> Any:
-        """Reduces each tensor of a nest over all replicas; booleans to whether any is True."""
+        """Reduces each tensor of a nest over all replicas; booleans to whether any is True.
+
+        Raises:
+            ValueError: in the first-step check, of rows, of which replicas have unequal numbers: a
+                collective that failed would break all others, or end the process.
+        """
+        if step.is_checking_unequal_rows() and not next(calls()).is_of_a_library():
+            shapes = [getattr(v, "shape", None) for v in tf.nest.flatten(value)]
+            if any(shape is not None and not shape.is_fully_defined() for shape in shapes):
+                raise ValueError("it reduces tensors of unknown shapes over the replicas by hand")
         odd = [v for v in tf.nest.flatten(value) if _transport_dtype(v) is not None]
         if not odd:
             return super().all_reduce(reduce_op, value, options)  # type: ignore[misc]
@@ -39,12 +49,12 @@ class AnyDtype:
 
 
 def adapt_context() -> None:
-    """Adapts the context of the replica that we are in."""
-    adapt(tf.distribute.get_replica_context(), AnyDtype)
+    """Adapts the context of the current replica."""
+    mix_in(tf.distribute.get_replica_context(), AnyDtype)
 
 
 def local_replica_id() -> int:
-    """Which of this worker's replicas we are in."""
+    """The index of the current replica in this worker."""
     return _private.local_replica_index()
 
 

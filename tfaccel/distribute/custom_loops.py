@@ -17,7 +17,7 @@ import keras
 import tensorflow as tf
 
 from tfaccel.distribute import _private, scope
-from tfaccel.distribute.adapt import adapt
+from tfaccel.distribute.mixins import mix_in
 from tfaccel.distribute.object_graph import ReachableObjects
 from tfaccel.distribute.optimizer import ReduceFirst
 
@@ -75,7 +75,7 @@ def adopt_new_optimizer(mixin: type = CreatedInScope) -> None:
     """
     optimizer = _private.optimizer_being_made()
     if optimizer is not None:
-        adapt(optimizer, mixin)
+        mix_in(optimizer, mixin)
 
 
 class Parts(NamedTuple):
@@ -99,7 +99,7 @@ def prepare(function: Any, strategy: Any, mixin: type = CreatedInScope) -> Parts
 
     Args:
         function: that `strategy.run` is given.
-        strategy: of ours.
+        strategy: created by tfaccel.
         mixin: what its optimizers become.
 
     Returns:
@@ -113,18 +113,18 @@ def prepare(function: Any, strategy: Any, mixin: type = CreatedInScope) -> Parts
     except TypeError:  # nothing can be said of it: looked through each time
         known = {}
     if method not in known:
-        found = scope.check_function(function, strategy)
-        for optimizer in found.optimizers():
-            adapt(optimizer, mixin)
-        known[method] = _weakly(_parts(found))
+        reachable = scope.check_function(function, strategy)
+        for optimizer in reachable.optimizers():
+            mix_in(optimizer, mixin)
+        known[method] = _weakly(_parts(reachable))
     layers, losses = known[method]
     return Parts(_alive(layers), _alive(losses))
 
 
-def _parts(found: ReachableObjects) -> Parts:
-    layers = [part for part in found.parts if isinstance(part, keras.layers.Layer)]
+def _parts(reachable: ReachableObjects) -> Parts:
+    layers = [part for part in reachable.parts if isinstance(part, keras.layers.Layer)]
     inside = {id(inner) for layer in layers for inner in _private.layers_of(layer)[1:]}
-    losses = [part for part in found.parts if isinstance(part, keras.losses.Loss)]
+    losses = [part for part in reachable.parts if isinstance(part, keras.losses.Loss)]
     return Parts(tuple(layer for layer in layers if id(layer) not in inside), tuple(losses))
 
 

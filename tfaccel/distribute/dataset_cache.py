@@ -1,7 +1,7 @@
-"""Dataset caches in files, of workers that share a folder.
+"""Dataset caches in files, of workers that share a directory.
 
 A script says `dataset.cache(path)` on every worker. TensorFlow takes the second writer of a file
-for a mistake, or reads what the first has not finished. So each worker has a file of its own, with
+for an error, or reads what the first has not finished. So each worker has a file of its own, with
 its rank at the end of the name.
 
 The name is part of the dataset when it is made, so the method of `tf.data.Dataset` is replaced,

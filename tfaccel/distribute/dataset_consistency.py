@@ -46,20 +46,41 @@ def check_equal(dataset: tf.data.Dataset, length: int, all_gather: AllGather) ->
     Raises:
         InputError: on every worker, when they differ.
     """
-    kind = zlib.crc32(repr(tf.nest.map_structure(_row_spec, dataset.element_spec)).encode())
-    gathered = all_gather([length, kind])
-    if len({tuple(numbers) for numbers in gathered}) == 1:
+    gathered = all_gather([length, _kind(dataset)])
+    _refuse_other_elements(dataset, {kind for _, kind in gathered}, _EXPECTED)
+    if len({number for number, _ in gathered}) == 1:
         return
-    if len({numbers[1] for numbers in gathered}) > 1:
-        raise InputError(
-            f"tfaccel: the workers' datasets have elements of different shapes or types "
-            f"({tf.nest.flatten(dataset.element_spec)} on this one), {_EXPECTED}."
-        )
     lengths = ", ".join(_length_text(numbers[0]) for numbers in gathered)
     raise InputError(
-        f"tfaccel: the workers' datasets have {lengths} batches (by rank), {_EXPECTED}; or give "
+        f"tfaccel: the workers' datasets have {lengths} batches (by rank); {_EXPECTED}; or give "
         "each the same number of steps with dataset.take."
     )
+
+
+def check_elements(dataset: tf.data.Dataset, all_gather: AllGather) -> None:
+    """Compares what the rows of the workers' datasets are; all must call.
+
+    Args:
+        dataset: of batches.
+        all_gather: as in `check_equal`.
+
+    Raises:
+        InputError: on every worker, when they differ.
+    """
+    kinds = {kind for (kind,) in all_gather([_kind(dataset)])}
+    _refuse_other_elements(dataset, kinds, "expected rows of the same kind on every worker")
+
+
+def _kind(dataset: tf.data.Dataset) -> int:
+    return zlib.crc32(repr(tf.nest.map_structure(_row_spec, dataset.element_spec)).encode())
+
+
+def _refuse_other_elements(dataset: tf.data.Dataset, kinds: set[int], expected: str) -> None:
+    if len(kinds) > 1:
+        raise InputError(
+            f"tfaccel: the workers' datasets have elements of different shapes or types "
+            f"({tf.nest.flatten(dataset.element_spec)} on this one); {expected}."
+        )
 
 
 def end_together(batches: Iterator[Any], length: int, all_gather: AllGather) -> Iterator[Any]:
@@ -96,17 +117,17 @@ def _check_batch(number: int, gathered: list[list[int]]) -> None:
     ended = [str(rank) for rank, (more, _) in enumerate(gathered) if not more]
     if ended:
         raise InputError(
-            f"tfaccel: worker {', '.join(ended)} has no more than {number} batches and others "
-            f"have, {_EXPECTED}."
+            f"tfaccel: worker{'s' * (len(ended) > 1)} {', '.join(ended)} ran out of data after "
+            f"{number} batches while other workers have more; {_EXPECTED}."
         )
     rows = ", ".join(str(rows) for _, rows in gathered)
     raise InputError(
-        f"tfaccel: batch {number} of the workers' datasets has {rows} rows (by rank), {_EXPECTED}."
+        f"tfaccel: batch {number} of the workers' datasets has {rows} rows (by rank); {_EXPECTED}."
     )
 
 
 def check_first_batch(parts: Any, all_gather: AllGather) -> None:
-    """Says so when the first global batch of a worker has other values than another's.
+    """Warns when the first global batch of a worker has other values than another's.
 
     Args:
         parts: what stands for the values of the batch: integers, one for each of its leaves.
@@ -118,9 +139,9 @@ def check_first_batch(parts: Any, all_gather: AllGather) -> None:
         return  # something is alike: noise that each worker adds to its own rows is no harm
     _warned = True
     logging.warning(
-        "tfaccel: the first batch has other values on each worker. If they come from random "
-        "augmentation, nothing is wrong. If each worker reads rows of its own, most rows train "
-        "nothing: %s.",
+        "tfaccel: the first batch differs between workers. If that comes from random "
+        "augmentation, nothing is wrong. If each worker reads its own rows, most rows are never "
+        "trained on; %s.",
         _EXPECTED,
     )
 

@@ -13,7 +13,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfaccel.distribute import _private, scope
-from tfaccel.distribute.adapt import adapt
+from tfaccel.distribute.mixins import mix_in
 from tfaccel.errors import ScopeError
 
 
@@ -21,7 +21,7 @@ class DelegatesToModelStrategy:
     """Mixin for TensorFlow's default strategy."""
 
     def experimental_distribute_dataset(self, dataset: Any, options: Any = None) -> Any:
-        """As the strategy of the model that asks."""
+        """As the strategy of the calling model."""
         caller = _private.calling_model()
         strategy = scope.strategy_of(caller.model) if caller is not None else None
         if caller is None or strategy is None:
@@ -62,7 +62,7 @@ class DelegatesVariables:
             if not tf.distribute.in_cross_replica_context():
                 raise ScopeError(
                     f"tfaccel: variable {var.name!r} of this strategy is updated in a replica by "
-                    "an optimizer that was created outside its scope; make the optimizer inside "
+                    "an optimizer that was created outside its scope; create the optimizer inside "
                     "`with strategy.scope():`."
                 )
             return strategy.extended.update(var, fn, args, kwargs, group)
@@ -87,5 +87,5 @@ def delegate_default_strategy() -> None:
     with tf.init_scope():
         default = tf.distribute.get_strategy()
     if not tf.distribute.has_strategy():
-        adapt(default, DelegatesToModelStrategy)
-        adapt(default.extended, DelegatesVariables)
+        mix_in(default, DelegatesToModelStrategy)
+        mix_in(default.extended, DelegatesVariables)

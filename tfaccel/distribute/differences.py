@@ -10,7 +10,6 @@ import numpy as np
 if TYPE_CHECKING:
     from tfaccel.distribute.step_result import StepResult
 
-_ROUNDING = 3.0  # how much larger than one device's another order of sums may make it
 _NOISE = 2e-5  # of a gradient beside the largest one: what is zero but for rounding
 
 
@@ -25,7 +24,7 @@ class Difference:
         replicated: the number of replicas.
         reference: the number of one device.
         advice: what may be done.
-        distance: the norm of the difference, infinite where it is no number.
+        distance: the norm of the difference, infinite where it is not a number.
     """
 
     kind: str
@@ -35,30 +34,6 @@ class Difference:
     reference: str
     advice: str
     distance: float
-
-
-def beyond_rounding(
-    replicated: StepResult, reference: StepResult, exact: StepResult, tolerance: float
-) -> list[Difference]:
-    """Compares two runs of a step with a third, in double precision.
-
-    Args:
-        replicated: what replicas made.
-        reference: what one device made.
-        exact: what one device made in float64.
-        tolerance: relative, of the norm of each tensor.
-
-    Returns:
-        What replicas make otherwise, and farther from the third than one device's own rounding is.
-    """
-    rounded = differences(reference, exact, tolerance)
-    rounded += _weight_differences(reference, exact, tolerance)
-    rounding = {(one.kind, one.what): one.distance for one in rounded}
-    return [
-        found
-        for found in differences(replicated, exact, tolerance)
-        if found.distance > _ROUNDING * rounding.get((found.kind, found.what), 0.0)
-    ]
 
 
 def differences(
@@ -71,27 +46,37 @@ def differences(
         reference: what one device made.
         tolerance: relative, of the norm of each tensor.
     """
-    found: list[Difference] = []
-    found += _gradient_differences(replicated, reference, tolerance)
-    found += _slot_differences(replicated, reference, tolerance)
-    found += _state_differences(replicated, reference, tolerance)
-    found += _metric_differences(replicated, reference, tolerance)
-    found += _log_differences(replicated, reference, tolerance)
-    if not any(one.kind in ("gradients", "slots") for one in found):
-        found += _weight_differences(replicated, reference, tolerance)
-    return found
+    differing: list[Difference] = []
+    differing += _gradient_differences(replicated, reference, tolerance)
+    differing += _slot_differences(replicated, reference, tolerance)
+    differing += _state_differences(replicated, reference, tolerance)
+    differing += _metric_differences(replicated, reference, tolerance)
+    differing += _log_differences(replicated, reference, tolerance)
+    differing += _output_differences(replicated, reference, tolerance)
+    if not any(one.kind in ("gradients", "slots") for one in differing):
+        differing += _weight_differences(replicated, reference, tolerance)
+    return differing
+
+
+def distances(result: StepResult, reference: StepResult) -> dict[tuple[str, str], float]:
+    """How far apart two runs of a step are, by the kind and the words of a `Difference`.
+
+    What is zero but for rounding, and what is the same, is not there.
+    """
+    differing = differences(result, reference, 0.0) + _weight_differences(result, reference, 0.0)
+    return {(one.kind, one.what): one.distance for one in differing}
 
 
 def _gradient_differences(
     replicated: StepResult, reference: StepResult, tolerance: float
 ) -> list[Difference]:
-    found = []
+    differing = []
     least = _least_gradient(reference)
     pairs = zip(replicated.gradients, reference.gradients, strict=False)
-    for call, ((names, mine), (_, right)) in enumerate(pairs):
+    for call, ((names, own), (_, right)) in enumerate(pairs):
         norms = [_norm(g) for g in right if g is not None and np.isfinite(g).all()]
         largest = max(norms, default=0.0)
-        for name, a, b in zip(names, mine, right, strict=False):
+        for name, a, b in zip(names, own, right, strict=False):
             if a is None or b is None or a.shape != b.shape or not np.isfinite(b).all():
                 continue
             if _near(a, b, max(tolerance * _norm(b), _NOISE * largest, least)):
@@ -104,8 +89,8 @@ def _gradient_differences(
                 "tf.distribute.get_replica_context().all_gather), a sum over rows is written "
                 "as a mean or divided by the global batch size"
             )
-            found.append(_difference("gradients", str(call), what, a, b, do))
-    return found
+            differing.append(_difference("gradients", str(call), what, a, b, do))
+    return differing
 
 
 def _slot_differences(
@@ -117,7 +102,7 @@ def _slot_differences(
         if np.isfinite(b).all():
             kind = path.rpartition("_")[2]
             largest[kind] = max(_norm(b - was), largest.get(kind, 0.0))
-    found = []
+    differing = []
     for path, (was, b) in reference.slots.items():
         a = replicated.slots[path][1] if path in replicated.slots else b
         if a.shape != b.shape or not np.isfinite(b).all():
@@ -126,14 +111,14 @@ def _slot_differences(
         if not _near(a, b, max(5 * tolerance * _norm(b - was), noise, 1e-6 * _norm(b), 1e-12)):
             what = f"{path!r}, which the optimizer keeps of a gradient,"
             do = "give the variable's layer operations that are the same on all devices"
-            found.append(_difference("slots", path, what, a, b, do))
-    return found
+            differing.append(_difference("slots", path, what, a, b, do))
+    return differing
 
 
 def _state_differences(
     replicated: StepResult, reference: StepResult, tolerance: float
 ) -> list[Difference]:
-    found = []
+    differing = []
     for path, (was, b) in reference.state.items():
         if path not in replicated.state:
             continue
@@ -142,15 +127,15 @@ def _state_differences(
             continue
         moved = _norm(b - was)
         if not _near(a, b, max(5 * tolerance * moved, 2e-6 * _norm(b), 1e-9)):
-            do = "keep a mean over rows in it, or what all replicas compute alike"
-            found.append(_difference("state", path, f"variable {path!r}", a, b, do))
-    return found
+            do = "keep a mean over rows in it, or what all replicas compute identically"
+            differing.append(_difference("state", path, f"variable {path!r}", a, b, do))
+    return differing
 
 
 def _metric_differences(
     replicated: StepResult, reference: StepResult, tolerance: float
 ) -> list[Difference]:
-    found = []
+    differing = []
     for path, b in reference.metrics.items():
         a = replicated.metrics.get(path)
         if a is None or a.shape != b.shape or not np.isfinite(np.asarray(b, "float64")).all():
@@ -159,22 +144,39 @@ def _metric_differences(
             name = path.split("/")[0]
             what = f"metric variable {path!r}"
             do = "update the metric with one value for each row, or with a mean over rows"
-            found.append(_difference("metrics", name, what, a, b, do))
-    return found
+            differing.append(_difference("metrics", name, what, a, b, do))
+    return differing
 
 
 def _log_differences(
     replicated: StepResult, reference: StepResult, tolerance: float
 ) -> list[Difference]:
-    found = []
+    differing = []
     for key, b in reference.logs.items():
         a = replicated.logs.get(key)
         if a is None or a.shape != b.shape or not np.isfinite(np.asarray(b, "float64")).all():
             continue
         if not _near(a, b, max(tolerance * _norm(b), 1e-5)):
             do = "return the result of a metric, or a mean over rows"
-            found.append(_difference("logs", key, f"log {key!r}", a, b, do))
-    return found
+            differing.append(_difference("logs", key, f"log {key!r}", a, b, do))
+    return differing
+
+
+def _output_differences(
+    replicated: StepResult, reference: StepResult, tolerance: float
+) -> list[Difference]:
+    """Rows that are predicted: NaN for all where replicas predict another number of them."""
+    differing = []
+    for key, b in reference.outputs.items():
+        a = replicated.outputs.get(key, np.full(1, np.nan))
+        if not np.isfinite(np.asarray(b, "float64")).all():
+            continue
+        if a.shape != b.shape:
+            a = np.full(b.shape, np.nan)
+        if not _near(a, b, max(tolerance * _norm(b), 1e-5)):
+            do = "predict each row by itself"
+            differing.append(_difference("outputs", key, f"output {key} of predict", a, b, do))
+    return differing
 
 
 def _weight_differences(
@@ -190,7 +192,7 @@ def _weight_differences(
             if grad is not None:
                 sizes[name] = np.abs(grad) + sizes.get(name, 0.0)
                 largest[name] = max(most, largest.get(name, 0.0))
-    found = []
+    differing = []
     for path, (was, b) in reference.weights.items():
         if path not in replicated.weights:
             continue
@@ -207,8 +209,8 @@ def _weight_differences(
         if not _near(a[counts], b[counts], limit):
             do = "compute updates from gradients that GradientTape.gradient returns"
             what = f"variable {path!r} after a step"
-            found.append(_difference("weights", path, what, a, b, do))
-    return found
+            differing.append(_difference("weights", path, what, a, b, do))
+    return differing
 
 
 def _least_gradient(reference: StepResult) -> float:
@@ -242,5 +244,5 @@ def _difference(
     apart = np.abs(np.asarray(replicated, "float64") - np.asarray(reference, "float64"))
     apart = np.nan_to_num(apart, nan=np.inf)
     place = int(np.argmax(apart))
-    mine, right = (f"{float(np.ravel(x)[place]):.6g}" for x in (replicated, reference))
-    return Difference(kind, name, what, mine, right, advice, _norm(apart))
+    shown, expected = (f"{float(np.ravel(x)[place]):.6g}" for x in (replicated, reference))
+    return Difference(kind, name, what, shown, expected, advice, _norm(apart))

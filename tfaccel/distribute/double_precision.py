@@ -1,4 +1,4 @@
-"""A traced step in double precision, which tells an error from rounding.
+"""A traced step in double precision, to distinguish an error from rounding.
 
 Two runs of a step in float32 may be far apart and both right: thirty normalizations in a row make
 of the seventh digit the second. Which one is farther from the step in float64 than the other is a
@@ -7,7 +7,7 @@ question that has an answer.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -33,11 +33,25 @@ class DoublePrecision:
         self._arguments = len(function.inputs) - len(function.captured_inputs)
         self._placeholders = [tensor.name for tensor in function.inputs]
         self._variables = {id(v.handle): _wide_copy(v) for v in self._graph.variables}
+        self._started = {key: copy.numpy() for key, copy in self._variables.items()}
+        self._moved: Callable[[tf.Tensor], tf.Tensor] = tf.identity
         self._captured = [
             self._variables[id(each)].handle if id(each) in self._variables else _wide(each)
             for each in function.captured_inputs
         ]
         self._call = tf.function(self._imported, autograph=False)
+
+    def restart(self, moved: Callable[[tf.Tensor], tf.Tensor] = tf.identity) -> None:
+        """Makes the next call one from the values that the variables have.
+
+        Args:
+            moved: gives what is used in place of a float64 value of a variable or an argument.
+        """
+        self._moved = moved
+        for variable in self._graph.variables:
+            key, start = id(variable.handle), self._start(variable.read_value())
+            self._variables[key].assign(start)
+            self._started[key] = start.numpy()
 
     def __call__(self, arguments: Iterable[Any]) -> list[tf.Tensor]:
         """Calls it.
@@ -52,29 +66,40 @@ class DoublePrecision:
             ValueError, tf.errors.OpError: an operation takes no float64, or the arguments are
                 other ones.
         """
-        wide = [_wide(each) for each in arguments]
+        wide = [self._start(each) for each in arguments]
         if len(wide) != self._arguments:
-            raise ValueError(f"{len(wide)} arguments, expected {self._arguments}")
+            raise ValueError(f"{len(wide)} arguments; expected {self._arguments}")
         return list(self._call(wide))
 
     def value_of(self, variable: tf.Variable) -> np.ndarray | None:
-        """What the calls have made of a variable; None of one that the function does not have."""
+        """What the calls have made of a variable; None of one that the function does not have.
+
+        Of one that was moved, that is its own value with the change that they have made.
+        """
         copy = self._variables.get(id(variable.handle))
-        return None if copy is None else copy.numpy()
+        if copy is None:
+            return None
+        if copy.dtype != tf.float64:
+            return np.asarray(copy)
+        return np.asarray(_wide(variable.read_value()) + copy - self._started[id(variable.handle)])
+
+    def _start(self, value: Any) -> tf.Tensor:
+        tensor = _wide(value)
+        return self._moved(tensor) if tensor.dtype == tf.float64 else tensor
 
     def _imported(self, arguments: list[tf.Tensor]) -> list[tf.Tensor]:
         outputs = [tensor.name for tensor in self._graph.outputs]
         effects = [op.name for op in self._graph.control_outputs]
         graph: Any = tf.compat.v1.get_default_graph()
         inputs = [graph.capture(each) for each in (*arguments, *self._captured)]
-        found = tf.graph_util.import_graph_def(
+        imported = tf.graph_util.import_graph_def(
             self._graph_def,
             dict(zip(self._placeholders, inputs, strict=True)),
             return_elements=[*outputs, *effects],
             name="double",
         )
-        with tf.control_dependencies(found[len(outputs) :]):
-            return [tf.identity(tensor) for tensor in found[: len(outputs)]]
+        with tf.control_dependencies(imported[len(outputs) :]):
+            return [tf.identity(tensor) for tensor in imported[: len(outputs)]]
 
 
 def widened(graph_def: Any) -> Any:

@@ -18,7 +18,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfaccel.distribute import _private
+from tfaccel.distribute import _private, shared_resources
 
 
 class InOrderOfReplicas:
@@ -43,17 +43,17 @@ class InOrderOfReplicas:
     def _around_replicas(self, function: Any) -> Any:
         """A `tf.function` that runs in each replica, as one in which the replicas run.
 
-        TensorFlow makes the same of it, and would not come back to us.
+        TensorFlow makes the same of it, and would not call this again.
         """
-        made = vars(self).setdefault("_tfaccel_functions_around", weakref.WeakKeyDictionary())
-        if function not in made:
+        wrapped = vars(self).setdefault("_tfaccel_functions_around", weakref.WeakKeyDictionary())
+        if function not in wrapped:
             plain, ctx = function.python_function, weakref.ref(self)
 
             def around(*args: Any, **kwargs: Any) -> Any:
                 return ctx().call_for_each_replica(plain, args, kwargs)  # type: ignore[union-attr]
 
-            made[function] = _private.function_like(function, around)
-        return made[function]
+            wrapped[function] = _private.function_like(function, around)
+        return wrapped[function]
 
 
 class _Effects:
@@ -62,6 +62,7 @@ class _Effects:
     def __init__(self) -> None:
         self.graph = tf.compat.v1.get_default_graph()
         self._last: list[Any] = []  # of each replica
+        self._replicas: list[list[Any]] = []
         earlier = reversed(self.graph.get_operations())
         self._before = next((op for op in earlier if _private.is_ordered_by_trace(op)), None)
         self._ordered = set[int]()
@@ -73,6 +74,7 @@ class _Effects:
     def put_in_order(self, operations: list[Any]) -> None:
         """Lets the side effects among the operations of a replica run one after the other."""
         # A replica that waits for another in the middle has traced operations of both.
+        self._replicas.append(operations)
         new = [op for op in operations if id(op) not in self._ordered]
         effects = [op for op in new if _private.is_ordered_by_trace(op)]
         if not effects or not _private.leave_unordered(self.graph, effects):
@@ -86,7 +88,12 @@ class _Effects:
         self._last.append(before)
 
     def end(self) -> None:
-        """Lets what is traced from now on wait for the side effects of all replicas."""
+        """Lets what is traced from now on wait for the side effects of all replicas.
+
+        Raises:
+            StrategyError: where replicas would wait for each other's use of a resource.
+        """
+        shared_resources.refuse_deadlock(self._replicas)
         if self._last:
             with tf.control_dependencies(self._last), tf.device("/CPU:0"):
                 tf.raw_ops.Assert(condition=True, data=["tfaccel: all replicas are done"])

@@ -19,56 +19,59 @@ from tfaccel import deprecated
 from tfaccel.distribute import (
     _private,
     accumulation,
-    build,
+    batch_norm,
+    batch_rows,
     custom_loops,
     dataset_consistency,
-    default_strategy,
     layer_state,
     multi_step,
-    padding,
-    scope,
+    per_worker,
     step,
     sync_points,
 )
-from tfaccel.distribute.adapt import adapt
 from tfaccel.distribute.batch_sharding import Placement
 from tfaccel.distribute.batches import (
     Batches,
-    Sharded,
-    ShardedWithEmpty,
-    absent_to_none,
     shard_host_batch,
+    shard_own_batch,
+    sharded_by_tensorflow,
 )
-from tfaccel.distribute.check import Checks
 from tfaccel.distribute.compression import Compression
-from tfaccel.distribute.executions import Executions
-from tfaccel.distribute.files import file_callbacks
+from tfaccel.distribute.custom_parts import has_custom_step
+from tfaccel.distribute.first_step_check import Checks, kind_of
 from tfaccel.distribute.frequency import Frequency
 from tfaccel.distribute.fused import fuse
 from tfaccel.distribute.gradients import install
 from tfaccel.distribute.keras_steps import RunsKerasSteps
+from tfaccel.distribute.keras_strategy import KerasStrategy
 from tfaccel.distribute.local_steps import use_local_updates
 from tfaccel.distribute.loss import use_global_batch_losses
+from tfaccel.distribute.metric_weights import weight_metrics
+from tfaccel.distribute.mixins import mix_in
 from tfaccel.distribute.multi_step import MultiStepBatches
 from tfaccel.distribute.optimizer import optimizers_of, reduce_first
+from tfaccel.distribute.per_worker import PerWorkerBatches
 from tfaccel.distribute.replica_options import ReplicaOptions
-from tfaccel.distribute.scalar_metrics import weight_scalar_metrics
 from tfaccel.distribute.stateful_layers import ReplicaLocalAssign, aggregate_states
+from tfaccel.distribute.steps_per_execution import StepsPerExecution
 from tfaccel.distribute.variable_conversion import NumericConversion, Sum
+from tfaccel.distribute.worker_activity import worker_activity
 from tfaccel.errors import InputError, StrategyError
 
 
-class KerasFit(RunsKerasSteps):
+class KerasFit(KerasStrategy, RunsKerasSteps):
     """Mixin for a `tf.distribute.Strategy`.
 
     Attributes:
-        used: whether anything has run under this strategy.
         gradient_compression: how gradients are sent; None as they are.
         frequency: how often the replicas communicate.
         integer: the integers that replicas can sum.
         partial_batch: what becomes of a batch with fewer rows than the first: ``"exact"`` (trained
             as it is), ``"pad"`` or ``"drop"`` (see `tfaccel.distribute.padding`).
-        executions: how many steps run in one call, of static batches; None for one at a time.
+        steps_per_execution: how many steps run in one call, of static batches; None for one at a
+            time.
+        batch_norm: ``"synchronized"`` where every `BatchNormalization` normalises the global batch.
+        input: ``"per_worker"`` where each worker passes its own part of every global batch.
         check: whether the first step of a model is compared with one device's: ``"auto"`` for
             models with custom parts, ``"always"`` or ``"off"``.
     """
@@ -76,11 +79,12 @@ class KerasFit(RunsKerasSteps):
     extended: Any
     integer = tf.int64
     partial_batch = "exact"
-    used = False
+    batch_norm = "replica"
+    input = "global"
     check = "auto"
     gradient_compression: Compression | None = None
     frequency = Frequency()
-    executions: Executions | None = None
+    steps_per_execution: StepsPerExecution | None = None
 
     def _set_options(self, options: ReplicaOptions | None) -> None:
         options = options or ReplicaOptions()
@@ -89,6 +93,8 @@ class KerasFit(RunsKerasSteps):
             options.gradient_compression,
             options.check,
         )
+        self.batch_norm = options.batch_norm
+        self.input = options.input
         if options.partial_batch is not None:
             self.partial_batch = options.partial_batch
 
@@ -113,64 +119,47 @@ class KerasFit(RunsKerasSteps):
             library = _private.calling_library()
             if library == "keras" or (library and not ctx.next_gradient_is_summed):
                 return 1
-        elif tf.distribute.in_cross_replica_context() and _private.loss_asks():
+        elif tf.distribute.in_cross_replica_context() and _private.is_called_by_loss():
             return 1
         return int(self.extended._num_replicas_in_sync)
 
-    def scope(self) -> Any:
-        """As TensorFlow's; a model that Keras is about to build under it is made ready first."""
-        default_strategy.delegate_default_strategy()
-        install()
-        if (model := _private.building_model()) is not None:
-            scope.check(model, self)
-            build.build_from_steps(model, self)
-        return super().scope()  # type: ignore[misc]
-
-    def experimental_distribute_dataset(self, dataset: Any, options: Any = None) -> Any:
-        """Distributes a dataset; one that `Model.fit` asks for, in tfaccel's way.
-
-        Each of its global batches is split by rows, one part for each replica. A script of its own
-        that calls this gets what TensorFlow's strategy gives.
-
-        Args:
-            dataset: a `tf.data.Dataset` of global batches, the same on every worker.
-            options: a `tf.distribute.InputOptions`.
-
-        Raises:
-            InputError: when auto-sharding is off and there is more than one worker.
-            ScopeError: when a part of the model was made under another strategy.
-        """
-        caller = _private.calling_model()
-        if caller is None:
-            return super().experimental_distribute_dataset(dataset, options)  # type: ignore[misc]
-        model, self.used = caller.model, True
-        scope.check(model, self)
-        build.for_caller(caller, dataset.element_spec, self)
+    def _check_data(self, model: keras.Model, dataset: tf.data.Dataset) -> None:
         self._refuse_unsharded(dataset)
         self._refuse_stateful(model)
-        if caller.method == "fit" and not caller.validates:
-            file_callbacks.warn_of_backups(caller.callbacks)
-        self._prepare_callbacks(caller.callbacks)
+
+    def _batches(self, caller: _private.Caller, dataset: tf.data.Dataset) -> Any:
+        """Each global batch is split by rows, one part for each replica."""
+        model = caller.model
         if self.frequency.replicas_diverge:
             sync_points.synchronize_before_saving(caller.callbacks, lambda: self.synchronize(model))
             self.synchronize(model)
         # What is evaluated or predicted counts to the last row.
         trains = caller.method == "fit" and not caller.validates
         partial_batch = "pad" if self.partial_batch == "drop" and not trains else self.partial_batch
-        if self.executions is not None:
+        if self.steps_per_execution is not None:
             possible = caller.method != "predict" and caller.threads is None
             possible = possible and multi_step.has_static_shape(dataset.element_spec)
-            if self.executions.prepare(caller, possible) > 1:
+            if self.steps_per_execution.prepare(caller, possible) > 1:
                 return MultiStepBatches(dataset, self.placement, partial_batch)
-        own = has_custom_step(model)
-        multiples = own or self._in_proportion(model, trains)
+        custom = has_custom_step(model)
+        multiples = custom or self._in_proportion(model, trains)
         devices, threads = self.extended.worker_devices, caller.threads
         all_gather = self.gather_numbers if self.placement.workers > 1 else None
+        batch_args = (partial_batch, threads, multiples, not custom)
+        if self.input == "per_worker" and all_gather is not None:
+            per_worker.agree_on_length(caller.epoch, all_gather)
+            return PerWorkerBatches(
+                dataset, self.placement, devices, *batch_args, all_gather, caller.asks_anew
+            )
         length = dataset_consistency.length_of(dataset, getattr(caller.epoch, "num_batches", None))
         if all_gather is not None:
             dataset_consistency.check_equal(dataset, length, all_gather)
-        given = (partial_batch, threads, multiples, not own, all_gather, length)
-        return Batches(dataset, self.placement, devices, *given)
+        py_dataset = None if all_gather is None else batch_rows.adapter_of(caller)
+        return Batches(
+            *(dataset, self.placement, devices, *batch_args, all_gather, length),
+            asks_anew=caller.asks_anew,
+            py_dataset=py_dataset,
+        )
 
     def synchronize(self, model: keras.Model) -> None:
         """Makes all replicas hold the same state of `model` and its optimizers.
@@ -194,35 +183,40 @@ class KerasFit(RunsKerasSteps):
     def run(self, fn: Any, args: Any = (), kwargs: Any = None, options: Any = None) -> Any:
         """Runs `fn` on every replica; a step of a Keras model gets what this module gives."""
         self.used = True
+        if not tf.executing_eagerly():
+            worker_activity.trace()
+        fn = _private.undecorated_step(fn)
         if not _private.is_keras_function(fn):
-            if any(isinstance(arg, (Sharded, ShardedWithEmpty)) for arg in args):
+            if any(isinstance(arg, _private.PerReplicaBatch) for arg in args):
                 raise StrategyError(
-                    f"tfaccel: fit runs {fn}, expected a plain method train_step or test_step of "
-                    "the model; take the decorator off it (fit makes a tf.function of it itself)."
+                    f"tfaccel: fit runs {fn}; expected a plain method train_step or test_step of "
+                    "the model; remove the decorator (fit wraps it in a tf.function itself)."
                 )
             layers = custom_loops.prepare(fn, self).layers
+            if self.batch_norm == "synchronized":
+                for layer in layers:
+                    batch_norm.synchronize(_private.layers_of(layer))
             alone = self.placement.replicas == 1 or self.frequency.local_steps > 1
             with contextlib.nullcontext() if alone else layer_state.averaged(layers):
                 return super().run(fn, args, kwargs, options)  # type: ignore[misc]
-        (batch,), given = args, None
+        (batch,), host_batch = args, None
         model = getattr(fn, "__self__", None)
-        if not isinstance(batch, (Sharded, ShardedWithEmpty)):
-            given = batch
+        if not isinstance(batch, _private.PerReplicaBatch):
+            host_batch = batch
             trains = getattr(fn, "__name__", "") == "train_step"
-            may = model is not None and (
+            allow_multiples = model is not None and (
                 has_custom_step(model) or self._in_proportion(model, trains)
             )
-            batch = self._shard(batch, may)
-        batch = batch._replace(data=absent_to_none(batch.data))
+            batch = self._shard(batch, allow_multiples)
         if model is None:
-            return self.run_predict_step(fn, batch, given, kwargs, options)
+            return self.run_predict_step(fn, batch, host_batch, kwargs, options)
         self._prepare(model)
-        if getattr(fn, "__name__", "") == "train_step":
-            self._check(model, fn)
-        return self.run_step(model, fn, batch, self.checks.reductions(model), None, kwargs, options)
+        self._check(model, fn)
+        reductions = self.checks.reductions(model, kind_of(fn))
+        return self.run_step(model, fn, batch, reductions, None, kwargs, options)
 
     def _check(self, model: keras.Model, fn: Any) -> None:
-        """Compares the first step with one device's, where that can be told."""
+        """Compares the first step of its kind with one device's, where that is possible."""
         if self._compares:
             self.checks.first_step(self, model, fn)
 
@@ -234,19 +228,19 @@ class KerasFit(RunsKerasSteps):
         """Whether parts of a batch in proportion may be split so for steps of Keras's own.
 
         A part that only happens to have a multiple of rows (a table beside the rows) would be split
-        too: the first-step check tells.
+        too: the first-step check decides.
         """
-        may = trains and self._compares and self.check != "off"
-        return may or self.checks.in_proportion(model)
+        checked = trains and self._compares and self.check != "off"
+        return checked or self.checks.in_proportion(model)
 
     @property
     def checks(self) -> Checks:
         """The first-step checks of this strategy."""
-        found: Checks = vars(self).setdefault("_checks", Checks(self.check))
-        return found
+        checks: Checks = vars(self).setdefault("_checks", Checks(self.check))
+        return checks
 
-    def shard(self, batch: Any) -> Sharded | ShardedWithEmpty:
-        """Shards one global batch of host tensors over our replicas."""
+    def shard(self, batch: Any) -> _private.PerReplicaBatch:
+        """Shards one global batch of host tensors over the local replicas."""
         return shard_host_batch(batch, self.placement)
 
     def min_over_workers(self, number: int) -> int:
@@ -257,22 +251,24 @@ class KerasFit(RunsKerasSteps):
         """The numbers of every worker, in the order of their ranks; every worker must call."""
         return [numbers]
 
-    def _shard(self, batch: Any, multiples: bool) -> Sharded | ShardedWithEmpty:
+    def _shard(self, batch: Any, multiples: bool) -> _private.PerReplicaBatch:
         """Shards a global batch; one that `tf.distribute` has sharded already stays as it is."""
         leaves = tf.nest.flatten(batch)
         if any(isinstance(leaf, tf.distribute.DistributedValues) for leaf in leaves):
-            return ShardedWithEmpty(
-                batch, None
-            )  # nobody says how many rows each replica has: maybe none
+            return sharded_by_tensorflow(batch, self.placement)
+        if self.input == "per_worker" and self.placement.workers > 1:
+            return shard_own_batch(batch, self.placement, multiples)
         return shard_host_batch(batch, self.placement, self.partial_batch, multiples)
 
     def _refuse_unsharded(self, dataset: tf.data.Dataset) -> None:
         policy = dataset.options().experimental_distribute.auto_shard_policy
-        if policy == tf.data.experimental.AutoShardPolicy.OFF and self.placement.workers > 1:
+        off = policy == tf.data.experimental.AutoShardPolicy.OFF
+        if off and self.placement.workers > 1 and self.input != "per_worker":
             raise InputError(
                 "tfaccel: the dataset's auto_shard_policy is OFF, so every worker would train on "
                 "the same rows; expected DATA (the default: each worker takes its rows of every "
-                "global batch). Leave the policy unset, and let every worker make the same dataset."
+                "global batch). Leave the policy unset and let every worker make the same dataset; "
+                "or let each make one of its own rows, with input='per_worker'."
             )
 
     def _refuse_stateful(self, model: keras.Model) -> None:
@@ -282,16 +278,13 @@ class KerasFit(RunsKerasSteps):
             if isinstance(layer, keras.layers.RNN) and layer.stateful:
                 raise StrategyError(
                     f"tfaccel: layer {layer.name!r} is stateful, with a state for each row of the "
-                    f"global batch, and {self.placement.replicas} replicas have parts of it, "
+                    f"global batch, and {self.placement.replicas} replicas have parts of it; "
                     "expected stateful=False; or use strategy 'one_device' or 'model_parallel'."
                 )
 
-    def _prepare_callbacks(self, callbacks: Any) -> None:
-        """Called with the callbacks of a `fit` before any of them runs."""
-
     def _prepare(self, model: keras.Model) -> None:
-        """Checks that `model` is ours, and adapts its optimizers and losses."""
-        scope.check(model, self)
+        """Checks that `model` is of this strategy, and adapts its optimizers and losses."""
+        self._adopt(model)
         self._refuse_stateful(model)
         if model.jit_compile and any("CPU" in d.upper() for d in self.extended.worker_devices):
             raise StrategyError(
@@ -313,17 +306,12 @@ class KerasFit(RunsKerasSteps):
             )
         install()
         use_global_batch_losses(model)
+        if self.batch_norm == "synchronized":
+            batch_norm.synchronize(_private.layers_of(model))
         aggregate_states(model)
-        weight_scalar_metrics(model)
-        padding.ignore_padding(model)
+        weight_metrics(model)
         if self.frequency.replicas_diverge:
             sync_points.synchronize_after_epochs(model, self.synchronize)
-
-
-def has_custom_step(model: keras.Model) -> bool:
-    """Whether a step of `model` is not Keras's, and may know parts of a batch of its own kind."""
-    own = ("train_step", "test_step", "predict_step")
-    return any(getattr(type(model), name) is not getattr(keras.Model, name) for name in own)
 
 
 class KerasFitExtended:
@@ -339,15 +327,15 @@ class KerasFitExtended:
         # Inside a tf.function no replica pauses for another: collectives meet by themselves, and
         # so updates may stand in a `cond` (gradient accumulation, loss scaling:
         # https://github.com/keras-team/keras/issues/17429). Eagerly, replicas run one after the
-        # other and must pause; a loop outside of replicas has nobody to pause.
-        return bool(tf.executing_eagerly()) and not _private.asked_without_replica()
+        # other and must pause; a loop outside of replicas has none to pause.
+        return bool(tf.executing_eagerly()) and not _private.updates_without_replica()
 
     def _create_variable(self, next_creator: Any, **kwargs: Any) -> Any:
         if step.current() is not None and not tf.executing_eagerly():
             raise StrategyError(
-                f"tfaccel: variable {kwargs.get('name')!r} is made inside a step, where each "
-                "replica would make its own, expected all variables before the first step; make "
-                "it in __init__ or build, or call what makes it once before fit."
+                f"tfaccel: variable {kwargs.get('name')!r} is created inside a step, where each "
+                "replica would create its own; expected all variables before the first step; "
+                "create it in __init__ or build, or call what creates it once before fit."
             )
         if not tf.executing_eagerly() and callable(kwargs.get("initial_value")):
             # Made in a function, as by a metric at its first update: there TensorFlow would give it
@@ -361,7 +349,8 @@ class KerasFitExtended:
             kwargs["aggregation"] = tf.VariableAggregation.NONE
             custom_loops.adopt_new_optimizer()
         if kwargs.get("aggregation") == tf.VariableAggregation.SUM:
-            # Metric states are summed when they are read; before Keras 3.10 they did not say when.
+            # Metric states are summed when they are read; before Keras 3.10 without a marker for
+            # it.
             kwargs["synchronization"] = tf.VariableSynchronization.ON_READ
         none = kwargs.get("aggregation") in (None, tf.VariableAggregation.NONE)
         if none and kwargs.get("synchronization") == tf.VariableSynchronization.ON_READ:
@@ -369,10 +358,10 @@ class KerasFitExtended:
             kwargs["synchronization"] = tf.VariableSynchronization.AUTO
         variable = super()._create_variable(next_creator, **kwargs)  # type: ignore[misc]
         if kwargs.get("aggregation") == tf.VariableAggregation.MEAN:
-            adapt(variable, ReplicaLocalAssign)
-        adapt(variable, NumericConversion)
+            mix_in(variable, ReplicaLocalAssign)
+        mix_in(variable, NumericConversion)
         if kwargs.get("aggregation") == tf.VariableAggregation.SUM:
-            adapt(variable, Sum)
+            mix_in(variable, Sum)
         if (model := _private.compiling_model()) is not None:
             _private.set_strategy(model, self._container_strategy())  # type: ignore[attr-defined]
         if str(kwargs.get("name", "")).endswith("seed_generator_state"):

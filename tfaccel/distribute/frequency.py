@@ -29,7 +29,7 @@ class Frequency:
         if self.gradient_accumulation == "local" and self.local_steps > 1:
             raise StrategyError(
                 f"tfaccel: gradient_accumulation='local' and local_steps={self.local_steps} were "
-                "requested together, expected one of them: under local steps no gradient is "
+                "requested together; expected one of them: under local steps no gradient is "
                 "reduced."
             )
 

@@ -4,7 +4,7 @@ Keras writes an update as some ten operations, each of which goes over the whole
 gradient or a slot. TensorFlow has the same formula as one operation (Kingma and Ba, "Adam: A Method
 for Stochastic Optimization", 2014, https://arxiv.org/abs/1412.6980, the variant before section
 2.1), which goes over each of them once. What limits an update is memory, so it counts: an MLP of
-5.8 million parameters takes 43 ms a step on one core in place of 53.
+5.8 million parameters takes 43 ms per step on one core in place of 53.
 
 The operation takes `1 - beta_2` in float32 where Keras takes it in Python's floats, so its velocity
 is a constant 1.3e-5 smaller (at 0.999). The learning rate and epsilon are made smaller by the root
@@ -21,7 +21,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfaccel.distribute import _private
-from tfaccel.distribute.adapt import adapt
+from tfaccel.distribute.mixins import mix_in
 
 
 class FusedAdam:
@@ -68,4 +68,4 @@ def fuse(optimizer: keras.optimizers.Optimizer) -> None:
         fuse(inner)
     updates = getattr(type(optimizer), "update_step", None)
     if updates is keras.optimizers.Adam.update_step and not optimizer.amsgrad:
-        adapt(optimizer, FusedAdam)
+        mix_in(optimizer, FusedAdam)

@@ -1,13 +1,12 @@
-"""Gradients of the global batch, taken by a custom step.
+"""Gradients of the global batch, where a step takes them.
 
-Keras's own step hands its gradients to the optimizer at once, and there they are reduced
-(`optimizer.py`). A `train_step` that somebody wrote may clip them, take their norm, log them, or
-feed them to another optimizer than the one that scaled the loss. In such a step
-`tf.GradientTape.gradient` itself returns, for variables, the gradient of the global batch: the
-target is weighted by the replica's fraction of the rows, and the gradients are summed over
-replicas. What follows is the program of one device, and `optimizer.apply` reduces nothing more.
-Gradients with respect to anything else (inputs, activations: penalties, saliency) stay the
-replica's own.
+Keras's own step hands its gradients to the optimizer at once; a `train_step` that somebody wrote
+may clip them, take their norm, log them, or feed them to another optimizer than the one that
+scaled the loss. In either `tf.GradientTape.gradient` itself returns, for variables, the gradient of
+the global batch: the target is weighted by the replica's fraction of the rows, and the gradients
+are summed over replicas. What follows is the program of one device, and `optimizer.apply` reduces
+nothing more. Gradients with respect to anything else (inputs, activations: penalties, saliency)
+stay the replica's own.
 
 The weight is that of the target and not of the gradients, so that what the user gathers from other
 replicas inside the loss is differentiated rightly: the gradient of a gather sums what flows back
@@ -15,11 +14,14 @@ from all replicas, each with its weight.
 
 A target of several elements is differentiated as its sum, on one device too; it has no weight.
 
+An optimizer that needs each replica's own gradients (`accumulation.py`, PowerSGD) is given them
+weighted, and sums them itself.
+
 In a loop outside of `Strategy.run`, where a variable has no replica, its gradient is that of the
 copy that is read there.
 
 `tf.GradientTape` is a public class whose instances user code makes by itself, so its method is
-replaced, once in a process and permanently; outside a custom step it is TensorFlow's.
+replaced, once in a process and permanently; outside a step of Keras it is TensorFlow's.
 """
 
 from __future__ import annotations
@@ -34,14 +36,14 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfaccel.distribute import _private, sparse, step
+from tfaccel.distribute import _private, reduction_clock, sparse, step
 from tfaccel.distribute.replacements import replaced
 from tfaccel.distribute.step_reductions import SCALED_MEAN, SUM
 
 
 @dataclass
 class Gradients:
-    """The gradients that a replica takes in one custom step.
+    """The gradients that a replica takes in one step.
 
     Attributes:
         reduces: whether they are summed over replicas where they are taken.
@@ -61,6 +63,12 @@ def all_reduce_gradients(grads: list[Any], owner: Any = None) -> list[Any]:
     """
     if all(g is None for g in grads):
         return grads
+    with reduction_clock.waiting(grads) as summed:
+        summed += _sum_over_replicas(grads, owner)
+    return summed
+
+
+def _sum_over_replicas(grads: list[Any], owner: Any) -> list[Any]:
     compression = getattr(tf.distribute.get_strategy(), "gradient_compression", None)
     kept, more, rebuild = sparse.split_sparse(grads)
     if compression is not None:
@@ -155,11 +163,13 @@ def _global_batch_gradient(plain: Callable[..., Any]) -> Callable[..., Any]:
     return gradient
 
 
-def is_custom_step(train_step: Any) -> bool:
-    """Whether a model's bound `train_step` is not Keras's throughout."""
-    function = getattr(train_step, "__func__", None)
-    loss = type(train_step.__self__).compute_loss
-    return function is not keras.Model.train_step or loss is not keras.Model.compute_loss
+def is_custom_step(fn: Any) -> bool:
+    """Whether a bound step of a model (to train, test or predict) is not Keras's throughout."""
+    name = getattr(fn, "__name__", "train_step")
+    if getattr(fn, "__func__", None) is not getattr(keras.Model, name, None):
+        return True
+    own_loss = type(fn.__self__).compute_loss is not keras.Model.compute_loss
+    return own_loss and name != "predict_step"
 
 
 def is_parameter(source: Any) -> bool:
@@ -196,14 +206,19 @@ _never_of_rows: set[tuple[int, int]] = set()
 
 
 def _weight(ctx: step.StepContext, reduction: str) -> tf.Tensor | None:
+    """What a target is multiplied by; None for 1.
+
+    Replicas that all have the global batch have no weight: what flows back from one to another
+    (through synchronized statistics) is a part of what each makes of all rows. Afterwards only the
+    gradients of the first one count.
+    """
     if reduction == SUM:
         return None
-    replicas = tf.distribute.get_strategy().placement.replicas
-    return (
-        ctx.batch_fraction * tf.cast(replicas, ctx.batch_fraction.dtype)
-        if reduction == SCALED_MEAN
-        else ctx.batch_fraction
-    )
+    fraction = None if ctx.has_global_batch else ctx.batch_fraction
+    if reduction != SCALED_MEAN:
+        return fraction
+    replicas = tf.constant(tf.distribute.get_strategy().placement.replicas, tf.float32)
+    return replicas if fraction is None else fraction * replicas
 
 
 def _weighted(

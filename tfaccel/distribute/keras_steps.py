@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -21,12 +20,12 @@ from tfaccel.distribute import (
     step,
 )
 from tfaccel.distribute.batch_sharding import Placement
-from tfaccel.distribute.batches import Sharded, ShardedWithEmpty, absent_to_none
-from tfaccel.distribute.check import Checks
+from tfaccel.distribute.batches import Part, sharded_by_tensorflow
 from tfaccel.distribute.compression import Compression
 from tfaccel.distribute.compression.powersgd import PowerSGD
+from tfaccel.distribute.first_step_check import Checks
 from tfaccel.distribute.frequency import Frequency
-from tfaccel.distribute.gradients import Gradients, is_custom_step
+from tfaccel.distribute.gradients import Gradients
 from tfaccel.distribute.local_steps import ModelAveraging
 from tfaccel.distribute.replica_attributes import ReplicaAttributes
 from tfaccel.distribute.step_reductions import StepReductions
@@ -50,32 +49,58 @@ class RunsKerasSteps:
         def checks(self) -> Checks:
             """The first-step checks of this strategy."""
 
+        def _check(self, model: keras.Model, fn: Any) -> None: ...
+
     def run_predict_step(
-        self, fn: Any, batch: Sharded | ShardedWithEmpty, given: Any, kwargs: Any, options: Any
+        self, fn: Any, batch: _private.PerReplicaBatch, host_batch: Any, kwargs: Any, options: Any
     ) -> Any:
         """Runs a predict step: no loss, no state, nothing to combine but the rows."""
         model = _private.predicting_model()
-        if given is not None and model is not None:
+        if host_batch is not None and model is not None:
             scope.check(model, self)
-            build.for_method(model, "predict_on_batch", build.specs(given), self)
-        args: tuple[Any, ...] = (batch.data,)
-        has_real = not isinstance(batch.real, tuple)
-        # Of a last batch of few rows every replica has all.
-        whole = isinstance(batch, ShardedWithEmpty) and has_real
-        if model is not None and self.checks.reductions(model).all_rows and not whole:
-            fn = functools.partial(replicated_batch.predict, fn)
-            args = (batch.data, batch.real if has_real else None)
-        predicted = super().run(fn, args, kwargs, options)  # type: ignore[misc]
+            build.for_method(model, "predict_on_batch", build.specs(host_batch), self)
+        if model is not None:
+            self._check(model, model.predict_step)
+        has_real = batch.values[0].real is not None
+        whole = batch.first_has_all
+        gathers = model is not None and self.checks.reductions(model, "predict").all_rows
+        predicted = self.predicted(fn, batch, gathers and not whole, kwargs, options)
         if not has_real:
             return predicted
-        real = self.experimental_local_results(batch.real)  # type: ignore[attr-defined]
+        real = [part.real for part in batch.values]
         return tf.nest.map_structure(lambda v: self._drop_padding(v, real), predicted)
+
+    def predicted(
+        self,
+        fn: Any,
+        batch: _private.PerReplicaBatch,
+        all_rows: bool,
+        kwargs: Any = None,
+        options: Any = None,
+    ) -> Any:
+        """What each replica predicts of its rows.
+
+        Args:
+            fn: a predict step.
+            batch: sharded over the replicas.
+            all_rows: whether the step is given the rows of all replicas.
+            kwargs: of `run`.
+            options: of `run`.
+        """
+        equal = all_rows and replicated_batch.has_equal_parts(batch, self.placement.workers)
+
+        def replica_step(part: Part, **kwargs: Any) -> Any:
+            if all_rows:
+                return replicated_batch.predict(fn, part.data, part.real, equal)
+            return fn(part.data, **kwargs)
+
+        return super().run(replica_step, (batch,), kwargs, options)  # type: ignore[misc]
 
     def run_step(
         self,
         model: keras.Model,
         fn: Any,
-        batch: Sharded | ShardedWithEmpty,
+        batch: _private.PerReplicaBatch,
         reductions: StepReductions,
         recorded: dict[int, list[Any]] | None = None,
         kwargs: Any = None,
@@ -88,28 +113,27 @@ class RunsKerasSteps:
             fn: its bound `train_step` or `test_step`.
             batch: sharded over the replicas.
             reductions: how the step is combined.
-            recorded: where to leave the gradients that each of our replicas takes, by its number.
+            recorded: where to leave the gradients that each local replica takes, by its number.
             kwargs: of `run`.
             options: of `run`.
         """
         training = getattr(fn, "__name__", "") == "train_step"
-        has_empty_replicas = isinstance(batch, ShardedWithEmpty)
-        has_global_batch = (
-            has_empty_replicas
-            and self.partial_batch == "exact"
-            and not isinstance(batch.real, tuple)
-        )
+        has_empty_replicas = batch.has_empty_replicas
+        has_global_batch = batch.first_has_all
         averaging = self.averaging(model) if training and self.frequency.local_steps > 1 else None
         gathers = reductions.all_rows and not has_global_batch
+        equal = gathers and replicated_batch.has_equal_parts(batch, self.placement.workers)
+        statistics = non_trainable.statistics(model) if training else ()
 
-        def replica_step(data: Any, batch_fraction: tf.Tensor, real: Any) -> Any:
-            batch_fraction = (
-                step.batch_fraction_of(data) if batch_fraction is None else batch_fraction
-            )
-            real = None if isinstance(real, tuple) else real
+        def replica_step(part: Part) -> Any:
+            data, batch_fraction, real = part
+            if batch_fraction is None:
+                batch_fraction = step.batch_fraction_of(data)
             if gathers:
-                data, batch_fraction, real = replicated_batch.gather(data, batch_fraction, real)
-            ours = step.StepContext(
+                data, batch_fraction, real = replicated_batch.gather(
+                    data, batch_fraction, real, equal
+                )
+            step_context = step.StepContext(
                 batch_fraction,
                 has_empty_replicas or gathers,
                 has_global_batch or gathers,
@@ -117,15 +141,13 @@ class RunsKerasSteps:
                 real=real,
                 rows=step.known_rows(data),
                 averages_statistics=training,
-                gradients=self._gradients(fn) if training else None,
+                gradients=self._gradients() if training else None,
                 reductions=reductions,
                 recorded=None if recorded is None else [],
             )
             context.adapt_context()
-            with step.entered(ours) as ctx:
-                averaged = non_trainable.StatisticsAverager(
-                    non_trainable.statistics(model) if training else ()
-                )
+            with step.entered(step_context) as ctx:
+                averaged = non_trainable.StatisticsAverager(statistics)
                 counted = non_trainable.CountedOnce(model) if ctx.has_global_batch else None
                 with non_trainable.replica_seeds(self.extended.seeds()):
                     step_logs = fn(data)
@@ -137,20 +159,19 @@ class RunsKerasSteps:
                     recorded[context.local_replica_id()] = list(ctx.recorded or ())
                 return logs.merge_logs(model, step_logs, ctx, averaged)
 
-        batch = batch._replace(data=absent_to_none(batch.data))
         attributes = None
         if (tf.executing_eagerly() or step.is_checking()) and self.placement.local > 1:
             attributes = ReplicaAttributes([model, *_private.layers_of(model)])
 
         wrapped_step = replica_step if attributes is None else attributes.wrap(replica_step)
-        merged = super().run(wrapped_step, tuple(batch), kwargs, options)  # type: ignore[misc]
+        merged = super().run(wrapped_step, (batch,), kwargs, options)  # type: ignore[misc]
         if attributes is not None:
             attributes.end()
-        return tf.nest.map_structure(self._mark_merged, merged)
+        return tf.nest.map_structure(self._first_merged, merged)
 
-    def _gradients(self, fn: Any) -> Gradients | None:
-        """What takes the gradients of a step that is not Keras's own."""
-        if self.frequency.local_steps > 1 or not is_custom_step(fn):
+    def _gradients(self) -> Gradients | None:
+        """What takes the gradients of one step."""
+        if self.frequency.local_steps > 1:
             return None
         together = self.frequency.gradient_accumulation != "local" and not isinstance(
             self.gradient_compression, PowerSGD
@@ -159,42 +180,41 @@ class RunsKerasSteps:
 
     def reduce(self, reduce_op: Any, value: Any, axis: Any = None) -> Any:
         """Reduces `value` over replicas; values that a Keras step has merged come back as is."""
+        # Keras averages one batch only to learn its shapes.
+        if isinstance(value, _private.PerReplicaBatch):
+            return tf.nest.map_structure(_spec, value.values[0].data)
         if isinstance(value, (tuple, list, dict)):
-            # Keras averages one batch only to learn its shapes.
-            batch = value.data if isinstance(value, (Sharded, ShardedWithEmpty)) else value
-            return tf.nest.map_structure(self._spec, absent_to_none(batch))
-        if isinstance(value, tf.Tensor) and getattr(value, "_tfaccel_merged", False):
+            batch = sharded_by_tensorflow(value, self.placement)
+            return tf.nest.map_structure(_spec, batch.values[0].data)
+        if logs.is_merged(value):
             return value
         return super().reduce(reduce_op, value, axis)  # type: ignore[misc]
 
     def _drop_padding(self, value: Any, real: Any) -> Any:
-        """What was predicted of rows that are no copies, as Keras puts it together."""
+        """What was predicted of rows that are not copies, as Keras puts it together."""
         predicted = self.experimental_local_results(value)  # type: ignore[attr-defined]
-        cut = padding.drop_padding(predicted, real)
-        return _private.PerReplica(cut) if self.placement.workers > 1 else tf.concat(cut, axis=0)
+        rows = padding.drop_padding(predicted, real)
+        return _private.PerReplica(rows) if self.placement.workers > 1 else tf.concat(rows, axis=0)
 
-    def _mark_merged(self, value: Any) -> tf.Tensor:
-        first = tf.identity(self.experimental_local_results(value)[0])  # type: ignore[attr-defined]
-        first._tfaccel_merged = True
-        return first
-
-    def _spec(self, value: Any) -> Any:
-        if value is None:
-            return None
-        first = self.experimental_local_results(value)[0]  # type: ignore[attr-defined]
-        return tf.TensorSpec([None, *first.shape[1:]], first.dtype)
+    def _first_merged(self, value: Any) -> tf.Tensor:
+        """A log for Keras: every replica returned the same."""
+        return logs.mark_merged(self.experimental_local_results(value)[0])  # type: ignore[attr-defined]
 
     def averaging(self, model: keras.Model) -> ModelAveraging:
         """What averages the replicas of `model` under `local_steps`."""
-        found = vars(self).setdefault("_averagings", weakref.WeakKeyDictionary())
-        if model not in found:
-            found[model] = ModelAveraging(model, self, self.frequency.local_steps)
-        averaging: ModelAveraging = found[model]
+        by_model = vars(self).setdefault("_averagings", weakref.WeakKeyDictionary())
+        if model not in by_model:
+            by_model[model] = ModelAveraging(model, self, self.frequency.local_steps)
+        averaging: ModelAveraging = by_model[model]
         return averaging
 
     def state_variables(self, model: keras.Model) -> list[tf.Variable]:
         """What a run of `model` keeps in variables of this strategy, in a fixed order."""
-        found = list(getattr(self.gradient_compression, "variables", ()))
+        variables = list(getattr(self.gradient_compression, "variables", ()))
         if self.frequency.local_steps > 1:
-            found.append(self.averaging(model).steps_alone)
-        return found
+            variables.append(self.averaging(model).steps_alone)
+        return variables
+
+
+def _spec(value: Any) -> Any:
+    return None if value is None else tf.TensorSpec([None, *value.shape[1:]], value.dtype)

@@ -71,7 +71,7 @@ def _rows(arguments: Any) -> tf.Tensor:
 
 
 class _Written:
-    """Tells which variables a part of a graph may write; all of them where there is no graph."""
+    """The variables that a part of a graph may write; all of them where there is no graph."""
 
     def __init__(self, variables: Sequence[Any]) -> None:
         self._variables = list(variables)

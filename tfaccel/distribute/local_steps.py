@@ -19,8 +19,8 @@ What that changes: the numbers are no longer those of one device, for any H abov
   hold. After an averaging all replicas are bit-identical.
 
 Moving statistics, metrics and logs still go through one small message in every step. The copies
-are also averaged at the end of every epoch and wherever else somebody may look (`sync_points.py`);
-the count of H steps then starts anew.
+are also averaged at the end of every epoch and wherever else they may be read (`sync_points.py`);
+the count of H steps is then reset.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ import keras
 import tensorflow as tf
 
 from tfaccel.distribute import step
-from tfaccel.distribute.adapt import adapt
+from tfaccel.distribute.mixins import mix_in
 from tfaccel.distribute.optimizer import (
     ReduceFirst,
     leaves_of,
@@ -46,28 +46,12 @@ from tfaccel.distribute.optimizer import (
 class LocalUpdates(ReduceFirst):
     """Mixin for a Keras optimizer: applies the gradients of its own replica, as they are."""
 
-    def scale_loss(self, loss: tf.Tensor) -> tf.Tensor:
-        """What the plain optimizer makes of the loss; our fraction of the rows does not matter."""
-        if step.is_checking():
-            return super().scale_loss(loss)
-        return super(ReduceFirst, self).scale_loss(loss)  # type: ignore[misc]
-
-    def apply(self, grads: Any, trainable_variables: Any = None) -> Any:
-        """Applies the gradient of our rows."""
-        ctx = step.current() if not step.is_checking() else None
-        if ctx is not None and id(self) not in ctx.weighted:
-            ctx.weighted.add(id(self))
-            if ctx.has_empty_replicas:
-                some = step.StepContext(
-                    tf.cast(ctx.batch_fraction > 0, tf.float32), has_empty_replicas=True
-                )
-                grads = [some.weight(g) for g in grads]
-        return super().apply(grads, trainable_variables)
-
-    def reduced(self, grads: list[Any]) -> list[Any]:
+    def global_batch_gradients(self, grads: list[Any], variables: list[Any]) -> list[Any]:
         """The gradients of our rows; in a custom training loop their sum over replicas."""
-        alone = step.current() is not None and not step.is_checking()
-        return grads if alone else super().reduced(grads)
+        ctx = step.current()
+        if ctx is None or step.is_checking():
+            return super().global_batch_gradients(grads, variables)
+        return [ctx.zero_if_empty(g) for g in grads] if ctx.has_empty_replicas else grads
 
 
 def use_local_updates(
@@ -81,12 +65,12 @@ def use_local_updates(
     """
     for part in parts_of(optimizer):
         use_local_updates(part, strategy)
-    adapt(optimizer, LocalUpdates)
+    mix_in(optimizer, LocalUpdates)
     reduce_first(optimizer, strategy)
 
 
 class ModelAveraging:
-    """Averages the replicas of one model, after every so many steps and when asked to.
+    """Averages the replicas of one model, after every so many steps and on request.
 
     Args:
         model: the model; not kept alive.
@@ -116,7 +100,7 @@ class ModelAveraging:
         if int(self.steps_alone.numpy()) == 0:
             return
         ids = [id(v) for v in self._variables()]
-        if ids != self._synchronize[0]:  # the first time, or compiled anew
+        if ids != self._synchronize[0]:  # the first time, or recompiled
             self._synchronize = ids, tf.function(lambda: self._strategy.run(self._average))
         self._synchronize[1]()
 
@@ -136,9 +120,9 @@ class ModelAveraging:
     def _variables(self) -> list[Any]:
         model = self._model()
         assert model is not None
-        found = list(model.trainable_variables)
+        averaged = list(model.trainable_variables)
         for optimizer in optimizers_of(model):
             # The learning rate is the same everywhere, and a mean of three might not be.
             rates = [one.learning_rate for one in leaves_of(optimizer)]
-            found += [v for v in optimizer.variables if not any(v is rate for rate in rates)]
-        return [v.value for v in found]
+            averaged += [v for v in optimizer.variables if not any(v is rate for rate in rates)]
+        return [v.value for v in averaged]

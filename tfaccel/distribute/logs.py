@@ -1,7 +1,7 @@
 """Ends a Keras step: the logs of its replicas are merged to those of the global batch.
 
-Keras takes the mean over replicas of what each metric says of its own rows, and reduces each log
-by itself; a mean of areas under curves is no area under a curve, and every message between
+Keras takes the mean over replicas of each metric's result on its own rows, and reduces each log
+by itself; a mean of areas under curves is not an area under a curve, and every message between
 workers costs.
 """
 
@@ -13,6 +13,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfaccel.distribute import reduction_clock
 from tfaccel.distribute.non_trainable import StatisticsAverager
 from tfaccel.distribute.step import StepContext, all_reduce_packed
 
@@ -22,13 +23,13 @@ def merge_logs(
 ) -> Any:
     """Ends a step: one message brings statistics, metrics and logs of all replicas together.
 
-    A log that is the result of a metric, as those of Keras's own steps are, is computed anew from
+    A log that is the result of a metric, as those of Keras's own steps are, is recomputed from
     the metric states of all replicas. Any other is averaged by rows.
 
     Args:
         model: the model whose `train_step` or `test_step` returned `logs`.
         logs: what it returned, a nest of numbers.
-        step: our part of the step.
+        step: this replica's part of the step.
         averaged: the statistics to bring together (may be empty).
 
     Returns:
@@ -38,7 +39,7 @@ def merge_logs(
     states = _metric_states(model, step)
     local_states = [tf.convert_to_tensor(v.value) for v in states]
     if states and _is_keras_step(model):
-        summed = all_reduce_packed([*changes, *local_states])
+        summed = _sum(model, [*changes, *local_states])
         averaged.assign(summed[: len(changes)])
         return _results(model, states, summed[len(changes) :])
 
@@ -53,7 +54,7 @@ def merge_logs(
         for path, v in flat
     ]
     sent = [*changes, *local_states, *weighted, *is_result, tf.ones([])]
-    sums = iter(all_reduce_packed(sent))
+    sums = iter(_sum(model, sent))
     averaged.assign([next(sums) for _ in changes])
     whole = (
         dict(leaves(_results(model, states, [next(sums) for _ in local_states]))) if states else {}
@@ -70,8 +71,33 @@ def merge_logs(
     return keras.tree.pack_sequence_as(logs, together)
 
 
+def _sum(model: keras.Model, tensors: list[tf.Tensor]) -> list[tf.Tensor]:
+    """The last reduction of a step, beside which the optimizer updates the variables."""
+    if reduction_clock.current() is None:
+        return all_reduce_packed(tensors)
+    updated = [v.value.read_value() for v in model.trainable_variables]
+    with reduction_clock.waiting(tensors, after=updated) as sums:
+        sums += all_reduce_packed(tensors)
+    return sums
+
+
+def mark_merged(log: tf.Tensor) -> tf.Tensor:
+    """A merged log, for Keras: `is_merged` distinguishes it from a value that is to be reduced.
+
+    It stays a plain tensor, since a train function of the user's own may compute with it.
+    """
+    merged = tf.identity(log)
+    merged._tfaccel_merged = True
+    return merged
+
+
+def is_merged(value: Any) -> bool:
+    """Whether `value` is a log that `mark_merged` returned, already the same on every replica."""
+    return isinstance(value, tf.Tensor) and getattr(value, "_tfaccel_merged", False)
+
+
 def _results(model: keras.Model, states: list[Any], values: Sequence[tf.Tensor]) -> Any:
-    """What the metrics of `model` would say if their states had these values."""
+    """The results of the metrics of `model` if their states had these values."""
     with keras.StatelessScope(state_mapping=list(zip(states, values, strict=True))):
         return model.get_metrics_result()
 

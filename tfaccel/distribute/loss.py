@@ -17,7 +17,7 @@ import tensorflow as tf
 from absl import logging
 
 from tfaccel.distribute import _private, row_gather, step
-from tfaccel.distribute.adapt import adapt
+from tfaccel.distribute.mixins import mix_in
 from tfaccel.distribute.padding import row_weights
 from tfaccel.distribute.per_example import is_per_example
 from tfaccel.distribute.step import StepContext
@@ -35,7 +35,7 @@ class GlobalBatchLoss:
     reduction: str | None
 
     def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
-        """Computes the loss of our rows, in the scale of the global batch."""
+        """Computes the loss of this replica's rows, in the scale of the global batch."""
         ctx = step.current()
         if ctx is None or ctx.independent:
             loss: Any = super().__call__(y_true, y_pred, sample_weight)  # type: ignore[misc]
@@ -77,8 +77,8 @@ class GlobalBatchLoss:
         self._warn_cost(y_true, y_pred)
         mask = _private.keras_mask(y_pred)
         block = row_gather.local_block(keras.tree.flatten(y_pred)[0], ctx)
-        given = (y_true, y_pred, sample_weight, mask)
-        y_true, y_pred, sample_weight, mask = row_gather.gather_rows(given, block, ctx)
+        local_rows = (y_true, y_pred, sample_weight, mask)
+        y_true, y_pred, sample_weight, mask = row_gather.gather_rows(local_rows, block, ctx)
         if mask is not None:
             _private.set_keras_mask(y_pred, mask)
         with step.entered(
@@ -87,7 +87,7 @@ class GlobalBatchLoss:
             loss = super().__call__(y_true, y_pred, sample_weight)  # type: ignore[misc]
         if loss.shape.rank == 0:
             return loss
-        # A vector counts as the sum of its rows. Ours are said; all have a gradient.
+        # A vector counts as the sum of its rows. The local ones are reported; all have a gradient.
         rows = row_gather.local_rows(tf.stop_gradient(loss), block)
         total = tf.reduce_sum(loss) * tf.cast(ctx.batch_fraction, loss.dtype)
         total = tf.math.divide_no_nan(total, tf.cast(tf.size(rows), loss.dtype))
@@ -101,52 +101,19 @@ class GlobalBatchLoss:
         sizes = [t.shape[1:].num_elements() for t in tensors]
         numbers = "unknown" if None in sizes else f"{4 * sum(sizes)}"
         logging.warning(
-            "tfaccel: loss %r is one of the global batch, not of each row by itself: every replica "
-            "computes it of all rows, and y_true and y_pred are sent in each step (%s bytes for "
-            "each row of the batch).",
+            "tfaccel: loss %r depends on the whole global batch, not on each row alone: every "
+            "replica computes it over all rows, and y_true and y_pred are communicated in each "
+            "step (%s bytes for each row of the batch).",
             self.name,
             numbers,
         )
-
-
-class WeightedByBatchFraction:
-    """Mixin for the metric that tracks one output's loss: it counts a batch, not a replica, once.
-
-    Keras gives it the number of rows only where that is known when the step is traced, and then
-    of copies too.
-    """
-
-    def update_state(self, values: Any, sample_weight: Any = None) -> None:
-        """Adds our part of a batch's loss."""
-        ctx = step.current()
-        if ctx is not None and not tf.convert_to_tensor(values).shape.rank:
-            if sample_weight is None or ctx.real is not None:
-                sample_weight = ctx.batch_fraction
-        elif ctx is not None and ctx.real is not None:  # of a loss that was not reduced
-            sample_weight = tf.cast(row_weights(ctx.real, values), values.dtype)
-        elif ctx is not None and sample_weight is not None:
-            values = _mean_of_rows(values, ctx)
-        super().update_state(values, sample_weight)  # type: ignore[misc]
-
-
-class IgnoresEmptyReplica:
-    """Mixin for the metric that tracks a model's loss: of no rows, `add_loss` says nothing."""
-
-    def update_state(self, values: Any, sample_weight: Any = None) -> None:
-        """Adds our part of a batch's loss."""
-        ctx = step.current()
-        if ctx is not None:
-            values = _mean_of_rows(values, ctx)
-            if ctx.has_empty_replicas:
-                values = tf.where(ctx.batch_fraction > 0, values, tf.zeros_like(values))
-        super().update_state(values, sample_weight)  # type: ignore[misc]
 
 
 class SummedOverRows:
     """Mixin for an activity regularizer of a Keras that sums it over the batch's rows."""
 
     def __call__(self, x: Any) -> Any:
-        """Computes the penalty of our rows, in the scale of the global batch."""
+        """Computes the penalty of this replica's rows, in the scale of the global batch."""
         value = super().__call__(x)  # type: ignore[misc]
         ctx = step.current()
         if ctx is None or ctx.independent or ctx.has_global_batch:
@@ -157,29 +124,24 @@ class SummedOverRows:
 def use_global_batch_losses(model: keras.Model) -> None:
     """Makes every loss of `model`, and every penalty on rows, add up over replicas."""
     for loss in [*_private.compiled_losses(model), *_attribute_losses(model)]:
-        adapt(loss, GlobalBatchLoss)
+        mix_in(loss, GlobalBatchLoss)
     if not isinstance(_private.additional_losses(model), AdditionalLoss):
         _private.sum_additional_losses(model, AdditionalLoss())
-    for metric in _private.loss_trackers(model):
-        adapt(metric, WeightedByBatchFraction)
-    tracker = _private.loss_tracker(model)
-    if tracker is not None:
-        adapt(tracker, IgnoresEmptyReplica)
     if _KERAS < _ACTIVITY_IS_A_MEAN:
         for layer in _private.layers_of(model):
             penalty = getattr(layer, "activity_regularizer", None)
             if penalty is not None and not isinstance(penalty, SummedOverRows):
                 # A copy: the same object may be the layer's kernel regularizer too.
                 layer.activity_regularizer = copy.copy(penalty)
-                adapt(layer.activity_regularizer, SummedOverRows)
+                mix_in(layer.activity_regularizer, SummedOverRows)
 
 
 class AdditionalLoss:
     """What one entry of `model.losses` adds to the loss: its sum, over the rows of all replicas.
 
-    One value a row is known by its first dimension: a step that is traced does not know its size,
-    and in one that runs eagerly or with static batches it is that of our rows. A shape that came
-    with another number of rows is not of rows, though a later batch may have as many.
+    One value per row is known by its first dimension: a step that is traced does not know its size,
+    and in one that runs eagerly or with static batches it is that of this replica's rows. A shape
+    that came with another number of rows is not of rows, though a later batch may have as many.
     """
 
     def __init__(self) -> None:
@@ -194,7 +156,7 @@ class AdditionalLoss:
         if ctx is None or ctx.independent or not loss.shape.rank or not self._of_rows(loss, ctx):
             return tf.reduce_sum(loss)
         if ctx.real is not None:
-            loss = tf.where(row_weights(ctx.real, loss), loss, tf.zeros_like(loss))
+            loss = tf.where(row_weights(ctx.real_rows(loss), loss), loss, tf.zeros_like(loss))
         return tf.math.divide_no_nan(tf.reduce_sum(loss), tf.cast(ctx.batch_fraction, loss.dtype))
 
     def _of_rows(self, loss: tf.Tensor, ctx: StepContext) -> bool:
@@ -207,31 +169,19 @@ class AdditionalLoss:
 
 def _attribute_losses(model: keras.Model) -> list[keras.losses.Loss]:
     """The losses that a model keeps for a `train_step` of its own."""
-    found: list[keras.losses.Loss] = []
+    losses: list[keras.losses.Loss] = []
     for value in vars(model).values():
         several = value.values() if isinstance(value, dict) else value
-        held = several if isinstance(value, (list, tuple, dict)) else [value]
-        found += [v for v in held if isinstance(v, keras.losses.Loss)]
-    return [loss for loss in found if not hasattr(loss, "_flat_losses")]
+        values = several if isinstance(value, (list, tuple, dict)) else [value]
+        losses += [v for v in values if isinstance(v, keras.losses.Loss)]
+    return [loss for loss in losses if not hasattr(loss, "_flat_losses")]
 
 
 def _zero_if_empty(loss: Any, ctx: StepContext, reduction: str | None) -> Any:
-    """The loss of our rows where there may be none: Keras leaves it unreduced, or says NaN."""
+    """The loss of a replica's rows where there may be none: Keras leaves it unreduced, or NaN."""
     if not ctx.has_empty_replicas or (reduction in (None, "none") and loss.shape.rank):
         return loss
     return tf.where(ctx.batch_fraction > 0, tf.reduce_sum(loss), tf.zeros([], loss.dtype))
-
-
-def _mean_of_rows(values: Any, ctx: StepContext) -> Any:
-    """What a tracker is to count of a loss that was not reduced: the mean over rows."""
-    values = tf.convert_to_tensor(values)
-    if not values.shape.rank:
-        return values
-    rows = tf.cast(tf.shape(values)[0], values.dtype)
-    if ctx.real is not None:  # copies have a loss of zero
-        rows = tf.reduce_sum(tf.cast(ctx.real, values.dtype))
-    rest = tf.cast(tf.size(values[:1]), values.dtype)
-    return tf.math.divide_no_nan(tf.reduce_sum(values), rows * rest)
 
 
 def _combine_masks(mask: Any, other: Any) -> Any:

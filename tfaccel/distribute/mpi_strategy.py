@@ -11,7 +11,7 @@ from tfaccel.cluster.cluster import Cluster
 from tfaccel.distribute import _private, dataset_cache
 from tfaccel.distribute.collectives import tuning
 from tfaccel.distribute.collectives.communicator import Communicator
-from tfaccel.distribute.collectives.launcher import CrossWorkerCollectives
+from tfaccel.distribute.collectives.cross_device_ops import CrossWorkerCollectives
 from tfaccel.distribute.collectives.ops import WorkerCollectives
 from tfaccel.distribute.effects import InOrderOfReplicas
 from tfaccel.distribute.fit import KerasFitExtended
@@ -74,7 +74,7 @@ class MpiStrategy(MultiWorkerMirroredStrategy):
         communication: ``"mpi"``.
 
     Args:
-        cluster: the workers, and which of them we are.
+        cluster: the workers, and the rank of this one.
         communicator: the same workers over MPI.
         devices: names of the devices of this worker, the same number on each.
         options: how the replicas train together; None for the defaults.

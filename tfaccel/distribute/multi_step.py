@@ -14,7 +14,7 @@ import tensorflow as tf
 from tfaccel.distribute import _private, padding
 from tfaccel.distribute.batch_iterator import without_autotune
 from tfaccel.distribute.batch_sharding import Placement, ShardingOptions, is_absent, shard_dataset
-from tfaccel.distribute.batches import ShardedWithEmpty, per_replica
+from tfaccel.distribute.batches import padded_batch
 
 
 def has_static_shape(spec: Any) -> bool:
@@ -33,11 +33,11 @@ def has_static_shape(spec: Any) -> bool:
 
 
 class MultiStepBatches:
-    """The global batches of a dataset, sharded and padded for our replicas.
+    """The global batches of a dataset, sharded and padded for the local replicas.
 
     Args:
         dataset: of global batches that `has_static_shape`.
-        placement: which of all replicas are ours.
+        placement: which of all replicas are local.
         partial_batch: ``"pad"`` or ``"drop"``, as in `tfaccel.distribute.fit.KerasFit`.
     """
 
@@ -52,7 +52,7 @@ class MultiStepBatches:
         self._pass: Any = None
 
     def __iter__(self) -> Any:
-        """A `tf.data.Iterator` of `ShardedWithEmpty` batches.
+        """A `tf.data.Iterator` of `PerReplicaBatch`es.
 
         Keras takes one to look at a batch before it trains; that one is given again. Otherwise each
         is new, as on one device: a dataset that shuffles draws its next order for each.
@@ -83,9 +83,9 @@ class MultiStepBatches:
         return without_autotune(static.prefetch(tf.data.AUTOTUNE))
 
     @tf.autograph.experimental.do_not_convert
-    def _checked(self, parts: Any, fractions: tf.Tensor, rows: tf.Tensor) -> ShardedWithEmpty:
+    def _checked(self, parts: Any, fractions: tf.Tensor, rows: tf.Tensor) -> Any:
         message = (
-            f"tfaccel: a batch has more rows than the first, which has {self._rows}, expected none "
+            f"tfaccel: a batch has more rows than the first, which has {self._rows}; expected none "
             "that is larger: the steps of one call have one static shape; compile with "
             "steps_per_execution=1, or make batches of one size."
         )
@@ -125,12 +125,7 @@ def _dynamic_rows(spec: Any) -> tf.TensorSpec | None:
     return None if is_absent(spec) else tf.TensorSpec([None, *spec.shape[1:]], spec.dtype)
 
 
-def _padded_batch(parts: Any, fractions: tf.Tensor, rows: int) -> ShardedWithEmpty:
-    """Each replica's part filled up to `rows` rows."""
-    fractions = tuple(tf.unstack(fractions, len(parts)))
-    filled, real = zip(
-        *(padding.pad(*part, rows) for part in zip(parts, fractions, strict=True)), strict=True
-    )
-    data = per_replica(filled, _private.StaticRows)
+def _padded_batch(parts: Any, fractions: tf.Tensor, rows: int) -> _private.PerReplicaBatch:
+    """Each replica's part padded to `rows` rows."""
     # Which batches are so short that a replica has no rows is not known when a step is traced.
-    return ShardedWithEmpty(data, _private.PerReplica(fractions), _private.StaticRows(real))
+    return padded_batch(parts, tf.unstack(fractions, len(parts)), rows, has_empty_replicas=True)

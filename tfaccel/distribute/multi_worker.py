@@ -20,8 +20,9 @@ from tfaccel.distribute.fit import KerasFit, KerasFitExtended
 from tfaccel.distribute.layer_state import AveragesLayerState
 from tfaccel.distribute.replica_options import ReplicaOptions
 from tfaccel.distribute.step import all_reduce_sum, transport_dtype
+from tfaccel.distribute.worker_activity import worker_activity
 
-_NUMBERS = 8  # what is gathered is filled up to a multiple of so many, to be traced once
+_NUMBERS = 8  # what is gathered is padded to a multiple of so many, to be traced once
 
 
 class MultiWorkerMirroredExtended(
@@ -35,12 +36,12 @@ class MultiWorkerMirroredExtended(
     def __init__(
         self, strategy: Any, resolver: Any, options: Any, device_type: str, devices: Sequence[int]
     ) -> None:
-        self._ours = (device_type, devices)
+        self._local = (device_type, devices)
         super().__init__(strategy, cluster_resolver=resolver, communication_options=options)
 
     def _initialize_local_devices(self, resolver: Any, worker: str) -> tuple[tuple[str, ...], str]:
         # TensorFlow takes one CPU however many there are.
-        kind, numbers = self._ours
+        kind, numbers = self._local
         return tuple(f"{worker}/device:{kind}:{i}" for i in numbers), kind
 
     def __del__(self) -> None:
@@ -52,10 +53,10 @@ class MultiWorkerMirroredExtended(
 class MultiWorkerMirroredStrategy(KerasFit, tf.distribute.MultiWorkerMirroredStrategy):  # type: ignore[misc]
     """Data parallelism over several workers, each with the same number of devices.
 
-    Make it before anything else asks TensorFlow for a device.
+    Make it before anything else uses a device of TensorFlow.
 
     Args:
-        cluster: the workers, and which of them we are.
+        cluster: the workers, and the rank of this one.
         device_type: ``"CPU"`` or ``"GPU"``.
         devices: number of devices of that type in each worker, or the numbers that they have.
         communication: ``"auto"``, ``"ring"`` or ``"nccl"``.
@@ -117,6 +118,7 @@ class MultiWorkerMirroredStrategy(KerasFit, tf.distribute.MultiWorkerMirroredStr
             value = _private.PerReplica(cast) if len(cast) > 1 else cast[0]
         return tf.cast(super().gather(value, axis), dtype)
 
+    @worker_activity.collective
     def gather_numbers(self, numbers: list[int]) -> list[list[int]]:
         """The numbers of every worker, in the order of their ranks; every worker must call.
 
@@ -128,26 +130,26 @@ class MultiWorkerMirroredStrategy(KerasFit, tf.distribute.MultiWorkerMirroredStr
         padded = [*numbers, *[0] * (-len(numbers) % _NUMBERS)]
         if len(padded) not in self._gather_functions:
             self._gather_functions[len(padded)] = self._gather_function(len(padded))
-        found = self._gather_functions[len(padded)](tf.constant([padded], tf.int64))
-        return [row[: len(numbers)] for row in found.numpy().tolist()]
+        gathered = self._gather_functions[len(padded)](tf.constant([padded], tf.int64))
+        return [row[: len(numbers)] for row in gathered.numpy().tolist()]
 
     def _gather_function(self, numbers: int) -> Any:
-        """A function from our int64 numbers, of shape `[1, numbers]`, to those of each worker.
+        """A function of a worker's int64 numbers, of shape `[1, numbers]`: those of all workers.
 
         It is traced once, where `gather` is at each call.
         """
         workers, rank, local = (self.placement.workers, self.placement.rank, self.placement.local)
 
-        def of_replica(own: tf.Tensor) -> tf.Tensor:
+        def of_replica(local_row: tf.Tensor) -> tf.Tensor:
             context = tf.distribute.get_replica_context()
             is_first = tf.equal(context.replica_id_in_sync_group, rank * local)
             row = tf.one_hot(rank, workers, dtype=tf.int64)[:, None] * tf.cast(is_first, tf.int64)
-            return context.all_reduce(tf.distribute.ReduceOp.SUM, row * own)
+            return context.all_reduce(tf.distribute.ReduceOp.SUM, row * local_row)
 
-        def gathered(own: tf.Tensor) -> tf.Tensor:
+        def gathered(local_row: tf.Tensor) -> tf.Tensor:
             with self.scope():
-                found = self.extended.call_for_each_replica(of_replica, args=(own,))
-            return self.experimental_local_results(found)[0]
+                sums = self.extended.call_for_each_replica(of_replica, args=(local_row,))
+            return self.experimental_local_results(sums)[0]
 
         signature = [tf.TensorSpec([1, numbers], tf.int64)]
         return tf.function(gathered, autograph=False, input_signature=signature)
@@ -160,6 +162,7 @@ class MultiWorkerMirroredStrategy(KerasFit, tf.distribute.MultiWorkerMirroredStr
         """
         return broadcast.broadcast(self, values)
 
+    @worker_activity.collective
     def sum_over_workers(self, tensors: list[tf.Tensor]) -> list[tf.Tensor]:
         """As in `tfaccel.distribute.broadcast.Workers`."""
         return [self.experimental_local_results(t)[0] for t in self._sum_function(tensors)]
@@ -184,8 +187,8 @@ class MultiWorkerMirroredStrategy(KerasFit, tf.distribute.MultiWorkerMirroredStr
         """Nothing to do: every worker holds whole variables."""
         return nullcontext()
 
-    def _prepare_callbacks(self, held: Any) -> None:
-        file_callbacks.write_on_chief(held, self)
+    def _prepare_callbacks(self, callbacks: Any) -> None:
+        file_callbacks.write_on_chief(callbacks, self)
 
     def _prepare(self, model: Any) -> None:
         super()._prepare(model)

@@ -14,6 +14,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfaccel.distribute import object_graph
 from tfaccel.distribute.step import StepContext
 
 # Far apart, and odd, so that no two replicas of one seed meet (the golden ratio of 2**32).
@@ -24,13 +25,11 @@ def statistics(model: keras.layers.Layer) -> list[Any]:
     """The floating variables of `model` that change without a gradient, such as moving means.
 
     Weights that were frozen later (`layer.trainable = False`) were made trainable and are not
-    among them.
+    among them. Variables of TensorFlow that its steps reach, and Keras does not know, are.
     """
-    return [
-        v.value
-        for v in model.non_trainable_weights
-        if not v.value.trainable and is_statistic(v.value)
-    ]
+    own = [v.value for v in model.non_trainable_weights if not v.value.trainable]
+    raw = object_graph.reachable_objects(model).raw
+    return [v for v in [*own, *raw] if is_statistic(v)]
 
 
 def is_statistic(variable: Any) -> bool:
@@ -76,7 +75,7 @@ class CountedOnce:
     """Counts of metrics in a step that every replica runs over all rows: the first one's.
 
     Args:
-        model: whose metrics are told of the same rows by every replica.
+        model: whose metrics get the same rows from every replica.
     """
 
     def __init__(self, model: keras.Model) -> None:

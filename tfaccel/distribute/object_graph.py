@@ -95,12 +95,12 @@ def reachable_objects(model: Any) -> ReachableObjects:
     for layer in _private.layers_of(model):  # in the order in which they are called
         for variable in layer.weights:
             walk.visit(variable, None)
-            walk.found.owners[id(variable)] = layer  # an inner layer comes after the outer ones
+            walk.reachable.owners[id(variable)] = layer  # an inner layer comes after the outer ones
     walk.visit(model, None)
     if (generator := _private.global_seed_generator()) is not None:
         walk.visit(generator, None)
     walk.run()
-    return walk.found
+    return walk.reachable
 
 
 def reached_by(function: Any) -> ReachableObjects:
@@ -114,16 +114,16 @@ def reached_by(function: Any) -> ReachableObjects:
     if (generator := _private.global_seed_generator()) is not None:
         walk.visit(generator, None)
     walk.run()
-    for layer in walk.found.parts:
+    for layer in walk.reachable.parts:
         if isinstance(layer, keras.layers.Layer):
             # An inner layer comes after the outer ones.
-            walk.found.owners.update({id(v): layer for v in layer.weights})
-    return walk.found
+            walk.reachable.owners.update({id(v): layer for v in layer.weights})
+    return walk.reachable
 
 
 class _Traversal:
     def __init__(self) -> None:
-        self.found = ReachableObjects()
+        self.reachable = ReachableObjects()
         self._seen: dict[int, Any] = {}  # the objects too, so that no id is used again
         self._waiting: list[tuple[str, Any]] = []
 
@@ -135,18 +135,18 @@ class _Traversal:
         if kind == "tensorflow":
             if id(value) not in self._seen:
                 self._seen[id(value)] = value
-                self.found.raw.append(value)
-            self.found.places.setdefault(id(value), []).append(replace)
+                self.reachable.raw.append(value)
+            self.reachable.places.setdefault(id(value), []).append(replace)
             return
         if id(value) in self._seen:
             return
         self._seen[id(value)] = value
         if kind in ("variable", "generator"):
-            found = self.found.variables if kind == "variable" else self.found.generators
-            found.append(value)
+            reachable = self.reachable
+            (reachable.variables if kind == "variable" else reachable.generators).append(value)
             return
         if kind == "part":
-            self.found.parts.append(value)
+            self.reachable.parts.append(value)
         self._waiting.append((kind, value))
 
     def run(self) -> None:
@@ -154,7 +154,7 @@ class _Traversal:
         while self._waiting:
             kind, value = self._waiting.pop()
             known = len(self._waiting)
-            for inner, replace in _inside(kind, value, self.found):
+            for inner, replace in _inside(kind, value, self.reachable):
                 self.visit(inner, replace)
             self._waiting[known:] = reversed(self._waiting[known:])
 
@@ -167,7 +167,9 @@ def _kind(cls: Any) -> str | None:
     )
 
 
-def _inside(kind: str, value: Any, found: ReachableObjects) -> Iterator[tuple[Any, Replace | None]]:
+def _inside(
+    kind: str, value: Any, reachable: ReachableObjects
+) -> Iterator[tuple[Any, Replace | None]]:
     if kind == "mapping":
         if len(value) <= _MAX_OBJECTS:
             for key, inner in list(value.items()):
@@ -188,7 +190,7 @@ def _inside(kind: str, value: Any, found: ReachableObjects) -> Iterator[tuple[An
         if _is_users(value.__module__):
             yield from _of_function(value)
     elif kind == "traced":
-        found.functions.append(value)
+        reachable.functions.append(value)
         yield value.python_function, None
     elif kind == "class":
         if _is_users(value.__module__):

@@ -4,7 +4,9 @@ Keras hands a replica's own gradients to the optimizer, which clips them, tests 
 and accumulates them, and only then sums them over the replicas: a norm of a part is not a part of
 the norm (https://github.com/tensorflow/tensorflow/issues/33929), and workers that disagree about
 an overflow wait for each other forever (https://github.com/keras-team/keras/issues/18666). Here
-gradients are summed first. All that follows is then the same on every replica.
+gradients are those of the global batch before anything looks at them, and all that follows is the
+same on every replica. In a step of Keras the tape has made them so (`gradients.py`); those of a
+custom loop, and those that no tape has taken, are summed here.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import keras
 import tensorflow as tf
 
 from tfaccel.distribute import _private, gradients, step
-from tfaccel.distribute.adapt import adapt
+from tfaccel.distribute.mixins import mix_in
 from tfaccel.distribute.object_graph import reachable_objects
 from tfaccel.distribute.replacements import replaced
 
@@ -25,20 +27,6 @@ _thread_state = threading.local()
 
 class ReduceFirst:
     """Mixin for a Keras optimizer: gradients are reduced before anything looks at them."""
-
-    def scale_loss(self, loss: tf.Tensor) -> tf.Tensor:
-        """Weights the loss by our batch fraction, so that gradients need no pass of their own."""
-        loss = super().scale_loss(loss)  # type: ignore[misc]
-        ctx = step.current()
-        if ctx is None or ctx.gradients is not None:
-            return loss
-        if not gradients.is_mean(loss, ctx.rows, self):
-            ctx.summed.add(id(self))  # a number for each row: its gradient is that of their sum
-            return loss
-        if ctx.has_empty_replicas:
-            return loss
-        ctx.weighted.add(id(self))
-        return ctx.weight(loss)
 
     def apply(self, grads: Any, trainable_variables: Any = None) -> Any:
         """Applies the gradient of the global batch."""
@@ -50,16 +38,13 @@ class ReduceFirst:
             with tf.init_scope():
                 self.build(list(trainable_variables))  # type: ignore[attr-defined]
             self.built = True
-        grads = self.global_batch_gradients(list(grads))
-        ctx = step.current()
-        if ctx is not None and ctx.recorded is not None and ctx.gradients is None:
-            ctx.recorded.append((list(trainable_variables or ()), grads))
+        grads = self.global_batch_gradients(list(grads), list(trainable_variables or ()))
         for part in parts_of(self):
             reduce_first(part, tf.distribute.get_strategy())
         with replaced(_thread_state, "now", True):
             return super().apply(grads, trainable_variables)  # type: ignore[misc]
 
-    def global_batch_gradients(self, grads: list[Any]) -> list[Any]:
+    def global_batch_gradients(self, grads: list[Any], variables: list[Any]) -> list[Any]:
         """The global batch's gradients, of what a replica's step hands us."""
         ctx = step.current()
         if ctx is None:
@@ -67,13 +52,11 @@ class ReduceFirst:
         taken = ctx.gradients
         if taken is not None and taken.calls:  # the tape has weighted them, and may have summed
             return grads if taken.reduces else self.reduced(grads)
-        if id(self) in ctx.summed:
-            return self.reduced(
-                [ctx.zero_if_empty(g) for g in grads] if ctx.has_empty_replicas else grads
-            )
-        if id(self) not in ctx.weighted:
-            grads = [ctx.weight(g) for g in grads]
-        return self.reduced(grads)
+        # Taken by `tf.gradients`, or made by hand.
+        grads = self.reduced([ctx.weight(g) for g in grads])
+        if ctx.recorded is not None:
+            ctx.recorded.append((variables, grads))
+        return grads
 
     def reduced(self, grads: list[Any]) -> list[Any]:
         """The sum over replicas of each gradient; None stays None."""
@@ -101,7 +84,7 @@ def reduce_first(optimizer: keras.optimizers.Optimizer, strategy: tf.distribute.
         optimizer: any Keras optimizer, also a LossScaleOptimizer around another.
         strategy: the strategy whose replicas call `optimizer.apply`.
     """
-    adapt(optimizer, ReduceFirst)
+    mix_in(optimizer, ReduceFirst)
     _private.adopt_optimizer(optimizer, strategy)
     for part in parts_of(optimizer):
         reduce_first(part, strategy)

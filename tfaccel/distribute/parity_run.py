@@ -1,4 +1,4 @@
-"""Runs a training step in replicas and as one device, and restores all it has changed."""
+"""Runs a step in replicas and as one device, and restores all it has changed."""
 
 from __future__ import annotations
 
@@ -10,17 +10,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfaccel.distribute import _private, one_device, step
-from tfaccel.distribute.adapt import adapt
-from tfaccel.distribute.batches import (
-    ABSENT,
-    Sharded,
-    ShardedWithEmpty,
-    absent_to_none,
-    per_replica,
-)
+from tfaccel.distribute import _private, step
+from tfaccel.distribute.batch_norm import is_synchronized
+from tfaccel.distribute.batches import Part
 from tfaccel.distribute.frequency import Frequency
+from tfaccel.distribute.mixins import mix_in
+from tfaccel.distribute.object_graph import reachable_objects
 from tfaccel.distribute.replacements import Replacements
+from tfaccel.distribute.single_device_context import run_on_one_device
 from tfaccel.distribute.step_reductions import StepReductions
 from tfaccel.distribute.step_result import (
     HostState,
@@ -37,14 +34,14 @@ FIRST_REPLICA_ROWS, OTHER_REPLICA_ROWS = 4, 3
 
 
 class ParityRun:
-    """Runs a training step of `model` in replicas and as one device; restores all on exit.
+    """Runs a step of `model` in replicas and as one device; restores all on exit.
 
     Args:
         strategy: of tfaccel, of several replicas; its scope has been entered.
         model: compiled.
-        fn: its bound `train_step`.
+        fn: its bound `train_step` or `test_step`.
         batch: the first batch, as `fit` or `train_on_batch` was given it.
-        undersized: whether a few rows of it are taken, or all.
+        few: whether a few rows of it are taken, or all.
 
     Raises:
         ParityRunError: when the batch is too small, or of what cannot be split.
@@ -57,6 +54,8 @@ class ParityRun:
         self.replicas = strategy.placement.replicas
         self._parts = _some_rows(strategy, batch, few)
         self._whole = _all_rows(strategy, self._parts)
+        self._equal_rows = not few and len(set(self.rows_of_replicas())) == 1
+        self._variables = [*variables_of(model), *reachable_objects(model).raw]
         self._reference: StepResult | None = None
         self._saved: dict[int, tuple[Any, np.ndarray]] = {}
 
@@ -91,7 +90,7 @@ class ParityRun:
             with (
                 _moving_statistics_used(self.model),
                 _reduced_in_every_step(self.strategy),
-                step.checking(),
+                step.checking(self._equal_rows),
             ):
                 replicated = self._traced(
                     lambda batch: self._replicated(batch, reductions), self._parts
@@ -110,6 +109,15 @@ class ParityRun:
         assert self._reference is not None
         return replicated_result, self._reference
 
+    def rows_of_replicas(self) -> list[int]:
+        """How many rows each replica is given; every worker must call."""
+        local_row_counts = [
+            min(int(tf.shape(t)[0]) for t in _present(p.data)) for p in self._parts.values
+        ]
+        return [
+            number for worker in self.strategy.gather_numbers(local_row_counts) for number in worker
+        ]
+
     # --- tracing -------------------------------------------------------------------------------
 
     def _traced(self, fn: Any, data: Any) -> TracedStep:
@@ -124,8 +132,7 @@ class ParityRun:
         return flat_logs(step_logs), recorded[min(recorded)]
 
     def _single(self, data: Any) -> Any:
-        data = tf.nest.map_structure(lambda v: v.values[0] if v.values else None, data)
-        step_logs, recorded_gradients = one_device.run(self.strategy, self._fn, data)
+        step_logs, recorded_gradients = run_on_one_device(self.strategy, self._fn, data.values[0])
         return flat_logs(step_logs), recorded_gradients
 
     # --- running -------------------------------------------------------------------------------
@@ -136,7 +143,7 @@ class ParityRun:
         for variable in metrics:
             for own in self.strategy.experimental_local_results(variable.value):
                 own.assign(tf.zeros_like(own))
-        variables = variables_of(self.model)
+        variables = self._variables
         before = [_read(v, self.strategy, alone) for v in variables]
         seen = traced.run(data)
         after = [_read(v, self.strategy, alone) for v in variables]
@@ -145,9 +152,9 @@ class ParityRun:
         return seen
 
     def _save(self, *traced: TracedStep | None) -> None:
-        found = [v.value for v in variables_of(self.model)]
-        found += [v for one in traced if one is not None for v in one.graph.variables]
-        for variable in found:
+        variables = [*map(_private.tf_variable, self._variables)]
+        variables += [v for one in traced if one is not None for v in one.graph.variables]
+        for variable in variables:
             for own in self.strategy.experimental_local_results(variable):
                 if id(own) not in self._saved:
                     self._saved[id(own)] = own, own.read_value().numpy()
@@ -178,82 +185,83 @@ class MovingStatistics:
 @contextlib.contextmanager
 def _moving_statistics_used(model: keras.Model) -> Iterator[None]:
     for layer in _private.layers_of(model):
-        if isinstance(layer, keras.layers.BatchNormalization) and not layer.synchronized:
-            adapt(layer, MovingStatistics)
+        if isinstance(layer, keras.layers.BatchNormalization) and not is_synchronized(layer):
+            mix_in(layer, MovingStatistics)
     yield
 
 
-def _some_rows(strategy: Any, batch: Any, few: bool) -> Sharded:
-    """A few rows for each of our replicas, unequal; or all rows of the batch."""
+def _some_rows(strategy: Any, batch: Any, few: bool) -> _private.PerReplicaBatch:
+    """A few rows for each local replica, unequal; or all rows of the batch."""
     placement = strategy.placement
-    if not isinstance(batch, (Sharded, ShardedWithEmpty)):
+    if not isinstance(batch, _private.PerReplicaBatch):
         batch = strategy.shard(batch)
-    if isinstance(batch, ShardedWithEmpty) or not isinstance(
-        batch.batch_fraction, tf.distribute.DistributedValues
-    ):
+    assert isinstance(batch, _private.PerReplicaBatch)
+    if batch.has_empty_replicas:
         raise ParityRunError("there is a replica without rows")
-    data = batch.data
-    leaves = [v for v in tf.nest.flatten(data) if v is not None and v is not ABSENT]
-    held = [v for v in leaves if getattr(v, "values", None)]
-    if any(not isinstance(t, tf.Tensor) for v in held for t in v.values):
+    leaves = [_present(part.data) for part in batch.values]
+    if any(not isinstance(t, tf.Tensor) for part in leaves for t in part):
         raise ParityRunError("the batch holds ragged or sparse tensors")
-    if placement.workers > 1 and any(t.dtype == tf.string for v in held for t in v.values):
+    if placement.workers > 1 and any(t.dtype == tf.string for t in leaves[0]):
         raise ParityRunError("the batch holds strings")
     if not few:
-        return Sharded(*batch)
-    have = min(int(tf.shape(t)[0]) for v in held for t in v.values)
-    have = int(strategy.min_over_workers(have))
+        # With shapes that are known, a step for one number of rows fails when it is traced: an
+        # operation that fails in one replica breaks the collectives of all.
+        return _private.PerReplicaBatch(batch.values, static_rows=True)
+    least = [min(int(tf.shape(t)[0]) for t in part) for part in leaves]
+    have = int(strategy.min_over_workers(min(least)))
     first = min(FIRST_REPLICA_ROWS, have)
     if first < 2:
         raise ParityRunError("a replica has one row")
     others = max(1, min(OTHER_REPLICA_ROWS, first - 1))
     rows = [first if replica == 0 else others for replica in range(placement.replicas)]
-    replicated_result = [rows[placement.rank * placement.local + i] for i in range(placement.local)]
     parts = []
-    for i, number in enumerate(replicated_result):
-        least = min(int(tf.shape(v.values[i])[0]) for v in held)
+    for i, part in enumerate(batch.values):
+        number = rows[placement.rank * placement.local + i]
 
-        def some(v: Any, i: int = i, n: int = number, least: int = least) -> Any:
-            if v is None or not v.values:
-                return None
-            return v.values[i][: n * max(1, int(tf.shape(v.values[i])[0]) // max(1, least))]
+        def some(t: Any, number: int = number, least: int = least[i]) -> Any:
+            return None if t is None else t[: number * max(1, int(tf.shape(t)[0]) // max(1, least))]
 
-        parts.append(tf.nest.map_structure(some, data))
-    shares = tuple(tf.constant(n / sum(rows), tf.float32) for n in replicated_result)
-    cut = per_replica(tuple(parts), _private.DynamicRows)
-    return Sharded(cut, _private.DynamicRows(shares))
+        fraction = tf.constant(number / sum(rows), tf.float32)
+        parts.append(Part(tf.nest.map_structure(some, part.data), fraction))
+    return _private.PerReplicaBatch(parts)
 
 
-def _all_rows(strategy: Any, batch: Sharded) -> Any:
-    """The rows of all replicas, in the order of the global batch (`batch_sharding.py`)."""
-    placement = strategy.placement
-    order = sorted(
+def _present(data: Any) -> list[Any]:
+    return [leaf for leaf in tf.nest.flatten(data) if leaf is not None]
+
+
+def global_order(placement: Any) -> list[int]:
+    """The replicas in the order of their rows in the global batch (`batch_sharding.py`)."""
+    return sorted(
         range(placement.replicas),
         key=lambda replica: (replica % placement.local, replica // placement.local),
     )
 
-    def whole(value: Any) -> Any:
+
+def _all_rows(strategy: Any, batch: _private.PerReplicaBatch) -> _private.PerReplicaBatch:
+    """The rows of all replicas, in the order of the global batch."""
+    placement = strategy.placement
+    order = global_order(placement)
+
+    def whole(*values: Any) -> Any:
+        if values[0] is None:
+            return None
         if placement.workers == 1:
-            return tf.concat(value.values, axis=0)
-        counts = _private.PerReplica(tuple(tf.shape(v)[:1] for v in value.values))
+            return tf.concat(values, axis=0)
+        counts = _private.PerReplica(tuple(tf.shape(v)[:1] for v in values))
         rows = strategy.gather(counts, axis=0)
-        parts = tf.split(strategy.gather(_private.PerReplica(value.values), axis=0), rows)
+        parts = tf.split(strategy.gather(_private.PerReplica(values), axis=0), rows)
         return tf.concat([parts[replica] for replica in order], axis=0)
 
-    def alike(value: Any) -> Any:
-        # As of a dataset: a number of rows that varies is not known when the step is traced.
-        kind = (
-            _private.StaticRows if isinstance(value, _private.StaticRows) else _private.DynamicRows
-        )
-        return ABSENT if value is None else kind((whole(value),))
-
-    return tf.nest.map_structure(alike, absent_to_none(batch.data))
+    data = tf.nest.map_structure(whole, *(part.data for part in batch.values))
+    # As of a dataset: a number of rows that varies is not known when the step is traced.
+    return _private.PerReplicaBatch([data], batch.static_rows)
 
 
 def _read(variable: Any, strategy: Any, alone: bool) -> np.ndarray:
-    """The value of a variable; alone, that of our first replica."""
-    held = variable.value
+    """The value of a variable; alone, that of the first local replica."""
+    tf_variable = _private.tf_variable(variable)
     if alone:
-        held = strategy.experimental_local_results(held)[0]
-    value = tf.convert_to_tensor(held)
+        tf_variable = strategy.experimental_local_results(tf_variable)[0]
+    value = tf.convert_to_tensor(tf_variable)
     return np.asarray(tf.cast(value, tf.float64) if value.dtype.is_floating else value)

@@ -23,7 +23,7 @@ from tfaccel.distribute import _private
 from tfaccel.distribute.eager_probe import concrete_shape, probe
 
 _BATCH_LOSSES = ("dice", "tversky", "circle")
-"""Keras's losses that may look at more than a row; `axis` may say otherwise, so they are tried."""
+"""Keras's losses that may look at more than a row; depending on `axis`, so they are tried."""
 
 _HALF = 3  # rows of the trial, in each of two halves
 _LARGE = 20_000  # numbers in a row above which a trial takes fewer
@@ -81,10 +81,10 @@ def _probe_mean(function: Callable[..., Any], true: Any, pred: Any) -> bool:
     most = 16 if _is_large(true, pred) else None
     call = _traced_call(types.SimpleNamespace(call=function), true, pred, most)
     verdicts = []
-    for given in _random_inputs(true, pred, most):
+    for arguments in _random_inputs(true, pred, most):
 
-        def value(rows: slice, given: Any = given) -> Any:
-            return call(*keras.tree.map_structure(lambda both: both[0][rows], given))
+        def value(rows: slice, arguments: Any = arguments) -> Any:
+            return call(*keras.tree.map_structure(lambda both: both[0][rows], arguments))
 
         parts = [value(slice(_HALF)), value(slice(_HALF, None)), value(slice(None))]
         if all(part is not None and np.isfinite(part).all() for part in parts):
@@ -151,7 +151,7 @@ def _refuse_effects(graph: Any) -> None:
 
 
 def _random_inputs(true: Any, pred: Any, most: int | None) -> Iterator[tuple[Any, Any]]:
-    """Targets and predictions of different kinds, since nobody says which a loss is made for.
+    """Targets and predictions of different kinds, since it is unknown which a loss is made for.
 
     Each is a nest of arrays of two independent draws, shape `[2, rows, ...]`.
     """
@@ -185,7 +185,7 @@ def _random_inputs(true: Any, pred: Any, most: int | None) -> Iterator[tuple[Any
 
 
 def _rows_are_independent(call: Callable[..., Any], true: Any, pred: Any) -> bool | None:
-    """Whether each row's value depends on that row alone; None where these arrays do not tell."""
+    """Whether each row's value depends on that row alone; None where these arrays do not show."""
 
     def take(rows: Any, second: Any = ()) -> Any:
         """The loss of these rows of the first draw; those in `second` are of the second."""
@@ -212,11 +212,11 @@ def _rows_are_independent(call: Callable[..., Any], true: Any, pred: Any) -> boo
         (take(last), range(_HALF), last),
         (take(turned), turned, everything),
     ]
-    for found, at, rows in trials:
-        if found is None or found.ndim != base.ndim or len(found) <= max(at):
+    for result, at, rows in trials:
+        if result is None or result.ndim != base.ndim or len(result) <= max(at):
             return False
-        if not np.allclose(found[list(at)], base[rows], rtol=1e-5, atol=1e-6, equal_nan=True):
+        if not np.allclose(result[list(at)], base[rows], rtol=1e-5, atol=1e-6, equal_nan=True):
             return False
     moved = take(everything, everything)
-    tells = np.isfinite(base).all() and moved is not None and not np.allclose(moved, base)
-    return True if tells else None
+    conclusive = np.isfinite(base).all() and moved is not None and not np.allclose(moved, base)
+    return True if conclusive else None

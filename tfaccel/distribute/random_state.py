@@ -86,7 +86,7 @@ def _next_stream() -> int:
 
 
 def _in_replica() -> bool:
-    """Whether we are in one of several replicas, each with rows and noise of its own."""
+    """Whether this is one of several replicas, each with rows and noise of its own."""
     if not tf.distribute.has_strategy() or tf.distribute.in_cross_replica_context():
         return False
     return hasattr(tf.distribute.get_strategy(), "placement")

@@ -17,7 +17,7 @@ def read_ahead(batches: Iterator[Any], in_thread: bool) -> Generator[Any, None, 
         batches: none of them None.
         in_thread: whether they are read in a thread, which is for batches whose reading takes time
             and waits for no other worker: collectives must start in the same order everywhere.
-            Otherwise reading one must only start its copies, which then go on by themselves.
+            Otherwise reading one must only start its copies, which then continue by themselves.
     """
     if (first := next(batches, None)) is None:
         return

@@ -4,7 +4,7 @@ What Keras and TensorFlow have no option for is replaced while it is needed: a l
 method of a class, a function of a module, a flag of a thread. All of it goes through here, so that
 it is put back in reverse order, also where an error ends the trace.
 
-What lasts as long as an instance is the work of `adapt.py` instead.
+What lasts as long as an instance is the work of `mixins.py` instead.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Replacements(contextlib.ExitStack):
 
         What `owner` itself holds under that name is put back; where it is the class of `owner`, or
         nobody, that holds it, the attribute is deleted again. Keras's tracking of attributes is
-        passed by: a replacement is no part of a layer.
+        passed by: a replacement is not part of a layer.
 
         Args:
             owner: an instance, a class, a module, or the state of a thread.
@@ -85,5 +85,5 @@ def _set(owner: Any, name: str, value: Any) -> None:
     if value is not _ABSENT:
         (setattr if own_way else object.__setattr__)(owner, name, value)
         return
-    with contextlib.suppress(AttributeError):  # somebody has deleted it meanwhile
+    with contextlib.suppress(AttributeError):  # it was deleted meanwhile
         (delattr if own_way else object.__delattr__)(owner, name)

@@ -2,7 +2,7 @@
 
 With `run_eagerly=True` the replicas of one process take turns whenever they meet in a reduction or
 an update. What a step keeps on `self` meanwhile (``self.features = features``) must be its own.
-That is said of data; variables, layers and what Keras knows of them are made once for all, and so
+That holds for data; variables, layers and what Keras knows of them are made once for all, and so
 is what a layer's `build` keeps.
 """
 
@@ -82,17 +82,17 @@ class ReplicaAttributes:
 
     def _take(self) -> SavedAttributes:
         """The data that have been set, which are taken back."""
-        found: SavedAttributes = []
+        saved: SavedAttributes = []
         for now, before in self._before:
             for name in [n for n, v in now.items() if before.get(n, self) is not v]:
                 if name == "built" or name.startswith("_") or not _is_data(now[name]):
                     continue
-                found.append((now, name, now[name]))
+                saved.append((now, name, now[name]))
                 if name in before:
                     now[name] = before[name]
                 else:
                     del now[name]
-        return found
+        return saved
 
 
 def _kept(now: dict[str, Any], before: dict[str, Any]) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""What a strategy with replicas is told when it is made."""
+"""The options of a strategy with replicas."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ class ReplicaOptions:
         partial_batch: what becomes of a batch with fewer rows than the first; None for the
             strategy's own way.
         check: which models' first step is compared with one device's.
+        batch_norm: ``"synchronized"`` where every `BatchNormalization` normalises the global batch.
+        input: ``"per_worker"`` where each worker passes its own part of every global batch.
 
     Raises:
         StrategyError: when two of them do not go together.
@@ -28,11 +30,19 @@ class ReplicaOptions:
     gradient_compression: Compression | None = None
     partial_batch: str | None = None
     check: str = "auto"
+    batch_norm: str = "replica"
+    input: str = "global"
 
     def __post_init__(self) -> None:
+        if self.batch_norm == "synchronized" and self.frequency.local_steps > 1:
+            raise StrategyError(
+                f"tfaccel: batch_norm='synchronized' and local_steps={self.frequency.local_steps} "
+                "were requested together; expected one of them: under local steps replicas do not "
+                "communicate in a step."
+            )
         if self.gradient_compression is not None and self.frequency.local_steps > 1:
             raise StrategyError(
                 f"tfaccel: gradient_compression and local_steps={self.frequency.local_steps} were "
-                "requested together, expected one of them: under local steps no gradient is "
+                "requested together; expected one of them: under local steps no gradient is "
                 "reduced."
             )

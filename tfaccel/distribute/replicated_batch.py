@@ -16,50 +16,70 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfaccel.distribute import row_gather
+from tfaccel.distribute import _private, row_gather
 from tfaccel.distribute.step import StepContext
 
 
-def gather(data: Any, fraction: tf.Tensor, real: Any) -> tuple[Any, tf.Tensor, tf.Tensor]:
+def has_equal_parts(batch: _private.PerReplicaBatch, workers: int) -> bool:
+    """Whether all replicas are known to have the same number of rows when a step is traced.
+
+    Args:
+        batch: sharded over the replicas.
+        workers: how many there are: the parts of others are not seen.
+    """
+    if batch.static_rows:
+        return True
+    rows = [
+        [leaf.shape[0] for leaf in tf.nest.flatten(part.data) if leaf is not None]
+        for part in batch.values
+    ]
+    return workers == 1 and all(each == rows[0] for each in rows)
+
+
+def gather(
+    data: Any, fraction: tf.Tensor, real: Any, equal: bool
+) -> tuple[Any, tf.Tensor, tf.Tensor]:
     """The rows of all replicas, in the order of the global batch; every replica must call.
 
     Args:
         data: a replica's part of a batch.
         fraction: its part of all rows.
-        real: which of its rows are no copies (bool, shape `[rows]`); None where all are.
+        real: which of its rows are not copies (bool, shape `[rows]`); None where all are.
+        equal: whether a number of rows that is known is that of every replica.
 
     Returns:
-        The batch, our weight in the result (1 on the first replica, 0 on the others), and
-        for each row whether it counts here.
+        The batch, this replica's weight in the result (1 on the first replica, 0 on the others),
+        and for each row whether it counts here.
 
     Raises:
         StrategyError: for strings, ragged and sparse tensors.
     """
-    gathered, block = _gather(data, StepContext(fraction, real=real))
+    gathered, block = _gather(data, StepContext(fraction, real=real), equal)
     first = tf.equal(row_gather.block_number(), 0)
     return gathered, tf.cast(first, tf.float32), tf.repeat(first, block.total)
 
 
-def predict(fn: Callable[[Any], Any], data: Any, real: Any) -> Any:
-    """What `fn` makes of the rows of all replicas, for our rows; every replica must call.
+def predict(fn: Callable[[Any], Any], data: Any, real: Any, equal: bool) -> Any:
+    """The result of `fn` on the rows of all replicas, for the replica's rows; all must call.
 
     Args:
         fn: a step that returns rows.
         data: a replica's part of a batch.
         real: as in `gather`.
+        equal: as in `gather`.
 
     Returns:
-        Our rows of each tensor that has as many rows as the batch.
+        Our rows of each tensor that has as many rows as the batch; the first replica's, all others.
 
     Raises:
         StrategyError: for strings, ragged and sparse tensors.
     """
-    gathered, block = _gather(data, StepContext(tf.ones([]), real=real))
+    gathered, block = _gather(data, StepContext(tf.ones([]), real=real), equal)
     return keras.tree.map_structure(lambda rows: _own_rows(rows, block), fn(gathered))
 
 
-def _gather(data: Any, ctx: StepContext) -> tuple[Any, row_gather.RowBlock]:
-    """The rows of all replicas, and our block of the rows of the batch."""
+def _gather(data: Any, ctx: StepContext, equal: bool) -> tuple[Any, row_gather.RowBlock]:
+    """The rows of all replicas, and this replica's block of the rows of the batch."""
     flat = keras.tree.flatten(data)
     chosen = [i for i, value in enumerate(flat) if value is not None]
     blocks = row_gather.blocks_of([flat[i] for i in chosen], ctx)
@@ -72,7 +92,7 @@ def _gather(data: Any, ctx: StepContext) -> tuple[Any, row_gather.RowBlock]:
         # One row that goes with all others has been given to every replica.
         once = (block.total == replicas) & (max_rows > replicas)
         gathered_rows = gathered_rows[: tf.where(once, 1, block.total)]
-        if static_rows is not None and ctx.real is None:  # static parts are equal parts
+        if static_rows is not None and ctx.real is None and equal:
             gathered_rows = tf.ensure_shape(
                 gathered_rows, [static_rows * replicas, *gathered_rows.shape[1:]]
             )
@@ -87,5 +107,7 @@ def _own_rows(rows: Any, block: row_gather.RowBlock) -> Any:
     if not rows.shape.rank:
         return rows
     own = row_gather.local_rows(rows, block)
-    # What is no row of the batch (a table, a summary) is the same everywhere.
-    return tf.cond(tf.shape(rows)[0] == block.total, lambda: own, lambda: rows)
+    # What is not a row of the batch (a table, a summary) is returned once.
+    first = tf.equal(row_gather.block_number(), 0)
+    once = rows[: tf.where(first, tf.shape(rows)[0], 0)]
+    return tf.cond(tf.shape(rows)[0] == block.total, lambda: own, lambda: once)

@@ -18,7 +18,7 @@ class RowBlock(NamedTuple):
         start: where it begins in the global batch.
         rows: how many it has (int32 scalars, as all here).
         total: how many the global batch has.
-        padded: how many rows our tensors have, with the copies that fill them up.
+        padded: how many rows the replica's tensors have, with the copies that pad them.
     """
 
     start: tf.Tensor
@@ -28,45 +28,45 @@ class RowBlock(NamedTuple):
 
 
 def has_other_replicas() -> bool:
-    """Whether there are other replicas than ours, with rows of their own."""
+    """Whether there are other replicas, with rows of their own."""
     context = tf.distribute.get_replica_context()
     placement = getattr(getattr(context, "strategy", None), "placement", None)
     return placement is not None and placement.replicas > 1
 
 
 def local_block(tensor: Any, ctx: StepContext) -> RowBlock:
-    """Finds our block among all; every replica must call.
+    """Finds this replica's block among all; every replica must call.
 
     Args:
-        tensor: of which our rows are the first dimension.
-        ctx: our part of the step; copies among our rows are left out.
+        tensor: of which this replica's rows are the first dimension.
+        ctx: this replica's part of the step; copies among the rows are left out.
     """
     return blocks_of([tensor], ctx)[0]
 
 
 def blocks_of(tensors: list[Any], ctx: StepContext) -> list[RowBlock]:
-    """Finds our block of the rows of each tensor, in one message.
+    """Finds this replica's block of the rows of each tensor, in one message.
 
     Args:
         tensors: whose first dimensions are rows, not as many in each.
-        ctx: as in `local_block`; with copies among our rows, all have the same number of rows.
+        ctx: as in `local_block`; with copies among the rows, all have the same number of rows.
     """
     placement = tf.distribute.get_strategy().placement
     padded = [tf.shape(tensor)[0] for tensor in tensors]
-    found = padded
+    row_counts = padded
     if ctx.real is not None:
-        found = [tf.reduce_sum(tf.cast(ctx.real, tf.int32))] * len(tensors)
+        row_counts = [tf.reduce_sum(tf.cast(ctx.real, tf.int32))] * len(tensors)
     local = tf.one_hot(block_number(), placement.replicas, dtype=tf.int32)
-    counts = all_reduce_sum(tf.stack([local * rows for rows in found]))
+    counts = all_reduce_sum(tf.stack([local * rows for rows in row_counts]))
     before = tf.range(placement.replicas) < block_number()
     return [
         RowBlock(tf.reduce_sum(tf.where(before, row, 0)), rows, tf.reduce_sum(row), most)
-        for row, rows, most in zip(tf.unstack(counts), found, padded, strict=True)
+        for row, rows, most in zip(tf.unstack(counts), row_counts, padded, strict=True)
     ]
 
 
 def block_number() -> Any:
-    """Which of all blocks of rows is ours: they go to workers in turn (see `batch_sharding.py`)."""
+    """The index of this replica's block: blocks go to workers in turn (see `batch_sharding.py`)."""
     context = tf.distribute.get_replica_context()
     placement = context.strategy.placement
     local = context.replica_id_in_sync_group - placement.rank * placement.local
@@ -77,10 +77,10 @@ def gather_rows(values: Any, block: RowBlock, ctx: StepContext, *, shared: bool 
     """Gathers each tensor of a nest over all replicas, in the order of the global batch's rows.
 
     Args:
-        values: a nest of tensors with our rows as their first dimension; None and numbers without
-            rows stay as they are.
-        block: our rows among all.
-        ctx: our part of the step.
+        values: a nest of tensors with this replica's rows as their first dimension; None and
+            numbers without rows stay as they are.
+        block: this replica's rows among all.
+        ctx: this replica's part of the step.
         shared: whether every replica makes the same number of what is gathered, a loss. Then each
             knows its rows' part of the gradient without asking, and divides it by its batch
             fraction, by which that will be multiplied. Otherwise the gradients of all replicas are
@@ -99,14 +99,14 @@ def gather_rows(values: Any, block: RowBlock, ctx: StepContext, *, shared: bool 
 def local_rows(values: Any, block: RowBlock) -> Any:
     """Our rows of each tensor of a nest, as long as they were before they were gathered."""
 
-    def cut(value: Any) -> Any:
+    def own_rows(value: Any) -> Any:
         if value is None or not _has_rows(value):
             return value
         rows = value[block.start : block.start + block.rows]
-        more = [[0, block.padded - block.rows]] + [[0, 0]] * (value.shape.rank - 1)
-        return tf.pad(rows, more)
+        paddings = [[0, block.padded - block.rows]] + [[0, 0]] * (value.shape.rank - 1)
+        return tf.pad(rows, paddings)
 
-    return keras.tree.map_structure(cut, values)
+    return keras.tree.map_structure(own_rows, values)
 
 
 def _has_rows(value: Any) -> bool:
@@ -115,7 +115,7 @@ def _has_rows(value: Any) -> bool:
         kind = kind if isinstance(value, tf.Tensor) else f"a {type(value).__name__}"
         raise StrategyError(
             f"tfaccel: what must see the global batch (a loss, or a layer or metric with a state) "
-            f"was given {kind}, expected dense numbers, which replicas can give to each other; "
+            f"was given {kind}; expected dense numbers, which replicas can give to each other; "
             "convert it in the model (`to_tensor()`, `keras.ops.convert_to_tensor`)."
         )
     return bool(value.shape.rank > 0)
@@ -141,17 +141,18 @@ def _all_gather(
         def backward(*upstream: Any) -> list[tf.Tensor]:
             grads = list(upstream)
             if shared:
-                own = [g[block.start : block.start + block.rows] for g in grads]
-                return [tf.math.divide_no_nan(g, tf.cast(ctx.batch_fraction, g.dtype)) for g in own]
+                local_grads = [g[block.start : block.start + block.rows] for g in grads]
+                fraction = ctx.batch_fraction
+                return [tf.math.divide_no_nan(g, tf.cast(fraction, g.dtype)) for g in local_grads]
             # A replica's loss is weighted by its batch fraction before its gradient is taken; or
             # its gradient afterwards, where some replica has no rows.
             later = ctx.has_empty_replicas and getattr(ctx, "gradients", None) is None
             parts = [ctx.weight(g) if later else g for g in grads]
             summed = _summed([tf.cast(g, transport_dtype(g.dtype)) for g in parts])
             grads = [tf.cast(s, g.dtype) for s, g in zip(summed, grads, strict=True)]
-            own = [g[block.start : block.start + block.rows] for g in grads]
+            local_grads = [g[block.start : block.start + block.rows] for g in grads]
             fraction = ctx.batch_fraction if later else tf.ones_like(ctx.batch_fraction)
-            return [tf.math.divide_no_nan(g, tf.cast(fraction, g.dtype)) for g in own]
+            return [tf.math.divide_no_nan(g, tf.cast(fraction, g.dtype)) for g in local_grads]
 
         return shaped, backward
 

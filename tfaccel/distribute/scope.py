@@ -28,14 +28,14 @@ def check(model: Any, strategy: Any) -> None:
 
     Args:
         model: that is about to run.
-        strategy: of ours.
+        strategy: created by tfaccel.
 
     Raises:
         ScopeError: names a variable of another strategy, or one that cannot be replaced.
     """
-    found = reachable_objects(model)
+    reachable = reachable_objects(model)
     own_layers = _private.layers_of(model)
-    _adopt(f"model {model.name!r}", found, strategy)
+    _adopt(f"model {model.name!r}", reachable, strategy)
     for layer in own_layers:
         if _private.is_trainer(layer) and _private.strategy_at_compile(layer) is not strategy:
             if layer.jit_compile and tf.config.list_physical_devices("GPU"):
@@ -48,7 +48,7 @@ def check_function(function: Any, strategy: Any) -> ReachableObjects:
 
     Args:
         function: that is about to run under `strategy`.
-        strategy: of ours.
+        strategy: created by tfaccel.
 
     Returns:
         What it uses.
@@ -56,24 +56,26 @@ def check_function(function: Any, strategy: Any) -> ReachableObjects:
     Raises:
         ScopeError: as `check`.
     """
-    found = reached_by(function)
-    _adopt(f"function {getattr(function, '__name__', function)!r}", found, strategy)
-    return found
+    reachable = reached_by(function)
+    _adopt(f"function {getattr(function, '__name__', function)!r}", reachable, strategy)
+    return reachable
 
 
-def _adopt(user: str, found: ReachableObjects, strategy: Any) -> None:
-    variables = [v for v in found.variables if _outside(_private.tf_variable(v), strategy, v.path)]
-    raw = [v for v in found.raw if _outside(v, strategy, v.name)]
+def _adopt(user: str, reachable: ReachableObjects, strategy: Any) -> None:
+    variables = [
+        v for v in reachable.variables if _outside(_private.tf_variable(v), strategy, v.path)
+    ]
+    raw = [v for v in reachable.raw if _outside(v, strategy, v.name)]
     for variable in raw:
-        if None in found.places[id(variable)]:
+        if None in reachable.places[id(variable)]:
             raise ScopeError(
                 f"tfaccel: variable {variable.name!r} was created outside the scope of this "
-                "strategy and is held where no other can take its place, such as a tuple; make it "
+                "strategy and is held where it cannot be replaced, such as a tuple; create it "
                 "inside `with strategy.scope():`, or keep it in an attribute or a list."
             )
     if variables or raw:
-        _take_over(user, variables, raw, found, strategy)
-    for optimizer in found.optimizers():
+        _take_over(user, variables, raw, reachable, strategy)
+    for optimizer in reachable.optimizers():
         _private.adopt_optimizer(optimizer, strategy)
 
 
@@ -101,9 +103,9 @@ def _outside(variable: Any, strategy: Any, name: str) -> bool:
     if _is_of_the_process(variable):
         return True
     raise ScopeError(
-        f"tfaccel: variable {name!r} was made under another strategy ({type(owner).__name__}), "
-        "expected the one that the model runs under; make the model again inside "
-        "`with strategy.scope():`."
+        f"tfaccel: variable {name!r} was created under another strategy ({type(owner).__name__}); "
+        "expected the one that the model runs under; create the model again inside `with "
+        "strategy.scope():`."
     )
 
 
@@ -117,39 +119,39 @@ def _take_over(
     user: str,
     moved: Sequence[keras.Variable],
     raw: Sequence[Any],
-    found: ReachableObjects,
+    reachable: ReachableObjects,
     strategy: Any,
 ) -> None:
     trainers, optimizers = (
         _private.live_trainers_and_optimizers()
     )  # others may share a layer of this one
     keys = [_keys(optimizer, moved) for optimizer in optimizers]
-    outside_graphs(lambda: _recreate(moved, raw, found, strategy))
+    outside_graphs(lambda: _recreate(moved, raw, reachable, strategy))
     for optimizer, before in zip(optimizers, keys, strict=True):
         _rename_keys(optimizer, before, moved)
     changed = {id(variable) for variable in moved}
     for trainer in trainers:
         if any(id(variable) in changed for variable in trainer.variables):
             trainer.train_function = trainer.test_function = trainer.predict_function = None
-    for function in found.functions:
+    for function in reachable.functions:
         _private.forget_traces(function)
-    _log(user, moved, raw, found)
+    _log(user, moved, raw, reachable)
 
 
 def _recreate(
-    moved: Sequence[keras.Variable], raw: Sequence[Any], found: ReachableObjects, strategy: Any
+    moved: Sequence[keras.Variable], raw: Sequence[Any], reachable: ReachableObjects, strategy: Any
 ) -> None:
-    followed = _slot_owners(found.optimizers())
+    followed = _slot_owners(reachable.optimizers())
     values = _agreed([*map(_private.tf_variable, moved), *raw], strategy)
     with strategy.scope():
         for variable in moved:
-            named = _named_as(variable.path, found.owners.get(id(variable)))
+            named = _named_as(variable.path, reachable.owners.get(id(variable)))
             with named, _as_slot_of(followed.get(id(variable)), strategy):
                 new = _recreated(_private.tf_variable(variable), variable.name, next(values))
             _private.set_tf_variable(variable, new)
-        for held in raw:
-            new = _recreated(held, held.name.partition(":")[0], next(values))
-            for replace in found.places[id(held)]:
+        for variable in raw:
+            new = _recreated(variable, variable.name.partition(":")[0], next(values))
+            for replace in reachable.places[id(variable)]:
                 if replace is not None:
                     replace(new)
 
@@ -167,8 +169,8 @@ def _agreed(variables: Sequence[Any], strategy: Any) -> Iterator[Any]:
 
 
 def _recreated(old: Any, name: str, value: Any) -> Any:
-    """A variable like `old`, under the strategy whose scope we are in."""
-    made = {
+    """A variable like `old`, under the strategy of the current scope."""
+    options = {
         "trainable": old.trainable,
         "name": name,
         "dtype": old.dtype,
@@ -177,9 +179,9 @@ def _recreated(old: Any, name: str, value: Any) -> Any:
         "shape": None if old.shape.is_fully_defined() else old.shape,
     }
     if old.aggregation != tf.VariableAggregation.SUM:
-        return tf.Variable(value, **made)
+        return tf.Variable(value, **options)
     # Such a variable is the sum over its replicas: one of them has it all.
-    new = tf.Variable(tf.zeros_like(value), **made)
+    new = tf.Variable(tf.zeros_like(value), **options)
     parts = getattr(new, "values", None)
     if parts is None:
         new.assign(value)
@@ -209,15 +211,15 @@ def _as_slot_of(variable: Any, strategy: Any) -> Any:
 
 def _slot_owners(optimizers: Sequence[Any]) -> dict[int, keras.Variable]:
     """By the id of an optimizer's slot, the variable of the model that it goes with."""
-    found = {}
+    owners = {}
     for optimizer in optimizers:
         trained = [v for v in _private.trained_by(optimizer) if isinstance(v, keras.Variable)]
         by_name = {v.path.replace("/", "_") + "_": v for v in trained}
         for slot in optimizer.variables:
             fits = [n for n in by_name if slot.name.startswith(n)]
             if fits:
-                found[id(slot)] = by_name[max(fits, key=len)]
-    return found
+                owners[id(slot)] = by_name[max(fits, key=len)]
+    return owners
 
 
 def _keys(optimizer: Any, variables: Sequence[keras.Variable]) -> list[Any]:
@@ -228,35 +230,35 @@ def _rename_keys(optimizer: Any, before: list[Any], variables: Sequence[keras.Va
     """An optimizer knows variables by keys, which are those of TensorFlow's variables."""
     after = _keys(optimizer, variables)
     new = {b: a for b, a in zip(before, after, strict=True) if b is not None and b != a}
-    for held in list(vars(optimizer).values()):
-        if isinstance(held, dict) and not new.keys().isdisjoint(held):
-            items = [(new.get(key, key), value) for key, value in held.items()]
-            held.clear()
+    for attribute in list(vars(optimizer).values()):
+        if isinstance(attribute, dict) and not new.keys().isdisjoint(attribute):
+            items = [(new.get(key, key), value) for key, value in attribute.items()]
+            attribute.clear()
             for key, value in items:
-                held[key] = value
-        elif isinstance(held, set) and not new.keys().isdisjoint(held):
-            members = [new.get(key, key) for key in held]
-            held.clear()
+                attribute[key] = value
+        elif isinstance(attribute, set) and not new.keys().isdisjoint(attribute):
+            members = [new.get(key, key) for key in attribute]
+            attribute.clear()
             for member in members:
-                held.add(member)
+                attribute.add(member)
 
 
-def _log(user: str, moved: Sequence[Any], raw: Sequence[Any], found: ReachableObjects) -> None:
+def _log(user: str, moved: Sequence[Any], raw: Sequence[Any], reachable: ReachableObjects) -> None:
     ids = {id(v) for v in moved}
-    owners = [found.owners[i].name for i in ids & found.owners.keys()]
+    owners = [reachable.owners[i].name for i in ids & reachable.owners.keys()]
     others = [
         part.name
-        for part in found.parts
+        for part in reachable.parts
         if isinstance(part, (keras.optimizers.Optimizer, keras.metrics.Metric))
         and any(id(v) in ids for v in part.variables)
     ]
     names = sorted({*owners, *others, *(v.name for v in raw)})
-    more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
+    remainder = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
     logging.info(
         "tfaccel: %d variables of %s were created outside the scope of its strategy, and have "
         "been recreated under it: those of %s%s.",
         len(moved) + len(raw),
         user,
         ", ".join(names[:_MAX_NAMED]),
-        more,
+        remainder,
     )

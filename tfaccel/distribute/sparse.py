@@ -39,19 +39,19 @@ def split_sparse(
         What to reduce as it is, one for each of `grads`; further tensors to sum; and a function
         that takes the sums of both and returns those of `grads`.
     """
-    kept, more = list(grads), list[tf.Tensor]()
+    kept, dense_values = list(grads), list[tf.Tensor]()
     same: dict[int, list[tf.Tensor]] = {}
     for i, grad in enumerate(grads):
         if not isinstance(grad, tf.IndexedSlices) or step.current() is None:
             continue  # in a custom training loop each replica may run a program of its own
         lookups = _lookups(grad.indices)
-        alike = [_same_on_all(indices) for indices in lookups]
-        if not any(alike):
+        same_lookups = [_same_on_all(indices) for indices in lookups]
+        if not any(same_lookups):
             continue
         sizes = [tf.size(indices) for indices in lookups]
         values = tf.split(grad.values, sizes) if len(sizes) > 1 else [grad.values]
-        parts = list(zip(values, lookups, alike, strict=True))
-        more += [v for v, _, is_same in parts if is_same]
+        parts = list(zip(values, lookups, same_lookups, strict=True))
+        dense_values += [v for v, _, is_same in parts if is_same]
         same[i] = [indices for _, indices, is_same in parts if is_same]
         kept[i] = _joined([(v, ids) for v, ids, is_same in parts if not is_same], grad)
 
@@ -62,7 +62,7 @@ def split_sparse(
             whole[i] = _joined([*of_rows, *((next(rest), ids) for ids in lookups)], grads[i])
         return whole
 
-    return kept, more, rebuild
+    return kept, dense_values, rebuild
 
 
 def _joined(parts: list[tuple[Any, Any]], like: tf.IndexedSlices) -> tf.IndexedSlices | None:
@@ -113,8 +113,10 @@ def _constant(tensor: tf.Tensor) -> np.ndarray | None:
         node.device = ""
     with tf.Graph().as_default() as alone, tf.compat.v1.Session(graph=alone) as session:
         try:
-            (found,) = tf.graph_util.import_graph_def(nodes, return_elements=[tensor.name], name="")
-            return session.run(found)  # type: ignore[no-any-return]
+            (constant,) = tf.graph_util.import_graph_def(
+                nodes, return_elements=[tensor.name], name=""
+            )
+            return session.run(constant)  # type: ignore[no-any-return]
         except (tf.errors.OpError, ValueError):
             return None
 

@@ -1,7 +1,7 @@
 """How the states of replicas are aggregated to the state that one device would have.
 
 A step counter is the same on every replica, a counter of rows is a sum, a moving average a mean
-over rows, a running maximum a maximum. How a layer writes its state does not say which (a moving
+over rows, a running maximum a maximum. How a layer writes its state does not show which (a moving
 average and a counter are both an addition). A probe on a few rows, in two parts and as a whole,
 does.
 """
@@ -41,27 +41,27 @@ def matching_aggregations(
         fractions: the part of all rows that each of `parts` saw.
 
     Returns:
-        A subset of `AGGREGATIONS`; all of them where nothing changed, which says nothing.
+        A subset of `AGGREGATIONS`; all of them where nothing changed, which shows nothing.
 
     >>> sorted(matching_aggregations(1.0, [4.0, 3.0], 6.0, [0.6, 0.4]))
     ['sum']
     >>> sorted(matching_aggregations([0.0, 2.0], [[1.0, 2.0], [0.5, 4.0]], [1.0, 4.0], [0.6, 0.4]))
     ['maximum']
     """
-    old, one = np.asarray(before), np.asarray(whole)
-    made = [np.asarray(part) for part in parts]
+    old, reference = np.asarray(before), np.asarray(whole)
+    replicated = [np.asarray(part) for part in parts]
     if old.dtype.kind != "f":
-        old, one, *made = (a.astype(np.float64) for a in (old, one, *made))
-    changes = [part - old for part in made]
-    found = {
+        old, reference, *replicated = (a.astype(np.float64) for a in (old, reference, *replicated))
+    changes = [part - old for part in replicated]
+    aggregates = {
         SUM: old + sum(changes),
         WEIGHTED_MEAN: old
         + sum(c * fraction for c, fraction in zip(changes, fractions, strict=True)),
-        MAXIMUM: np.max(made, axis=0),
-        MINIMUM: np.min(made, axis=0),
+        MAXIMUM: np.max(replicated, axis=0),
+        MINIMUM: np.min(replicated, axis=0),
     }
-    close = {rule for rule, value in found.items() if _close(value, one)}
-    return close | {IDENTICAL} if all(_close(part, one) for part in made) else close
+    close = {rule for rule, value in aggregates.items() if _close(value, reference)}
+    return close | {IDENTICAL} if all(_close(part, reference) for part in replicated) else close
 
 
 def _close(a: Any, b: Any) -> bool:
@@ -70,9 +70,9 @@ def _close(a: Any, b: Any) -> bool:
 
 
 def preferred(rules: Iterable[str]) -> str | None:
-    """The one to use where several hold, as far as anybody has seen."""
-    held = set(rules)
-    return next((rule for rule in AGGREGATIONS if rule in held), None)
+    """The one to use where several hold, as far as was observed."""
+    matching = set(rules)
+    return next((rule for rule in AGGREGATIONS if rule in matching), None)
 
 
 def aggregate(
@@ -83,8 +83,8 @@ def aggregate(
     Args:
         rules: of each state.
         before: their values before the step, the same on every replica.
-        after: ours after it.
-        ctx: our part of the step. What a replica without rows has made counts for nothing.
+        after: this replica's after it.
+        ctx: this replica's part of the step. What a replica without rows has made has zero weight.
     """
     replicas = tf.distribute.get_strategy().placement.replicas
     block_mask = tf.one_hot(block_number(), replicas, dtype=tf.int32)

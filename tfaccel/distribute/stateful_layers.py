@@ -22,8 +22,8 @@ import tensorflow as tf
 from absl import logging
 
 from tfaccel.distribute import _private, row_gather, step
-from tfaccel.distribute.adapt import adapt
 from tfaccel.distribute.eager_probe import concrete_shape, probe
+from tfaccel.distribute.mixins import mix_in
 from tfaccel.distribute.non_trainable import is_statistic
 from tfaccel.distribute.state_aggregation import (
     AGGREGATIONS,
@@ -45,7 +45,7 @@ class ReplicaLocalAssign:
     """Mixin for a variable that TensorFlow averages whenever a replica assigns to it.
 
     In a step of Keras a replica assigns to its own copy alone: what becomes of it depends on what
-    it is (a counter of rows is no mean), and on how many rows each replica has.
+    it is (a counter of rows is not a mean), and on how many rows each replica has.
     """
 
     @property
@@ -68,7 +68,7 @@ class StatefulMetric:
     """Mixin for a custom metric."""
 
     def update_state(self, *args: Any, **kwargs: Any) -> Any:
-        """Updates the metric; a state that is no sum is then that of the global batch."""
+        """Updates the metric; a state that is not a sum is then that of the global batch."""
         return _call_and_aggregate(self, super().update_state, args, kwargs)  # type: ignore[misc]
 
 
@@ -76,10 +76,10 @@ def aggregate_states(model: keras.Model) -> None:
     """Makes the layers and metrics of `model` that are the user's own keep one device's state."""
     for layer in _private.layers_of(model):
         if _is_custom(layer) and _states(layer):
-            adapt(layer, StatefulLayer)
+            mix_in(layer, StatefulLayer)
     for metric in _each_metric(model.metrics):
         if _is_custom(metric) and _states(metric):
-            adapt(metric, StatefulMetric)
+            mix_in(metric, StatefulMetric)
 
 
 def _each_metric(metrics: Sequence[Any]) -> list[keras.metrics.Metric]:
@@ -107,12 +107,12 @@ def _states_inside(owner: Any) -> list[Any]:
 
 
 def _plain_variables(owner: Any) -> list[tf.Variable]:
-    found: dict[int, tf.Variable] = {}
+    variables: dict[int, tf.Variable] = {}
     for value in vars(owner).values():
         several = value.values() if isinstance(value, dict) else value
-        held = several if isinstance(value, (list, tuple, dict)) else [value]
-        found |= {id(v): v for v in held if isinstance(v, tf.Variable)}
-    return list(found.values())
+        values = several if isinstance(value, (list, tuple, dict)) else [value]
+        variables |= {id(v): v for v in values if isinstance(v, tf.Variable)}
+    return list(variables.values())
 
 
 def _call_and_aggregate(owner: Any, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -158,7 +158,7 @@ def _call_with_global_batch(
 
 
 def _is_reduced_later(rule: str, metric: bool) -> bool:
-    """Whether a sum over replicas can be left to them: nobody reads it within a step."""
+    """Whether a sum over replicas can be left to them: it is not read within a step."""
     return metric and rule in ("", SUM)
 
 
@@ -175,7 +175,7 @@ def _is_sum(variable: Any) -> bool:
 
 
 def _load(variables: Sequence[Any]) -> list[tf.Tensor]:
-    """The values of one device, which our copies then hold as well."""
+    """The values of one device, which the replicas' copies then hold as well."""
     sums = [v for v in variables if _is_sum(v)]
     if sums:
         totals = all_reduce_packed([tf.convert_to_tensor(v) for v in sums])
@@ -197,7 +197,7 @@ def _store(variables: Sequence[Any], values: Sequence[tf.Tensor], ctx: StepConte
 def _call_with_gathered_rows(
     owner: Any, function: Callable[..., Any], args: Any, kwargs: Any, ctx: StepContext
 ) -> Any:
-    """Calls with the rows of all replicas, and returns our rows of what comes back."""
+    """Calls with the rows of all replicas, and returns this replica's rows of the result."""
     variables = [_private.tf_variable(v) for v in _states_inside(owner)]
     flat = keras.tree.flatten((args, kwargs))
     row_arguments = [i for i, v in enumerate(flat) if _has_local_rows(v, ctx)]
@@ -226,8 +226,8 @@ def _warn(owner: Any, variables: Sequence[Any]) -> None:
     if name not in _warned:
         _warned.add(name)
         logging.warning(
-            "tfaccel: %s %r keeps a state (%s) that cannot be combined from what replicas make "
-            "of it: it is called with the rows of all of them, on each, and its inputs are sent.",
+            "tfaccel: %s %r keeps a state (%s) that cannot be combined across replicas: each "
+            "replica calls it with the rows of all, and its inputs are communicated.",
             "metric" if isinstance(owner, keras.metrics.Metric) else "layer",
             name,
             ", ".join(str(v.name) for v in variables),
@@ -235,14 +235,14 @@ def _warn(owner: Any, variables: Sequence[Any]) -> None:
 
 
 def _has_local_rows(value: Any, ctx: StepContext) -> bool:
-    """Whether the first dimension of an argument is that of our rows."""
+    """Whether the first dimension of an argument is that of this replica's rows."""
     if not isinstance(value, tf.Tensor) or not value.shape.rank:
         return False
     return value.shape[0] is None or value.shape[0] == ctx.rows
 
 
 def _aggregations(owner: Any, args: Any, kwargs: Any, ctx: StepContext) -> list[str | None] | None:
-    """The aggregation of each state of `owner`, as far as a probe with such arguments tells.
+    """The aggregation of each state of `owner`, as far as a probe with such arguments shows.
 
     Returns:
         For each state a rule, ``""`` where nothing changed it, or None where no rule holds; and
@@ -263,8 +263,8 @@ def _aggregations(owner: Any, args: Any, kwargs: Any, ctx: StepContext) -> list[
         )
         packed = (args, kwargs)
         known[key] = probe(lambda: _probe(owner, packed, rows)).value if possible else None
-    found: list[str | None] | None = known[key]
-    return found
+    aggregations: list[str | None] | None = known[key]
+    return aggregations
 
 
 def _probe(owner: Any, packed: Any, rows: list[bool]) -> list[str | None]:
@@ -334,8 +334,8 @@ def _is_per_example(results: list[list[np.ndarray]]) -> bool:
     """Whether what is returned of two parts is what is returned of the whole.
 
     Args:
-        results: of the first part, the last, the whole and the whole again, which tells whether
-            `owner` draws random numbers: then nothing can be said.
+        results: of the first part, the last, the whole and the whole again, which shows whether
+            `owner` draws random numbers: then nothing is known.
     """
     return all(
         not np.allclose(whole, again, equal_nan=True)
@@ -382,8 +382,8 @@ def _is_keras_variable(variable: Any) -> bool:
 
 def _copies(variable: Any) -> Sequence[Any]:
     """The copies of a variable in this process."""
-    held = _private.tf_variable(variable)
-    return list(getattr(held, "values", None) or [held])
+    distributed = _private.tf_variable(variable)
+    return list(getattr(distributed, "values", None) or [distributed])
 
 
 def _assign(variable: Any, values: Sequence[Any]) -> None:

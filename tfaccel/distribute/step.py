@@ -23,42 +23,39 @@ class StepContext:
     Attributes:
         batch_fraction: scalar float32 tensor, this replica's rows over all rows of the batch.
         has_empty_replicas: whether some replica has no rows of its own, so that anything a replica
-            computed may be NaN and must count for nothing where its batch fraction is zero.
+            computed may be NaN and must have zero weight where its batch fraction is zero.
         has_global_batch: whether every replica has all rows of the batch, which are the first
             one's: losses are those of one device, and only what comes of them is weighted by the
             batch fractions.
         independent: whether this replica trains on its own rows as if there were no others.
-        weighted: ids of the optimizers whose loss has been multiplied by `batch_fraction` already.
         real: which of our rows are no copies (bool, shape `[rows]`); None where all are.
         loss_mask: what the loss that is being computed leaves out by itself; None for nothing.
-        rows: how many rows we have, copies counted, where that is known when the step is traced.
+        rows: how many rows the replica has, copies counted, where that is known when the step is
+            traced.
         averages_statistics: whether the step ends with an average of the model's statistics.
         aggregated: ids of variables that are one device's already, and not to be averaged.
-        gradients: those that a custom step takes (`tfaccel.distribute.gradients`); None
-            in a step of Keras's, whose optimizer combines them.
-        summed: ids of the optimizers whose loss has a number for each row, which is not weighted.
+        gradients: those that a step takes to train (`tfaccel.distribute.gradients`); None where
+            they stay the replica's own.
         reductions: how what replicas say is combined.
         recorded: the gradients of the global batch, as pairs of variables and gradients, if
-            somebody wants to see them.
+            they are requested.
     """
 
     batch_fraction: tf.Tensor
     has_empty_replicas: bool = False
     has_global_batch: bool = False
     independent: bool = False
-    weighted: set[int] = field(default_factory=set)
     real: tf.Tensor | None = None
     loss_mask: tf.Tensor | None = None
     rows: int | None = None
     averages_statistics: bool = False
     aggregated: set[int] = field(default_factory=set)
     gradients: Any = None
-    summed: set[int] = field(default_factory=set)
     reductions: StepReductions = field(default_factory=StepReductions)
     recorded: list[tuple[list[Any], list[Any]]] | None = None
 
     def weight(self, value: Any) -> Any:
-        """`value` times our batch fraction; IndexedSlices and None are welcome."""
+        """`value` times the replica's batch fraction; also of IndexedSlices and None."""
         if value is None:
             return None
         if isinstance(value, tf.IndexedSlices):
@@ -69,6 +66,16 @@ class StepContext:
             if self.has_empty_replicas
             else value * fraction
         )
+
+    def real_rows(self, like: Any) -> Any:
+        """Which rows of a tensor are not copies (bool, shape `[rows of it]`); None where all are.
+
+        In a step over all rows all count on the first replica and none on the others, also of a
+        tensor that has another number of rows than the batch.
+        """
+        if self.real is None or not self.has_global_batch:
+            return self.real
+        return tf.repeat(self.batch_fraction > 0, tf.shape(like)[0])
 
     @property
     def next_gradient_is_summed(self) -> bool:
@@ -89,7 +96,7 @@ class StepContext:
         return self.weight(value)
 
     def zero_if_empty(self, value: Any) -> Any:
-        """`value`, or zeros where we have no rows."""
+        """`value`, or zeros where the replica has no rows."""
         have = tf.cast(self.batch_fraction > 0, tf.float32)
         return StepContext(have, has_empty_replicas=True).weight(value)
 
@@ -112,27 +119,35 @@ def as_one_device() -> contextlib.AbstractContextManager[None]:
 
 
 def on_one_device() -> bool:
-    """Whether we are in `as_one_device`."""
+    """Whether this is inside `as_one_device`."""
     return getattr(_thread_state, "independent", False)
 
 
 @contextlib.contextmanager
-def checking() -> Iterator[None]:
-    """While the first-step check runs a step, in all threads: replicas are traced in their own."""
-    global _active_checks
-    _active_checks += 1
+def checking(equal_rows: bool = False) -> Iterator[None]:
+    """While the first-step check runs a step, in all threads: replicas are traced in their own.
+
+    Args:
+        equal_rows: whether replicas have the same number of rows.
+    """
+    _active_checks.append(equal_rows)
     try:
         yield
     finally:
-        _active_checks -= 1
+        _active_checks.pop()
 
 
 def is_checking() -> bool:
-    """Whether we are in `checking`."""
-    return _active_checks > 0
+    """Whether this is inside `checking`."""
+    return bool(_active_checks)
 
 
-_active_checks = 0
+def is_checking_unequal_rows() -> bool:
+    """Whether we are, with replicas that have other numbers of rows."""
+    return bool(_active_checks) and not _active_checks[-1]
+
+
+_active_checks: list[bool] = []
 
 
 def all_reduce_sum(values: Any) -> Any:

@@ -2,7 +2,7 @@
 
 There are two conventions. Keras's: a loss is a mean over the rows that the step sees. TensorFlow's:
 a sum over those rows, divided by the rows of the *global* batch. Which one a step follows cannot be
-seen in its graph; the first-step check (`check.py`) finds it out.
+seen in its graph; the first-step check (`first_step_check.py`) finds it out.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class StepReductions:
 
     Attributes:
         gradients: of each call of `GradientTape.gradient`, in order.
-        metrics: of metrics that are told one number for the batch, by name.
+        metrics: of metrics that get one number for the batch, by name.
         logs: by key.
         all_rows: whether every replica runs the step over all rows of the batch, since no other
             way makes one device's numbers (`replicated_batch.py`).
@@ -50,8 +50,8 @@ class StepReductions:
         """The reduction of one value; `kind` is the name of an attribute."""
         if kind == "gradients":
             return self.gradient(int(name))
-        found: Mapping[str, str] = getattr(self, kind)
-        return found.get(name, WEIGHTED_MEAN)
+        by_name: Mapping[str, str] = getattr(self, kind)
+        return by_name.get(name, WEIGHTED_MEAN)
 
     def replaced(self, kind: str, name: str, reduction: str) -> StepReductions:
         """The same, with one reduction replaced."""

@@ -28,6 +28,7 @@ class StepResult:
     Attributes:
         gradients: for each call, names of variables and their gradients (None for none).
         logs: what it returned.
+        outputs: what it predicted.
         metrics: the change of each metric's variables, by path.
         state: variables without a gradient, by path: before and after.
         weights: variables with one, the same.
@@ -36,6 +37,7 @@ class StepResult:
 
     gradients: list[tuple[list[str], list[np.ndarray | None]]] = field(default_factory=list)
     logs: dict[str, np.ndarray] = field(default_factory=dict)
+    outputs: dict[str, np.ndarray] = field(default_factory=dict)
     metrics: dict[str, np.ndarray] = field(default_factory=dict)
     state: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
     weights: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
@@ -80,8 +82,8 @@ class TracedStep:
     """A step as a graph in which random operations give constants.
 
     Args:
-        fn: takes a batch; returns what the step said, flat, and the gradients that its tapes took:
-            pairs of the variables and the gradients of each call.
+        fn: takes a batch; returns the results of the step, flat, and the gradients that its tapes
+            took: pairs of the variables and the gradients of each call.
         data: a batch.
 
     Attributes:
@@ -133,12 +135,12 @@ class HostState:
 
     def __init__(self, model: keras.Model) -> None:
         parts = {id(part): part for part in [model, *_private.layers_of(model)]}
-        self._held = [(part, dict(vars(part))) for part in parts.values()]
+        self._saved = [(part, dict(vars(part))) for part in parts.values()]
         self._random = random.getstate(), np.random.get_state()
 
     def restore(self) -> None:
         """Makes all of it what it was."""
-        for part, attributes in self._held:
+        for part, attributes in self._saved:
             _restore_attributes(part, attributes)
         random.setstate(self._random[0])
         np.random.set_state(self._random[1])
@@ -160,6 +162,13 @@ def tolerance(model: keras.Model) -> float:
 def flat_logs(step_logs: Any) -> dict[str, tf.Tensor]:
     """What a step returned, by name."""
     return {logs.name_of(path): tf.convert_to_tensor(v) for path, v in logs.leaves(step_logs)}
+
+
+def flat_outputs(predicted: Any) -> dict[str, tf.Tensor]:
+    """What a predict step returned, by number; without strings, which are not computed."""
+    flat = [tf.convert_to_tensor(v) for v in keras.tree.flatten(predicted)]
+    numbers = {str(i): v for i, v in enumerate(flat) if v.dtype != tf.string}
+    return {i: tf.cast(v, tf.int32) if v.dtype.is_bool else v for i, v in numbers.items()}
 
 
 def _restore_attributes(part: Any, attributes: dict[str, Any]) -> None:
@@ -186,7 +195,7 @@ def _is_plain(value: Any) -> bool:
 def _inlined_functions() -> Iterator[None]:
     """Makes what a step calls part of its own graph.
 
-    A `tf.function` of the user's is traced once, and the trace kept: it would hold our constants.
+    A `tf.function` of the user's is traced once, and the trace kept: it would hold the constants.
     """
     before = tf.config.functions_run_eagerly()
     tf.config.run_functions_eagerly(True)

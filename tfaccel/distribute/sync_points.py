@@ -15,8 +15,8 @@ import keras
 import tensorflow as tf
 
 from tfaccel.distribute import _private, step
-from tfaccel.distribute.adapt import adapt
 from tfaccel.distribute.files.file_callbacks import ChiefSaves, SaveCount
+from tfaccel.distribute.mixins import mix_in
 
 
 class SynchronizesBeforeSaving(_private.BeforeSaving):
@@ -44,13 +44,13 @@ def synchronize_before_saving(callbacks: Any, synchronize: Callable[[], None]) -
         synchronize: makes the replicas equal; called on every worker at the same time, also of
             those that do not save (`files/file_callbacks.py`).
     """
-    held = getattr(callbacks, "callbacks", callbacks)
+    instances = getattr(callbacks, "callbacks", callbacks)
     saving = (keras.callbacks.ModelCheckpoint, keras.callbacks.BackupAndRestore)
-    for callback in tf.nest.flatten(held) if held else ():
+    for callback in tf.nest.flatten(instances) if instances else ():
         if isinstance(callback, ChiefSaves):
             callback.before_saving = synchronize
         elif isinstance(callback, saving):
-            adapt(callback, SynchronizesBeforeSaving)
+            mix_in(callback, SynchronizesBeforeSaving)
             callback._synchronize = synchronize
 
 
@@ -59,7 +59,7 @@ def synchronize_after_epochs(
 ) -> None:
     """Makes `fit` call `synchronize(model)` at the end of each epoch.
 
-    Its first act then, before validation and `on_epoch_end`, is to ask the model for the results
+    Its first act then, before validation and `on_epoch_end`, is to read from the model the results
     of its metrics.
     """
     get_results = model.get_metrics_result

@@ -10,9 +10,9 @@ from typing import Any
 import tensorflow as tf
 
 from tfaccel.distribute import _private
-from tfaccel.distribute.executions import Executions
 from tfaccel.distribute.fit import KerasFit, KerasFitExtended
 from tfaccel.distribute.replica_options import ReplicaOptions
+from tfaccel.distribute.steps_per_execution import StepsPerExecution
 from tfaccel.errors import StrategyError
 
 
@@ -30,7 +30,7 @@ class TPUStrategy(KerasFit, tf.distribute.TPUStrategy):  # type: ignore[misc]
     Args:
         resolver: of a TPU that has been initialised.
         steps_per_execution: of models that were compiled without one; None chooses it (see
-            `tfaccel.distribute.executions`).
+            `tfaccel.distribute.steps_per_execution`).
         options: how the replicas train together; None for the defaults.
     """
 
@@ -48,7 +48,7 @@ class TPUStrategy(KerasFit, tf.distribute.TPUStrategy):  # type: ignore[misc]
         _private.pack_variables(self)
         if all("job:localhost" in device for device in self.extended.worker_devices):
             # The data must lie where the steps run.
-            self.executions = Executions(steps_per_execution)
+            self.steps_per_execution = StepsPerExecution(steps_per_execution)
 
     def _prepare(self, model: Any) -> None:
         for name, expected in (("jit_compile", "'auto'"), ("run_eagerly", "False")):

@@ -1,6 +1,6 @@
 """Conversion of distributed variables to and from NumPy arrays and Python numbers.
 
-TensorFlow's have `numpy()` alone, and callbacks say `int(optimizer.iterations)`.
+TensorFlow's have `numpy()` alone, and callbacks use `int(optimizer.iterations)`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Which layers become firmware that says what Keras says, and why the others do not.
+"""Which layers become firmware that agrees with Keras, and why the others do not.
 
-hls4ml translates some layers wrongly without a word, and fails on others deep inside or in the
+hls4ml silently translates some layers wrongly, and fails on others deep inside or in the
 compiler. So a layer is refused unless it stands in `CHECKS`, and then by what its check says.
 Everything here was found out by running hls4ml 1.3.0 on Vitis (`tests/fpga/test_layers.py`).
 """
@@ -26,18 +26,18 @@ def check_layers(layers: Iterable[Layer]) -> None:
     Raises:
         FpgaError: one or more layers cannot be exported; each is named with its reason.
     """
-    found = list(layers)
-    quantized = any(one.package == "hgq" for one in found)
+    listed = list(layers)
+    quantized = any(one.package == "hgq" for one in listed)
     refused = [
         f"{one.name} ({one.kind}): {why}"
-        for one in found
+        for one in listed
         if (why := refusal(one) or (_unquantized(one) if quantized else None))
     ]
-    idle = ("InputLayer", "Softmax", *_SHAPES, *_TRAINING_ONLY)  # softmax is cut off
-    if not refused and all(one.kind in idle for one in found):
+    idle = ("InputLayer", "Softmax", *_SHAPES, *_TRAINING_ONLY)  # softmax is removed
+    if not refused and all(one.kind in idle for one in listed):
         refused = [
-            "the model only moves numbers, expected a layer that computes (a softmax is cut off): "
-            "hls4ml writes code that does not compile"
+            "the model only moves numbers; expected a layer that computes (softmax is left to the "
+            "host): hls4ml writes code that does not compile"
         ]
     if refused:
         more = f" (and {len(refused) - 1} more: {'; '.join(refused[1:])})" if refused[1:] else ""
@@ -67,7 +67,7 @@ def refusal(layer: Layer) -> str | None:
         )
     for shape in (*layer.inputs, layer.output):
         if None in shape[1:]:
-            return f"shape {shape} leaves a size open, expected fixed sizes; give them in Input"
+            return f"shape {shape} leaves a size open; expected fixed sizes; give them in Input"
     return check(layer)
 
 
@@ -75,10 +75,10 @@ def refusal(layer: Layer) -> str | None:
 _ALLOWED_NAMES = tuple("input")
 
 
-def stays(layer: Layer) -> bool:
+def stays_exact(layer: Layer) -> bool:
     """Whether this layer of Keras stays exact among quantized ones.
 
-    >>> stays(Layer("flat", "Flatten")), stays(Layer("act", "ReLU"))
+    >>> stays_exact(Layer("flat", "Flatten")), stays_exact(Layer("act", "ReLU"))
     (True, False)
     """
     activation = layer.config.get("activation")
@@ -93,11 +93,11 @@ def stays(layer: Layer) -> bool:
 
 
 def _unquantized(layer: Layer) -> str | None:
-    if layer.package == "hgq" or stays(layer):
+    if layer.package == "hgq" or stays_exact(layer):
         return None
     if layer.kind == "ReLU":
         return "hls4ml translates it wrongly among quantized layers; use Activation('relu')"
-    return "it is not quantized and others are; make the whole model with tfaccel.fpga.quantize"
+    return "it is not quantized and others are; quantize the whole model with tfaccel.fpga.quantize"
 
 
 def _any(_: Layer) -> None:
@@ -122,7 +122,7 @@ def _only(**allowed: tuple[object, ...]) -> Check:
 
 
 _FAILS = "is not translated by hls4ml"
-_WRONG = "is translated wrongly by hls4ml, without a word"
+_WRONG = "is translated wrongly by hls4ml, silently"
 _REASONS = {
     ("Conv2D", "groups"): _WRONG,
     ("UpSampling2D", "interpolation"): _WRONG,
@@ -141,7 +141,7 @@ def _activation(layer: Layer) -> str | None:
     name = layer.config.get("activation")
     if isinstance(name, dict):  # a layer, or a function of the user's
         kind = name.get("class_name")
-        return f"its activation is a {kind}, expected one by name; put {kind} after it as a layer"
+        return f"its activation is a {kind}; expected one by name; put {kind} after it as a layer"
     if name == "softplus":
         return f"activation softplus of more than 8 {_WRONG}: its table ends there; use relu"
     if name is None or name in ACTIVATIONS:
@@ -157,7 +157,7 @@ def _softmax(layer: Layer) -> str | None:
         return "a softmax inside the model loses nearly all bits of its input; only the last may be"
     axis = layer.config.get("axis", -1)
     if axis not in (-1, len(layer.output) - 1):
-        return f"softmax over axis {axis}, expected the last; permute before it"
+        return f"softmax over axis {axis}; expected the last; permute before it"
     return None
 
 
@@ -194,14 +194,14 @@ def _batch_norm(layer: Layer) -> str | None:
 def _layer_norm(layer: Layer) -> str:
     if layer.config.get("axis") in (-1, [-1]):
         return "axis=-1 is not translated, and other axes wrongly; use BatchNormalization"
-    return "it divides by a coarse table, and is far off without a word; use BatchNormalization"
+    return "it divides by a coarse table, and is silently inaccurate; use BatchNormalization"
 
 
 def _two(layer: Layer) -> str | None:
     if len(layer.inputs) != 2:
         return f"it merges {len(layer.inputs)} inputs, and hls4ml two; merge them in pairs"
     if layer.inputs[0] != layer.inputs[1]:
-        return f"it merges shapes {layer.inputs[0]} and {layer.inputs[1]}, expected the same"
+        return f"it merges shapes {layer.inputs[0]} and {layer.inputs[1]}; expected the same"
     return None
 
 
@@ -236,9 +236,10 @@ def _bidirectional(layer: Layer) -> str | None:
     if kind != "LSTM":
         return f"only Bidirectional(LSTM) is known to be right, found {kind}"
     backward = layer.config.get("backward_layer", inner)
-    alike = ("units", "activation", "recurrent_activation", "use_bias")
+    shared_config = ("units", "activation", "recurrent_activation", "use_bias")
     if backward.get("class_name") != kind or any(
-        inner.get("config", {}).get(one) != backward.get("config", {}).get(one) for one in alike
+        inner.get("config", {}).get(one) != backward.get("config", {}).get(one)
+        for one in shared_config
     ):
         return "its backward_layer is unlike its layer, which is untested; leave backward_layer out"
     if layer.config.get("merge_mode") != "concat":
@@ -247,7 +248,7 @@ def _bidirectional(layer: Layer) -> str | None:
 
 
 def _simple_rnn(_: Layer) -> str:
-    return "hls4ml translates it wrongly, without a word; use LSTM or GRU"
+    return "hls4ml silently translates it wrongly; use LSTM or GRU"
 
 
 _LAST = _only(data_format=("channels_last", None))

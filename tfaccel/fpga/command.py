@@ -5,7 +5,7 @@ r"""`tfaccel fpga`: from a .keras file to checked firmware.
         --precision 'fixed<8,4>,fixed<12,6>,fixed<16,6>'
 
 Exit codes: 0 done, 1 the firmware does not agree with Keras (in no precision of several), 2 a
-mistake or a tool that failed, 3 a tool that was not done in time.
+usage error or a tool that failed, 3 a timeout of a tool.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
         The exit code.
 
     Raises:
-        FpgaError: a mistake, or a tool that failed.
+        FpgaError: invalid arguments, or a tool that failed.
     """
     args = _parser().parse_args(argv)
     try:
@@ -67,21 +67,21 @@ def _export(args: argparse.Namespace) -> int:
     }
     model = _load(args.model)
     if len(args.precision) > 1:
-        found: Any = sweep(model, args.out, args.precision, **options)
+        report: Any = sweep(model, args.out, args.precision, **options)
         # A sweep looks for a precision that will do: it fails when there is none.
-        failed = all(one.check.status == "failed" for one in found.reports)
+        failed = all(one.check.status == "failed" for one in report.reports)
         code = CHECK_FAILED if failed else 0
     else:
         try:
-            found = export_fpga(model, args.out, precision=args.precision[0], **options)
+            report = export_fpga(model, args.out, precision=args.precision[0], **options)
             code = 0
         except FpgaCheckError as error:
-            found, code = error.report, CHECK_FAILED
+            report, code = error.report, CHECK_FAILED
             print(f"tfaccel fpga: {error}", file=sys.stderr)
     if args.json:
-        print(found.to_json())
+        print(report.to_json())
     else:
-        found.show()
+        report.show()
     return code
 
 
@@ -111,26 +111,54 @@ def _parser() -> argparse.ArgumentParser:
     export = commands.add_parser("export", help="write, emulate and check firmware")
     export.add_argument("model", type=Path, help="a .keras file")
     export.add_argument("--out", type=Path, required=True, help="a new or empty directory")
-    export.add_argument("--check", type=Path, help=".npz file with x, and y for accuracy")
+    export.add_argument(
+        "--check", type=Path, help=".npz file with the rows to compare as x (and y for accuracy)"
+    )
     export.add_argument("--calibrate", type=Path, help=".npz file with the training rows as x")
-    export.add_argument("--min-agreement", type=float, default=0.99, metavar="PART")
-    export.add_argument("--backend", choices=BACKENDS, default="Vitis")
-    export.add_argument("--part", help="the FPGA, as its vendor calls it")
-    export.add_argument("--clock-ns", type=float, default=5.0)
+    export.add_argument(
+        "--min-agreement",
+        type=float,
+        default=0.99,
+        metavar="FRACTION",
+        help="fraction of rows that must agree with Keras (%(default)g)",
+    )
+    export.add_argument(
+        "--backend", choices=BACKENDS, default="Vitis", help="backend of hls4ml (%(default)s)"
+    )
+    export.add_argument("--part", help="part number of the FPGA")
+    export.add_argument(
+        "--clock-ns", type=float, default=5.0, help="clock period in nanoseconds (%(default)g)"
+    )
     export.add_argument(
         "--precision",
         type=_precisions,
         default=["fixed<16,6>"],
-        help="fixed<16,6>; several, with commas between, are compared in a table and a plot",
+        help="fixed-point type (fixed<16,6>); several, separated by commas, are compared in a "
+        "table and a plot",
     )
-    export.add_argument("--io-type", choices=IO_TYPES, default="io_parallel")
-    export.add_argument("--reuse-factor", type=int, default=1)
-    export.add_argument("--strategy", choices=STRATEGIES, default="latency", help="hls4ml's")
-    export.add_argument("--softmax", choices=SOFTMAX, default="host", help="where it runs")
-    export.add_argument("--no-estimate", dest="estimate", action="store_false")
+    export.add_argument(
+        "--io-type", choices=IO_TYPES, default="io_parallel", help="io_type of hls4ml (%(default)s)"
+    )
+    export.add_argument(
+        "--reuse-factor", type=int, default=1, help="reuse factor of hls4ml (%(default)d)"
+    )
+    export.add_argument(
+        "--strategy", choices=STRATEGIES, default="latency", help="strategy of hls4ml"
+    )
+    export.add_argument("--softmax", choices=SOFTMAX, default="host", help="where softmax runs")
+    export.add_argument(
+        "--no-estimate", dest="estimate", action="store_false", help="do not estimate resources"
+    )
     export.add_argument("--build", action="store_true", help="synthesise with the vendor's tool")
-    export.add_argument("--timeout-s", type=float, default=600.0, help="of each tool")
-    export.add_argument("--json", action="store_true")
+    export.add_argument(
+        "--timeout",
+        dest="timeout_s",
+        type=float,
+        default=600.0,
+        metavar="SECONDS",
+        help="for each tool (%(default)g)",
+    )
+    export.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
 

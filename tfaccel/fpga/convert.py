@@ -86,7 +86,7 @@ def convert(
         saved: the model, a .keras file whose layers are all allowed.
         directory: where to write it.
         settings: how.
-        log: gets what hls4ml says.
+        log: gets the output of hls4ml.
         trace: write code that keeps what every layer gives.
 
     Raises:
@@ -96,12 +96,10 @@ def convert(
     if settings.strategy != "distributed_arithmetic":
         return _convert(saved, directory, settings, log, trace)
     job = directory.parent / f"{directory.name}.job.json"
-    found = directory.parent / f"{directory.name}.project.json"
-    job.write_text(
-        json.dumps(
-            [str(saved), str(directory), dataclasses.asdict(settings), str(log), trace, str(found)]
-        )
-    )
+    result_file = directory.parent / f"{directory.name}.project.json"
+    options = dataclasses.asdict(settings)
+    arguments = [str(saved), str(directory), options, str(log), trace, str(result_file)]
+    job.write_text(json.dumps(arguments))
     try:
         process.run(
             [sys.executable, "-m", "tfaccel.fpga.convert", str(job)],
@@ -110,11 +108,11 @@ def convert(
             limit_s=settings.timeout_s,
             cwd=Path.cwd(),
         )
-        result = json.loads(found.read_text())
+        result = json.loads(result_file.read_text())
     finally:
         job.unlink()
-        if found.exists():
-            found.unlink()
+        if result_file.exists():
+            result_file.unlink()
     if "error" in result:
         raise FpgaError(result["error"], log)
     nodes = tuple(Node(**{**node, "shape": tuple(node["shape"])}) for node in result["nodes"])
@@ -138,8 +136,8 @@ def compile_project(project: Project, settings: Settings, log: Path) -> None:
     """Compiles the emulation of a project with g++.
 
     Raises:
-        FpgaError: g++ failed; the layer is named, and the log holds what g++ said.
-        FpgaTimeoutError: it was not done in time.
+        FpgaError: g++ failed; the layer is named, and the log holds the output of g++.
+        FpgaTimeoutError: it exceeded its timeout.
     """
     before = log.stat().st_size if log.exists() else 0
     command = ["bash", "./build_lib.sh"]
@@ -166,9 +164,9 @@ def failing_layer(output: str, nodes: Iterable[Node]) -> str:
     >>> failing_layer("x.cpp:9: error: no softsign_config4", [Node("act", 4, (1,))])
     'act'
     """
-    found = list(nodes)
+    all_nodes = list(nodes)
     for line in output[max(output.find("error"), 0) :].splitlines():
-        for node in found:
+        for node in all_nodes:
             if f"config{node.index}" in line or line.rstrip().endswith(f"// {node.name}"):
                 return node.name
     return ""
@@ -257,11 +255,11 @@ def _check_logits(graph: Any) -> None:
     for node in graph.get_layers():
         if node.class_name != "Softmax":
             continue
-        found = node.get_input_variable().type.precision
-        if (found.width, found.integer) != (bits, integer):
+        precision = node.get_input_variable().type.precision
+        if (precision.width, precision.integer) != (bits, integer):
             raise FpgaError(
-                f"hls4ml reads softmax {node.name} from {found}, expected {LOGITS}: nearly all of "
-                "their bits would be lost; use softmax='host'."
+                f"hls4ml reads softmax {node.name} from {precision}; expected {LOGITS}: nearly all "
+                "of their bits would be lost; use softmax='host'."
             )
 
 
@@ -277,14 +275,14 @@ def _conversion_error(error: Exception, names: set[str], log: Path) -> FpgaError
 
 def _layer_in(trace: TracebackType | None, names: set[str]) -> str:
     """The layer that the failing function was at work on, from its local variables."""
-    found = ""
+    longest = ""
     while trace is not None:
         for variable in ("layer", "node"):
             name = getattr(trace.tb_frame.f_locals.get(variable), "name", None)
             if isinstance(name, str):
-                found = name if name in names or not found else found
+                longest = name if name in names or not longest else longest
         trace = trace.tb_next
-    return found
+    return longest
 
 
 def _shape(variable: Any) -> tuple[int, ...]:
@@ -308,7 +306,7 @@ def _node(layer: Any) -> Node:
 
 def main(argv: list[str]) -> None:
     """Converts one job, and writes what came of it."""
-    saved, directory, settings, log, trace, found = json.loads(Path(argv[0]).read_text())
+    saved, directory, settings, log, trace, result_file = json.loads(Path(argv[0]).read_text())
     result: dict[str, Any]
     try:
         project = _convert(Path(saved), Path(directory), Settings(**settings), Path(log), trace)
@@ -316,7 +314,7 @@ def main(argv: list[str]) -> None:
         del result["directory"]
     except FpgaError as error:
         result = {"error": str(error).removesuffix(f" The log is {error.log}.")}
-    Path(found).write_text(json.dumps(result))
+    Path(result_file).write_text(json.dumps(result))
 
 
 if __name__ == "__main__":

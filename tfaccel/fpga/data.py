@@ -24,7 +24,7 @@ class Rows:
     Attributes:
         x: an array for each input of the model.
         y: class numbers, one for each row, if there are any.
-        generated: nobody gave them.
+        generated: they were not given.
     """
 
     x: tuple[np.ndarray, ...]
@@ -52,7 +52,7 @@ def rows_of(data: Any, shapes: Sequence[Shape]) -> Rows:
         x = [data["x"]] if "x" in data else [data[k] for k in numbered]
         if not x:
             raise FpgaError(
-                f"arrays {', '.join(data) or 'none'}, expected x (or x0, x1, ...) and perhaps y."
+                f"arrays {', '.join(data) or 'none'}; expected x (or x0, x1, ...) and perhaps y."
             )
     elif isinstance(data, tuple) and len(data) == 2:
         x, y = [data[0]], data[1]
@@ -61,31 +61,34 @@ def rows_of(data: Any, shapes: Sequence[Shape]) -> Rows:
     if len(x) == 1 and isinstance(x[0], (list, tuple)) and len(shapes) > 1:
         x = list(x[0])
     arrays = tuple(_numbers(one) for one in x)
-    found = [one.shape for one in arrays]
+    row_shapes = [one.shape for one in arrays]
     if len(arrays) != len(shapes) or any(
         a.ndim != len(s) or a.shape[1:] != tuple(s[1:]) for a, s in zip(arrays, shapes, strict=True)
     ):
-        raise FpgaError(f"rows of shape {found}, expected {list(shapes)} as the model's inputs.")
+        raise FpgaError(
+            f"rows of shape {row_shapes}; expected {list(shapes)} as the model's inputs."
+        )
     if len({len(one) for one in arrays}) != 1 or len(arrays[0]) == 0:
-        raise FpgaError(f"{[len(one) for one in arrays]} rows, expected as many for each input.")
+        raise FpgaError(f"{[len(one) for one in arrays]} rows; expected as many for each input.")
     _finite(arrays)
     return Rows(arrays, None if y is None else _classes(np.asarray(y), len(arrays[0])))
 
 
-def _numbers(given: Any) -> np.ndarray:
+def _numbers(values: Any) -> np.ndarray:
     try:
-        array = np.asarray(given)
+        array = np.asarray(values)
     except ValueError:  # lists of different lengths
         array = np.asarray(None)
     if array.dtype.kind not in "biuf" and array.dtype.name != "bfloat16":
         raise FpgaError(
-            f"rows that are no array of numbers ({array.dtype}), expected one array for each input."
+            f"rows that are not an array of numbers ({array.dtype}); expected one array for each "
+            "input."
         )
     return array
 
 
 def _finite(arrays: Sequence[np.ndarray]) -> None:
-    """Firmware has no NaN and no infinity, so that it could not say what Keras says."""
+    """Firmware has no NaN and no infinity, so that it could not agree with Keras."""
     with np.errstate(over="ignore"):
         bad = sum(int((~np.isfinite(one.astype(np.float32))).sum()) for one in arrays)
     if bad:
@@ -98,7 +101,7 @@ def _finite(arrays: Sequence[np.ndarray]) -> None:
 def _classes(y: np.ndarray, rows: int) -> np.ndarray | None:
     """Class numbers of the rows; None when `y` holds something else, such as a regression's."""
     if y.ndim == 0 or len(y) != rows:
-        raise FpgaError(f"labels of shape {y.shape}, expected one for each of {rows} rows.")
+        raise FpgaError(f"labels of shape {y.shape}; expected one for each of {rows} rows.")
     if y.ndim == 2 and y.shape[1] > 1:
         hot = ((y == 0) | (y == 1)).all() and (y.sum(axis=1) == 1).all()
         return y.argmax(-1) if hot else None
@@ -111,21 +114,21 @@ def generated(layers: Sequence[Layer], shapes: Sequence[Shape]) -> Rows:
     """Normal rows, always the same; indices where an embedding wants them."""
     random = np.random.default_rng(0)
     sizes = [one.config["input_dim"] for one in layers if one.kind == "Embedding"]
-    made = []
+    arrays = []
     for shape in shapes:
         full = (GENERATED_ROWS, *[int(size or 1) for size in shape[1:]])
         drawn = random.integers(0, min(sizes), full) if sizes else random.normal(size=full)
-        made.append(drawn.astype(np.float32))
-    return Rows(tuple(made), generated=True)
+        arrays.append(drawn.astype(np.float32))
+    return Rows(tuple(arrays), generated=True)
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as held:
-            return {name: held[name] for name in held.files}
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
     except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
         reason = " ".join(str(error).split())
         raise FpgaError(
-            f"{path} cannot be read ({reason}), expected an .npz file with arrays x and y; write "
+            f"{path} cannot be read ({reason}); expected an .npz file with arrays x and y; write "
             "one with numpy.savez(path, x=x, y=y)."
         ) from error

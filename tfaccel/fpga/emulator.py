@@ -80,7 +80,7 @@ def run(
     Args:
         project: compiled.
         x: rows of each input.
-        log: gets what the process says.
+        log: gets the output of the process.
         limit_s: seconds it may take.
         trace: the layers whose results to return, of a project that was written with `trace`.
 
@@ -89,14 +89,14 @@ def run(
 
     Raises:
         FpgaError: the inputs do not fit, or the emulation crashed.
-        FpgaTimeoutError: it was not done in time.
+        FpgaTimeoutError: it exceeded its timeout.
     """
     if len(x) != len(project.inputs):
-        raise FpgaError(f"{len(x)} inputs, expected {len(project.inputs)}; give one array each.")
+        raise FpgaError(f"{len(x)} inputs; expected {len(project.inputs)}; give one array each.")
     for given, shape in zip(x, project.inputs, strict=True):
         if given.ndim == 0 or given[:1].size != np.prod(shape):
             raise FpgaError(
-                f"rows of shape {given.shape[1:]}, expected {shape}: give rows as in training."
+                f"rows of shape {given.shape[1:]}; expected {shape}: give rows as in training."
             )
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
@@ -115,9 +115,9 @@ def run(
             limit_s=limit_s,
             cwd=Path.cwd(),
         )
-        with np.load(work / "out.npz") as found:
-            outputs = [found[f"output_{n}"] for n in range(len(project.outputs))]
-            traced = {node.name: found[f"trace_{n}"] for n, node in enumerate(trace)}
+        with np.load(work / "out.npz") as archive:
+            outputs = [archive[f"output_{n}"] for n in range(len(project.outputs))]
+            traced = {node.name: archive[f"trace_{n}"] for n, node in enumerate(trace)}
     return outputs, traced
 
 
@@ -131,8 +131,8 @@ def main(work: Path) -> None:
     """Calls the library row by row."""
     work = work.resolve()
     job = json.loads((work / "job.json").read_text())
-    with np.load(work / "in.npz") as given:
-        inputs = [given[f"arr_{n}"] for n in range(len(given.files))]
+    with np.load(work / "in.npz") as archive:
+        inputs = [archive[f"arr_{n}"] for n in range(len(archive.files))]
     os.chdir(Path(job["library"]).parent)  # where hls4ml's code looks for files of weights
     library = ctypes.cdll.LoadLibrary(job["library"])
     function = getattr(library, job["function"])
@@ -159,14 +159,14 @@ def main(work: Path) -> None:
 
 
 def _collect(library: ctypes.CDLL, shapes: dict[str, Any]) -> dict[str, np.ndarray]:
-    held = (_Traced * len(shapes))()
-    library.collect_trace_output(held)
-    found = {}
-    for one in held:
+    traces = (_Traced * len(shapes))()
+    library.collect_trace_output(traces)
+    outputs = {}
+    for one in traces:
         name = one.name.decode()
         pointer = ctypes.cast(one.data, ctypes.POINTER(ctypes.c_double))
-        found[name] = np.ctypeslib.as_array(pointer, shape=tuple(shapes[name])).copy()
-    return found
+        outputs[name] = np.ctypeslib.as_array(pointer, shape=tuple(shapes[name])).copy()
+    return outputs
 
 
 if __name__ == "__main__":

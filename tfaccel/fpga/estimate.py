@@ -52,9 +52,9 @@ def multipliers(nodes: Iterable[Node]) -> tuple[Figure, ...]:
     >>> multipliers([Node("a", 1, (4,), 64, 4)])[1].value
     16
     """
-    found = list(nodes)
-    total = sum(one.multiplications for one in found)
-    needed = sum(math.ceil(one.multiplications / one.reuse_factor) for one in found)
+    counted = list(nodes)
+    total = sum(one.multiplications for one in counted)
+    needed = sum(math.ceil(one.multiplications / one.reuse_factor) for one in counted)
     return (
         Figure("multiplications", total, "estimated", "a row", "weights that are not zero"),
         Figure("multipliers", needed, "estimated", "", "multiplications / reuse factor"),
@@ -72,29 +72,29 @@ def da4ml(saved: Path, log: Path, limit_s: float) -> tuple[tuple[Figure, ...], s
 
     Args:
         saved: the calibrated model.
-        log: gets what da4ml says.
+        log: gets the output of da4ml.
         limit_s: seconds it may take, at most `DA4ML_LIMIT_S`.
 
     Returns:
         The figures, and a note when there are none.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        found = Path(scratch) / "figures.json"
+        figures = Path(scratch) / "figures.json"
         command = [
             sys.executable,
             "-m",
             "tfaccel.fpga.distributed_arithmetic",
             str(saved),
-            str(found),
+            str(figures),
         ]
         limit_s = min(limit_s, DA4ML_LIMIT_S)
         try:
             process.run(command, what="da4ml", log=log, limit_s=limit_s, cwd=Path.cwd())
         except FpgaTimeoutError:
-            return (), f"no figures from da4ml: it was not done after {limit_s:g} s"
+            return (), f"no figures from da4ml: it exceeded its timeout of {limit_s:g} s"
         except FpgaError:
             return (), f"no figures from da4ml: it failed, see {log}"
-        values = json.loads(found.read_text())
+        values = json.loads(figures.read_text())
     source = "da4ml, without multipliers"
     return (
         Figure("LUT", values["lut"], "estimated", "", source),
@@ -121,7 +121,7 @@ def build(project: Project, backend: str, log: Path, limit_s: float) -> tuple[Fi
 
     Raises:
         FpgaError: the tool failed, or left no report.
-        FpgaTimeoutError: it was not done in time.
+        FpgaTimeoutError: it exceeded its timeout.
     """
     options = "" if backend in ("Quartus", "Catapult") else "csim=False, synth=True"
     code = (

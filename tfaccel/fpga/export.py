@@ -1,4 +1,4 @@
-"""The whole way of an export: allow, calibrate, cut, convert, compile, compare, estimate."""
+"""All steps of an export: allow, calibrate, remove softmax, convert, compile, compare, estimate."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tfaccel.fpga.export_settings import Settings
 from tfaccel.fpga.layer import Layer, Shape, layers_of
 from tfaccel.fpga.optional_imports import require
 from tfaccel.fpga.report import Check, Figure, Report
-from tfaccel.fpga.softmax import cut, ends, is_softmax, one_hot
+from tfaccel.fpga.softmax import ends, is_softmax, one_hot, without_softmax
 
 
 def export_fpga(
@@ -70,8 +70,8 @@ def export_fpga(
         The report.
 
     Raises:
-        FpgaError: the model cannot be exported, or a tool failed; `log` holds what it said.
-        FpgaTimeoutError: a tool was not done in time.
+        FpgaError: the model cannot be exported, or a tool failed; `log` holds its output.
+        FpgaTimeoutError: a tool exceeded its timeout.
         FpgaCheckError: the firmware does not agree with Keras; `report` says how far it is off.
 
     Example:
@@ -84,7 +84,7 @@ def export_fpga(
         backend, part, clock_ns, precision, io_type, reuse_factor, strategy, softmax, timeout_s
     )
     if not 0 <= min_agreement <= 1:
-        raise FpgaError(f"min_agreement={min_agreement:g}, expected a part between 0 and 1.")
+        raise FpgaError(f"min_agreement={min_agreement:g}; expected a fraction between 0 and 1.")
     if build:
         _estimate.require_tool(backend)
     prepared = prepare(model, directory, settings, check=check, calibrate=calibrate)
@@ -95,7 +95,7 @@ def export_fpga(
         output_directory.record_files(prepared.home)
     if report.check.status == "failed":
         raise FpgaCheckError(
-            f"{report.verdict}, expected {_expected(report)}, "
+            f"{report.verdict}; expected {_expected(report)}, "
             f"or see the error of each layer in {prepared.home / 'report.json'}.",
             report,
         )
@@ -158,7 +158,7 @@ def prepare(
         )
     if quantized and settings.io_type != "io_parallel":
         raise FpgaError(
-            f"io_type={settings.io_type!r} on a quantized model, expected 'io_parallel': each of "
+            f"io_type={settings.io_type!r} on a quantized model; expected 'io_parallel': each of "
             "its numbers may have a type of its own."
         )
     require("hls4ml")
@@ -173,7 +173,7 @@ def prepare(
         notes = _calibrated(device, rows, None)
     came_from = ends(device)
     if settings.softmax == "host":
-        device, host = cut(device)
+        device, host = without_softmax(device)
     saved = home / "model.keras"
     device.save(saved)
     return _Prepared(
@@ -187,25 +187,25 @@ def _check_labels(rows: Rows, output: Shape) -> None:
     low, high, last = int(rows.y.min()), int(rows.y.max()), int(output[1] or 0) - 1
     if low < 0 or high > last:
         raise FpgaError(
-            f"labels from {low} to {high}, expected class numbers from 0 to {last}, as many as the "
+            f"labels from {low} to {high}; expected class numbers from 0 to {last}, as many as the "
             "model has outputs; renumber y, or leave it out."
         )
 
 
 def _check_softmax(layers: list[Layer], mode: str, quantized: bool) -> None:
     """Refuses a softmax in the firmware where it would be wrong."""
-    for one in layers:
-        if not (one.last and is_softmax(one)):
+    for layer in layers:
+        if not (layer.last and is_softmax(layer)):
             continue
         if quantized:
             raise FpgaError(
-                f"softmax={mode!r} on a quantized model, expected 'host': only logits are "
+                f"softmax={mode!r} on a quantized model; expected 'host': only logits are "
                 "bit-exact."
             )
-        if len(one.output) > 2:
+        if len(layer.output) > 2:
             raise FpgaError(
-                f"{one.name} ({one.kind}): softmax={mode!r} of shape {one.output}, expected "
-                "'host': hls4ml takes all its places for one row of scores."
+                f"{layer.name} ({layer.kind}): softmax={mode!r} of shape {layer.output}; expected "
+                "'host': hls4ml treats all its positions as one row of scores."
             )
 
 
@@ -242,8 +242,8 @@ def _export(
             figures += _estimate.multipliers(project.nodes)
         if prepared.quantized:
             figures += _estimate.ebops(prepared.device)
-            more, why = _estimate.da4ml(prepared.saved, log, settings.timeout_s)
-            figures += more
+            da4ml_figures, why = _estimate.da4ml(prepared.saved, log, settings.timeout_s)
+            figures += da4ml_figures
             notes += [why] if why else []
     if build:
         figures += _estimate.build(project, settings.backend, log, settings.timeout_s)

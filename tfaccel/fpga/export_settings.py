@@ -50,18 +50,18 @@ class Settings:
             ("softmax", SOFTMAX),
         ):
             if (value := getattr(self, name)) not in values:
-                raise FpgaError(f"{name}={value!r}, expected one of {', '.join(values)}.")
+                raise FpgaError(f"{name}={value!r}; expected one of {', '.join(values)}.")
         check_precision(self.precision)
         if self.part is not None and not re.fullmatch(r"[\w.+-]+", str(self.part)):
             raise FpgaError(
-                f"part={self.part!r}, expected an FPGA's name such as xcu250-figd2104-2L-e."
+                f"part={self.part!r}; expected an FPGA's name such as xcu250-figd2104-2L-e."
             )
         if type(self.reuse_factor) is not int or self.reuse_factor < 1:
-            raise FpgaError(f"reuse_factor={self.reuse_factor!r}, expected a whole number above 0.")
+            raise FpgaError(f"reuse_factor={self.reuse_factor!r}; expected a positive integer.")
         for name in ("clock_ns", "timeout_s"):
             value = getattr(self, name)
             if not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):
-                raise FpgaError(f"{name}={value!r}, expected a number above 0.")
+                raise FpgaError(f"{name}={value!r}; expected a number above 0.")
 
 
 def check_precision(text: str) -> tuple[int, int]:
@@ -73,10 +73,10 @@ def check_precision(text: str) -> tuple[int, int]:
     Raises:
         FpgaError: it is no such type.
     """
-    found = re.fullmatch(r"fixed<\s*(\d+)\s*,\s*(-?\d+)\s*>", str(text))
-    if found is None or not 2 <= int(found[1]) <= 64:
+    match = re.fullmatch(r"fixed<\s*(\d+)\s*,\s*(-?\d+)\s*>", str(text))
+    if match is None or not 2 <= int(match[1]) <= 64:
         raise FpgaError(
-            f"precision={text!r}, expected a fixed-point type of 2 to 64 bits such as "
+            f"precision={text!r}; expected a fixed-point type of 2 to 64 bits such as "
             "fixed<16,6>: bits in all, and how many of them stand left of the point."
         )
-    return int(found[1]), int(found[2])
+    return int(match[1]), int(match[2])

@@ -60,27 +60,27 @@ def layers_of(model: Any) -> list[Layer]:
     outputs = {id(one) for one in keras.tree.flatten(graph.outputs)}
     used = _private.graph_nodes(graph)
     taken = {id(one) for node in used for one in node.input_tensors}
-    found: dict[int, Layer] = {}
+    by_tensor: dict[int, Layer] = {}
     for layer in graph.layers:
         nodes = [node for node in used if node.operation is layer]
         if not nodes:
             continue
-        given = nodes[0].input_tensors
-        made = [one for node in nodes for one in node.outputs]
+        node_inputs = nodes[0].input_tensors
+        node_outputs = [one for node in nodes for one in node.outputs]
         one = Layer(
             name=layer.name,
             kind=type(layer).__name__,
             package=type(layer).__module__.partition(".")[0],
             config=layer.get_config(),
-            inputs=tuple(tuple(one.shape) for one in given),
+            inputs=tuple(tuple(one.shape) for one in node_inputs),
             output=tuple(nodes[0].outputs[0].shape),
-            last=any(id(one) in outputs for one in made),
+            last=any(id(one) in outputs for one in node_outputs),
             calls=len(nodes),
-            feeds=any(id(one) in taken for one in made),
-            before=_through(found.get(id(given[0]))) if len(given) == 1 else None,
+            feeds=any(id(one) in taken for one in node_outputs),
+            before=_through(by_tensor.get(id(node_inputs[0]))) if len(node_inputs) == 1 else None,
         )
-        found |= {id(tensor): one for tensor in made}
-    return list({id(one): one for one in found.values()}.values())
+        by_tensor |= {id(tensor): one for tensor in node_outputs}
+    return list({id(one): one for one in by_tensor.values()}.values())
 
 
 def _through(layer: Layer | None) -> Layer | None:
@@ -95,16 +95,16 @@ def _through(layer: Layer | None) -> Layer | None:
 
 def _graph(model: Any, keras: Any) -> Any:
     if not isinstance(model, keras.Model):
-        raise FpgaError(f"a {type(model).__name__}, expected a keras.Model; load it first.")
+        raise FpgaError(f"a {type(model).__name__}; expected a keras.Model; load it first.")
     functional = isinstance(model, keras.Sequential) or type(model).__name__ == "Functional"
     if not functional:
         raise FpgaError(
-            f"{model.name} is a {type(model).__name__}, expected a Sequential or functional model: "
+            f"{model.name} is a {type(model).__name__}; expected a Sequential or functional model: "
             "hls4ml cannot follow Python code; build it with keras.Model(inputs, outputs)."
         )
     if not model.built:
         raise FpgaError(
-            f"{model.name} is not built, expected known shapes; put keras.Input(shape) first."
+            f"{model.name} is not built; expected known shapes; put keras.Input(shape) first."
         )
     return (
         keras.Model(model.inputs, model.outputs) if isinstance(model, keras.Sequential) else model

@@ -44,13 +44,14 @@ def prepare(directory: str | Path) -> Path:
     try:
         if home.exists():
             _refuse_others(home)
-            for one in home.iterdir():  # the directory itself may be the one we are in
+            for one in home.iterdir():  # the directory itself may be the current one
                 shutil.rmtree(one) if one.is_dir() and not one.is_symlink() else one.unlink()
         home.mkdir(parents=True, exist_ok=True)
         (home / LOG).touch()
     except OSError as error:
         raise FpgaError(
-            f"{home} cannot be made ({error.strerror}), expected a directory that can be written."
+            f"{home} cannot be created ({error.strerror}); expected a directory that can be "
+            "written."
         ) from error
     record_files(home)
     return home
@@ -64,12 +65,12 @@ def record_files(home: Path) -> None:
 
 def _refuse_others(home: Path) -> None:
     if not home.is_dir():
-        raise FpgaError(f"{home} is a file, expected a new or empty directory.")
+        raise FpgaError(f"{home} is a file; expected a new or empty directory.")
     written = home / _WRITTEN
     known = set(written.read_text().split("\n")) if written.is_file() else set()
     others = sorted({one.name for one in home.iterdir()} - known)
     if others:
         raise FpgaError(
-            f"{home} holds something else ({others[0]}), expected a new or empty directory, or an "
-            "earlier export; take another directory, or move it away."
+            f"{home} holds something else ({others[0]}); expected a new or empty directory, or an "
+            "earlier export; use another directory, or move it."
         )

@@ -48,15 +48,15 @@ class Sweep:
         for heading in headings:
             table.add_column(heading, justify="right")
         table.add_column("")
-        for one in self.reports:
-            accuracy = "" if one.check.accuracy is None else f"{one.check.accuracy:.4f}"
+        for report in self.reports:
+            accuracy = "" if report.check.accuracy is None else f"{report.check.accuracy:.4f}"
             table.add_row(
-                one.precision,
-                f"{one.check.agreement:.2%}",
-                f"{one.check.maximum:.3g}",
+                report.precision,
+                f"{report.check.agreement:.2%}",
+                f"{report.check.maximum:.3g}",
                 accuracy,
-                f"{bit_operations(one):,.0f}",
-                one.check.status,
+                f"{bit_operations(report):,.0f}",
+                report.check.status,
             )
         console.print(table)
         line = f"plot: {self.plot}" if self.plot is not None else self.note
@@ -88,15 +88,15 @@ def sweep(model: Any, directory: str | Path, precisions: Sequence[str], **option
     from tfaccel.fpga.convert import is_quantized
 
     if not precisions:
-        raise FpgaError("no precision, expected one or more such as fixed<16,6>.")
+        raise FpgaError("no precision; expected one or more such as fixed<16,6>.")
     check_layers(layers_of(model))
     if is_quantized(model):
         raise FpgaError("a quantized model has its own types, so there is nothing to sweep over.")
     if len({check_precision(one) for one in precisions}) < len(precisions):
-        raise FpgaError(f"precisions {', '.join(precisions)}, expected each once.")
+        raise FpgaError(f"precisions {', '.join(precisions)}; expected each once.")
     if not options.get("estimate", True) or options.get("strategy") == "distributed_arithmetic":
         raise FpgaError(
-            "a sweep sets accuracy against estimated multiplications, expected estimate=True and "
+            "a sweep sets accuracy against estimated multiplications; expected estimate=True and "
             "the strategy 'latency' or 'resource'."
         )
     home = Path(directory).expanduser().resolve()

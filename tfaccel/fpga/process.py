@@ -1,4 +1,4 @@
-"""A tool in a separate process, with a time limit, all it says in the log."""
+"""A tool in a separate process, with a time limit and its output in the log."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def run(command: Sequence[str], *, what: str, log: Path, limit_s: float, cwd: Pa
 
     Raises:
         FpgaError: it failed or cannot be started.
-        FpgaTimeoutError: it was not done in time.
+        FpgaTimeoutError: it exceeded its timeout.
     """
     with log.open("ab") as out:
         try:
@@ -42,7 +42,7 @@ def run(command: Sequence[str], *, what: str, log: Path, limit_s: float, cwd: Pa
             code = process.wait(limit_s)
         except subprocess.TimeoutExpired as error:
             raise FpgaTimeoutError(
-                f"{what} was not done after {limit_s:g} s; give it longer with timeout_s, or make "
+                f"{what} exceeded its timeout of {limit_s:g} s; increase timeout_s, or make "
                 "the model or its precision smaller.",
                 log,
             ) from error

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from tfaccel.errors import FpgaError
-from tfaccel.fpga.allowlist import check_layers, stays
+from tfaccel.fpga.allowlist import check_layers, stays_exact
 from tfaccel.fpga.data import rows_of
 from tfaccel.fpga.layer import Layer, layers_of
 from tfaccel.fpga.optional_imports import require
@@ -59,9 +59,9 @@ def quantize(model: Any, *, beta: float = 1e-6) -> Any:
     import keras
 
     layers = require("hgq.layers")
-    found = layers_of(model)
-    check_layers(found)
-    kinds = {one.name: _counterpart(one) for one in found}
+    model_layers = layers_of(model)
+    check_layers(model_layers)
+    kinds = {one.name: _counterpart(one) for one in model_layers}
 
     def change(layer: Any) -> Any:
         config = layer.get_config()
@@ -71,8 +71,8 @@ def quantize(model: Any, *, beta: float = 1e-6) -> Any:
             return keras.layers.Activation("relu", name=layer.name)
         if kind is None:
             return layer.__class__.from_config(config)
-        given = {name: config[name] for name in config if name not in _DROPPED}
-        return getattr(layers, kind)(**given, dtype="float32", beta0=beta)
+        kept = {name: config[name] for name in config if name not in _DROPPED}
+        return getattr(layers, kind)(**kept, dtype="float32", beta0=beta)
 
     return _cloned(model, change)
 
@@ -105,11 +105,11 @@ def _counterpart(layer: Layer) -> str | None:
     policy = policy.get("config", {}).get("name") if isinstance(policy, dict) else policy
     if policy not in (None, "float32"):
         raise FpgaError(
-            f"{where} computes in {policy}, expected float32: HGQ2 rounds in float32; train "
+            f"{where} computes in {policy}; expected float32: HGQ2 rounds in float32; train "
             "quantized models with precision='float32'."
         )
     activation = layer.config.get("activation", "linear")
-    if stays(layer) or layer.kind == "ReLU":
+    if stays_exact(layer) or layer.kind == "ReLU":
         return None
     kind = COUNTERPARTS.get(layer.kind)
     if kind is None:
@@ -119,7 +119,7 @@ def _counterpart(layer: Layer) -> str | None:
         )
     if activation not in ("linear", "relu", None) and not (activation == "softmax" and layer.last):
         raise FpgaError(
-            f"{where} has activation {activation}, expected relu or linear: others would be "
+            f"{where} has activation {activation}; expected relu or linear: others would be "
             "rounded by tables; use relu, or export the model unquantized."
         )
     return kind

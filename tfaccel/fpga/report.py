@@ -20,7 +20,7 @@ class Figure:
         value: the number.
         kind: ``"estimated"`` by a formula or by da4ml, ``"synthesised"`` by the vendor's tool.
         unit: of the number.
-        source: who says so.
+        source: of the figures.
     """
 
     name: str

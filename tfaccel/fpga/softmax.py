@@ -5,7 +5,7 @@ and who wants probabilities computes them on the host. ``argmax`` lets the firmw
 ``device`` keeps softmax in the firmware. There hls4ml's own choice is a trap: it looks the exponent
 up by the ten highest bits of the logits, whose type it makes wide enough for every possible sum
 (38 bits in a small model), so that all logits of real data fall into few entries and accuracy is
-lost in silence. So the logits are pinned to a narrow type and the table is made larger.
+silently lost. So the logits are pinned to a narrow type and the table is made larger.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def _activation(layer: Any) -> str:
     return str(layer.get_config().get("activation") or "linear")
 
 
-def cut(model: Any) -> tuple[Any, tuple[bool, ...]]:
-    """Cuts softmax off the outputs.
+def without_softmax(model: Any) -> tuple[Any, tuple[bool, ...]]:
+    """Removes softmax from the outputs.
 
     Args:
         model: a functional model of its own; its last layers are changed.
@@ -76,7 +76,7 @@ def logits_of(model: Any) -> dict[str, list[str]]:
     counts too.
     """
     givers = {id(layer.output): layer for layer in model.layers}
-    found: dict[str, list[str]] = {}
+    logits: dict[str, list[str]] = {}
     for layer in model.layers:
         if _activation(layer) != "softmax" or type(layer).__name__ not in ("Softmax", "Activation"):
             continue
@@ -85,8 +85,8 @@ def logits_of(model: Any) -> dict[str, list[str]]:
         while not names or type(at).__name__ in ("Dropout", "Flatten", "Reshape"):
             at = givers[id(at.input)]
             names.append(at.name)
-        found[layer.name] = names
-    return found
+        logits[layer.name] = names
+    return logits
 
 
 def on_device(config: dict[str, Any], mode: str, logits: Mapping[str, Sequence[str]]) -> None:

@@ -49,20 +49,20 @@ def compare(
     exact = np.ones(rows, bool)
     agreement, measure, maximum = 1.0, "argmax", 0.0
     ends = ends or [""] * len(pairs)
-    for n, ((got, want), end) in enumerate(zip(pairs, ends, strict=True)):
-        exact &= (got == want).reshape(rows, -1).all(axis=1)
+    for n, ((emulated, expected), end) in enumerate(zip(pairs, ends, strict=True)):
+        exact &= (emulated == expected).reshape(rows, -1).all(axis=1)
         classes = end == "softmax" or (n == 0 and y is not None and end != "sigmoid")
-        same, how = _agree(got, want, classes and want.shape[-1] > 1)
+        same, how = _agree(emulated, expected, classes and expected.shape[-1] > 1)
         if same.mean() <= agreement:
             agreement, measure = float(same.mean()), how
-        difference = np.abs(got - want)
+        difference = np.abs(emulated - expected)
         # A NaN on either side is the largest error there is.
         maximum = max(maximum, float(np.where(np.isnan(difference), np.inf, difference).max()))
     good = bool(exact.all()) if quantized else agreement >= min_agreement
     accuracies: list[float | None] = [None, None]
     if y is not None:
-        got, want = pairs[0]
-        accuracies = [_accuracy(got, y, ends[0]), _accuracy(want, y, ends[0])]
+        emulated, expected = pairs[0]
+        accuracies = [_accuracy(emulated, y, ends[0]), _accuracy(expected, y, ends[0])]
     return Check(
         status="unverified" if generated else "passed" if good else "failed",
         rows=rows,
@@ -76,14 +76,15 @@ def compare(
     )
 
 
-def _agree(got: np.ndarray, want: np.ndarray, classes: bool) -> tuple[np.ndarray, str]:
-    rows = len(want)
+def _agree(emulated: np.ndarray, expected: np.ndarray, classes: bool) -> tuple[np.ndarray, str]:
+    rows = len(expected)
     if classes:
         # The largest of what is NaN is in the first place, always.
-        same = (got.argmax(-1) == want.argmax(-1)) & np.isfinite(want).all(-1)
+        same = (emulated.argmax(-1) == expected.argmax(-1)) & np.isfinite(expected).all(-1)
         return same.reshape(rows, -1).all(axis=1), "argmax"
-    allowed = RANGE_SHARE * float(want.max() - want.min())
-    return (np.abs(got - want) <= allowed).reshape(rows, -1).all(axis=1), "within 1% of the range"
+    allowed = RANGE_SHARE * float(expected.max() - expected.min())
+    close = (np.abs(emulated - expected) <= allowed).reshape(rows, -1).all(axis=1)
+    return close, "within 1% of the range"
 
 
 def _accuracy(scores: np.ndarray, y: np.ndarray, end: str) -> float | None:
@@ -117,15 +118,15 @@ def layer_errors(
     if not probed:
         return ()
     probe = keras.Model(model.inputs, [layer.output for layer, _ in probed])
-    given = list(x) if len(x) > 1 else x[0]
-    expected = probe.predict(given, verbose=0)
+    inputs = list(x) if len(x) > 1 else x[0]
+    expected = probe.predict(inputs, verbose=0)
     expected = expected if isinstance(expected, list) else [expected]
     errors = []
     for (layer, name), want in zip(probed, expected, strict=True):
-        got = traced[name]
-        if got.size != want.size:
+        emulated = traced[name]
+        if emulated.size != want.size:
             continue
-        off = np.abs(got.reshape(want.shape) - want)
+        off = np.abs(emulated.reshape(want.shape) - want)
         errors.append(LayerError(layer.name, float(off.max()), float(np.abs(want).max())))
     return tuple(errors)
 

@@ -18,11 +18,14 @@ class Engine(Protocol):
     OPTIONS: tuple[Option, ...]
     """Its own options."""
 
-    SCRIPT_IS_HERE: bool
+    SCRIPT_IS_LOCAL: bool
     """Whether a script must be a file of this machine."""
 
     COUNTS_WORKERS: bool
     """Whether ``--nproc`` says how many workers there are."""
+
+    TAKES_RANGES: bool
+    """Whether it may say MIN:MAX."""
 
     def render(self, job: Job, options: Options) -> str:
         """What would run, as text.

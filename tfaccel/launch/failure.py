@@ -1,10 +1,10 @@
-"""Which worker failed first, and what it said: pure functions of how the workers ended."""
+"""Which worker failed first, and its last output: pure functions of how the workers ended."""
 
 from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 TRACEBACK_LINES = 40
@@ -18,7 +18,10 @@ _PEER_LOST = re.compile(
     r"UnavailableError|DeadlineExceededError|AbortedError"
     r"|Connection reset by peer|Socket closed|[Cc]oordination ?service|CoordinationService"
     r"|failed to connect to all addresses|Collective ops is aborted"
+    r"|aborting this worker"
 )
+# The message of one that has waited for the others (`tfaccel/cluster/rendezvous.py`).
+_NOT_COME = re.compile(r"workers did not connect within|did not reach worker 0")
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class Exit:
         at: when, in seconds of a clock that is common to all workers.
         stderr: its last lines there.
         stopped: whether it had been told to stop before it ended.
+        stdout: its last lines there, if they were not shown.
     """
 
     rank: int
@@ -40,6 +44,7 @@ class Exit:
     at: float
     stderr: tuple[str, ...] = ()
     stopped: bool = False
+    stdout: tuple[str, ...] = ()
 
     @property
     def failed(self) -> bool:
@@ -97,6 +102,26 @@ def first_failure(exits: Sequence[Exit], window_s: float = SAME_MOMENT_S) -> Exi
     return next((one for one in moment if not one.lost_peer), failures[0])
 
 
+def missing_workers(exits: Sequence[Exit], arrived: Collection[int]) -> list[int]:
+    """The workers without which the others would have begun.
+
+    Args:
+        exits: how all workers of a failed job ended, in the order in which that was seen.
+        arrived: the ranks of those that had come to meet the others.
+
+    Returns:
+        The ranks of those that failed before they came, or did not come in time; none where it
+        failed of something else.
+    """
+    cause = first_failure(exits)
+    absent = [one for one in exits if one.rank not in arrived]
+    if cause is not None and cause.rank not in arrived:
+        return sorted(one.rank for one in absent if one.failed)
+    if cause is not None and any(_NOT_COME.search(line) for line in error_tail(cause.stderr)):
+        return sorted(one.rank for one in absent)
+    return []
+
+
 def error_tail(stderr: Sequence[str]) -> tuple[str, ...]:
     """The last traceback among lines of stderr and all after it, else the last lines."""
     for place in range(len(stderr) - 1, -1, -1):
@@ -105,8 +130,14 @@ def error_tail(stderr: Sequence[str]) -> tuple[str, ...]:
     return tuple(stderr[-TAIL_LINES:])
 
 
-def summary(cause: Exit, exits: Sequence[Exit]) -> str:
-    """What to print last: the cause, how the others ended, and what the cause said."""
+def summary(cause: Exit, exits: Sequence[Exit], log: str = "") -> str:
+    """What to print last: the cause, how the others ended, and what the cause said.
+
+    Args:
+        cause: the failure.
+        exits: how all workers ended.
+        log: the path of the file that holds all that the cause said, if there is one.
+    """
     lines = [f"rank {cause.rank} failed first: {cause.description} (pid {cause.pid})"]
     others = [
         f"rank {one.rank} {'was stopped' if one.stopped else one.description}"
@@ -115,6 +146,19 @@ def summary(cause: Exit, exits: Sequence[Exit]) -> str:
     ]
     if others:
         lines.append(f"the others: {', '.join(others)}")
+    return "\n".join([*lines, *output_tail(cause, log)])
+
+
+def output_tail(cause: Exit, log: str = "") -> list[str]:
+    """The last output of a worker, line by line; of its stdout only what was not shown.
+
+    Args:
+        cause: how it ended.
+        log: the path of the file that holds all that it said, if there is one.
+    """
+    lines = [f"full log: {log}"] if log else []
+    if cause.stdout:
+        lines += ["the end of its stdout:", *(f"  {line}" for line in cause.stdout[-TAIL_LINES:])]
     words = error_tail(cause.stderr)
     lines.append("the end of its stderr:" if words else "its stderr is empty")
-    return "\n".join([*lines, *(f"  {line}" for line in words)])
+    return [*lines, *(f"  {line}" for line in words)]

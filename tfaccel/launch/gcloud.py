@@ -33,9 +33,9 @@ class TpuJob:
     """A script, and the TPU to run it on.
 
     Attributes:
-        script: a Python file; its folder is copied.
+        script: a Python file; its directory is copied.
         arguments: of the script.
-        name: of the TPU, and of the folder on it.
+        name: of the TPU, and of the directory on it.
         zone: of Google Cloud.
         project: of Google Cloud; None for gcloud's own setting.
         accelerator: such as ``"v5litepod-4"``.
@@ -46,10 +46,10 @@ class TpuJob:
         environment: variables of the script.
         mark: a label of the TPU, by which a run knows the one that it has made; none where empty.
         folder: where the code is packed here.
-        module: what to run instead of a script; `script` is then a folder, which is copied.
+        module: what to run instead of a script; `script` is then a directory, which is copied.
         restarts: how often the script is started again on the TPU after it has failed; None to run
             it once, whatever its exit code means.
-        log_dir: a folder of this machine for `rank-N.log`, of all workers.
+        log_dir: a directory of this machine for `rank-N.log`, of all workers.
     """
 
     script: Path
@@ -102,15 +102,15 @@ def create(job: TpuJob) -> Command:
     kind = [f"--accelerator-type={job.accelerator}"]
     kind += [f"--labels={_MARK}={job.mark}"] if job.mark else []
     if job.queued:
-        made = ["queued-resources", "create", job.name, f"--node-id={job.name}", *_where(job)]
-        return _gcloud(*made, *kind, f"--runtime-version={job.software}", *spot)
+        arguments = ["queued-resources", "create", job.name, f"--node-id={job.name}", *_where(job)]
+        return _gcloud(*arguments, *kind, f"--runtime-version={job.software}", *spot)
     return _gcloud(
         "tpu-vm", "create", job.name, *_where(job), *kind, f"--version={job.software}", *spot
     )
 
 
 def mark(job: TpuJob) -> Command:
-    """Prints the mark of the TPU of that name, which need not be ours."""
+    """Prints the mark of the TPU of that name, which need not be of this run."""
     if job.queued:
         words = ["queued-resources", "describe", job.name, *_where(job)]
         return _gcloud(*words, f"--format=value(tpu.nodeSpec[0].node.labels.{_MARK})")
@@ -134,7 +134,7 @@ def wait(job: TpuJob) -> Command:
 
 
 def pack(job: TpuJob) -> Command:
-    """Packs the script's folder."""
+    """Packs the script's directory."""
     folder = str(job.script if job.module else job.script.parent)
     return [
         "tar",
@@ -173,7 +173,7 @@ def install(job: TpuJob) -> Command:
 
 
 def start(job: TpuJob) -> Command:
-    """Starts the script; it goes on when the connection ends."""
+    """Starts the script; it continues when the connection ends."""
     pod = {"TPU_NAME": job.name, "TPU_LOAD_LIBRARY": "0"} if job.is_pod else {}
     variables = [f"{name}={value}" for name, value in {**pod, **dict(job.environment)}.items()]
     script = ["-m", job.module] if job.module else [job.script.name]

@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import queue
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import IO, TextIO, TypeAlias
 
+from tfaccel import signals
 from tfaccel.errors import LaunchError
 from tfaccel.exit_codes import PREEMPTED
+from tfaccel.launch import startup_messages
+from tfaccel.launch.console import Console
 from tfaccel.launch.failure import SAME_MOMENT_S, Exit, first_failure, summary
 from tfaccel.launch.output import OutputForwarder, Terminal
 from tfaccel.launch.process import Worker
+from tfaccel.launch.show import Shown
 
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _OUTPUT_S = 2.0
+_LAST_WORDS_S = 1.0
 
 
 def supervise(
@@ -31,6 +36,7 @@ def supervise(
     *,
     log_dir: str | os.PathLike[str] | None,
     grace_s: float,
+    shown: Shown,
 ) -> JobResult:
     """Runs one command in each of these environments; all end together.
 
@@ -39,12 +45,13 @@ def supervise(
         environments: each worker's whole environment, in rank order.
         log_dir: a directory for `rank-N.log`, or None.
         grace_s: how long a worker that was asked to stop may take, in seconds.
+        shown: whose output is.
 
     Returns:
         How the job ended.
     """
     with contextlib.ExitStack() as stack:
-        return _Job(stack, command, environments, log_dir, grace_s).wait()
+        return _Job(stack, command, environments, log_dir, grace_s, shown).wait()
 
 
 @dataclass(frozen=True)
@@ -53,11 +60,13 @@ class JobResult:
 
     Attributes:
         code: its exit code, as `tfaccel.launch.local.run` describes it.
-        signalled: whether somebody stopped it with a signal to this launcher.
+        signalled: whether it was stopped by a signal to this launcher.
+        exits: how its workers ended, in the order in which that was seen.
     """
 
     code: int
     signalled: bool = False
+    exits: tuple[Exit, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -81,9 +90,11 @@ class _Job:
         environments: Sequence[Mapping[str, str]],
         log_dir: str | os.PathLike[str] | None,
         grace_s: float,
+        shown: Shown,
     ) -> None:
         self._grace_s = grace_s
-        # A SimpleQueue, because a signal handler may put to it at any moment.
+        self._shown = shown
+        self._log_dir = log_dir
         self._events: _Events = queue.SimpleQueue()
         self._exits: list[Exit] = []
         self._running: set[Worker] = set()
@@ -92,9 +103,9 @@ class _Job:
         self._killed = False
         self._signal: signal.Signals | None = None
 
-        stack.enter_context(_signals_to(self._events))
+        stack.enter_context(signals.received(_handled(), self._events.put))
         logs = [_open_log(stack, log_dir, rank) for rank in range(len(environments))]
-        self._screens = (_terminal(sys.stdout), _terminal(sys.stderr))
+        self._console = Console(shown, _terminal(sys.stdout), _terminal(sys.stderr))
         self._workers: list[Worker] = []
         self._pumps: list[tuple[OutputForwarder, ...]] = []
         stack.callback(self._end_all)
@@ -102,11 +113,17 @@ class _Job:
             self._workers.append(Worker(command, rank, environment))
         self._pumps = [
             tuple(
-                OutputForwarder(pipe, worker.rank, screen, log)
-                for pipe, screen in zip((worker.stdout, worker.stderr), self._screens, strict=True)
+                OutputForwarder(
+                    pipe,
+                    f"{worker.rank}-{stream}",
+                    functools.partial(self._console.show, worker.rank, stream),
+                    log,
+                    show_startup=shown.ranks is None or startup_messages.is_level_set(environment),
+                )
+                for stream, pipe in enumerate((worker.stdout, worker.stderr))
                 if pipe is not None
             )
-            for worker, log in zip(self._workers, logs, strict=True)
+            for worker, log, environment in zip(self._workers, logs, environments, strict=True)
         ]
         for pump in (pump for pair in self._pumps for pump in pair):
             pump.start()
@@ -121,7 +138,10 @@ class _Job:
             event = self._next(stop_at)
             if isinstance(event, _WorkerExit):
                 ended = self._ended(event)
-                if ended.failed and not ended.lost_peer:
+                if ended.failed and ended.status < 0:
+                    # It cannot say what it was doing, and the others may.
+                    stop_at = ended.at + _LAST_WORDS_S
+                elif ended.failed and not ended.lost_peer:
                     stop_at = ended.at
                 elif ended.failed and stop_at is None:
                     # The worker that this one misses may be about to say what it died of.
@@ -155,10 +175,11 @@ class _Job:
         self._running.discard(worker)
         status = worker.reap()
         stopped = self._stopped_at is not None and event.at >= self._stopped_at
-        errors = self._pumps[worker.rank][-1]
+        output, errors = self._pumps[worker.rank]
         if status and not stopped:  # Its last words may still be on their way.
             errors.join(_OUTPUT_S)
-        ended = Exit(worker.rank, worker.pid, status, event.at, errors.last_lines, stopped)
+        hidden = () if worker.rank in self._shown else output.last_lines
+        ended = Exit(worker.rank, worker.pid, status, event.at, errors.last_lines, stopped, hidden)
         self._exits.append(ended)
         return ended
 
@@ -189,8 +210,8 @@ class _Job:
         cause = first_failure(self._exits)
         if cause is None:
             return JobResult(0)
-        log_message(summary(cause, self._exits))
-        return JobResult(cause.code)
+        log_message(summary(cause, self._exits, _log_file(self._log_dir, cause.rank)))
+        return JobResult(cause.code, exits=tuple(self._exits))
 
     def _end_all(self) -> None:
         """Leaves no process behind, whatever happened, and no output unread."""
@@ -203,32 +224,16 @@ class _Job:
             worker.close()
         for pump in (pump for pair in self._pumps for pump in pair):
             pump.join(_OUTPUT_S)
-        for screen in self._screens:
-            screen.close()
+        self._console.close()
 
 
-@contextlib.contextmanager
-def _signals_to(events: _Events) -> Iterator[None]:
-    """Puts signals into the queue instead of ending this process."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # Only the main thread gets signals, and may request them.
-        return
-
-    def put(number: int, _: FrameType | None) -> None:
-        events.put(signal.Signals(number))
-
-    # Under nohup a lost terminal is no reason to stop.
-    handled = [
+def _handled() -> list[signal.Signals]:
+    """The signals that stop a job. Under nohup a lost terminal is no reason to."""
+    return [
         number
         for number in _FORWARDED
         if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN
     ]
-    before = {number: signal.signal(number, put) for number in handled}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _open_log(
@@ -238,12 +243,17 @@ def _open_log(
         return None
     try:
         Path(log_dir).mkdir(parents=True, exist_ok=True)
-        return stack.enter_context(open(Path(log_dir, f"rank-{rank}.log"), "wb"))
+        return stack.enter_context(open(_log_file(log_dir, rank), "wb"))
     except OSError as error:
         raise LaunchError(
             f"cannot write logs to {os.fspath(log_dir)!r} ({error.strerror}); "
             "expected a directory that can be written to"
         ) from error
+
+
+def _log_file(log_dir: str | os.PathLike[str] | None, rank: int) -> str:
+    """Where a worker's log is; empty where there is none."""
+    return "" if log_dir is None else os.path.join(log_dir, f"rank-{rank}.log")
 
 
 def _terminal(stream: TextIO) -> Terminal:
@@ -257,7 +267,7 @@ def _terminal(stream: TextIO) -> Terminal:
 
 
 def log_message(text: str) -> None:
-    """Says something about the job on stderr, its first line so that nobody misses it."""
+    """Logs a message about the job to stderr, its first line highlighted."""
     from rich.console import Console
 
     first, _, rest = text.partition("\n")

@@ -24,18 +24,23 @@ from tfaccel.launch.kubernetes_pod import (
     pod,
 )
 from tfaccel.launch.options import CPUS, GPUS, GRACE, MEMORY, NAME, Option, Options
+from tfaccel.launch.profile import PROFILE
+from tfaccel.launch.show import SHOW
 from tfaccel.launch.spec import Job, check_name
 from tfaccel.launch.yaml_text import dump
 
 HELP = "a JobSet, or an indexed Job, through kubectl"
-SCRIPT_IS_HERE = False
+SCRIPT_IS_LOCAL = False
 COUNTS_WORKERS = True
+TAKES_RANGES = False
 
-KIND = Option("--kind", "what to make (jobset)", default="jobset", choices=("jobset", "job"))
-NAMESPACE = Option("--namespace", "where to make it; by default kubectl's own", "NS")
+KIND = Option(
+    "--kind", "kind of resource to create (jobset)", default="jobset", choices=("jobset", "job")
+)
+NAMESPACE = Option("--namespace", "namespace; default: that of kubectl", "NS")
 OPTIONS: tuple[Option, ...] = (
     *(NAME, IMAGE, KIND, NAMESPACE, CPUS, MEMORY, GPUS, TPUS),
-    *(VOLUME, NODE_SELECTOR, GRACE),
+    *(VOLUME, NODE_SELECTOR, GRACE, SHOW, PROFILE),
 )
 
 
@@ -53,7 +58,7 @@ def launch(job: Job, options: Options) -> int:
     manifest = render(job, options)
     if shutil.which("kubectl") is None:
         raise LaunchError(
-            "kubectl is not here, expected Kubernetes's command line, set up for a cluster: "
+            "kubectl is not installed; expected Kubernetes's command line, set up for a cluster: "
             "https://kubernetes.io/docs/tasks/tools; --dry-run prints the manifest"
         )
     done = subprocess.run(["kubectl", "apply", "-f", "-"], input=manifest, text=True)
@@ -70,7 +75,7 @@ def manifests(job: Job, options: Options) -> list[Manifest]:
 
 
 def _jobset(job: Job, options: Options) -> Manifest:
-    """All workers are one Job, which a restart makes anew: never one worker alone."""
+    """All workers are one Job, which a restart recreates: never one worker alone."""
     failed = {"action": "FailJob"}  # of the reason PodFailurePolicy, which the rule below takes up
     return {
         "apiVersion": "jobset.x-k8s.io/v1alpha2",

@@ -1,12 +1,15 @@
-"""The pods of a job on Kubernetes: what they run, with what, and what they are told."""
+"""The pods of a job on Kubernetes: image, command, resources and variables."""
 
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
+from tfaccel.cluster import job_secret
 from tfaccel.errors import LaunchError
 from tfaccel.launch.options import CPUS, GPUS, MEMORY, Option, Options, count
+from tfaccel.launch.show import ALL
 from tfaccel.launch.spec import Job, check_name
 
 PORT = 2222
@@ -15,7 +18,7 @@ WORKERS = "workers"
 """The name of the JobSet's only job, and of the container."""
 
 IMAGE = Option(
-    "--image", "the container, with Python, tfaccel and the script", "IMAGE", required=True
+    "--image", "container image with Python, tfaccel and the script", "IMAGE", required=True
 )
 VOLUME = Option(
     "--volume",
@@ -60,7 +63,9 @@ def pod(job: Job, options: Options, hosts: str) -> Manifest:
         mounts.append({"name": "shared-memory", "mountPath": "/dev/shm"})
         volumes.append({"name": "shared-memory", "emptyDir": {"medium": "Memory"}})
     grace_s = GRACE_S if options["grace"] is None else options["grace"]
-    made: Manifest = {
+    if job.show is None and job.log_dir is not None:
+        job = replace(job, show=ALL)  # what a pod has said is asked for by its name
+    manifest: Manifest = {
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": int(grace_s),
         "automountServiceAccountToken": False,
@@ -79,20 +84,23 @@ def pod(job: Job, options: Options, hosts: str) -> Manifest:
         ],
         "volumes": volumes,
     }
-    return {key: _without_empty(value) for key, value in made.items() if value not in ({}, [])}
+    return {key: _without_empty(value) for key, value in manifest.items() if value not in ({}, [])}
 
 
 def _environment(job: Job, hosts: str) -> list[Manifest]:
-    own = {
+    literals = {
         "TFACCEL_NUM_WORKERS": str(job.workers),
         "TFACCEL_WORKER_HOSTS": hosts,
         "TFACCEL_WORKER_PORT": str(PORT),
         **job.variables(),
     }
-    # The same in all pods of one try, and another in the next one.
+    # The same in all pods of one try, and another in the next one: 122 random bits, which only
+    # those know who may read the objects of the namespace. Workers that have a secret show neither.
     uid = {"fieldRef": {"fieldPath": "metadata.labels['batch.kubernetes.io/controller-uid']"}}
-    named: list[Manifest] = [{"name": "TFACCEL_JOB_ID", "valueFrom": uid}]
-    return named + [{"name": name, "value": _literal(value)} for name, value in own.items()]
+    named: list[Manifest] = [
+        {"name": name, "valueFrom": uid} for name in ("TFACCEL_JOB_ID", job_secret.VARIABLE)
+    ]
+    return named + [{"name": name, "value": _literal(value)} for name, value in literals.items()]
 
 
 def _literal(text: str) -> str:
@@ -125,7 +133,7 @@ def _claim(text: str) -> tuple[str, str]:
     claim, _, path = text.partition(":")
     if not path.startswith("/") or ":" in path:
         raise LaunchError(
-            f"--volume is {text!r}, expected a claim and an absolute path, such as "
+            f"--volume is {text!r}; expected a claim and an absolute path, such as "
             "checkpoints:/checkpoints"
         )
     return check_name(claim, "the claim of --volume"), path
@@ -135,7 +143,7 @@ def _selector(text: str) -> tuple[str, str]:
     label, equals, value = text.partition("=")
     if not equals or not _LABEL.fullmatch(label) or not _VALUE.fullmatch(value):
         raise LaunchError(
-            f"--node-selector is {text!r}, expected LABEL=VALUE, such as "
+            f"--node-selector is {text!r}; expected LABEL=VALUE, such as "
             "cloud.google.com/gke-tpu-topology=2x4"
         )
     return label, value
@@ -143,15 +151,15 @@ def _selector(text: str) -> tuple[str, str]:
 
 def _checked(option: Option, value: str, form: re.Pattern[str], example: str) -> str:
     if not form.fullmatch(value):
-        raise LaunchError(f"{option.flag} is {value!r}, expected such as {example}")
+        raise LaunchError(f"{option.flag} is {value!r}; expected such as {example}")
     return value
 
 
 def _without_empty(value: Any) -> Any:
     """The same without fields that hold nothing."""
     if isinstance(value, dict):
-        made = {key: _without_empty(inner) for key, inner in value.items()}
-        return {key: inner for key, inner in made.items() if inner not in ({}, [])}
+        inner_values = {key: _without_empty(inner) for key, inner in value.items()}
+        return {key: inner for key, inner in inner_values.items() if inner not in ({}, [])}
     if isinstance(value, list):
         return [_without_empty(inner) for inner in value]
     return value

@@ -5,17 +5,24 @@ from __future__ import annotations
 import itertools
 import os
 import shlex
+import tempfile
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tfaccel import hardware, onednn
+from tfaccel.cluster import job_secret
 from tfaccel.errors import LaunchError
 from tfaccel.exit_codes import NO_PROGRESS, PREEMPTED
-from tfaccel.launch.environment import worker_environment
+from tfaccel.launch import data_service, shell
+from tfaccel.launch.data_service import DATA_WORKERS
+from tfaccel.launch.environment import share_cores, worker_environment
+from tfaccel.launch.failure import missing_workers
 from tfaccel.launch.job import log_message, supervise
 from tfaccel.launch.options import GRACE, Option, Options
 from tfaccel.launch.ports import free_ports
+from tfaccel.launch.profile import PROFILE
+from tfaccel.launch.show import CHIEF, SHOW, Shown, shown_by
 from tfaccel.launch.spec import START_TIMEOUT_S, Job
 
 GRACE_S = 10.0
@@ -25,25 +32,35 @@ def run(
     command: Sequence[str],
     *,
     nproc: int,
+    min_nproc: int | None = None,
     env: Mapping[str, str] | None = None,
     log_dir: str | os.PathLike[str] | None = None,
     start_timeout_s: float = START_TIMEOUT_S,
     grace_s: float = GRACE_S,
     max_restarts: int = 0,
+    show: str = CHIEF,
+    data_workers: int = 0,
 ) -> int:
     """Runs one command as `nproc` workers, until all have ended or one has failed.
 
     Args:
         command: program and arguments, the same for all workers.
         nproc: the number of workers.
+        min_nproc: the fewest: the job is started without those that fail before they have met the
+            others, or do not come in `start_timeout_s`; a restart tries all again. None: `nproc`.
         env: variables for the workers on top of this process's own. Where neither speaks of oneDNN,
             workers use it if the processor gains.
-        log_dir: a directory for `rank-N.log`, one a worker; files of earlier jobs are replaced.
+        log_dir: a directory for `rank-N.log`, one per worker; files of earlier jobs are replaced.
         start_timeout_s: how long the workers wait for each other when they start, in seconds.
         grace_s: how long a worker that was asked to stop may take, in seconds.
         max_restarts: how often to start all workers again after one has failed. A script that
-            fits with `tfaccel.checkpoint.resume` goes on where it was. A worker that ends with
+            fits with `tfaccel.checkpoint.resume` resumes where it was. A worker that ends with
             `exit_codes.PREEMPTED` leads to a restart that does not count.
+        show: whose output is shown: `chief`, without TensorFlow's start-up messages unless
+            `TF_CPP_MIN_LOG_LEVEL` is set; `all`; or ranks such as `0,3`. Of the others, warnings
+            that no shown worker gives, and the end of the output of one that fails.
+        data_workers: how many processes of a `tf.data` service compute rows for all workers
+            (`tfaccel.distribute.data_service`). One that ends is started again.
 
     Returns:
         0 when all workers ended well; else the exit code of the one that failed first (128 plus
@@ -51,36 +68,77 @@ def run(
         `exit_codes.PREEMPTED` when all workers had saved by then.
 
     Raises:
-        LaunchError: the command cannot be started.
+        LaunchError: the command cannot be started, or an argument is wrong.
     """
     if nproc < 1:
         raise LaunchError(f"--nproc is {nproc}; expected at least 1 worker")
+    if min_nproc is not None and not 1 <= min_nproc <= nproc:
+        raise LaunchError(f"min_nproc is {min_nproc}; expected 1 to {nproc}")
     if max_restarts < 0:
         raise LaunchError(f"--max-restarts is {max_restarts}; expected 0 or more")
     if not command:
         raise LaunchError("there is no command; expected a script or a program to run")
-    restarts = 0
+    shown = shown_by(show, nproc)
+    environment = {**os.environ, **(env or {})}
+    onednn.prefer(environment)
+    beside = dict(environment)  # as many threads as a worker has, for the same bits
+    share_cores(beside, nproc, hardware.cores())
+    with data_service.running(data_workers, beside, log_dir) as service_env:
+        base = {**environment, **service_env}
+        return _run_tries(
+            command,
+            base,
+            (min_nproc, nproc),
+            log_dir,
+            start_timeout_s=start_timeout_s,
+            grace_s=grace_s,
+            max_restarts=max_restarts,
+            shown=shown,
+        )
+
+
+def _run_tries(
+    command: Sequence[str],
+    base: Mapping[str, str],
+    numbers: tuple[int | None, int],
+    log_dir: str | os.PathLike[str] | None,
+    *,
+    start_timeout_s: float,
+    grace_s: float,
+    max_restarts: int,
+    shown: Shown,
+) -> int:
+    """Starts all workers, and again as `run` describes it."""
+    min_nproc, nproc = numbers
+    restarts, size = 0, nproc
     for attempt in itertools.count():
         logs = log_dir if log_dir is None or not attempt else Path(log_dir, f"restart-{attempt}")
-        base = {**os.environ, **(env or {})}
-        onednn.prefer(base)
-        environments = _environments(base, nproc, start_timeout_s)
-        end = supervise(command, environments, log_dir=logs, grace_s=grace_s)
+        with tempfile.TemporaryDirectory(prefix="tfaccel-") as arrivals:
+            environments = _environments(base, size, start_timeout_s, job_secret.new(), arrivals)
+            end = supervise(command, environments, log_dir=logs, grace_s=grace_s, shown=shown)
+            arrived = [int(name) for name in os.listdir(arrivals)]
         if end.code in (0, NO_PROGRESS) or end.signalled:
             break
         if end.code == PREEMPTED:
-            log_message(f"starting all {nproc} workers again: one was told to stop and has saved")
+            size = nproc
+            log_message(f"restarting all {size} workers: one was preempted and saved a checkpoint")
+            continue
+        missing = missing_workers(end.exits, arrived)
+        if missing and min_nproc is not None and size - len(missing) >= min_nproc:
+            size -= len(missing)
+            names = ", ".join(map(str, missing))
+            log_message(f"starting {size} workers: rank {names} did not connect to the others")
             continue
         if restarts == max_restarts:
             break
-        restarts += 1
+        restarts, size = restarts + 1, nproc
         # All of them: a worker that is started alone kills the others and waits for them.
-        log_message(f"starting all {nproc} workers again (restart {restarts} of {max_restarts})")
+        log_message(f"restarting all {size} workers (restart {restarts} of {max_restarts})")
     return end.code
 
 
 def _environments(
-    base: Mapping[str, str], nproc: int, start_timeout_s: float
+    base: Mapping[str, str], nproc: int, start_timeout_s: float, secret: str, arrivals: str = ""
 ) -> list[dict[str, str]]:
     """The environment of each worker of a new job, on ports of its own."""
     addresses = [f"127.0.0.1:{port}" for port in free_ports(nproc)]
@@ -91,8 +149,10 @@ def _environments(
             workers=addresses,
             rank=rank,
             job_id=job_id,
+            secret=secret,
             start_timeout_s=start_timeout_s,
             cores=hardware.cores(),
+            arrivals=arrivals,
         )
         for rank in range(nproc)
     ]
@@ -101,20 +161,26 @@ def _environments(
 # --- the engine --------------------------------------------------------------------------------
 
 HELP = "processes of this machine (the default)"
-OPTIONS: tuple[Option, ...] = (GRACE,)
-SCRIPT_IS_HERE = True
+OPTIONS: tuple[Option, ...] = (GRACE, SHOW, PROFILE, DATA_WORKERS)
+SCRIPT_IS_LOCAL = True
 COUNTS_WORKERS = True
+TAKES_RANGES = True
 
 
 def render(job: Job, options: Options) -> str:
-    """The workers as lines of a shell; all ports are free now."""
-    lines = []
-    base = dict(job.env)
+    """The workers as lines of a shell, which makes their secret; all ports are free now."""
+    lines = [f"export {job_secret.VARIABLE}={shell.NEW_SECRET}\n"]
+    number = options["data_workers"] or 0
+    service, service_env = data_service.shell_lines(number) if number else ([], {})
+    lines += service
+    base = {**dict(job.env), **service_env}
     onednn.prefer(base)
-    for environment in _environments(base, job.workers, job.start_timeout_s):
+    for environment in _environments(base, job.workers, job.start_timeout_s, ""):
         variables = [f"{name}={value}" for name, value in environment.items()]
-        lines.append(f"{shlex.join(['env', *variables, *job.command()])} &\n")
-    return "".join([*lines, "wait\n"])
+        keep = ' workers="$workers $!"' if service else ""
+        lines.append(f"{shlex.join(['env', *variables, *job.command()])} &{keep}\n")
+    lines.append("wait $workers; kill $data\n" if service else "wait\n")
+    return "".join(lines)
 
 
 def launch(job: Job, options: Options) -> int:
@@ -123,9 +189,12 @@ def launch(job: Job, options: Options) -> int:
     return run(
         job.command(),
         nproc=job.workers,
+        min_nproc=job.min_workers,
         env=dict(job.env),
         log_dir=job.log_dir,
         start_timeout_s=job.start_timeout_s,
         grace_s=GRACE_S if grace_s is None else grace_s,
         max_restarts=job.max_restarts,
+        show=CHIEF if job.show is None else job.show,
+        data_workers=options["data_workers"] or 0,
     )

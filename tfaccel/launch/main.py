@@ -7,13 +7,21 @@ import sys
 from collections.abc import Sequence
 
 from tfaccel.errors import LaunchError
-from tfaccel.launch.command import add_command, script_of, variable
 from tfaccel.launch.engines import ENGINES, Engine
 from tfaccel.launch.options import Option, values_of
-from tfaccel.launch.spec import START_TIMEOUT_S, Job, check_name, default_name
+from tfaccel.launch.profile import variables
+from tfaccel.launch.script_arguments import add_command, script_of, variable
+from tfaccel.launch.show import shown_by
+from tfaccel.launch.spec import (
+    START_TIMEOUT_S,
+    Job,
+    check_name,
+    default_name,
+    numbers_of_workers,
+)
 
-_EPILOG = """exit codes: that of the worker that failed first; 33 where it was told to stop and has
-saved, which every engine tries again; 93 where starting again is of no use; 2 for a mistake
+_EPILOG = """exit codes: that of the worker that failed first; 33 preempted, checkpoint saved
+(restarted); 93 no progress (not restarted); 2 usage error
 
 `--dry-run` prints what would run, on any machine."""
 
@@ -25,28 +33,35 @@ def main(argv: Sequence[str]) -> int:
         argv: the words after ``tfaccel launch``.
 
     Returns:
-        The exit code, as far as the engine tells it.
+        The exit code, as far as the engine reports it.
 
     Raises:
-        LaunchError: a mistake in the options, or a job that cannot be started.
+        LaunchError: invalid options, or a job that cannot be started.
     """
     every = {option.dest: option for engine in ENGINES.values() for option in engine.OPTIONS}
     parser = _parser()
     parsed = parser.parse_args(argv)
     engine = ENGINES[parsed.engine]
-    given = {dest: value for dest, value in vars(parsed).items() if dest in every}
-    options = values_of(parsed.engine, engine.OPTIONS, given, every)
-    script = tuple(script_of(parser, parsed, is_here=engine.SCRIPT_IS_HERE))
+    engine_options = {dest: value for dest, value in vars(parsed).items() if dest in every}
+    options = values_of(parsed.engine, engine.OPTIONS, engine_options, every)
+    script = tuple(script_of(parser, parsed, is_here=engine.SCRIPT_IS_LOCAL))
+    min_workers, workers = _workers(parsed, engine)
+    profile = options.get("profile")
+    profile_env = {} if profile is None else variables(profile, parsed.log_dir)
     job = Job(
         script=script,
         module=parsed.module,
         name=check_name(options.get("name") or default_name(script, parsed.module)),
-        workers=_workers(parsed, engine),
-        env=tuple(parsed.env),
+        workers=workers,
+        min_workers=min_workers,
+        env=(*profile_env.items(), *parsed.env),
         log_dir=parsed.log_dir,
         max_restarts=parsed.max_restarts,
         start_timeout_s=parsed.start_timeout,
+        show=options.get("show"),
     )
+    if job.show is not None:
+        shown_by(job.show, workers)
     if job.max_restarts < 0:
         raise LaunchError(f"--max-restarts is {job.max_restarts}; expected 0 or more")
     if parsed.dry_run:
@@ -55,27 +70,32 @@ def main(argv: Sequence[str]) -> int:
     return engine.launch(job, options)
 
 
-def _workers(parsed: argparse.Namespace, engine: Engine) -> int:
-    found: int | None = parsed.nproc
+def _workers(parsed: argparse.Namespace, engine: Engine) -> tuple[int | None, int]:
+    """The fewest workers, where a range is given, and the most."""
+    nproc: str | None = parsed.nproc
     if not engine.COUNTS_WORKERS:
-        if found is not None:
+        if nproc is not None:
             raise LaunchError(
-                f"--nproc is {found}, and --engine {parsed.engine} takes as many workers as its "
+                f"--nproc is {nproc}, and --engine {parsed.engine} takes as many workers as its "
                 "machines have; leave it out"
             )
-        return 1
-    if found is None:
+        return None, 1
+    if nproc is None:
         raise LaunchError("--nproc is not given; expected the number of workers")
-    if found < 1:
-        raise LaunchError(f"--nproc is {found}; expected at least 1 worker")
-    return found
+    fewest, most = numbers_of_workers(nproc)
+    if fewest is not None and not engine.TAKES_RANGES:
+        raise LaunchError(
+            f"--nproc is {nproc}, and a job of --engine {parsed.engine} always has the same number "
+            "of workers; expected one number"
+        )
+    return fewest, most
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tfaccel launch",
         usage="tfaccel launch [--engine ENGINE] --nproc N [OPTION ...] [-m] SCRIPT [ARG ...]",
-        description="Start the workers of a job, here or on an engine, and start them again.",
+        description="Start and restart the workers of a job on this machine or on a cluster.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -86,7 +106,11 @@ def _parser() -> argparse.ArgumentParser:
         default="local",
         help="; ".join(f"{name}: {engine.HELP}" for name, engine in ENGINES.items()),
     )
-    parser.add_argument("--nproc", type=int, metavar="N", help="the number of workers")
+    parser.add_argument(
+        "--nproc",
+        metavar="N",
+        help="number of workers, or MIN:MAX for an elastic range",
+    )
     parser.add_argument(
         "--dry-run", action="store_true", help="print what would run, and run nothing"
     )
@@ -102,9 +126,9 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         default=0,
         metavar="N",
-        help="how often to start all workers again after one has failed (%(default)d)",
+        help="how often to restart all workers after one has failed (%(default)d)",
     )
-    parser.add_argument("--log-dir", metavar="D", help="also write D/rank-N.log, one a worker")
+    parser.add_argument("--log-dir", metavar="D", help="also write D/rank-N.log, one per worker")
     parser.add_argument(
         "--env",
         action="append",

@@ -45,15 +45,19 @@ class Option:
 
     def add_to(self, group: argparse._ArgumentGroup) -> None:
         """Declares it; where it is not given, it leaves no trace."""
-        given: dict[str, Any] = {"dest": self.dest, "default": argparse.SUPPRESS, "help": self.help}
+        settings: dict[str, Any] = {
+            "dest": self.dest,
+            "default": argparse.SUPPRESS,
+            "help": self.help,
+        }
         if self.choices:
-            group.add_argument(self.flag, choices=self.choices, **given)
+            group.add_argument(self.flag, choices=self.choices, **settings)
         elif not self.metavar:
-            group.add_argument(self.flag, action="store_true", **given)
+            group.add_argument(self.flag, action="store_true", **settings)
         else:
             action = "append" if self.repeated else "store"
             group.add_argument(
-                self.flag, metavar=self.metavar, type=self.type, action=action, **given
+                self.flag, metavar=self.metavar, type=self.type, action=action, **settings
             )
 
 
@@ -64,39 +68,42 @@ Options = Mapping[str, Any]
 def count(text: str) -> int:
     """Reads a number of things, of which there is at least one."""
     if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 up")
+        raise argparse.ArgumentTypeError(f"{text!r} is not valid; expected a positive integer")
     return int(text)
 
 
 def values_of(
-    engine: str, own: tuple[Option, ...], given: Mapping[str, Any], every: Mapping[str, Option]
+    engine: str,
+    accepted: tuple[Option, ...],
+    values: Mapping[str, Any],
+    every: Mapping[str, Option],
 ) -> Options:
     """The values of an engine's options, with its defaults.
 
     Args:
         engine: its name.
-        own: what it takes.
-        given: the values from the command line, of any engine.
+        accepted: what it takes.
+        values: the values from the command line, of any engine.
         every: the options of all engines, by `Option.dest`.
 
     Raises:
         LaunchError: another engine's option is given, or one that it needs is not.
     """
-    takes = ", ".join(option.flag for option in own) or "no options of its own"
-    known = {option.dest for option in own}
-    strange = [every[dest].flag for dest in given if dest not in known]
+    takes = ", ".join(option.flag for option in accepted) or "no options of its own"
+    known = {option.dest for option in accepted}
+    strange = [every[dest].flag for dest in values if dest not in known]
     if strange:
         raise LaunchError(
-            f"{', '.join(strange)} is no option of --engine {engine}, expected those of every "
+            f"{', '.join(strange)} is not an option of --engine {engine}; expected those of every "
             f"engine and its own: {takes}"
         )
-    missing = [option for option in own if option.required and option.dest not in given]
+    missing = [option for option in accepted if option.required and option.dest not in values]
     if missing:
         raise LaunchError(
             f"--engine {engine} needs {', '.join(f'{o.flag} {o.metavar}' for o in missing)}, and "
             "it was not given"
         )
-    return {option.dest: given.get(option.dest, _default(option)) for option in own}
+    return {option.dest: values.get(option.dest, _default(option)) for option in accepted}
 
 
 def _default(option: Option) -> Any:
@@ -105,11 +112,11 @@ def _default(option: Option) -> Any:
     return option.default if option.metavar or option.choices else False
 
 
-NAME = Option("--name", "of the job; by default the script's", "NAME")
+NAME = Option("--name", "name of the job; default: the script's", "NAME")
 CPUS = Option("--cpus", "processor cores of each worker", "N")
 MEMORY = Option("--memory", "memory of each worker, such as 16Gi", "SIZE")
 GPUS = Option("--gpus", "GPUs of each worker", "N", type=count)
 GRACE = Option(
-    "--grace", "how long a worker that is asked to stop may take, in seconds", "S", None, float
+    "--grace", "seconds between SIGTERM and SIGKILL when a worker is stopped", "S", None, float
 )
-SPOT = Option("--spot", "cheaper machines that may be taken away")
+SPOT = Option("--spot", "use spot (preemptible) machines")

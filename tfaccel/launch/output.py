@@ -1,4 +1,4 @@
-"""Many workers, one terminal: whole lines, each with its rank, and progress bars that stay tidy."""
+"""Many workers, one terminal: whole lines, and progress bars that stay tidy."""
 
 from __future__ import annotations
 
@@ -9,14 +9,20 @@ import shutil
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, TextIO
 
-STDERR_LINES = 400
-MAX_LINE_BYTES = 1 << 16
-BAR_EVERY_S = 10.0
+from tfaccel.launch.startup_messages import is_startup_message
 
+LAST_LINES = 400
+MAX_LINE_BYTES = 1 << 16
+BAR_EVERY_S = 60.0
+
+# A \r at the very end waits, as a \n may follow. One backspace is not a bar's: it makes letters
+# bold.
+_BACK = rb"(?:\r|\x08{2,}|\x1b\[\d*A)"
+_END = re.compile(rb"(\r\n|\n|" + _BACK + rb"(?:" + _BACK + rb"|\x08|\x1b\[\d*K)*(?=[^\n\r\x08]))")
 _COLOURS = ("cyan", "green", "magenta", "yellow", "blue", "red")
 
 
@@ -29,7 +35,9 @@ class Line:
 
 
 class LineSplitter:
-    r"""Turns chunks of bytes into lines, at ``\n``, ``\r\n`` and the ``\r`` of progress bars.
+    r"""Turns chunks of bytes into lines, at ``\n``, ``\r\n`` and what progress bars go back with.
+
+    That is ``\r``, backspaces, or the sequence that moves the cursor up.
 
     >>> split = LineSplitter()
     >>> list(split.feed(b"1/2\r2/2\r\nnext"))
@@ -39,29 +47,28 @@ class LineSplitter:
     """
 
     def __init__(self) -> None:
-        self._rest = b""
+        self._partial_line = b""
 
     def feed(self, chunk: bytes) -> Iterator[Line]:
         """The lines that this chunk completes."""
-        # A \r at the very end waits: a \n may follow.
-        *pieces, self._rest = re.split(rb"(\r\n|\n|\r(?=[^\n]))", self._rest + chunk)
+        *pieces, self._partial_line = _END.split(self._partial_line + chunk)
         for content, end in zip(pieces[::2], pieces[1::2], strict=True):
-            line = Line(_text(content), redrawn=end == b"\r")
+            line = Line(_text(content), redrawn=not end.endswith(b"\n"))
             if line.text.strip() or not line.redrawn:
                 yield line
-        if len(self._rest) > MAX_LINE_BYTES:
+        if len(self._partial_line) > MAX_LINE_BYTES:
             yield from self.end()
 
     def end(self) -> Iterator[Line]:
         """The last line, when it has no end."""
-        text = _text(self._rest)
-        self._rest = b""
+        text = _text(self._partial_line)
+        self._partial_line = b""
         if text.strip():
             yield Line(text)
 
 
 def _text(content: bytes) -> str:
-    return content.decode(errors="replace").rstrip("\r").lstrip("\b")
+    return content.decode(errors="replace").rstrip("\r\b").lstrip("\b")
 
 
 class Terminal:
@@ -80,9 +87,16 @@ class Terminal:
         self._bar_rank: int | None = None
         self._bar_at: dict[int, float] = {}
 
-    def show(self, rank: int, line: Line) -> None:
-        """Writes one line of one rank."""
-        row = f"{self._prefix(rank)} {line.text}"
+    def show(self, rank: int, line: Line, *, ranks: Sequence[int]) -> None:
+        """Writes one line of one rank.
+
+        Args:
+            rank: whose it is.
+            line: what to write.
+            ranks: what to put before it; nothing where there are none.
+        """
+        before = self._prefix(ranks)
+        row = f"{before}{line.text}"
         with self._lock:
             if not self._terminal:
                 if not line.redrawn or self._is_due(rank):
@@ -90,8 +104,8 @@ class Terminal:
                 return
             if line.redrawn:
                 # A bar that wraps could not be redrawn: only its last row would be cleared.
-                room = max(10, shutil.get_terminal_size().columns - len(f"[{rank}] ") - 1)
-                self._bar = f"{self._prefix(rank)} {line.text[:room]}\x1b[0m"
+                width = max(10, shutil.get_terminal_size().columns - len(_label(ranks)) - 1)
+                self._bar = f"{before}{line.text[:width]}\x1b[0m"
                 self._bar_rank = rank
                 self._write(f"\r\x1b[K{self._bar}")
                 return
@@ -113,14 +127,15 @@ class Terminal:
         self._bar_at[rank] = now
         return True
 
-    def _prefix(self, rank: int) -> str:
-        if not self._colour:
-            return f"[{rank}]"
+    def _prefix(self, ranks: Sequence[int]) -> str:
+        if not ranks or not self._colour:
+            return _label(ranks)
         from rich.color import ColorSystem
         from rich.style import Style
 
-        style = Style.parse(_COLOURS[rank % len(_COLOURS)])
-        return style.render(f"[{rank}]", color_system=ColorSystem.STANDARD)
+        style = Style.parse(_COLOURS[ranks[0] % len(_COLOURS)])
+        label = _label(ranks).rstrip()
+        return f"{style.render(label, color_system=ColorSystem.STANDARD)} "
 
     def _write(self, text: str) -> None:
         encoding = self._stream.encoding or "utf-8"
@@ -128,18 +143,36 @@ class Terminal:
         self._stream.flush()
 
 
+def _label(ranks: Sequence[int]) -> str:
+    return f"[{','.join(map(str, ranks))}] " if ranks else ""
+
+
 class OutputForwarder(threading.Thread):
-    """Carries one pipe of one worker to a screen and to its log, until the pipe's end."""
+    """Carries one pipe of one worker to a console and to its log, until the pipe's end.
+
+    Args:
+        pipe: to be read and closed.
+        name: of the thread.
+        show: takes each line.
+        log: gets each line, but not what a progress bar redraws.
+        show_startup: whether TensorFlow's start-up messages are shown; they are in the log anyway.
+    """
 
     def __init__(
-        self, pipe: IO[bytes], rank: int, screen: Terminal, log: IO[bytes] | None = None
+        self,
+        pipe: IO[bytes],
+        name: str,
+        show: Callable[[Line], None],
+        log: IO[bytes] | None = None,
+        *,
+        show_startup: bool = True,
     ) -> None:
-        super().__init__(name=f"tfaccel-output-{rank}", daemon=True)
+        super().__init__(name=f"tfaccel-output-{name}", daemon=True)
         self._pipe = pipe
-        self._rank = rank
-        self._screen = screen
+        self._show = show
         self._log = log
-        self._last: deque[str] = deque(maxlen=STDERR_LINES)
+        self._show_startup = show_startup
+        self._last: deque[str] = deque(maxlen=LAST_LINES)
 
     @property
     def last_lines(self) -> tuple[str, ...]:
@@ -147,7 +180,7 @@ class OutputForwarder(threading.Thread):
         return tuple(self._last)
 
     def run(self) -> None:
-        """Reads to the end, whatever becomes of screen and log: a full pipe stops a worker."""
+        """Reads to the end, whatever becomes of console and log: a full pipe stops a worker."""
         split = LineSplitter()
         with contextlib.suppress(OSError, ValueError), self._pipe:
             while chunk := os.read(self._pipe.fileno(), 1 << 16):
@@ -157,11 +190,13 @@ class OutputForwarder(threading.Thread):
             self._carry(line)
 
     def _carry(self, line: Line) -> None:
+        if not line.redrawn and self._log is not None:
+            with contextlib.suppress(OSError, ValueError):
+                self._log.write(f"{line.text}\n".encode())
+                self._log.flush()
+        if not self._show_startup and is_startup_message(line.text):
+            return
         if not line.redrawn:
             self._last.append(line.text)
-            if self._log is not None:
-                with contextlib.suppress(OSError, ValueError):
-                    self._log.write(f"{line.text}\n".encode())
-                    self._log.flush()
         with contextlib.suppress(OSError, ValueError):
-            self._screen.show(self._rank, line)
+            self._show(line)

@@ -14,7 +14,7 @@ _RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 
 def free_ports(count: int) -> tuple[int, ...]:
-    """Ports that nobody listens on, all different.
+    """Free ports, all different.
 
     They stay below the range from which the system gives outgoing connections theirs, where it
     says which that is: a port from that range may be gone before its server has started.
@@ -27,20 +27,20 @@ def free_ports(count: int) -> tuple[int, ...]:
     if end - _FIRST >= 100 * count:
         # Of its own seed: two launchers in one second must not try the same ports.
         candidates = random.SystemRandom().sample(range(_FIRST, end), 50 * count)
-    with contextlib.ExitStack() as held:
-        found: list[int] = []
+    with contextlib.ExitStack() as listeners:
+        ports: list[int] = []
         for port in (*candidates, *[0] * count):
-            if len(found) == count:
+            if len(ports) == count:
                 break
             with contextlib.suppress(OSError):
-                listener = held.enter_context(socket.create_server(("", port)))
-                found.append(listener.getsockname()[1])
-        if len(found) < count:
+                listener = listeners.enter_context(socket.create_server(("", port)))
+                ports.append(listener.getsockname()[1])
+        if len(ports) < count:
             raise LaunchError(
-                f"found {len(found)} free ports on this machine; expected {count}, one a worker: "
+                f"found {len(ports)} free ports on this machine; expected {count}, one per worker: "
                 "start fewer workers"
             )
-        return tuple(found)
+        return tuple(ports)
 
 
 def _ephemeral_start() -> int:

@@ -53,7 +53,7 @@ class Worker:
         """Blocks until the process has ended; `reap` must follow.
 
         Where the system allows, the dead process stays unreaped meanwhile, so that its number,
-        which is also its group's, cannot become somebody else's.
+        which is also its group's, cannot be reused.
         """
         if hasattr(os, "waitid"):
             with contextlib.suppress(ChildProcessError):
@@ -99,7 +99,7 @@ def _die_with_parent() -> Callable[[], None] | None:
 
     def ask() -> None:
         prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # It was killed before we asked.
+        if os.getppid() != parent:  # It was killed before this call.
             os._exit(128 + signal.SIGKILL)
 
     return ask

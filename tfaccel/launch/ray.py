@@ -13,21 +13,27 @@ from typing import Any
 
 from tfaccel.errors import LaunchError
 from tfaccel.launch.options import CPUS, GPUS, NAME, Option, Options
+from tfaccel.launch.profile import PROFILE
+from tfaccel.launch.show import CHIEF, SHOW
 from tfaccel.launch.spec import Job
 
 HELP = "Ray Train's TensorflowTrainer"
-SCRIPT_IS_HERE = True
+SCRIPT_IS_LOCAL = True
 COUNTS_WORKERS = True
+TAKES_RANGES = True
 
-ADDRESS = Option("--address", "of the Ray cluster; by default RAY_ADDRESS, else this machine", "A")
+ADDRESS = Option(
+    "--address", "address of the Ray cluster; default: RAY_ADDRESS, else this machine", "A"
+)
 STORAGE = Option("--storage", "where Ray keeps the run's state, for all nodes", "PATH")
 WORKING_DIR = Option(
-    "--working-dir", "a folder to copy to all nodes; by default they share this one", "D"
+    "--working-dir", "directory to copy to all nodes; default: they share this one", "D"
 )
-OPTIONS: tuple[Option, ...] = (NAME, CPUS, GPUS, ADDRESS, STORAGE, WORKING_DIR)
+OPTIONS: tuple[Option, ...] = (NAME, CPUS, GPUS, SHOW, PROFILE, ADDRESS, STORAGE, WORKING_DIR)
 
 _PROGRAM = """\
 import os
+import secrets
 
 os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # scripts find their files
 
@@ -37,11 +43,13 @@ from ray.train.tensorflow import TensorflowTrainer
 
 from tfaccel.launch.ray_worker import fit, run_worker
 
+CONFIG = {config}
+
 
 def trainer(name):
     return TensorflowTrainer(
         run_worker,
-        train_loop_config={config},
+        train_loop_config={{"secret": secrets.token_hex(16), **CONFIG}},
         scaling_config=ScalingConfig({scaling}),
         run_config=RunConfig(
             name=name,
@@ -68,6 +76,7 @@ def render(job: Job, options: Options) -> str:
         "module": job.module,
         "env": job.variables(),
         "log_dir": job.log_dir and str(Path(job.log_dir).absolute()),
+        "show": CHIEF if job.show is None else job.show,
         "folder": os.getcwd() if folder is None else None,
     }
     resources: dict[str, Any] = {}
@@ -75,7 +84,8 @@ def render(job: Job, options: Options) -> str:
         resources["CPU"] = _number(options["cpus"])
     if options["gpus"] is not None:
         resources["GPU"] = options["gpus"]
-    scaling = [f"num_workers={job.workers}", f"use_gpu={options['gpus'] is not None}"]
+    number = job.workers if job.min_workers is None else (job.min_workers, job.workers)
+    scaling = [f"num_workers={number}", f"use_gpu={options['gpus'] is not None}"]
     scaling += [f"resources_per_worker={resources!r}"] if resources else []
     address = 'os.environ.get("RAY_ADDRESS", "local")'
     uploaded = {"working_dir": folder and str(Path(folder).absolute())}
@@ -95,7 +105,7 @@ def launch(job: Job, options: Options) -> int:
     program = render(job, options)
     if importlib.util.find_spec("ray") is None:
         raise LaunchError(
-            "Ray is not installed, expected Ray Train: pip install 'tfaccel[ray]'; --dry-run "
+            "Ray is not installed; expected Ray Train: pip install 'tfaccel[ray]'; --dry-run "
             "prints the program"
         )
     sys.stdout.flush()
@@ -104,15 +114,15 @@ def launch(job: Job, options: Options) -> int:
 
 def _indented(config: dict[str, Any]) -> str:
     """A dict as Python writes it, an entry a line."""
-    lines = "".join(f"            {key!r}: {value!r},\n" for key, value in config.items())
-    return f"{{\n{lines}        }}"
+    lines = "".join(f"    {key!r}: {value!r},\n" for key, value in config.items())
+    return f"{{\n{lines}}}"
 
 
 def _number(text: str) -> float:
     try:
-        found = float(text)
+        number = float(text)
     except ValueError:
-        found = 0.0
-    if not 0 < found < float("inf"):
-        raise LaunchError(f"--cpus is {text!r}, expected a number of cores above 0, such as 4")
-    return int(found) if found == int(found) else found
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise LaunchError(f"--cpus is {text!r}; expected a number of cores above 0, such as 4")
+    return int(number) if number == int(number) else number

@@ -1,6 +1,6 @@
 """What runs inside Ray: the script, once in each worker of Ray Train.
 
-The script gets a process of its own. Ray calls us in a thread, in which a script could set no
+The script gets a process of its own. Ray calls this in a thread, in which a script could set no
 signal handlers, and where its exit code would be lost.
 """
 
@@ -12,11 +12,13 @@ import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from tfaccel.cluster import job_secret
 from tfaccel.errors import LaunchError
 from tfaccel.exit_codes import NO_PROGRESS, PREEMPTED
-from tfaccel.launch.command import python_command
 from tfaccel.launch.failure import error_tail
 from tfaccel.launch.job import log_message
+from tfaccel.launch.script_arguments import python_command
+from tfaccel.launch.show import shown_by
 from tfaccel.launch.worker import run
 
 
@@ -29,7 +31,7 @@ def fit(make_trainer: Callable[[str], Any], name: str) -> int:
 
     Returns:
         0, `exit_codes.NO_PROGRESS`, or 1 when more workers have failed than Ray may start again:
-        after each preemption it counts anew.
+        each preemption resets the count.
     """
     from ray.train import TrainingFailedError
 
@@ -44,7 +46,7 @@ def fit(make_trainer: Callable[[str], Any], name: str) -> int:
         if code != PREEMPTED:
             return code
         attempt += 1
-        log_message("starting all workers again: they were told to stop and have saved")
+        log_message("restarting all workers: they were preempted and saved a checkpoint")
 
 
 def run_worker(config: Mapping[str, Any]) -> int:
@@ -52,7 +54,7 @@ def run_worker(config: Mapping[str, Any]) -> int:
 
     Args:
         config: its ``script``, whether that is a ``module``, its variables ``env``, a ``log_dir``,
-            and the ``folder`` to run in, or None for Ray's.
+            whom to ``show``, the ``folder`` to run in, or None for Ray's, and the job's ``secret``.
 
     Returns:
         The exit code, if it is one of those that Ray's failure policy must not count.
@@ -66,32 +68,36 @@ def run_worker(config: Mapping[str, Any]) -> int:
     if config["folder"] is not None:
         os.chdir(config["folder"])
     job = ray.get_runtime_context().get_job_id()
-    code, stderr = run(
+    ended = run(
         python_command(config["script"], module=config["module"], python=sys.executable),
-        script_environment(os.environ, config["env"], job),
+        script_environment(os.environ, config["env"], job, config["secret"]),
         rank,
         config["log_dir"],
+        shown_by(config["show"]),
         forward_signals=False,
     )
-    if code in (0, PREEMPTED, NO_PROGRESS):
-        return code
-    words = "\n".join(error_tail(stderr))
-    raise LaunchError(f"rank {rank} failed with exit code {code}; the end of its stderr:\n{words}")
+    if ended.code in (0, PREEMPTED, NO_PROGRESS):
+        return ended.code
+    words = "\n".join(error_tail(ended.stderr))
+    raise LaunchError(
+        f"rank {rank} failed with exit code {ended.code}; the end of its stderr:\n{words}"
+    )
 
 
 def script_environment(
-    base: Mapping[str, str], variables: Mapping[str, str], ray_job: str
+    base: Mapping[str, str], variables: Mapping[str, str], ray_job: str, secret: str
 ) -> dict[str, str]:
     """The script's variables.
 
-    >>> made = script_environment({"TF_CONFIG": "{}", "TF_USE_LEGACY_KERAS": "1"}, {"A": "b"}, "01")
-    >>> sorted(made)
-    ['A', 'TFACCEL_JOB_ID', 'TF_CONFIG']
+    >>> base = {"TF_CONFIG": "{}", "TF_USE_LEGACY_KERAS": "1"}
+    >>> sorted(script_environment(base, {"A": "b"}, "01", "5e"))
+    ['A', 'TFACCEL_JOB_ID', 'TFACCEL_JOB_SECRET', 'TF_CONFIG']
     """
-    made = dict(base)
-    made.pop("TF_USE_LEGACY_KERAS", None)  # Ray Train sets it, and tfaccel is for Keras 3.
-    made.update(variables)
+    environment = dict(base)
+    environment.pop("TF_USE_LEGACY_KERAS", None)  # Ray Train sets it, and tfaccel is for Keras 3.
+    environment.update(variables)
     # All workers of one try have the same list of addresses, and no other try has it.
-    cluster = made.get("TF_CONFIG", "").partition('"task"')[0]
-    made["TFACCEL_JOB_ID"] = f"ray-{ray_job}-{zlib.crc32(cluster.encode()):08x}"
-    return made
+    cluster = environment.get("TF_CONFIG", "").partition('"task"')[0]
+    environment["TFACCEL_JOB_ID"] = f"ray-{ray_job}-{zlib.crc32(cluster.encode()):08x}"
+    environment[job_secret.VARIABLE] = secret
+    return environment

@@ -15,21 +15,25 @@ from collections.abc import Mapping
 
 from tfaccel.errors import LaunchError
 from tfaccel.exit_codes import NO_PROGRESS, PREEMPTED
+from tfaccel.launch import shell
 from tfaccel.launch.options import CPUS, GPUS, NAME, Option, Options, count
+from tfaccel.launch.profile import PROFILE
+from tfaccel.launch.show import SHOW
 from tfaccel.launch.spec import Job
 
 HELP = "an sbatch script, or srun inside an allocation"
-SCRIPT_IS_HERE = True
+SCRIPT_IS_LOCAL = True
 COUNTS_WORKERS = True
+TAKES_RANGES = True
 
-NODES = Option("--nodes", "nodes to run on; by default one a worker", "N", type=count)
-TIME = Option("--time", "time limit, as sbatch takes it; workers are told two minutes before", "T")
-PARTITION = Option("--partition", "where to queue", "P")
-ACCOUNT = Option("--account", "whom to charge", "A")
+NODES = Option("--nodes", "nodes to run on; default: one per worker", "N", type=count)
+TIME = Option("--time", "time limit, as for sbatch; workers get SIGTERM two minutes before", "T")
+PARTITION = Option("--partition", "partition to submit to", "P")
+ACCOUNT = Option("--account", "account to charge", "A")
 SBATCH = Option("--sbatch", "any other option of sbatch, such as --mem=64G", "OPT", repeated=True)
-WAIT = Option("--wait", "wait for the job's end, and end with its exit code")
+WAIT = Option("--wait", "wait for the job, and exit with its exit code")
 OPTIONS: tuple[Option, ...] = (
-    *(NAME, NODES, CPUS, GPUS),
+    *(NAME, NODES, CPUS, GPUS, SHOW, PROFILE),
     *(TIME, PARTITION, ACCOUNT, SBATCH, WAIT),
 )
 
@@ -46,6 +50,7 @@ trap 'stopped=yes' TERM
 restarts=0
 while :; do
     export TFACCEL_JOB_ID="$SLURM_JOB_ID.${{SLURM_RESTART_COUNT:-0}}.$restarts"
+    export TFACCEL_JOB_SECRET="{new_secret}"
     said=$(mktemp)
     {{ {srun} 2>&1 >&3 | sed -u "/^srun: error: /w $said" >&2; code=${{PIPESTATUS[0]}}; }} 3>&1
     first=$(sed -n '1s/.*: Exited with exit code \\([0-9]*\\)$/\\1/p' "$said")
@@ -57,13 +62,13 @@ while :; do
 {preempted}
     ((restarts >= {max_restarts})) && exit "$code"
     restarts=$((restarts + 1))
-    echo "tfaccel launch: exit code $code; starting all workers again" \\
+    echo "tfaccel launch: exit code $code; restarting all workers" \\
         "(restart $restarts of {max_restarts})" >&2
 done
 """
 _REQUEUE = """\
     if ((code == {preempted})); then
-        echo "tfaccel launch: the workers were told to stop and have saved; requeued" >&2
+        echo "tfaccel launch: the workers were preempted and saved a checkpoint; requeued" >&2
         scontrol requeue "$SLURM_JOB_ID"
         exit "$code"
     fi"""
@@ -99,8 +104,8 @@ def launch(job: Job, options: Options) -> int:
             )
     if not job_id:
         raise LaunchError(
-            f"sbatch did not take the script (exit code {process.returncode}); see what it says "
-            "above, and the script with --dry-run"
+            f"sbatch rejected the script (exit code {process.returncode}); see its output above, "
+            "and the script with --dry-run"
         )
     return process.returncode
 
@@ -111,11 +116,10 @@ def sbatch_script(job: Job, options: Options) -> str:
     Raises:
         LaunchError: an option that an #SBATCH line cannot hold.
     """
-    given = [
+    directives = [
         f"--job-name={job.name}",
-        f"--nodes={options['nodes'] or job.workers}",
-        f"--ntasks={job.workers}",
-        *_resources(options),
+        *_size(job, options),
+        *_resources(job, options),
         *(_directive(TIME, options["time"], "--time=") if options["time"] else ()),
         *((f"--signal=TERM@{_NOTICE_S}",) if options["time"] else ()),
         *(_directive(PARTITION, options["partition"], "--partition=")),
@@ -126,10 +130,10 @@ def sbatch_script(job: Job, options: Options) -> str:
     for extra in options["sbatch"]:
         if not extra.startswith("--"):
             raise LaunchError(
-                f"--sbatch is {extra!r}, expected an option of sbatch, such as --sbatch=--mem=64G"
+                f"--sbatch is {extra!r}; expected an option of sbatch, such as --sbatch=--mem=64G"
             )
-        given += _directive(SBATCH, extra, "")
-    lines = ["#!/bin/bash", *(f"#SBATCH {one}" for one in given), "", *_exports(job)]
+        directives += _directive(SBATCH, extra, "")
+    lines = ["#!/bin/bash", *(f"#SBATCH {one}" for one in directives), "", *_exports(job)]
     return "\n".join([*lines, _loop(job, options, _REQUEUE)])
 
 
@@ -141,7 +145,25 @@ def _inside(job: Job, options: Options) -> str:
             f"{', '.join(no_use)} is for sbatch, and this process is in an allocation already; "
             "leave it out, or start from outside the allocation"
         )
+    if job.min_workers is not None:
+        raise LaunchError(
+            f"--nproc is {job.min_workers}:{job.workers}, and this process is in an allocation, "
+            "which does not change; expected one number, or to be started from outside"
+        )
     return "\n".join([*_exports(job), _loop(job, options, _NO_REQUEUE)])
+
+
+def _size(job: Job, options: Options) -> list[str]:
+    """How many nodes and workers sbatch is asked for; of a range, Slurm chooses."""
+    if job.min_workers is None:
+        return [f"--nodes={options['nodes'] or job.workers}", f"--ntasks={job.workers}"]
+    if options["nodes"]:
+        raise LaunchError(
+            f"--nodes is {options['nodes']}, and --nproc {job.min_workers}:{job.workers} runs one "
+            "worker on each of the nodes that Slurm gives; leave it out"
+        )
+    # With a number of tasks, also with one per node, Slurm gives no more nodes than the fewest.
+    return [f"--nodes={job.min_workers}-{job.workers}"]
 
 
 def _exports(job: Job) -> list[str]:
@@ -149,25 +171,30 @@ def _exports(job: Job) -> list[str]:
 
 
 def _loop(job: Job, options: Options, preempted: str) -> str:
-    srun = ["srun", f"--ntasks={job.workers}"]
-    srun += [f"--nodes={options['nodes']}"] if options["nodes"] else []
-    srun += [*_resources(options), "--kill-on-bad-exit=1"]
-    # Where there are logs, the worker itself puts its rank before each line.
-    srun += ["--label"] if job.log_dir is None else []
+    if job.min_workers is None:
+        srun = ["srun", f"--ntasks={job.workers}"]
+        srun += [f"--nodes={options['nodes']}"] if options["nodes"] else []
+    else:
+        srun = ["srun", "--ntasks-per-node=1"]
+    srun += [*_resources(job, options), "--kill-on-bad-exit=1"]
+    # Where there is something around the worker, that puts the rank before each line.
+    srun += ["--label"] if job.log_dir is None and job.show is None else []
     return _LOOP.format(
         srun=shlex.join([*srun, *job.logged_command()]),
+        new_secret=shell.NEW_SECRET,
         max_restarts=job.max_restarts,
         no_progress=NO_PROGRESS,
         preempted=preempted.format(preempted=PREEMPTED),
     )
 
 
-def _resources(options: Options) -> list[str]:
+def _resources(job: Job, options: Options) -> list[str]:
     """What sbatch and srun are both told: srun does not take the cores from sbatch."""
     if options["cpus"] and not options["cpus"].isdigit():
-        raise LaunchError(f"--cpus is {options['cpus']!r}, expected a whole number, as Slurm does")
+        raise LaunchError(f"--cpus is {options['cpus']!r}; expected an integer, as Slurm requires")
     cpus = [f"--cpus-per-task={options['cpus']}"] if options["cpus"] else []
-    return cpus + ([f"--gpus-per-task={options['gpus']}"] if options["gpus"] else [])
+    each = "task" if job.min_workers is None else "node"  # gpus-per-task needs a number of tasks
+    return cpus + ([f"--gpus-per-{each}={options['gpus']}"] if options["gpus"] else [])
 
 
 def _directive(option: Option, value: str | None, before: str) -> list[str]:
@@ -175,8 +202,8 @@ def _directive(option: Option, value: str | None, before: str) -> list[str]:
         return []
     if not _DIRECTIVE.fullmatch(value):
         raise LaunchError(
-            f"{option.flag} is {value!r}, expected letters, digits and the signs that Slurm takes "
-            "without quotes"
+            f"{option.flag} is {value!r}; expected letters, digits and the characters that Slurm "
+            "accepts without quotes"
         )
     return [f"{before}{value}"]
 
@@ -198,6 +225,6 @@ def _allocation(environ: Mapping[str, str]) -> str:
 def _need(program: str) -> None:
     if shutil.which(program) is None:
         raise LaunchError(
-            f"{program} is not here, expected a machine of a Slurm cluster; --dry-run prints the "
-            "script, to be submitted there"
+            f"{program} is not installed; expected a machine of a Slurm cluster; --dry-run prints "
+            "the script, to be submitted there"
         )

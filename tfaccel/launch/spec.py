@@ -1,4 +1,4 @@
-"""What every engine is told about a job, whoever runs it."""
+"""The description of a job, common to all engines."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 
 from tfaccel.errors import LaunchError
-from tfaccel.launch.command import python_command
+from tfaccel.launch.script_arguments import python_command
 
 START_TIMEOUT_S = 300.0
 
@@ -27,20 +27,25 @@ class Job:
         module: whether the first word is a module's name.
         name: of the job, a DNS label.
         workers: how many run it.
+        min_workers: with how many it continues where there are not that many; None: with no fewer.
         env: variables for each of them.
         log_dir: where each writes `rank-N.log`, or None.
         max_restarts: how often all of them are started again after a failure.
         start_timeout_s: how long they wait for each other, in seconds.
+        show: whose output is shown, as `tfaccel.launch.show.shown_by` reads it; None: the engine's
+            choice.
     """
 
     script: tuple[str, ...]
     module: bool = False
     name: str = "train"
     workers: int = 1
+    min_workers: int | None = None
     env: tuple[tuple[str, str], ...] = ()
     log_dir: str | None = None
     max_restarts: int = 0
     start_timeout_s: float = START_TIMEOUT_S
+    show: str | None = None
 
     def command(self, python: str = sys.executable) -> list[str]:
         """The program and its arguments; scripts and modules are run by this Python.
@@ -51,11 +56,19 @@ class Job:
         return python_command(self.script, module=self.module, python=python)
 
     def logged_command(self, python: str = sys.executable) -> list[str]:
-        """The command of one worker, which also writes its log where one is asked for."""
-        if self.log_dir is None:
+        """The command of one worker, which also writes its log where one is asked for.
+
+        Where neither a log nor whose output is shown is asked for, it is the plain command.
+        """
+        if self.log_dir is None and self.show is None:
             return self.command(python)
-        words = [python, "-m", "tfaccel.launch.worker", "--log-dir", self.log_dir, "--"]
-        return [*words, *self.command(python)]
+        return [*self.wrapper(python), "--", *self.command(python)]
+
+    def wrapper(self, python: str) -> list[str]:
+        """What runs a worker's command, up to that."""
+        logs = [] if self.log_dir is None else ["--log-dir", self.log_dir]
+        show = [] if self.show is None else ["--show", self.show]
+        return [python, "-m", "tfaccel.launch.worker", *logs, *show]
 
     def variables(self) -> dict[str, str]:
         """What each worker's environment gets, whatever the engine.
@@ -63,15 +76,38 @@ class Job:
         Raises:
             LaunchError: a name that a shell or a manifest cannot hold.
         """
-        made = {"PYTHONUNBUFFERED": "1", "TFACCEL_START_TIMEOUT": f"{self.start_timeout_s:g}"}
+        variables = {"PYTHONUNBUFFERED": "1", "TFACCEL_START_TIMEOUT": f"{self.start_timeout_s:g}"}
         for name, value in self.env:
             if not _VARIABLE.fullmatch(name):
                 raise LaunchError(
-                    f"--env sets {name!r}, expected a name of letters, digits and underscores, "
+                    f"--env sets {name!r}; expected a name of letters, digits and underscores, "
                     "such as OMP_NUM_THREADS=2"
                 )
-            made[name] = value
-        return made
+            variables[name] = value
+        return variables
+
+
+def numbers_of_workers(text: str) -> tuple[int | None, int]:
+    """Reads ``--nproc``: a number, or the fewest and the most.
+
+    Returns:
+        The fewest, None where only one number will do; and the most.
+
+    Raises:
+        LaunchError: it is neither.
+
+    >>> numbers_of_workers("4"), numbers_of_workers("2:4")
+    ((None, 4), (2, 4))
+    """
+    least, colon, most = text.rpartition(":")
+    for number in (least, most) if colon else (most,):
+        if not re.fullmatch(r"[+-]?[0-9]+", number):
+            raise LaunchError(f"--nproc is {text!r}; expected a number, or two such as 2:4")
+        if int(number) < 1:
+            raise LaunchError(f"--nproc is {text}; expected at least 1 worker")
+    if colon and int(least) > int(most):
+        raise LaunchError(f"--nproc is {text}; expected the fewest workers first")
+    return (int(least) if colon else None), int(most)
 
 
 def default_name(script: Sequence[str], module: bool = False) -> str:
@@ -94,7 +130,7 @@ def check_name(name: str, what: str = "--name") -> str:
     """
     if not _NAME.fullmatch(name):
         raise LaunchError(
-            f"{what} is {name!r}, expected up to {_NAME_LENGTH} lower-case letters, digits and "
+            f"{what} is {name!r}; expected up to {_NAME_LENGTH} lower-case letters, digits and "
             "hyphens, a letter first and no hyphen last"
         )
     return name

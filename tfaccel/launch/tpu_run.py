@@ -12,7 +12,7 @@ from tfaccel.errors import LaunchError
 from tfaccel.launch.gcloud import TpuJob
 from tfaccel.launch.tpu_vm import run_if_agreed, shown, with_servers
 
-_EPILOG = """exit codes: the script's own; 2 for a mistake, for gcloud's refusal, and without --yes
+_EPILOG = """exit codes: the script's own; 2 for usage errors, errors of gcloud, and without --yes
 
 example:
   tfaccel tpu run --name mine --zone us-west4-a --accelerator-type v5litepod-4 --dry-run \\
@@ -20,7 +20,7 @@ example:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs a script on a TPU of Google Cloud; without ``--yes`` it only says how.
+    """Runs a script on a TPU of Google Cloud; without ``--yes`` it only prints the commands.
 
     Args:
         argv: the words after ``tfaccel tpu run``.
@@ -44,14 +44,14 @@ def _job(args: argparse.Namespace) -> TpuJob:
         raise LaunchError(f"tfaccel: there is no script {str(args.script)!r}; give its path.")
     if not re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", args.name):
         raise LaunchError(
-            f"tfaccel: --name is {args.name!r}, expected lower-case letters, digits and hyphens, "
-            "as Google Cloud takes them."
+            f"tfaccel: --name is {args.name!r}; expected lower-case letters, digits and hyphens, "
+            "as Google Cloud requires."
         )
     environment = []
     for one in args.env:
         name, equals, value = one.partition("=")
         if not name.isidentifier() or not equals:
-            raise LaunchError(f"tfaccel: --env is {one!r}, expected NAME=VALUE.")
+            raise LaunchError(f"tfaccel: --env is {one!r}; expected NAME=VALUE.")
         environment.append((name, value))
     arguments = args.arguments[1:] if args.arguments[:1] == ["--"] else args.arguments
     job = TpuJob(
@@ -77,23 +77,33 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--name", required=True, help="of the TPU to make")
-    parser.add_argument("--zone", required=True, help="such as us-west4-a")
-    parser.add_argument("--project", help="gcloud's own setting where not given")
-    parser.add_argument("--accelerator-type", required=True, help="such as v5litepod-4 or v6e-8")
-    parser.add_argument("--runtime-version", help="of the TPU VM; by accelerator where not given")
-    parser.add_argument("--queued", action="store_true", help="wait in Google Cloud's queue")
-    parser.add_argument("--spot", action="store_true", help="cheaper, and may be taken away")
+    parser.add_argument("--name", required=True, help="name of the TPU to create")
+    parser.add_argument("--zone", required=True, help="Google Cloud zone, such as us-west4-a")
+    parser.add_argument("--project", help="Google Cloud project; default: the setting of gcloud")
+    parser.add_argument(
+        "--accelerator-type", required=True, help="type of the TPU, such as v5litepod-4 or v6e-8"
+    )
+    parser.add_argument(
+        "--runtime-version", help="runtime version of the TPU VM; default: by accelerator"
+    )
+    parser.add_argument("--queued", action="store_true", help="request it as a queued resource")
+    parser.add_argument("--spot", action="store_true", help="use a spot (preemptible) TPU")
     parser.add_argument("--keep", action="store_true", help="do not delete the TPU at the end")
     parser.add_argument(
         "--install",
         nargs="*",
         default=TpuJob.install,
-        help="what pip installs besides TensorFlow; this version of tfaccel where not given",
+        help="packages that pip installs besides TensorFlow; default: this version of tfaccel",
     )
-    parser.add_argument("--env", action="append", default=[], help="NAME=VALUE, for the script")
-    parser.add_argument("--dry-run", action="store_true", help="print the commands, run none")
-    parser.add_argument("--yes", action="store_true", help="run them: a TPU costs money")
+    parser.add_argument(
+        "--env", action="append", default=[], help="environment variable of the script, NAME=VALUE"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the commands, and run nothing"
+    )
+    parser.add_argument("--yes", action="store_true", help="run the commands: a TPU costs money")
     parser.add_argument("script", type=Path)
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="of the script, after --")
+    parser.add_argument(
+        "arguments", nargs=argparse.REMAINDER, help="arguments of the script, after --"
+    )
     return parser

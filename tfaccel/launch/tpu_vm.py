@@ -22,16 +22,16 @@ from tfaccel.launch.gcloud import TpuJob
 from tfaccel.launch.options import NAME, SPOT, Option, Options
 from tfaccel.launch.spec import Job
 
-# What gcloud says when it makes no TPU, and what to do.
+# Messages of gcloud when it creates no TPU, and what to do.
 _KNOWN = (
     (r"gcloud auth login|do not currently have an active account", "run `gcloud auth login`"),
     (r"[Qq]uota", "the project has no quota for it: request some in Google Cloud's console"),
-    (r"already exists|ALREADY_EXISTS", "there is one of that name: take another, or delete it"),
+    (r"already exists|ALREADY_EXISTS", "a TPU of that name exists: use another name, or delete it"),
     (
         r"no more capacity|RESOURCE_EXHAUSTED|stockout",
-        "the zone has none left: take --queued, --spot or another zone",
+        "no capacity in this zone; use --queued, --spot or another zone",
     ),
-    (r"PERMISSION_DENIED|403", "the account may not: it needs the role TPU Admin"),
+    (r"PERMISSION_DENIED|403", "permission denied: the account needs the TPU Admin role"),
     (r"[Ii]nvalid|INVALID_ARGUMENT", "the zone has no such accelerator or runtime version"),
 )
 
@@ -42,7 +42,7 @@ def shown(job: TpuJob, keep: bool) -> str:
 
 
 def run_if_agreed(job: TpuJob, *, keep: bool, agreed: bool) -> int:
-    """Runs the commands, or only says which they are.
+    """Runs the commands, or only prints them.
 
     Raises:
         LaunchError: gcloud is missing, or makes no TPU.
@@ -53,7 +53,7 @@ def run_if_agreed(job: TpuJob, *, keep: bool, agreed: bool) -> int:
         return 2
     if shutil.which("gcloud") is None:
         raise LaunchError(
-            "tfaccel: gcloud is not installed, expected Google Cloud's command line: "
+            "tfaccel: gcloud is not installed; expected Google Cloud's command line: "
             "https://cloud.google.com/sdk/docs/install; --dry-run shows what would run."
         )
     with _sigterm_interrupts(), tempfile.TemporaryDirectory(prefix="tfaccel-") as folder:
@@ -64,7 +64,7 @@ def run_if_agreed(job: TpuJob, *, keep: bool, agreed: bool) -> int:
 def run(job: TpuJob, keep: bool = False) -> int:
     """Rents the TPU, runs the script and deletes the TPU again, whatever happens in between.
 
-    Whoever interrupts it while the TPU is being made leaves nobody knowing whether it was: then one
+    After an interrupt while the TPU is being created it is unknown whether it was: then one
     is deleted only if it bears the mark of this job. Another's of that name stays.
 
     Returns:
@@ -74,10 +74,10 @@ def run(job: TpuJob, keep: bool = False) -> int:
     Raises:
         LaunchError: the TPU could not be made.
     """
-    made = False
+    created = False
     try:
         _make(job)
-        made = True
+        created = True
         after = gcloud.collect(job)
         steps = gcloud.plan(job, keep=True)[1:]
         steps = steps[: len(steps) - len(after)]
@@ -89,7 +89,7 @@ def run(job: TpuJob, keep: bool = False) -> int:
         return 130
     finally:
         Path(job.archive).unlink(missing_ok=True)
-        failed = isinstance(sys.exc_info()[1], LaunchError) or not (made or _is_ours(job))
+        failed = isinstance(sys.exc_info()[1], LaunchError) or not (created or _is_ours(job))
         if not failed and not keep:
             _delete(job)
         elif not failed:
@@ -103,9 +103,10 @@ def _make(job: TpuJob) -> None:
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
     sys.stderr.write(done.stderr)
     if done.returncode != 0:
-        advice = next((a for p, a in _KNOWN if re.search(p, done.stderr)), "see what it says above")
+        advice = next((a for p, a in _KNOWN if re.search(p, done.stderr)), "see its output above")
         raise LaunchError(
-            f"tfaccel: gcloud made no TPU {job.name!r} (exit code {done.returncode}); {advice}."
+            f"tfaccel: gcloud did not create TPU {job.name!r} (exit code {done.returncode}); "
+            f"{advice}."
         )
 
 
@@ -117,8 +118,8 @@ def _is_ours(job: TpuJob) -> bool:
     if not is_own:
         line = shlex.join(gcloud.mark(job)[:-1])
         print(
-            f"tfaccel: interrupted before TPU {job.name!r} was made, so none is deleted; see that "
-            f"none of this run comes later, which would cost money: {line}",
+            f"tfaccel: interrupted before TPU {job.name!r} was created, so none is deleted; make "
+            f"sure that it is not created later, which would cost money: {line}",
             file=sys.stderr,
             flush=True,
         )
@@ -145,7 +146,7 @@ def _delete(job: TpuJob) -> None:
 
 @contextlib.contextmanager
 def _interrupts_ignored() -> Iterator[None]:
-    """Nothing interrupts us, nor what we start."""
+    """Signals interrupt neither this process nor its children."""
     handlers = {s: signal.signal(s, signal.SIG_IGN) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
@@ -177,7 +178,7 @@ def with_servers(job: TpuJob) -> TpuJob:
     if job.is_pod and "-pod" not in job.software:
         raise LaunchError(
             f"tfaccel: {job.accelerator} has several hosts, and {job.software} has no TensorFlow "
-            "servers for them, expected --runtime-version=tpu-vm-tf-<version>-pod-pjrt, of "
+            "servers for them; expected --runtime-version=tpu-vm-tf-<version>-pod-pjrt, of "
             "https://cloud.google.com/tpu/docs/runtimes."
         )
     return job
@@ -186,23 +187,26 @@ def with_servers(job: TpuJob) -> TpuJob:
 # --- the engine --------------------------------------------------------------------------------
 
 HELP = "a TPU of Google Cloud that is rented for the script"
-SCRIPT_IS_HERE = True
+SCRIPT_IS_LOCAL = True
 COUNTS_WORKERS = False
+TAKES_RANGES = False
 
-_ZONE = Option("--zone", "of Google Cloud, such as us-west4-a", "Z", required=True)
-_ACCELERATOR = Option("--accelerator-type", "such as v5litepod-4 or v6e-8", "TYPE", required=True)
+_ZONE = Option("--zone", "Google Cloud zone, such as us-west4-a", "Z", required=True)
+_ACCELERATOR = Option(
+    "--accelerator-type", "type of the TPU, such as v5litepod-4 or v6e-8", "TYPE", required=True
+)
 OPTIONS: tuple[Option, ...] = (
     NAME,
     _ZONE,
     _ACCELERATOR,
-    Option("--project", "of Google Cloud; gcloud's own setting where not given", "P"),
-    Option("--runtime-version", "of the TPU VM; by accelerator where not given", "V"),
-    Option("--queued", "wait in Google Cloud's queue"),
+    Option("--project", "Google Cloud project; default: the setting of gcloud", "P"),
+    Option("--runtime-version", "runtime version of the TPU VM; default: by accelerator", "V"),
+    Option("--queued", "request the TPU as a queued resource"),
     SPOT,
     Option("--keep", "do not delete the TPU at the end"),
     Option(
         "--install",
-        "what pip installs besides TensorFlow; by default tfaccel",
+        "packages that pip installs besides TensorFlow; default: tfaccel",
         "PACKAGE",
         repeated=True,
     ),
@@ -216,12 +220,12 @@ def render(job: Job, options: Options) -> str:
 
 
 def launch(job: Job, options: Options) -> int:
-    """Runs the commands; without ``--yes`` it only says how."""
+    """Runs the commands; without ``--yes`` it only prints them."""
     return run_if_agreed(tpu_job(job, options), keep=options["keep"], agreed=options["yes"])
 
 
 def tpu_job(job: Job, options: Options) -> TpuJob:
-    """What `tfaccel tpu run` would be told.
+    """The arguments that `tfaccel tpu run` would get.
 
     Raises:
         LaunchError: a TPU that cannot be, or a program that is no Python.
@@ -229,7 +233,7 @@ def tpu_job(job: Job, options: Options) -> TpuJob:
     script, *arguments = job.script
     if not job.module and not script.endswith(".py"):
         raise LaunchError(
-            f"the script is {script!r}, expected a .py file, or -m and a module: a TPU VM has "
+            f"the script is {script!r}; expected a .py file, or -m and a module: a TPU VM has "
             "nothing else"
         )
     job.variables()  # which refuses names that a shell cannot hold

@@ -2,26 +2,33 @@
 
     python -m tfaccel.launch.worker --log-dir logs -- python train.py
 
-Every line of the worker is written here with its rank, and to ``logs/rank-N.log`` without it. With
-``--hosts`` it also gets the cluster, for engines that tell us in ways of their own.
+Every line of the worker is written to ``logs/rank-N.log``, and here as ``--show`` says. With
+``--hosts`` it also gets the cluster, for engines with other means to pass it.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import signal
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import FrameType
-from typing import IO
+from typing import IO, TextIO
 
-from tfaccel import cluster
+from tfaccel import cluster, signals
 from tfaccel.errors import LaunchError, TfaccelError
+from tfaccel.exit_codes import PREEMPTED
+from tfaccel.launch import startup_messages
+from tfaccel.launch.console import Console
 from tfaccel.launch.environment import worker_environment
+from tfaccel.launch.failure import Exit, output_tail
+from tfaccel.launch.job import log_message
 from tfaccel.launch.output import OutputForwarder, Terminal
 from tfaccel.launch.process import Worker
+from tfaccel.launch.show import CHIEF, Shown, shown_by
 from tfaccel.launch.spec import START_TIMEOUT_S
 
 _FORWARDED = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
@@ -31,10 +38,11 @@ def run(
     command: Sequence[str],
     environment: Mapping[str, str],
     rank: int,
-    log_dir: str | os.PathLike[str] | None = None,
+    log_dir: str | os.PathLike[str] | None,
+    shown: Shown,
     *,
     forward_signals: bool = True,
-) -> tuple[int, tuple[str, ...]]:
+) -> Exit:
     """Runs a command to its end.
 
     Args:
@@ -42,46 +50,66 @@ def run(
         environment: all of its variables.
         rank: of this worker.
         log_dir: a directory for `rank-N.log`, to which it appends; or None.
+        shown: whose output is. If this worker's is not, its warnings still are.
         forward_signals: whether it gets the signals of this process; only in the main thread.
 
     Returns:
-        Its exit code, 128 plus the signal's number when one killed it; and its last lines of
-        stderr.
+        How it ended.
 
     Raises:
         LaunchError: the command cannot be started, or the log not be written.
     """
     log = None if log_dir is None else _open_log(log_dir, rank)
+    console = Console(shown, *(_plain(stream) for stream in (sys.stdout, sys.stderr)), hold_s=0.0)
     worker = Worker(command, rank, environment)
+    numbers = [getattr(signal, name) for name in _FORWARDED] if forward_signals else []
+    received_signals: list[signal.Signals] = []
 
-    def forward(number: int, _: FrameType | None) -> None:
+    def receive(number: signal.Signals) -> None:
+        received_signals.append(number)
         worker.send(number)
 
-    numbers = [getattr(signal, name) for name in _FORWARDED] if forward_signals else []
-    before = {number: signal.signal(number, forward) for number in numbers}
     try:
-        pumps = [
-            OutputForwarder(pipe, rank, Terminal(screen, terminal=False, colour=False), log)
-            for pipe, screen in ((worker.stdout, sys.stdout), (worker.stderr, sys.stderr))
-            if pipe is not None
-        ]
-        for pump in pumps:
-            pump.start()
-        worker.await_end()
-        status = worker.reap()
-        for pump in pumps:
-            pump.join(2.0)  # a child that it left behind may hold the pipe
-        return (128 - status if status < 0 else status), pumps[-1].last_lines
+        with signals.received(numbers, receive):
+            pumps = [
+                OutputForwarder(
+                    pipe,
+                    f"{rank}-{stream}",
+                    functools.partial(console.show, rank, stream),
+                    log,
+                    show_startup=shown.ranks is None or startup_messages.is_level_set(environment),
+                )
+                for stream, pipe in enumerate((worker.stdout, worker.stderr))
+                if pipe is not None
+            ]
+            for pump in pumps:
+                pump.start()
+            worker.await_end()
+            status = worker.reap()
+            for pump in pumps:
+                pump.join(2.0)  # a child that it left behind may hold the pipe
+            output, errors = (pump.last_lines for pump in pumps)
+            hidden = () if rank in shown else output
+            return Exit(
+                rank, worker.pid, status, time.time(), errors, bool(received_signals), hidden
+            )
     finally:
         worker.close()
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        console.close()
         if log is not None:
             log.close()
 
 
+def _plain(stream: TextIO) -> Terminal:
+    return Terminal(stream, terminal=False, colour=False)
+
+
+def _log_path(log_dir: str | os.PathLike[str], rank: int) -> Path:
+    return Path(log_dir, f"rank-{rank}.log")
+
+
 def _open_log(log_dir: str | os.PathLike[str], rank: int) -> IO[bytes]:
-    path = Path(log_dir, f"rank-{rank}.log")
+    path = _log_path(log_dir, rank)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         return open(path, "ab")
@@ -99,20 +127,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         Its exit code.
     """
     parser = argparse.ArgumentParser(prog="python -m tfaccel.launch.worker", allow_abbrev=False)
-    parser.add_argument("--log-dir", metavar="D", help="where to write rank-N.log")
-    parser.add_argument("--hosts", help="of all workers, in rank order, with blanks between")
-    parser.add_argument("--rank", type=int, help="which of the hosts this is")
-    parser.add_argument("--port", type=int, default=2222, help="where they listen (%(default)d)")
-    parser.add_argument("--job-id", default="", help="the same on all workers, and on no others")
+    parser.add_argument("--log-dir", metavar="D", help="directory for rank-N.log")
+    parser.add_argument(
+        "--show", default=CHIEF, metavar="WHO", help="all, chief, or ranks such as 0,3"
+    )
+    parser.add_argument("--hosts", help="hosts of all workers, in rank order, separated by blanks")
+    parser.add_argument("--rank", type=int, help="index of this host in --hosts")
+    parser.add_argument("--port", type=int, default=2222, help="port of the workers (%(default)d)")
+    parser.add_argument("--job-id", default="", help="unique name of the job")
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND")
     options = parser.parse_args(argv)
     command = options.command[1:] if options.command[:1] == ["--"] else options.command
     try:
         environment, rank = _environment(options, parser)
-        return run(command, environment, rank, options.log_dir)[0]
+        shown = shown_by(options.show)
+        ended = run(command, environment, rank, options.log_dir, shown)
     except TfaccelError as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return 2
+    if ended.failed and ended.code != PREEMPTED and rank not in shown:
+        log = "" if options.log_dir is None else str(_log_path(options.log_dir, rank))
+        first = f"rank {rank} failed: {ended.description} (pid {ended.pid})"
+        log_message("\n".join([first, *output_tail(ended, log)]))
+    return ended.code
 
 
 def _environment(
@@ -121,11 +158,11 @@ def _environment(
     """The worker's variables and its rank."""
     environment = dict(os.environ)
     if options.hosts is None:
-        found = cluster.resolve(environment)
-        return environment, found.rank if found is not None else 0
+        resolved = cluster.resolve(environment)
+        return environment, resolved.rank if resolved is not None else 0
     hosts = options.hosts.split()
     if options.rank is None or not 0 <= options.rank < len(hosts):
-        parser.error(f"--rank is {options.rank}, expected one of the {len(hosts)} hosts")
+        parser.error(f"--rank is {options.rank}; expected one of the {len(hosts)} hosts")
     if len(hosts) == 1:
         return environment, 0
     return worker_environment(
@@ -136,6 +173,7 @@ def _environment(
         ],
         rank=options.rank,
         job_id=options.job_id,
+        secret="",
         start_timeout_s=float(environment.get("TFACCEL_START_TIMEOUT", START_TIMEOUT_S)),
     ), options.rank
 

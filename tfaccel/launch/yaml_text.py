@@ -76,5 +76,5 @@ def _scalar(value: Any) -> str:
 
 def _quoted(text: str) -> str:
     """A JSON string, but beyond the first plane of Unicode, where JSON writes two surrogates."""
-    made = "".join(json.dumps(c)[1:-1] if ord(c) < 0x10000 else f"\\U{ord(c):08x}" for c in text)
-    return f'"{made}"'
+    escaped = "".join(json.dumps(c)[1:-1] if ord(c) < 0x10000 else f"\\U{ord(c):08x}" for c in text)
+    return f'"{escaped}"'

@@ -96,7 +96,7 @@ class Report:
 
 
 def report(model: Any) -> Report:
-    """Says where each variable of a model, of its optimizer and of its metrics lies.
+    """Reports the placement of each variable of a model, its optimizer and its metrics.
 
     Args:
         model: a built Keras model, made under any strategy or none.
@@ -106,17 +106,17 @@ def report(model: Any) -> Report:
     """
     if not model.built:
         raise LayoutError(
-            f"tfaccel: model {model.name!r} is not built and has no variables yet, expected a "
+            f"tfaccel: model {model.name!r} is not built and has no variables yet; expected a "
             "built one; call model.build(input_shape) or model.fit first."
         )
-    found = list(_variables(model))
+    variables = list(_variables(model))
     mesh: tuple[tuple[str, int], ...] = ()
     devices: tuple[str, ...] = ()
-    for _, variable in found:
+    for _, variable in variables:
         axes, names = _place(variable.value)
         mesh = mesh or axes
         devices = names if len(names) > len(devices) else devices
-    rows = tuple(_row(kind, variable) for kind, variable in found)
+    rows = tuple(_row(kind, variable) for kind, variable in variables)
     return Report(model.name, mesh, devices, rows)
 
 
@@ -136,14 +136,14 @@ def holders(
     >>> holders((None, "model"), (("batch", 2), ("model", 2)), 4)
     {(0, 0): (0, 2), (0, 1): (1, 3)}
     """
-    held: dict[tuple[int, ...], tuple[int, ...]] = {}
+    by_part: dict[tuple[int, ...], tuple[int, ...]] = {}
     names = [name for name, _ in mesh]
     places = itertools.product(*(range(size) for _, size in mesh)) if mesh else [()] * devices
     for device, place in enumerate(places):
         coordinates = dict(zip(names, place, strict=True))
         part = tuple(0 if axis is None else coordinates[axis] for axis in axes)
-        held[part] = (*held.get(part, ()), device)
-    return held
+        by_part[part] = (*by_part.get(part, ()), device)
+    return by_part
 
 
 def _variables(model: Any) -> Iterator[tuple[str, Any]]:
@@ -174,11 +174,11 @@ def _row(kind: str, variable: Any) -> Row:
         sizes = dict(_place(value)[0])
         parts = math.prod(sizes[axis] for axis in storage if axis is not None)
     size = getattr(value.dtype, "size", None) or value.dtype.itemsize
-    held = math.prod(shape) * int(size)
+    total_bytes = math.prod(shape) * int(size)
     reason = plan.reason if plan is not None else _without_plan(value)
     return Row(
-        variable.path, kind, shape, str(variable.dtype), storage, compute, reason, held,
-        held // parts,
+        variable.path, kind, shape, str(variable.dtype), storage, compute, reason, total_bytes,
+        total_bytes // parts,
     )  # fmt: skip
 
 

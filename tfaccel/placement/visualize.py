@@ -18,7 +18,7 @@ _WIDTH = 140
 
 
 def visualize(model: Any, *, console: Console | None = None, file: IO[str] | None = None) -> None:
-    """Prints where each variable of a model lies, pictures of the layouts, and bytes a device.
+    """Prints where each variable of a model lies, pictures of the layouts, and bytes per device.
 
     `tfaccel.placement.report.report` gives the same as data.
 
@@ -32,26 +32,26 @@ def visualize(model: Any, *, console: Console | None = None, file: IO[str] | Non
     """
     from rich.console import Console
 
-    found = report(model)
+    placement = report(model)
     if console is None:
         console = Console(file=file)
         if not console.is_terminal:
             console = Console(file=file, width=_WIDTH)  # a log takes long lines, 80 fold paths
-    for part in render(found):
+    for part in render(placement):
         console.print(part)
 
 
-def render(found: Report) -> Iterator[RenderableType]:
+def render(placement: Report) -> Iterator[RenderableType]:
     """The tables and pictures of a report, one after the other."""
     from rich.text import Text
 
-    yield _variables(found)
-    for row in examples(found.rows):
+    yield _variables(placement)
+    for row in examples(placement.rows):
         shape = _shape(row.shape)
         yield Text(f"\n{_axes(row.storage)}, such as {row.path} {shape}", style="bold")
-        yield _picture(row, found)
+        yield _picture(row, placement)
     yield Text()
-    yield _totals(found)
+    yield _totals(placement)
 
 
 def examples(rows: Sequence[Row]) -> tuple[Row, ...]:
@@ -64,18 +64,18 @@ def examples(rows: Sequence[Row]) -> tuple[Row, ...]:
     return tuple(first.values())
 
 
-def _variables(found: Report) -> Table:
+def _variables(placement: Report) -> Table:
     from rich.table import Table
 
-    mesh = ", ".join(f"{name}={size}" for name, size in found.mesh) or "no mesh"
-    title = f"{found.model}: {mesh}, {named(found.devices)}"
+    mesh = ", ".join(f"{name}={size}" for name, size in placement.mesh) or "no mesh"
+    title = f"{placement.model}: {mesh}, {named(placement.devices)}"
     table = Table(title=title, title_justify="left")
     for heading in ("variable", "shape", "dtype", "layout", "why"):
         table.add_column(heading, overflow="fold")
-    for heading in ("bytes a device", "whole"):
+    for heading in ("bytes per device", "unsharded"):
         table.add_column(heading, justify="right")
-    last = found.rows[0].kind if found.rows else ""
-    for row in found.rows:
+    last = placement.rows[0].kind if placement.rows else ""
+    for row in placement.rows:
         if row.kind != last:
             table.add_section()
             last = row.kind
@@ -87,28 +87,28 @@ def _variables(found: Report) -> Table:
     return table
 
 
-def _totals(found: Report) -> Table:
+def _totals(placement: Report) -> Table:
     from rich.table import Table
 
     table = Table()
     table.add_column("bytes")
-    for heading in ("a device", "on one device whole", "fraction"):
+    for heading in ("per device", "unsharded", "fraction"):
         table.add_column(heading, justify="right")
-    for total in found.totals:
+    for total in placement.totals:
         held, whole = f"{total.bytes_per_device:,}", f"{total.bytes_whole:,}"
         table.add_row(total.kind, held, whole, f"{total.fraction:.3f}")
     return table
 
 
-def _picture(row: Row, found: Report) -> Table:
+def _picture(row: Row, placement: Report) -> Table:
     """A grid whose cells are parts of the variable, each with the devices that hold it."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     down, across = _drawn(row.storage)
-    sizes = dict(found.mesh)
-    held = holders(row.storage, found.mesh, len(found.devices))
+    sizes = dict(placement.mesh)
+    devices = holders(row.storage, placement.mesh, len(placement.devices))
     grid = Table(box=box.SQUARE, show_header=False, show_lines=True)
     parts = [1 if d is None or row.storage[d] is None else sizes[str(row.storage[d])]
              for d in (down, across)]  # fmt: skip
@@ -120,7 +120,7 @@ def _picture(row: Row, found: Report) -> Table:
                 continue
             place = {down: i, across: j}
             key = tuple(place.get(d, 0) for d in range(len(row.storage)))
-            label = named([found.devices[device] for device in held[key]])
+            label = named([placement.devices[device] for device in devices[key]])
             colour = _COLOURS[(i * parts[1] + j) % len(_COLOURS)]
             cells.append(Text(label, style=colour))
         grid.add_row(*cells)
@@ -151,11 +151,11 @@ def named(devices: Sequence[str]) -> str:
     """
     runs: dict[str, list[list[int]]] = {}
     for device in devices:
-        found = re.fullmatch(r"(.*):(\d+)", device)
-        if found is None:
+        match = re.fullmatch(r"(.*):(\d+)", device)
+        if match is None:
             runs.setdefault(device, [])
             continue
-        number, of_kind = int(found[2]), runs.setdefault(found[1], [])
+        number, of_kind = int(match[2]), runs.setdefault(match[1], [])
         if of_kind and number == of_kind[-1][1] + 1:
             of_kind[-1][1] = number
         else:

@@ -61,7 +61,7 @@ def run(case: Case, time_limit_s: float = TIME_LIMIT_S) -> list[Trained]:
         What each worker ended with, in rank order.
 
     Raises:
-        LaunchError: a worker failed or ran out of time; what it said is in the message.
+        LaunchError: a worker failed or ran out of time; its output is in the message.
     """
     task = json.dumps(dataclasses.asdict(case))
     return [Trained(**result) for result in _results(task, case, time_limit_s)]
@@ -69,10 +69,17 @@ def run(case: Case, time_limit_s: float = TIME_LIMIT_S) -> list[Trained]:
 
 def _results(task: str, case: Case, time_limit_s: float) -> list[dict[str, Any]]:
     """What the workers of a case leave behind, in rank order."""
-    launch = [sys.executable, "-m", "tfaccel.cli", "launch", "--nproc", str(case.workers), "-m"]
+    launch = [
+        sys.executable,
+        "-m",
+        "tfaccel.cli",
+        "launch",
+        f"--nproc={case.workers}",
+        "--show=all",
+    ]
     with tempfile.TemporaryDirectory(prefix="tfaccel-test-") as folder:
         process = subprocess.Popen(
-            [*launch, "--", "tfaccel.selftest.worker", folder, task],
+            [*launch, "-m", "--", "tfaccel.selftest.worker", folder, task],
             env=_environment(os.environ, case),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -82,7 +89,7 @@ def _results(task: str, case: Case, time_limit_s: float) -> list[dict[str, Any]]
         try:
             output, _ = process.communicate(timeout=time_limit_s)
         except subprocess.TimeoutExpired:
-            raise LaunchError(f"not done after {time_limit_s:g} s\n{_stop(process)}") from None
+            raise LaunchError(f"timeout after {time_limit_s:g} s\n{_stop(process)}") from None
         except BaseException:  # Ctrl-C, SIGTERM
             _stop(process)
             raise
@@ -93,7 +100,7 @@ def _results(task: str, case: Case, time_limit_s: float) -> list[dict[str, Any]]
 
 
 def _stop(process: subprocess.Popen[str]) -> str:
-    """Ends a launcher, which ends its workers; what they had said."""
+    """Ends a launcher, which ends its workers; returns their output."""
     process.terminate()
     try:
         return process.communicate(timeout=_GRACE_S)[0]
@@ -165,7 +172,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(
         prog="tfaccel test",
-        description="Trains a tiny model under every strategy this machine can hold, and compares "
+        description="Trains a tiny model under every strategy this machine supports, and compares "
         "it with one device.",
     )
     names = [case.name for case in CASES]
@@ -174,22 +181,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--only", action="append", choices=names, metavar="NAME", help=f"one of {', '.join(names)}"
     )
     parser.add_argument(
-        "--time-limit", type=float, default=TIME_LIMIT_S, help="seconds for each (%(default)g)"
+        "--timeout", type=float, default=TIME_LIMIT_S, help="seconds for each case (%(default)g)"
     )
     arguments = parser.parse_args(argv)
     # So that the workers are ended too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     cases = [case for case in CASES if arguments.only is None or case.name in arguments.only]
-    found = []
+    results = []
     if arguments.json:
-        found = list(case_results(cases, arguments.time_limit))
-        print(json.dumps([dataclasses.asdict(outcome) for outcome in found], indent=2))
+        results = list(case_results(cases, arguments.timeout))
+        print(json.dumps([dataclasses.asdict(outcome) for outcome in results], indent=2))
     else:
         from rich.console import Console
 
         console = Console()
         with console.status("training a tiny model under each strategy"):
-            for outcome in case_results(cases, arguments.time_limit):
+            for outcome in case_results(cases, arguments.timeout):
                 _show(console, outcome)
-                found.append(outcome)
-    return 1 if any(outcome.status == FAIL for outcome in found) else 0
+                results.append(outcome)
+    return 1 if any(outcome.status == FAIL for outcome in results) else 0

@@ -96,8 +96,8 @@ def verdict(reference: Trained, workers: Sequence[Trained], rtol: float = 1e-4) 
     if len({worker.digest for worker in workers}) > 1:
         return "the workers ended with different weights"
     for what in ("loss", "checksum"):
-        expected, found = getattr(reference, what), getattr(workers[0], what)
-        if not math.isclose(expected, found, rel_tol=rtol):
+        expected, actual = getattr(reference, what), getattr(workers[0], what)
+        if not math.isclose(expected, actual, rel_tol=rtol):
             where = "loss" if what == "loss" else "the weights' checksum"
-            return f"{where} is {found:.7g}, on one device {expected:.7g}"
+            return f"{where} is {actual:.7g}, on one device {expected:.7g}"
     return ""

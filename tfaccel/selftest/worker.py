@@ -1,4 +1,4 @@
-"""One worker of one case: python -m tfaccel.selftest.worker FOLDER look | CASE-AS-JSON."""
+"""One worker of one case: python -m tfaccel.selftest.worker DIRECTORY look | CASE-AS-JSON."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tfaccel.selftest.cases import Case, Trained
 
 
 def train(case: Case) -> tuple[int, Trained]:
-    """Trains the tiny model under a case's strategy; our rank, and what came out."""
+    """Trains the tiny model under a case's strategy; returns the rank and the result."""
     import numpy as np
 
     import tfaccel
@@ -52,12 +52,12 @@ def look() -> dict[str, int]:
     """How many accelerators there are. In a child, so that the parent does not hold them."""
     from tfaccel import hardware
 
-    found = hardware.detect()
-    return {"gpus": hardware.count(found, "GPU"), "tpus": hardware.count(found, "TPU")}
+    detected = hardware.detect()
+    return {"gpus": hardware.count(detected, "GPU"), "tpus": hardware.count(detected, "TPU")}
 
 
 def main(folder: str, task: str) -> None:
-    """Does the task and leaves its result in FOLDER/RANK.json."""
+    """Does the task and leaves its result in DIRECTORY/RANK.json."""
     if task == "look":
         rank, result = 0, look()
     else:

@@ -26,7 +26,7 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="tfaccel tpu", description="Check a model before you rent a TPU, then run it on one."
     )
-    parser.add_argument("what", choices=_HOME, help="`tfaccel tpu check --help` says more")
+    parser.add_argument("what", choices=_HOME, help="`tfaccel tpu check --help` lists the options")
     what: str = parser.parse_args(argv[:1]).what
     run: Callable[[Sequence[str]], int] = importlib.import_module(_HOME[what]).main
     return run(argv[1:])

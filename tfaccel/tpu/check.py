@@ -42,14 +42,14 @@ def check(
             or a ``.keras`` file. One that is not compiled is checked with Adam.
         batch: rows of the global batch, a multiple of the topology's devices.
         topology: such as ``"v5e:2x2"``, ``"v4"`` or ``"v6e"``.
-        shape: of one row, for a model that does not say its input.
+        shape: of one row, for a model whose input shape is unknown.
         dtype: of that input.
         mixed_bfloat16: build the model under that policy.
         search: when the step does not fit, look for the batch that does.
         timeout_s: seconds for all of it, once no other check runs.
 
     Returns:
-        What the compiler says; nothing has been executed.
+        The report of the compiler; nothing has been executed.
 
     Raises:
         StrategyError: when the target, topology or batch is none, or the extra is missing.
@@ -59,8 +59,8 @@ def check(
     parsed = parse(topology)
     if batch < 1 or batch % parsed.devices:
         raise StrategyError(
-            f"tfaccel: a batch of {batch} was to be checked on the {parsed.devices} devices of "
-            f"{parsed}, expected a multiple of {parsed.devices}."
+            f"tfaccel: a batch of {batch} cannot be divided among the {parsed.devices} devices of "
+            f"{parsed}; expected a multiple of {parsed.devices}."
         )
     missing = [name for name in ("jax", "libtpu") if importlib.util.find_spec(name) is None]
     if missing:
@@ -82,11 +82,11 @@ def check(
         result.seek(0)
         text = result.read()
     if not text:
-        raise LaunchError(f"tfaccel: {target} was to be checked and the process {ended}.")
-    found = json.loads(text)
-    if "mistake" in found:
-        raise StrategyError(found["mistake"])
-    return Report.of(found)
+        raise LaunchError(f"tfaccel: cannot check {target}: the process {ended}.")
+    outcome = json.loads(text)
+    if "mistake" in outcome:
+        raise StrategyError(outcome["mistake"])
+    return Report.of(outcome)
 
 
 _ENVIRONMENT = {
@@ -102,7 +102,7 @@ _ENVIRONMENT = {
 def _run(task: str, result: int, timeout_s: float) -> str:
     """Runs the worker; returns how it ended, for people."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "tfaccel.tpu.worker", task, str(result)],
+        [sys.executable, "-m", "tfaccel.tpu.check_process", task, str(result)],
         env={**os.environ, **_ENVIRONMENT, "CUDA_VISIBLE_DEVICES": "-1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -115,8 +115,8 @@ def _run(task: str, result: int, timeout_s: float) -> str:
         output = process.communicate(timeout=timeout_s)[0]
     except subprocess.TimeoutExpired:
         raise CheckTimeoutError(
-            f"tfaccel: the check was not done after {timeout_s:g} s; give it more with "
-            "--timeout, or check a smaller model or batch."
+            f"tfaccel: the check exceeded its timeout of {timeout_s:g} s; increase --timeout, or "
+            "check a smaller model or batch."
         ) from None
     finally:
         if process.poll() is None:
@@ -125,14 +125,14 @@ def _run(task: str, result: int, timeout_s: float) -> str:
     code = process.returncode
     how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
     last = [line for line in output.splitlines() if line.strip()][-1:]
-    return f"{how}, expected a report; the last it said: {' '.join(last)[:500] or 'nothing'}"
+    return f"{how}; expected a report; its last output: {' '.join(last)[:500] or 'nothing'}"
 
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def _end_with_parent() -> Callable[[], None]:
-    """What the worker does first, so that nobody compiles on for a check that was killed."""
+    """What the worker does first, so that it does not outlive a check that was killed."""
     prctl = ctypes.CDLL(None).prctl  # loaded here: a child takes no locks between fork and exec
     parent = os.getpid()
 
@@ -145,26 +145,27 @@ def _end_with_parent() -> Callable[[], None]:
 
 
 def _own_file(path: str, flags: int) -> int:
-    """Opens a file of ours in a folder of all users: no link, and none that another has made."""
+    """Opens a file of ours in a directory of all users: no link, and none that another has made."""
     file = os.open(path, flags & ~os.O_TRUNC | os.O_NOFOLLOW, 0o600)
     if os.fstat(file).st_uid != os.getuid():
         os.close(file)
-        raise LaunchError(f"tfaccel: {path} is another user's file, expected ours; remove it.")
+        raise LaunchError(f"tfaccel: {path} is another user's file; expected ours; remove it.")
     return file
 
 
 class CheckTimeoutError(LaunchError):
-    """A check that was not done in time."""
+    """A check that exceeded its timeout."""
 
 
 @contextlib.contextmanager
 def _exclusive() -> Iterator[None]:
     """Waits until no other check runs on this machine: libtpu is for one process at a time."""
-    # Of a known name, since all checks must find it; nobody else's file is opened in its place.
+    # Of a known name, since all checks must find it; another user's file is not opened in its
+    # place.
     path = Path(tempfile.gettempdir()) / f"tfaccel-tpu-check-{os.getuid()}.lock"
-    with contextlib.ExitStack() as held:
+    with contextlib.ExitStack() as cleanup:
         while True:
-            file = held.enter_context(open(path, "w", opener=_own_file))
+            file = cleanup.enter_context(open(path, "w", opener=_own_file))
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -173,5 +174,5 @@ def _exclusive() -> Iterator[None]:
             # The one before us has removed the file that we waited for.
             if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 break
-        held.callback(path.unlink)
+        cleanup.callback(path.unlink)
         yield

@@ -1,6 +1,6 @@
 """The TPU's own compiler, on a machine without a TPU.
 
-libtpu compiles for a topology that it is only told of. JAX is the way to it; `hlo_to_stablehlo`,
+libtpu compiles for a topology from its description alone. JAX is the way to it; `hlo_to_stablehlo`,
 `get_compile_options`, `backend_compile_and_load` and `make_ir_context` are not public there, so
 that the extra pins its version.
 """
@@ -17,7 +17,7 @@ from tfaccel.tpu.lower import Lowered
 from tfaccel.tpu.report import Collective, Memory
 from tfaccel.tpu.topologies import GIB, Topology
 
-# What libtpu would otherwise ask Google Cloud's metadata server for, for minutes.
+# Else libtpu queries Google Cloud's metadata server for this, for minutes.
 ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
@@ -47,7 +47,7 @@ class RefusedError(Exception):
 
 @dataclass(frozen=True)
 class Compiled:
-    """What the compiler says of a step, for one device; fields as of a `Report`."""
+    """The compiler's figures for a step, for one device; fields as of a `Report`."""
 
     memory: Memory
     flops: float
@@ -90,7 +90,7 @@ def compile_for(lowered: Lowered, topology: Topology) -> Compiled:
     devices = xla_client.DeviceList(tuple(described.devices))
     begun = time.monotonic()
     try:
-        made = compiler.backend_compile_and_load(
+        executable = compiler.backend_compile_and_load(
             described.devices[0].client, module, devices, options, []
         )
     except JaxRuntimeError as error:
@@ -99,8 +99,8 @@ def compile_for(lowered: Lowered, topology: Topology) -> Compiled:
             raise RefusedError(str(error).splitlines()[0]) from error
         raise TooBigError(needed) from error
     seconds = time.monotonic() - begun
-    stats = made.get_compiled_memory_stats()
-    cost = made.cost_analysis()
+    stats = executable.get_compiled_memory_stats()
+    cost = executable.cost_analysis()
     return Compiled(
         Memory(
             arguments=stats.argument_size_in_bytes,
@@ -110,7 +110,7 @@ def compile_for(lowered: Lowered, topology: Topology) -> Compiled:
             peak=getattr(stats, "peak_memory_in_bytes", 0),
         ),
         flops=float((cost[0] if isinstance(cost, list) else cost).get("flops", 0.0)),
-        collectives=_collectives(made),
+        collectives=_collectives(executable),
         seconds=seconds,
     )
 
@@ -118,17 +118,17 @@ def compile_for(lowered: Lowered, topology: Topology) -> Compiled:
 def _topology_error(topology: Topology, message: str) -> TfaccelError:
     """Why there is no compiler for `topology`.
 
-    >>> str(_topology_error(Topology("v5e", (3, 3)), "3 is odd"))
-    "tfaccel: topology v5e:3x3 is none that the TPU's compiler knows (3 is odd), expected ..."
+    >>> print(_topology_error(Topology("v5e", (3, 3)), "3 is odd"))
+    tfaccel: topology v5e:3x3 is unknown to the TPU compiler (3 is odd); expected ...
     """
     first = message.splitlines()[0]
     if "lockfile" in message:
         return LaunchError(
-            f"tfaccel: another process uses libtpu ({first}), expected to be the only one; wait "
+            f"tfaccel: another process uses libtpu ({first}); expected to be the only one; wait "
             "until it has ended."
         )
     return StrategyError(
-        f"tfaccel: topology {topology} is none that the TPU's compiler knows ({first}), expected "
+        f"tfaccel: topology {topology} is unknown to the TPU compiler ({first}); expected "
         "whole hosts, of four chips or of one."
     )
 
@@ -157,8 +157,8 @@ def _module(lowered: Lowered, devices: int) -> Any:
         for index, kind in enumerate(types):
             kept = {a.name: a.attr for a in ir.DictAttr(had[index])} if len(had) else {}
             rest = ",1" * (len(ir.RankedTensorType(kind).shape) - 1)
-            cut = f"{{devices=[{devices}{rest}]<=[{devices}]}}"
-            sharding = cut if index < lowered.batched and devices > 1 else "{replicated}"
+            by_rows = f"{{devices=[{devices}{rest}]<=[{devices}]}}"
+            sharding = by_rows if index < lowered.batched and devices > 1 else "{replicated}"
             kept["mhlo.sharding"] = ir.StringAttr.get(sharding)
             attributes.append(ir.DictAttr.get(kept))
         main.attributes["arg_attrs"] = ir.ArrayAttr.get(attributes)
@@ -175,11 +175,11 @@ def _operations(operation: Any, name: str) -> Any:
                     yield inner.operation
 
 
-def _collectives(made: Any) -> tuple[Collective, ...] | None:
+def _collectives(executable: Any) -> tuple[Collective, ...] | None:
     from jax.errors import JaxRuntimeError
 
     try:
-        return collectives(made.hlo_modules()[0].to_string())
+        return collectives(executable.hlo_modules()[0].to_string())
     except JaxRuntimeError:  # tpu7x: libtpu writes instructions that jaxlib does not read
         return None
 
@@ -190,7 +190,7 @@ def collectives(hlo: str) -> tuple[Collective, ...]:
     >>> collectives("  %a = (f32[2,3]{1,0}, bf16[4]{0}) all-reduce(%x, %y), channel_id=1")
     (Collective(kind='all-reduce', count=1, bytes=32),)
     """
-    found: dict[str, list[int]] = {}
+    by_kind: dict[str, list[int]] = {}
     kinds = "all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all"
     for line in hlo.splitlines():
         match = re.search(rf"= (.*?) ({kinds})(?:-start)?\(", line)
@@ -202,8 +202,8 @@ def collectives(hlo: str) -> tuple[Collective, ...]:
                 for one in filter(None, sizes.split(",")):
                     elements *= int(one)
                 size += elements * _BYTES.get(dtype, 4)
-            found.setdefault(match[2], []).append(size)
-    return tuple(Collective(kind, len(each), sum(each)) for kind, each in sorted(found.items()))
+            by_kind.setdefault(match[2], []).append(size)
+    return tuple(Collective(kind, len(each), sum(each)) for kind, each in sorted(by_kind.items()))
 
 
 def _needed(message: str) -> int | None:

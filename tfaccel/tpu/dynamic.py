@@ -1,7 +1,7 @@
-"""Operations whose results have as many elements as the data says: XLA gives them their bound.
+"""Operations whose number of results depends on the data: XLA gives them their bound.
 
-They compile, and cost memory and compile time that nobody sees in the model's source. So each is
-named, and compiled alone to say what it costs.
+They compile, and cost memory and compile time that the model's source does not show. So each is
+named, and compiled alone to find its cost.
 """
 
 from __future__ import annotations
@@ -65,10 +65,10 @@ class Selection:
 
 def selections(graph: tf.Graph, origins: Origins) -> tuple[Selection, ...]:
     """Finds them in `graph` and the functions that it calls, each once."""
-    found: dict[tuple[str, str], Selection] = {}
+    by_place: dict[tuple[str, str], Selection] = {}
     for one in _all(graph, origins):
-        found.setdefault((one.operation, one.place), one)
-    return tuple(found.values())
+        by_place.setdefault((one.operation, one.place), one)
+    return tuple(by_place.values())
 
 
 def _all(graph: tf.Graph, origins: Origins) -> Iterator[Selection]:
@@ -89,12 +89,12 @@ def _all(graph: tf.Graph, origins: Origins) -> Iterator[Selection]:
 def _shapes(function: Any) -> dict[str, tuple[int, ...] | None]:
     """The shapes of a function's arguments, and of its nodes that have one result, by name."""
     arguments = [argument.name for argument in function.signature.input_arg]
-    found = dict(zip(arguments, function.attr["_input_shapes"].list.shape, strict=False))
+    shapes = dict(zip(arguments, function.attr["_input_shapes"].list.shape, strict=False))
     for node in function.node_def:
         results = node.attr["_output_shapes"].list.shape
         if len(results) == 1:
-            found[node.name] = results[0]
-    return {name: _known(tf.TensorShape(shape)) for name, shape in found.items()}
+            shapes[node.name] = results[0]
+    return {name: _known(tf.TensorShape(shape)) for name, shape in shapes.items()}
 
 
 def _known(shape: tf.TensorShape) -> tuple[int, ...] | None:

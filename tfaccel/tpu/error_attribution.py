@@ -22,14 +22,14 @@ def attribute_error(message: str, graph: tf.Graph, origins: Origins) -> Unsuppor
         origins: of the graph.
     """
     node = r"(?:\{\{function_node ([^}]+)\}\})?\{\{node ([^}]+)\}\}"
-    found = re.search(rf"on XLA_\w+: (\w+) \(.*?{node}", message, re.DOTALL)
+    match = re.search(rf"on XLA_\w+: (\w+) \(.*?{node}", message, re.DOTALL)
     # XLA names no operation when it meets a table, and an input of strings as `_Arg`.
     on_host = next(filter(_is_for_hosts, graph.get_operations()), None)
-    if on_host is not None and (found is None or found[1] == "_Arg"):
+    if on_host is not None and (match is None or match[1] == "_Arg"):
         return _error(on_host.type, origins.of(on_host.name, trace(on_host)))
-    if found is not None:
+    if match is not None:
         frames = re.findall(r'File "([^"]+)", line (\d+), in (\w+)', message)
-        return _error(found[1], origins.of(found[3], frames, found[2] or ""))
+        return _error(match[1], origins.of(match[3], frames, match[2] or ""))
     return UnsupportedError(re.sub(r"^Failed getting HLO text: '", "", message).splitlines()[0])
 
 
@@ -40,6 +40,6 @@ def _is_for_hosts(op: tf.Operation) -> bool:
 
 def _error(operation: str, place: str) -> UnsupportedError:
     return UnsupportedError(
-        f"operation {operation} ({place}) is none that XLA can compile; take it out of the step "
+        f"operation {operation} ({place}) cannot be compiled by XLA; move it out of the step "
         "(tf.data runs on the host), or write it with keras.ops"
     )

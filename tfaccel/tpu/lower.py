@@ -10,10 +10,10 @@ import keras
 import tensorflow as tf
 
 from tfaccel.distribute import _private
+from tfaccel.target import Target
 from tfaccel.tpu import error_attribution
 from tfaccel.tpu.dynamic import Selection, selections
 from tfaccel.tpu.source_location import Origins
-from tfaccel.tpu.target import Target
 
 
 @dataclass(frozen=True)

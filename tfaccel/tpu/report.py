@@ -26,7 +26,7 @@ class Memory:
         results: what the step returns beside what it updates in place.
         temporaries: activations, gradients, the compiler's own.
         code: the program.
-        peak: the most at any moment, as the compiler says it.
+        peak: the maximum at any moment, as reported by the compiler.
     """
 
     arguments: int
@@ -104,19 +104,19 @@ class Report:
         return json.dumps({**dataclasses.asdict(self), "limit": self.limit, "unknown": UNKNOWN})
 
     @classmethod
-    def of(cls, given: dict[str, Any]) -> Report:
+    def of(cls, fields: dict[str, Any]) -> Report:
         """Builds it from its dictionary."""
-        memory = given.get("memory")
-        collectives = given.get("collectives", ())
+        memory = fields.get("memory")
+        collectives = fields.get("collectives", ())
         if collectives is not None:
             collectives = tuple(Collective(**one) for one in collectives)
         return cls(
             **{
-                **given,
+                **fields,
                 "memory": Memory(**memory) if memory else None,
                 "collectives": collectives,
-                "warnings": tuple(given.get("warnings", ())),
-                "notes": tuple(given.get("notes", ())),
+                "warnings": tuple(fields.get("warnings", ())),
+                "notes": tuple(fields.get("notes", ())),
             }
         )
 
@@ -125,16 +125,16 @@ class Report:
         devices = parse(self.topology).devices
         lines = [
             f"{self.target} on {self.topology} ({devices} devices), global batch {self.batch} "
-            f"({self.batch // devices} a device), {self.parameters:,} parameters",
+            f"({self.batch // devices} per device), {self.parameters:,} parameters",
             self._verdict(),
         ]
         if self.memory is not None:
             m = self.memory
             lines += [
-                f"  memory      {size(m.total)} of {size(self.limit)} a device: weights, slots and "
-                f"batch {size(m.arguments)}, temporaries {size(m.temporaries)}, results "
+                f"  memory      {size(m.total)} of {size(self.limit)} per device: weights, slots "
+                f"and batch {size(m.arguments)}, temporaries {size(m.temporaries)}, results "
                 f"{size(m.results)}, code {size(m.code)}; at the peak {size(m.peak)}",
-                f"  operations  {_operations(self.flops)} a device and step",
+                f"  operations  {_operations(self.flops)} per device and step",
                 f"  collectives {self._collectives()}",
                 f"  compiled in {self.seconds:.1f} s",
             ]
@@ -147,7 +147,7 @@ class Report:
             return "FITS"
         if self.verdict == "refused":
             return f"REFUSED: {self.why}"
-        missing = "the compiler does not say how much is missing"
+        missing = "the compiler does not report how much is missing"
         if self.needed > self.limit:
             missing = f"{size(self.needed - self.limit)} missing on each device"
         if self.fitting is None:
@@ -155,7 +155,7 @@ class Report:
         elif self.fitting:
             fitting = f"; a global batch of {self.fitting} fits"
         else:
-            fitting = "; no batch fits: split the model, or take chips with more memory"
+            fitting = "; no batch fits: split the model, or use chips with more memory"
         return f"TOO BIG: {missing}{fitting}"
 
     def _collectives(self) -> str:

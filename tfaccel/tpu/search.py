@@ -15,7 +15,7 @@ def largest(fits: Callable[[int], bool], batch: int, step: int, tries: int = 6) 
         tries: how closely to look.
 
     Returns:
-        A batch that fits, close to the largest; 0 when not even one row a device does.
+        A batch that fits, close to the largest; 0 when not even one row per device does.
 
     >>> largest(lambda rows: rows <= 100, 1024, 4)
     96

@@ -30,7 +30,7 @@ class Origins:
         self._callers = callers(graph)
 
     def of(self, node: str, frames: Iterable[Frame] = (), function: str = "") -> str:
-        """Says where a node came from: its layer and its line, as far as they are known.
+        """The origin of a node: its layer and its line, as far as they are known.
 
         Args:
             node: its name.
@@ -56,20 +56,20 @@ class Origins:
 
 def callers(graph: tf.Graph) -> dict[str, tf.Operation]:
     """For each function that `graph` calls, the operation of `graph` through which it does."""
-    found: dict[str, tf.Operation] = {}
+    calls: dict[str, tf.Operation] = {}
     for op in graph.get_operations():
         for name in _called(op.node_def):
-            found.setdefault(name, op)
+            calls.setdefault(name, op)
     bodies = {f.signature.name: f.node_def for f in graph.as_graph_def().library.function}
-    waiting = list(found)
+    waiting = list(calls)
     while waiting:
         outer = waiting.pop()
         for node in bodies.get(outer, ()):
             for name in _called(node):
-                if name not in found:
-                    found[name] = found[outer]
+                if name not in calls:
+                    calls[name] = calls[outer]
                     waiting.append(name)
-    return found
+    return calls
 
 
 def _called(node: Any) -> Iterator[str]:
@@ -96,14 +96,14 @@ def own_line(frames: Iterable[Frame]) -> str:
     >>> own_line([("/home/me/train.py", "7", "build"), (tf.__file__, "1", "f")])
     ', train.py line 7'
     """
-    own = of_keras = ""
+    of_user = of_keras = ""
     for file, number, _ in frames:
         path = file.lstrip("/")  # which TensorFlow's messages leave out
         line = f", {Path(file).name} line {number}"
         if path.startswith(_HOMES[-1]):
-            own = of_keras = ""
+            of_user = of_keras = ""
         elif _LAYERS.match(path):
             of_keras = line
         elif not path.startswith((*_HOMES, "<")):
-            own = line
-    return own or of_keras
+            of_user = line
+    return of_user or of_keras

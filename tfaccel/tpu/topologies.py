@@ -88,17 +88,20 @@ def parse(text: str) -> Topology:
     (16, (2, 2))
     """
     name, _, grid = text.strip().lower().partition(":")
-    found = GENERATIONS.get(name)
-    if found is None:
+    generation = GENERATIONS.get(name)
+    if generation is None:
         raise StrategyError(
-            f"tfaccel: topology {text!r} is unknown, expected one of {', '.join(GENERATIONS)}, "
+            f"tfaccel: topology {text!r} is unknown; expected one of {', '.join(GENERATIONS)}, "
             "alone or with its chips, such as v5e:2x2 or v4:2x2x1."
         )
-    usual = "2x2x1" if found.dimensions == 3 else "2x2"
+    usual = "2x2x1" if generation.dimensions == 3 else "2x2"
     sizes = grid or usual
-    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", sizes) or sizes.count("x") + 1 != found.dimensions:
+    if (
+        not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", sizes)
+        or sizes.count("x") + 1 != generation.dimensions
+    ):
         raise StrategyError(
-            f"tfaccel: topology {text!r} has the grid {sizes!r}, expected {found.dimensions} "
+            f"tfaccel: topology {text!r} has the grid {sizes!r}; expected {generation.dimensions} "
             f"numbers, such as {name}:{usual}."
         )
     return Topology(name, tuple(map(int, sizes.split("x"))))

@@ -14,6 +14,7 @@ from tfaccel.distribute._private import (
     keras_losses,
     keras_optimizers,
     keras_trainer,
+    py_datasets,
     random_seeds,
     tf_build,
     tf_collectives,
@@ -30,6 +31,7 @@ from tfaccel.distribute._private.keras_layers import *  # noqa: F403
 from tfaccel.distribute._private.keras_losses import *  # noqa: F403
 from tfaccel.distribute._private.keras_optimizers import *  # noqa: F403
 from tfaccel.distribute._private.keras_trainer import *  # noqa: F403
+from tfaccel.distribute._private.py_datasets import *  # noqa: F403
 from tfaccel.distribute._private.random_seeds import *  # noqa: F403
 from tfaccel.distribute._private.tf_build import *  # noqa: F403
 from tfaccel.distribute._private.tf_collectives import *  # noqa: F403
@@ -47,6 +49,7 @@ __all__ += keras_layers.__all__
 __all__ += keras_losses.__all__
 __all__ += keras_optimizers.__all__
 __all__ += keras_trainer.__all__
+__all__ += py_datasets.__all__
 __all__ += random_seeds.__all__
 __all__ += tf_build.__all__
 __all__ += tf_collectives.__all__

@@ -1,4 +1,4 @@
-"""Who asks: what is read from the calls that led to us (`call_stack.py`).
+"""Callers: what is read from the call stack (`call_stack.py`).
 
 Keras tells a strategy about a dataset and a step, never about the model, its callbacks, the number
 of steps, or which library reads the number of replicas. Seen with TensorFlow 2.21 and Keras 3.15,
@@ -8,27 +8,37 @@ watched by `tests/distribute/test_private.py` and `tests/model_parallel/test_pri
 from __future__ import annotations
 
 import itertools
+import re
 from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
 
-from tfaccel.distribute._private.keras_trainer import is_trainer
-from tfaccel.distribute.call_stack import Call, calls
+from tfaccel.distribute._private.keras_epochs import PyDatasetAdapter
+from tfaccel.distribute._private.keras_trainer import is_trainer, plain_step
+from tfaccel.distribute.call_stack import Call, calls, calls_of_thread
 
 __all__ = [
+    "Activity",
     "Caller",
-    "asked_without_replica",
+    "activity",
     "batch_of_step",
     "building_model",
     "calling_library",
     "calling_model",
     "compiling_model",
     "is_called_by_keras",
-    "loss_asks",
+    "is_called_by_loss",
     "optimizer_being_made",
     "predicting_model",
+    "training_method",
+    "undecorated_step",
+    "updates_without_replica",
 ]
+
+_CALLBACK_LIST = "keras.src.callbacks.callback_list"
+_GRAPHS, _MAKES_GRAPH = "tensorflow.python.framework.func_graph", "func_graph_from_py_func"
+_DEBUGGERS = ("bdb", "pdb", "pydevd", "debugpy")
 
 
 class Caller(NamedTuple):
@@ -39,6 +49,7 @@ class Caller(NamedTuple):
         method: its name.
         callbacks: that it was given, or None.
         threads: Keras's reader of a `PyDataset` with workers, or None.
+        asks_anew: whether each pass asks a `PyDataset` for its batches, by their numbers.
         epoch: Keras's iterator over the steps of an epoch, which is being made.
         limits: the numbers of steps that it was given, each maybe None.
         validates: whether a `fit` of the model has begun: these are its validation data, or those
@@ -52,6 +63,7 @@ class Caller(NamedTuple):
     epoch: Any = None
     limits: tuple[int | None, ...] = ()
     validates: bool = False
+    asks_anew: bool = False
 
 
 def calling_model() -> Caller | None:
@@ -70,17 +82,18 @@ def calling_model() -> Caller | None:
     if asks is None or asks.function != "__init__":  # of Keras's iterator over an epoch
         return None
     epoch = asks.local("self")
-    threads = getattr(getattr(epoch, "data_adapter", None), "enqueuer", None)
+    adapter = getattr(epoch, "data_adapter", None)
+    threads = getattr(adapter, "enqueuer", None)
+    asks_anew = isinstance(adapter, PyDatasetAdapter) and threads is None
     for call in itertools.takewhile(_is_keras, outwards):
         if call.function in ("fit", "evaluate", "predict"):
-            model, given = call.local("self"), call.local
+            model, local = call.local("self"), call.local
             if is_trainer(model):
-                limits = tuple(map(given, ("steps_per_epoch", "validation_steps", "steps")))
+                limits = tuple(map(local, ("steps_per_epoch", "validation_steps", "steps")))
                 fits = (c.function == "fit" and c.local("self") is model for c in outwards)
-                begun = given("epoch_iterator") is not None or any(fits)
-                return Caller(
-                    model, call.function, given("callbacks"), threads, epoch, limits, begun
-                )
+                begun = local("epoch_iterator") is not None or any(fits)
+                about = (threads, epoch, limits, begun, asks_anew)
+                return Caller(model, call.function, local("callbacks"), *about)
     return None
 
 
@@ -94,8 +107,71 @@ def building_model() -> Any:
     return asks.local("self") if builds else None
 
 
+class Activity(NamedTuple):
+    """What a training thread is doing, from its call stack.
+
+    Attributes:
+        debugger: whether a debugger is attached.
+        callback: the callback's method that it is in; empty for none.
+        method: ``"fit"``, ``"validation"``, ``"evaluate"`` or ``"predict"``; empty for none.
+        where: the batch, for people; empty where there is none.
+        traces: whether Python makes a graph.
+    """
+
+    debugger: bool = False
+    callback: str = ""
+    method: str = ""
+    where: str = ""
+    traces: bool = False
+
+
+def activity(thread: int) -> Activity:
+    """What a thread is doing.
+
+    Callbacks do not see waiting for data, a trace, or each other. The variables of
+    `fit` and `evaluate` alone are read: they are Keras's, and small.
+
+    Args:
+        thread: its number.
+    """
+    callback = method = where = ""
+    seen = traces = False  # the list of callbacks; a function that is being traced
+    inner: Call | None = None
+    for call in calls_of_thread(thread):
+        if re.split(r"[._]", call.module.lstrip("_"))[0] in _DEBUGGERS:
+            return Activity(debugger=True)
+        traces = traces or (call.function == _MAKES_GRAPH and call.module == _GRAPHS)
+        if call.module == _CALLBACK_LIST and not (method or seen):
+            seen = True
+            # Where devices compute beside Python, it waits for the step as it reads the logs.
+            reads = inner is not None and inner.function == "pythonify_logs"
+            callback = "" if reads else (inner or call).qualified_name
+        elif _is_trainers(call):
+            step, epoch = call.local("begin_step"), call.local("epoch")
+            if method and call.function == "fit":  # what it has called is its validation
+                method = "validation" if method == "evaluate" else method
+                where += f" after epoch {epoch + 1}" if where and epoch is not None else ""
+                break
+            if method:
+                break
+            method = call.function
+            where = f"batch {step + 1}" if step is not None else ""
+            where += f" of epoch {epoch + 1}" if where and epoch is not None else ""
+            where += f" of {method}" if where and method != "fit" else ""
+        inner = call
+    return Activity(False, callback, method, f" ({where})" if where else "", traces)
+
+
+def training_method() -> str:
+    """As `Activity.method`, of the thread that asks."""
+    methods = [call.function for call in calls() if _is_trainers(call)]
+    if methods[:2] == ["evaluate", "fit"]:
+        return "validation"
+    return methods[0] if methods else ""
+
+
 def compiling_model() -> keras.Model | None:
-    """The model inside whose `compile` we are.
+    """The model whose `compile` is running.
 
     A model on a mesh must be known before its first batch, and the metrics that `compile` makes
     are the last thing of it that a strategy sees.
@@ -109,32 +185,51 @@ def predicting_model() -> Any:
     return _trainer_of(next(filter(_is_keras, calls(1)), None))
 
 
+def undecorated_step(fn: Any) -> Any:
+    """The plain method behind what Keras gives to `strategy.run`, as `plain_step`.
+
+    Args:
+        fn: which is returned where it is not a step of the model whose trainer calls.
+    """
+    if not isinstance(fn, tf.types.experimental.PolymorphicFunction):
+        return fn
+    model = predicting_model()
+    steps = [name for name in ("train_step", "test_step") if getattr(model, name, None) is fn]
+    return plain_step(model, steps[0]) if steps else fn
+
+
 def batch_of_step() -> Any:
     """The batch of the step that Keras is about to trace or run, as its trainer was given it.
 
     Inside the function a batch has no values. We read the local variable `data` of the function
-    that takes batches and calls it.
+    that takes batches and calls it, or what `predict` gives its function.
 
     Returns:
-        None when it is not `fit` or `train_on_batch` that calls.
+        None when it is not Keras's trainer that calls.
     """
     for call in calls():
-        if call.function == "function" and call.module.endswith("tensorflow.trainer"):
+        if not call.module.endswith("tensorflow.trainer"):
+            continue
+        if call.function == "function":
             return call.local("data")
+        if call.function == "predict":
+            return call.local("data")[0]
+        if call.function == "predict_on_batch":
+            return (call.local("x"),)
     return None
 
 
 def optimizer_being_made() -> keras.optimizers.Optimizer | None:
-    """The optimizer inside whose constructor we are.
+    """The optimizer whose constructor is running.
 
     Keras tells a strategy about variables alone, and an optimizer that no model was compiled with
     is seen nowhere else. Its counter is its first variable.
     """
     outside = itertools.dropwhile(lambda call: not _is_keras(call), calls())
     for call in itertools.takewhile(_is_keras, outside):
-        made = call.local("self")
-        if call.function == "__init__" and isinstance(made, keras.optimizers.Optimizer):
-            return made
+        instance = call.local("self")
+        if call.function == "__init__" and isinstance(instance, keras.optimizers.Optimizer):
+            return instance
     return None
 
 
@@ -144,9 +239,9 @@ def is_called_by_keras() -> bool:
 
 
 def calling_library() -> str:
-    """``"keras"`` or ``"tensorflow"``, which read the property that calls us for their own use.
+    """``"keras"`` or ``"tensorflow"``, which read the calling property for their own use.
 
-    A replica context's `num_replicas_in_sync` reads the strategy's, for whoever asked it: then it
+    A replica context's `num_replicas_in_sync` reads the strategy's, for any caller: then it
     is the caller of that who counts.
 
     Returns:
@@ -160,8 +255,8 @@ def calling_library() -> str:
     return package if package in ("keras", "tensorflow") else ""
 
 
-def loss_asks() -> bool:
-    """Whether a loss of Keras reads the property that calls us, to divide itself by it.
+def is_called_by_loss() -> bool:
+    """Whether a loss of Keras reads the calling property, to divide itself by it.
 
     It does so in `scale_loss_for_distribution` wherever it is called. Keras's trainer reads the
     same property outside of replicas to know how many parts a gathered result has.
@@ -169,7 +264,7 @@ def loss_asks() -> bool:
     return next(calls(1)).is_of("keras.src.losses")
 
 
-def asked_without_replica() -> bool:
+def updates_without_replica() -> bool:
     """Whether an optimizer of Keras asks, outside of replicas, if it may pause the others.
 
     It would then call `merge_call` of the replica that it is in, and there is none. The question
@@ -177,6 +272,12 @@ def asked_without_replica() -> bool:
     """
     asks = next(calls(1)).function == "strategy_supports_no_merge_call"
     return bool(asks and tf.distribute.in_cross_replica_context())
+
+
+def _is_trainers(call: Call) -> bool:
+    """Whether this is Keras's own `fit`, `evaluate` or `predict`."""
+    trains = call.function in ("fit", "evaluate", "predict")
+    return trains and call.is_of("keras") and call.module.endswith("tensorflow.trainer")
 
 
 def _is_keras(call: Call) -> bool:

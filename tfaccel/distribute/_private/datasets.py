@@ -7,6 +7,10 @@ TensorFlow 2.21 and Keras 3.15, watched by `tests/distribute/test_private.py` an
 
 from __future__ import annotations
 
+import itertools
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import tensorflow as tf
@@ -15,7 +19,138 @@ import tensorflow as tf
 # base, which has no batches.
 from tensorflow.python.data.ops.iterator_ops import OwnedIterator as DatasetIterator
 
-__all__ = ["DatasetIterator", "array_pipeline", "restart_threads"]
+__all__ = [
+    "DatasetIterator",
+    "MapFunction",
+    "Stage",
+    "array_pipeline",
+    "is_parallel",
+    "restart_threads",
+    "stage",
+    "user_function",
+]
+
+_KINDS = {
+    "_MapDataset": "map",
+    "_ParallelMapDataset": "map",
+    "_BatchDataset": "batch",
+    "_ParallelBatchDataset": "batch",
+    "_PrefetchDataset": "prefetch",
+    "_OptionsDataset": "options",
+    "_RepeatDataset": "repeat",
+    "_TakeDataset": "take",
+    "_SkipDataset": "skip",
+    "_ZipDataset": "zip",
+    "CacheDataset": "cache",
+    "_TensorDataset": "from_tensors",
+    "_TensorSliceDataset": "from_tensor_slices",
+}
+
+
+@dataclass(frozen=True)
+class MapFunction:
+    """What a `map` calls for each element.
+
+    Attributes:
+        call: takes an element and returns one, as traced when the dataset was made; it captures
+            what that captured.
+        output: the structure of what it returns, as in `tf.data.Dataset.element_spec`.
+        operations: gives the types of all its operations, and of the functions it calls; a
+            ValueError when its constants are larger than a graph may be (2 GB).
+        source: the user's function.
+    """
+
+    call: Callable[[Any], Any]
+    output: Any
+    operations: Callable[[], frozenset[str]]
+    source: Any
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The last transformation of a dataset.
+
+    Attributes:
+        kind: the method that made it, such as ``"map"`` or ``"shuffle"``.
+        inputs: the datasets that it transforms.
+        function: of a map.
+        number: the rows of a batch; the count of repeat, take and skip; the size of prefetch's
+            buffer.
+        drop_remainder: of a batch.
+        filename: of a cache.
+        structure: of a zip, its datasets as they were given.
+    """
+
+    kind: str
+    inputs: tuple[Any, ...]
+    function: MapFunction | None = None
+    number: int = 0
+    drop_remainder: bool = False
+    filename: str = ""
+    structure: Any = None
+
+
+def stage(dataset: tf.data.Dataset) -> Stage:
+    """Takes the last transformation of a dataset apart."""
+    inputs, name = tuple(dataset._inputs()), type(dataset).__name__
+    kind = _KINDS.get(name) or _method(name)
+    match kind:
+        case "map":
+            return Stage(kind, inputs, function=_map_function(dataset._map_func))
+        case "batch":
+            rows, drops = int(dataset._batch_size), bool(dataset._drop_remainder)
+            return Stage(kind, inputs, number=rows, drop_remainder=drops)
+        case "prefetch":
+            return Stage(kind, inputs, number=int(dataset._buffer_size))
+        case "repeat" | "take" | "skip":
+            return Stage(kind, inputs, number=int(dataset._count))
+        case "cache":
+            return Stage(kind, inputs, filename=dataset._filename.numpy().decode())
+        case "zip":
+            return Stage(kind, inputs, structure=dataset._datasets)
+    return Stage(kind, inputs)
+
+
+def is_parallel(dataset: tf.data.Dataset) -> bool:
+    """Whether the last transformation of a dataset runs in several threads."""
+    return type(dataset).__name__.strip("_").startswith("Parallel")
+
+
+def user_function(dataset: tf.data.Dataset) -> Any:
+    """The user's function that the last transformation of a dataset calls; None where none is.
+
+    That of a map, an interleave or a flat map, or the predicate of a filter.
+    """
+    for name in ("_map_func", "_predicate"):
+        if (wrapper := getattr(dataset, name, None)) is not None:
+            return getattr(wrapper, "_func", None)
+    return None
+
+
+def _method(name: str) -> str:
+    """The method that makes a dataset of this class.
+
+    >>> _method("_ShuffleDataset"), _method("_ParallelInterleaveDataset")
+    ('shuffle', 'interleave')
+    """
+    plain = name.strip("_").removesuffix("V2").removesuffix("Dataset").removeprefix("Parallel")
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", plain).lower()
+
+
+def _map_function(wrapper: Any) -> MapFunction:
+    function, output = wrapper.function, wrapper.output_structure
+
+    def call(element: Any) -> Any:
+        returned = function(*tf.nest.flatten(element, expand_composites=True))
+        flat = returned if isinstance(returned, (list, tuple)) else [returned]
+        return tf.nest.pack_sequence_as(output, flat, expand_composites=True)
+
+    def operations() -> frozenset[str]:
+        graph = function.graph.as_graph_def()
+        called = (node for each in graph.library.function for node in each.node_def)
+        return frozenset(node.op for node in itertools.chain(graph.node, called))
+
+    return MapFunction(call, output, operations, wrapper._func)
 
 
 def array_pipeline(dataset: tf.data.Dataset) -> tuple[tf.data.Dataset, list[Any]] | None:
@@ -46,7 +181,7 @@ def array_pipeline(dataset: tf.data.Dataset) -> tuple[tf.data.Dataset, list[Any]
 
 
 def restart_threads(threads: Any) -> bool:
-    """Lets the threads of a `PyDataset`, stopped after a look at its first batch, begin anew.
+    """Lets the threads of a `PyDataset`, stopped after a look at its first batch, restart.
 
     Keras 3.15 keeps what they have read by then for the next pass, which begins with the first
     batch all the same: up to ten batches would come twice, and as many of the last ones never.
@@ -55,7 +190,7 @@ def restart_threads(threads: Any) -> bool:
         threads: of `Caller`; stopped, and perhaps started again, since.
 
     Returns:
-        False when the dataset has no end: its threads go on where they were, and lose nothing.
+        False when the dataset has no end: its threads continue where they were, and lose nothing.
     """
     if threads.py_dataset.num_batches is None:
         return False

@@ -6,6 +6,7 @@ reads the epoch alone. Seen with Keras 3.15, watched by `tests/checkpoint/test_r
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,8 +21,8 @@ from keras.src.trainers.data_adapters.py_dataset_adapter import PyDatasetAdapter
 from keras.src.trainers.data_adapters.tf_dataset_adapter import TFDatasetAdapter
 
 from tfaccel.distribute._private.keras_trainer import is_trainer
-from tfaccel.distribute.adapt import adapt
-from tfaccel.distribute.call_stack import calls
+from tfaccel.distribute.call_stack import calls_of_thread
+from tfaccel.distribute.mixins import mix_in
 
 __all__ = [
     "ArrayDataAdapter",
@@ -30,7 +31,10 @@ __all__ = [
     "PyDatasetAdapter",
     "RunningFit",
     "TFDatasetAdapter",
+    "number_of_batches",
     "running_fit",
+    "running_fits",
+    "set_number_of_batches",
     "start_within_epoch",
 ]
 
@@ -59,11 +63,19 @@ class RunningFit:
 
 def running_fit() -> RunningFit | None:
     """The `fit` that calls a callback; None where something else does."""
-    for call in calls():
+    return next(running_fits(threading.get_ident()), None)
+
+
+def running_fits(thread: int) -> Iterator[RunningFit]:
+    """Each `fit` that a thread is in, the innermost first: a callback may call another one.
+
+    Args:
+        thread: as `threading.get_ident` gave it there.
+    """
+    for call in calls_of_thread(thread):
         if call.function == "fit" and call.is_of("keras") and is_trainer(call.local("self")):
             epochs, callbacks = call.local("epoch_iterator"), call.local("callbacks")
-            return RunningFit(epochs, callbacks, int(call.local("initial_epoch") or 0))
-    return None
+            yield RunningFit(epochs, callbacks, int(call.local("initial_epoch") or 0))
 
 
 @dataclass
@@ -76,7 +88,7 @@ class EpochStart:
         whole: whether all of their batches are, or the first ones of each.
         warm: whether the first step on the way is taken, as it makes variables.
         data_ready: called before the epoch's own pass over the data begins.
-        ready: called when the next batch is the one to go on with.
+        ready: called when the next batch is the one to resume at.
         logs: of the step before it.
     """
 
@@ -89,8 +101,30 @@ class EpochStart:
     logs: dict[str, float]
 
 
+def number_of_batches(epoch: Any) -> int | None:
+    """How many batches the data of Keras's iterator over an epoch have, where Keras knows."""
+    batches: int | None = epoch.data_adapter.num_batches
+    return batches
+
+
+def set_number_of_batches(epoch: Any, number: int | None) -> None:
+    """Makes the data of Keras's iterator over an epoch have so many batches; None for unknown."""
+    mix_in(epoch.data_adapter, _Counted)
+    epoch.data_adapter._batches = epoch._num_batches = number
+
+
+class _Counted:
+    """Mixin for what Keras makes of data, of which other workers have another number of batches."""
+
+    _batches: int | None
+
+    @property
+    def num_batches(self) -> int | None:
+        return self._batches
+
+
 def start_within_epoch(model: Any, epochs: Any, epoch: int, start: EpochStart) -> None:
-    """Makes a `fit` that has just begun go on where another one was; reads the earlier epochs.
+    """Makes a `fit` that has just begun resume where another one was; reads the earlier epochs.
 
     Args:
         model: that is fitted.
@@ -100,8 +134,8 @@ def start_within_epoch(model: Any, epochs: Any, epoch: int, start: EpochStart) -
     """
     model._initial_epoch = epoch
     model._resumed_logs = start.logs
-    adapt(model, _KeepsLogs)
-    adapt(epochs, _StartsWithin)
+    mix_in(model, _KeepsLogs)
+    mix_in(epochs, _StartsWithin)
     epochs._start, epochs._model = start, model
     for _ in range(start.epochs_before):
         epochs._read_epoch(start)
@@ -122,6 +156,8 @@ class _StartsWithin:
 
     _start: EpochStart | None
     _model: Any
+    _num_batches: int | None
+    steps_per_epoch: int | None
     steps_per_execution: int
 
     def _enumerate_iterator(self) -> Iterator[tuple[int, int, Any]]:
@@ -147,11 +183,14 @@ class _StartsWithin:
 
     def _read_epoch(self, start: EpochStart) -> None:
         """Goes through an epoch as `fit` does, and takes no step."""
+        # Keras learns how many batches there are where the first pass has ended, and asks for more
+        # of them until then.
+        unknown = not (self.steps_per_epoch or self._num_batches)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of data that end, which were given before
             with self.catch_stop_iteration():  # type: ignore[attr-defined]
                 for begin, _, iterator in super()._enumerate_iterator():  # type: ignore[misc]
-                    if start.whole or begin < _ENOUGH:
+                    if start.whole or unknown or begin < _ENOUGH:
                         self._read(iterator, start)
 
     def _read(self, iterator: Any, start: EpochStart) -> None:

@@ -91,6 +91,6 @@ def variable_path(name: str | None) -> str:
 
 
 def layers_being_built() -> tuple[keras.layers.Layer, ...]:
-    """The layers inside whose `build` we are, the innermost last."""
+    """The layers whose `build` is running, the innermost last."""
     entries = global_state.get_global_attribute("name_scope_stack") or []
     return tuple(e.caller for e in entries if isinstance(e.caller, keras.layers.Layer))

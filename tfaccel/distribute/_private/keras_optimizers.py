@@ -51,8 +51,8 @@ def accumulation(optimizer: Any) -> tuple[Any, list[Any]]:
 
     The public `iterations` counts updates, and so does not say whether one is under way.
     """
-    held = getattr(optimizer, "_accumulated_gradients", None) or []
-    return optimizer._iterations, [v for v in held if v is not None]
+    gradients = getattr(optimizer, "_accumulated_gradients", None) or []
+    return optimizer._iterations, [v for v in gradients if v is not None]
 
 
 def adam_slots(optimizer: keras.optimizers.Adam, variable: Any) -> tuple[Any, Any]:

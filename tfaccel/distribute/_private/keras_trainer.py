@@ -1,15 +1,17 @@
 """Keras's trainer: what has `fit`, its strategy, its steps, and how it makes variables.
 
-Keras has no hook by which a strategy could learn or say any of this. Seen with Keras 3.15, watched
+Keras has no hook for a strategy to read or change any of this. Seen with Keras 3.15, watched
 by `tests/distribute/test_private.py`.
 """
 
 from __future__ import annotations
 
 import gc
+import types
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 # What has `fit` and is no `keras.Model`: a layer of Keras's trainer class, which is not public.
 from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
@@ -24,8 +26,10 @@ __all__ = [
     "is_keras_function",
     "is_trainer",
     "live_trainers_and_optimizers",
+    "plain_step",
     "set_initial_epoch",
     "set_strategy",
+    "step_function",
     "strategy_at_compile",
 ]
 
@@ -35,19 +39,30 @@ def is_trainer(instance: Any) -> bool:
     return isinstance(instance, keras.layers.Layer) and isinstance(instance, TensorFlowTrainer)
 
 
+def plain_step(model: Any, name: str) -> Any:
+    """A step of `model`, without the `tf.function` with which its class may decorate it.
+
+    Keras traces a step into a function of its own. In one inside that, replicas can reduce nothing.
+    """
+    of_class = getattr(type(model), name)
+    if isinstance(of_class, tf.types.experimental.PolymorphicFunction):
+        return types.MethodType(of_class.python_function, model)
+    return getattr(model, name)
+
+
 def live_trainers_and_optimizers() -> tuple[list[Any], list[Any]]:
     """All that has `fit`, and all optimizers, of this process; Keras keeps no list of them."""
     optimizer, layer = keras.optimizers.Optimizer, keras.layers.Layer
-    found: list[Any] = []
+    matches: list[Any] = []
     relevant: dict[type, bool] = {}
-    for each in gc.get_objects():
-        cls = type(each)
+    for instance in gc.get_objects():
+        cls = type(instance)
         if (is_wanted := relevant.get(cls)) is None:
             is_wanted = relevant[cls] = issubclass(cls, (TensorFlowTrainer, optimizer))
-        if is_wanted and hasattr(each, "_tracker"):  # one that is being made has none
-            found.append(each)
-    trainers = [each for each in found if isinstance(each, layer)]
-    return trainers, [each for each in found if isinstance(each, optimizer)]
+        if is_wanted and hasattr(instance, "_tracker"):  # one that is being made has none
+            matches.append(instance)
+    trainers = [instance for instance in matches if isinstance(instance, layer)]
+    return trainers, [instance for instance in matches if isinstance(instance, optimizer)]
 
 
 def is_keras_function(fn: Any) -> bool:
@@ -59,6 +74,27 @@ def is_keras_function(fn: Any) -> bool:
     if is_trainer(getattr(fn, "__self__", None)):
         return getattr(fn, "__name__", "") in ("train_step", "test_step")
     return str(getattr(fn, "__module__", "")).startswith("keras.")
+
+
+def step_function(function: Any, depth: int = 4) -> Any:
+    """The `tf.function` of one step, inside of what Keras calls for one or more of them.
+
+    Keras keeps it in the closure `one_step_on_data` of `model.train_function`.
+
+    Args:
+        function: as `model.train_function`.
+        depth: of closures to look into.
+
+    Returns:
+        None where there is none: the model runs eagerly, or makes the function by itself.
+    """
+    if isinstance(function, tf.types.experimental.PolymorphicFunction):
+        return function
+    names = getattr(getattr(function, "__code__", None), "co_freevars", ())
+    for name, cell in zip(names, getattr(function, "__closure__", None) or (), strict=False):
+        if depth and name in ("one_step_on_data", "step_func"):
+            return step_function(cell.cell_contents, depth - 1)
+    return None
 
 
 def set_strategy(model: Any, strategy: Any) -> None:

@@ -39,8 +39,8 @@ def seed_unseeded(pair: Callable[[], tuple[int, int] | None] | None) -> None:
     @functools.wraps(plain)
     def get_seed(op_seed: Any) -> Any:
         unset = global_seed() if tf.executing_eagerly() else tf.compat.v1.get_default_graph().seed
-        found = pair() if pair is not None and op_seed is None and unset is None else None
-        return plain(op_seed) if found is None else found
+        seeds = pair() if pair is not None and op_seed is None and unset is None else None
+        return plain(op_seed) if seeds is None else seeds
 
     random_seed.get_seed = plain if pair is None else get_seed
 

@@ -5,7 +5,7 @@ Seen with TensorFlow 2.21, watched by `tests/test_onednn.py`.
 
 from __future__ import annotations
 
-# Whether oneDNN computes is decided when TensorFlow is imported, and told nowhere.
+# Whether oneDNN computes is decided when TensorFlow is imported, and exposed nowhere.
 from tensorflow.python.util._pywrap_util_port import IsMklEnabled
 
 __all__ = ["is_onednn_enabled"]

@@ -100,7 +100,7 @@ def all_gather(tensor: tf.Tensor) -> tf.Tensor:
 
 
 def _launcher() -> Any:
-    """What starts the collectives of the replica that we are in, or None without any."""
+    """What starts the collectives of the current replica, or None without any."""
     context = tf.distribute.get_replica_context()
     extended = context.strategy.extended
     collectives = getattr(extended, "_collective_ops", getattr(extended, "_cross_device_ops", None))

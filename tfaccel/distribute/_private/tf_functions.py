@@ -1,6 +1,6 @@
 """`tf.function` and the tapes: a function's traces and options, and whether any tape records.
 
-TensorFlow exports how a function is made, and neither how it is made anew nor what it was made
+TensorFlow exports how a function is made, and neither how it is recreated nor what it was made
 with. Seen with TensorFlow 2.21, watched by `tests/distribute/test_private.py`.
 """
 
@@ -30,7 +30,7 @@ def define_functions(definitions: Iterable[Any]) -> None:
 
 
 def forget_traces(function: Any) -> None:
-    """Makes a `tf.function` trace anew when it is called next.
+    """Makes a `tf.function` retrace when it is called next.
 
     Its traces hold the variables that it used then, and TensorFlow has no public way to drop them.
     `_clone` makes a function of the same options without traces.

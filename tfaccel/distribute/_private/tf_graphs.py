@@ -12,15 +12,13 @@ from typing import Any
 
 import tensorflow as tf
 
-# Host tensors up to this many elements become constants of a graph, larger ones its inputs.
-from tensorflow.core.function.capture.capture_container import (
-    _EAGER_CONST_THRESHOLD as LARGEST_CONSTANT,
-)
-
 # What operations are, by their names.
 from tensorflow.python.framework import op_def_registry
 
 # Which operations of a function TensorFlow runs in the order of their making.
+from tensorflow.python.framework.auto_control_deps import (
+    ResourceType as _ResourceType,
+)
 from tensorflow.python.framework.auto_control_deps import (
     _get_resource_inputs as _resources_of,
 )
@@ -31,20 +29,43 @@ from tensorflow.python.framework.auto_control_deps import (
 from tfaccel.distribute.replacements import replaced
 
 __all__ = [
-    "LARGEST_CONSTANT",
     "OperationProxy",
+    "function_graph",
     "is_ordered_by_trace",
     "is_pure",
     "leave_unordered",
+    "only_calls",
     "operations_replaced",
+    "resources_of",
     "run_after",
 ]
+
+
+_CALLS = frozenset(
+    {
+        *("PartitionedCall", "StatefulPartitionedCall"),
+        *("If", "StatelessIf", "Case", "StatelessCase", "While", "StatelessWhile"),
+    }
+)
+
+
+def only_calls(operation: str) -> bool:
+    """Whether an operation of this type only calls functions: what it does stands in those.
+
+    `is_pure` is False for them. Seen in 2.21, watched by tests/distribute/test_own_rows.py.
+    """
+    return operation in _CALLS
+
+
+def function_graph(graph: tf.Graph, name: str) -> tf.Graph:
+    """The graph of a function that an operation of `graph` calls by its name."""
+    return graph._get_function(name).graph
 
 
 def is_pure(operation: str) -> bool:
     """Whether an operation of this type has no state, calls nothing and takes plain tensors alone.
 
-    TensorFlow tells what its operations are nowhere else: seen in 2.21, watched by
+    TensorFlow exposes this nowhere else: seen in 2.21, watched by
     tests/model_parallel/test_private.py.
     """
     known = op_def_registry.get(operation)
@@ -67,6 +88,13 @@ def is_ordered_by_trace(op: tf.Operation) -> bool:
     return next(iter(_resources_of(op)), None) is None
 
 
+def resources_of(op: tf.Operation) -> list[tuple[tf.Tensor, bool]]:
+    """The handles of what an operation uses, and whether it may change each."""
+    if all(tensor.dtype != tf.resource for tensor in op.inputs):
+        return []
+    return [(handle, kind == _ResourceType.READ_WRITE) for handle, kind in _resources_of(op)]
+
+
 def leave_unordered(graph: tf.Graph, operations: list[tf.Operation]) -> bool:
     """Lets operations of a function run, and wait for none by themselves.
 
@@ -75,7 +103,7 @@ def leave_unordered(graph: tf.Graph, operations: list[tf.Operation]) -> bool:
         operations: of it, with side effects.
 
     Returns:
-        False where TensorFlow orders nothing by itself, as in a graph that is no function's.
+        False where TensorFlow orders nothing by itself, as in a graph that is not a function's.
     """
     manager = getattr(graph, "experimental_acd_manager", None)
     if manager is None:
@@ -93,7 +121,7 @@ def run_after(op: tf.Operation, earlier: tf.Operation) -> None:
 def operations_replaced(
     replace: Callable[[Any], list[tf.Tensor] | None],
 ) -> AbstractContextManager[None]:
-    """Lets `replace` say what is used in place of the outputs of each operation of a graph.
+    """Lets `replace` determine what is used in place of the outputs of each operation of a graph.
 
     Which operations a step is made of is known where a graph makes them, in `_create_op_internal`,
     and nowhere before; those of branches and loops are in graphs of their own. So the method of the
@@ -153,8 +181,8 @@ class OperationProxy:
         if not self._attrs:
             return self._operation.get_attr(name)
         value = self._attrs[name]
-        held = getattr(value, value.WhichOneof("value"))
-        return tf.as_dtype(held) if value.HasField("type") else held
+        content = getattr(value, value.WhichOneof("value"))
+        return tf.as_dtype(content) if value.HasField("type") else content
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._operation, name)

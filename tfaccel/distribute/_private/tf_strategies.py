@@ -39,7 +39,7 @@ def pack_variables(strategy: tf.distribute.TPUStrategy) -> None:
 
 
 def local_replica_index() -> int:
-    """Which of this worker's replicas we are in; public is only its id among all, a tensor."""
+    """The index of the current replica in this worker; only its global id, a tensor, is public."""
     return int(tf.distribute.get_replica_context()._replica_id)
 
 

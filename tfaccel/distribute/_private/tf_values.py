@@ -1,34 +1,106 @@
 """Distributed values: what a replica is handed, and how `tf.function` sees it.
 
-TensorFlow exports their base class alone, which says nothing of shapes, and the shapes decide when
+TensorFlow exports their base class alone, which has no shapes, and the shapes decide when
 a step is traced again. Seen with TensorFlow 2.21, watched by `tests/distribute/test_private.py`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
 
-# What a replica is handed, and how tf.function sees it. An empty one stands for None in a batch.
-from tensorflow.python.distribute.values import PerReplica, PerReplicaSpec
+# What a replica is handed: its element of `values`, of any structure.
+from tensorflow.python.distribute.values import PerReplica
 
-__all__ = ["DynamicRows", "PerReplica", "PerReplicaSpec", "StaticRows"]
+__all__ = ["PerReplica", "PerReplicaBatch"]
 
 
-class DynamicRows(PerReplica):  # type: ignore[misc]
-    """A PerReplica batch whose number of rows `tf.function` does not look at.
+class PerReplicaBatch(PerReplica):  # type: ignore[misc]
+    """A global batch over its replicas: one distributed value, whatever the batch is made of.
 
-    A step is then traced once for all batch sizes and sees `None` rows, as with the iterator of
-    a dataset on one device. TensorFlow asks a value for its `_type_spec`.
+    Keras asks the strategy for the shapes of a batch where every leaf of it is a distributed value,
+    and this is its only leaf; a None in the batch stays a None in each part.
+
+    Args:
+        parts: of each replica here, nests of one structure.
+        static_rows: whether `tf.function` retraces for every number of rows. Otherwise a step is
+            traced once for all batch sizes and sees `None` rows, as with the iterator of a dataset
+            on one device.
+        has_empty_replicas: whether a replica may have no rows of its own.
+
+    Attributes:
+        global_rows: rows of the whole batch, where its maker has counted them.
     """
 
+    global_rows: int | None = None
+
+    def __init__(
+        self, parts: Sequence[Any], static_rows: bool = False, has_empty_replicas: bool = False
+    ) -> None:
+        super().__init__(parts)
+        self.static_rows = static_rows
+        self.has_empty_replicas = has_empty_replicas
+
     @property
-    def _type_spec(self) -> PerReplicaSpec:
-        return PerReplicaSpec(*(_dynamic_rows(tf.type_spec_from_value(v)) for v in self.values))
+    def first_has_all(self) -> bool:
+        """Whether the first replica has all rows, and the others the same to compute for nothing.
+
+        A batch of fewer rows than replicas is given so, unless it is padded to a static shape.
+        """
+        filled_up = self.static_rows or self.values[0].real is None
+        return self.has_empty_replicas and not filled_up
+
+    @property
+    def _type_spec(self) -> _BatchSpec:
+        spec_of = tf.type_spec_from_value if self.static_rows else _dynamic_rows
+        specs = tf.nest.map_structure(lambda v: None if v is None else spec_of(v), self.values)
+        return _BatchSpec(specs, self.static_rows, self.has_empty_replicas)
 
 
-def _dynamic_rows(spec: Any) -> Any:
+class _BatchSpec(tf.TypeSpec):  # type: ignore[misc]
+    """Args: as of `PerReplicaBatch`, with specs for tensors."""
+
+    def __init__(self, parts: Any, static_rows: bool, has_empty_replicas: bool) -> None:
+        self._parts = parts
+        self._static_rows = static_rows
+        self._has_empty_replicas = has_empty_replicas
+
+    @property
+    def value_type(self) -> type:
+        return PerReplicaBatch
+
+    def _serialize(self) -> tuple[Any, bool, bool]:
+        return self._parts, self._static_rows, self._has_empty_replicas
+
+    @property
+    def _component_specs(self) -> tuple[Any, ...]:
+        return _without_none(self._parts)
+
+    def _to_components(self, value: PerReplicaBatch) -> tuple[Any, ...]:
+        return _without_none(value.values)
+
+    def _from_components(self, components: Any) -> PerReplicaBatch:
+        rest = iter(components)
+        parts = tf.nest.map_structure(lambda s: None if s is None else next(rest), self._parts)
+        return PerReplicaBatch(parts, self._static_rows, self._has_empty_replicas)
+
+    def most_specific_common_supertype(self, others: Any) -> Any:
+        # Keras makes its functions, one within the other, with `reduce_retracing`: where a second
+        # shape comes, `tf.function` asks the two specs for one that fits both, and traces with
+        # unknown sizes from then on. Static rows have none.
+        if self._static_rows:
+            return self if all(self == other for other in others) else None
+        return super().most_specific_common_supertype(others)
+
+
+def _without_none(parts: Any) -> tuple[Any, ...]:
+    return tuple(leaf for leaf in tf.nest.flatten(parts) if leaf is not None)
+
+
+def _dynamic_rows(value: Any) -> Any:
+    spec = tf.type_spec_from_value(value)
     shape = spec.shape
     if shape.rank in (None, 0):
         return spec
@@ -36,28 +108,3 @@ def _dynamic_rows(spec: Any) -> Any:
     if isinstance(spec, tf.RaggedTensorSpec):
         return tf.RaggedTensorSpec(shape, spec.dtype, spec.ragged_rank, spec.row_splits_dtype)
     return type(spec)(shape, spec.dtype)
-
-
-class StaticRows(PerReplica):  # type: ignore[misc]
-    """A PerReplica batch with a static shape, which a batch of another size does not change.
-
-    Keras makes its functions, one within the other, with `reduce_retracing`: where a second shape
-    comes, `tf.function` asks the two specs for one that fits both, and traces with unknown sizes
-    from then on. These have none.
-    """
-
-    @property
-    def _type_spec(self) -> PerReplicaSpec:
-        return _StaticSpec(*(tf.type_spec_from_value(v) for v in self.values))
-
-
-class _StaticSpec(PerReplicaSpec):  # type: ignore[misc]
-    @property
-    def value_type(self) -> type:
-        return StaticRows
-
-    def _from_components(self, components: Any) -> StaticRows:
-        return StaticRows(components)
-
-    def most_specific_common_supertype(self, others: Any) -> _StaticSpec | None:
-        return self if all(self == other for other in others) else None

@@ -15,7 +15,17 @@ import tensorflow as tf
 # A variable of several replicas, for what it is read from outside of them.
 from tensorflow.python.distribute.values import DistributedVariable
 
-__all__ = ["ReadByValue", "handle", "read_here", "set_tf_variable", "tf_variable"]
+# A variable of which only the handle is made: a plan allocates nothing.
+from tensorflow.python.ops.resource_variable_ops import UninitializedVariable
+
+__all__ = [
+    "ReadByValue",
+    "UninitializedVariable",
+    "handle",
+    "read_here",
+    "set_tf_variable",
+    "tf_variable",
+]
 
 
 class ReadByValue:
@@ -26,7 +36,7 @@ class ReadByValue:
     object.
     """
 
-    _held: Any
+    _stored_handle: Any
 
     def reads_by_value(self) -> bool:
         """Whether operations shall not read by themselves now."""
@@ -34,22 +44,22 @@ class ReadByValue:
 
     @property
     def _handle(self) -> Any:
-        return None if self.reads_by_value() else self._held
+        return None if self.reads_by_value() else self._stored_handle
 
     @_handle.setter
     def _handle(self, handle: Any) -> None:
-        self._held = handle
+        self._stored_handle = handle
 
     @property
     def handle(self) -> Any:
         """The handle of the resource."""
-        return self._held
+        return self._stored_handle
 
 
 def handle(variable: Any) -> tf.Tensor:
     """The resource of a variable, for an operation that changes it: the replica's own."""
-    held = variable.value if isinstance(variable, keras.Variable) else variable
-    return held.handle
+    tensor_or_variable = variable.value if isinstance(variable, keras.Variable) else variable
+    return tensor_or_variable.handle
 
 
 def tf_variable(variable: Any) -> Any:
@@ -61,21 +71,21 @@ def tf_variable(variable: Any) -> Any:
     return variable._value if isinstance(variable, keras.Variable) else variable
 
 
-def set_tf_variable(variable: keras.Variable, held: Any) -> None:
+def set_tf_variable(variable: keras.Variable, tf_variable: Any) -> None:
     """Makes a Keras variable, which stays the same object everywhere, hold another variable."""
-    variable._value = held
+    variable._value = tf_variable
 
 
 def read_here(source: Any) -> Any:
-    """What a gradient's source is read from where we are.
+    """What a gradient's source is read from in the current graph.
 
     Outside of `Strategy.run` a program reads one copy of a variable of several replicas, or a copy
     on the host of one of a mesh, and a tape records that. TensorFlow asks the variable itself for
     its handle, which one of replicas has in a replica only.
     """
-    found = source._value if isinstance(source, keras.Variable) else source
-    if getattr(found, "on_tape", None) is not None:
-        return found.on_tape
-    if isinstance(found, DistributedVariable) and tf.distribute.in_cross_replica_context():
-        return found._get_on_device_or_primary()
+    variable = source._value if isinstance(source, keras.Variable) else source
+    if getattr(variable, "on_tape", None) is not None:
+        return variable.on_tape
+    if isinstance(variable, DistributedVariable) and tf.distribute.in_cross_replica_context():
+        return variable._get_on_device_or_primary()
     return source

@@ -1,4 +1,4 @@
-"""Memory that messages are sent in, used again as soon as nobody looks at it."""
+"""Memory that messages are sent in, reused as soon as it is no longer referenced."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Buffers:
     """
 
     def __init__(self) -> None:
-        self._held: dict[int, list[np.ndarray]] = {}
+        self._buffers: dict[int, list[np.ndarray]] = {}
 
     def take(self, size: int) -> np.ndarray:
         """`size` bytes, aligned for TensorFlow, of any content.
@@ -24,12 +24,12 @@ class Buffers:
         Args:
             size: bytes.
         """
-        held = self._held.setdefault(size, [])
-        for i in range(len(held)):
-            if sys.getrefcount(held[i]) == _UNUSED:
-                return _aligned(held[i], size)
-        held.append(np.zeros(size + _ALIGNED, np.uint8))
-        return _aligned(held[-1], size)
+        candidates = self._buffers.setdefault(size, [])
+        for i in range(len(candidates)):
+            if sys.getrefcount(candidates[i]) == _UNUSED:
+                return _aligned(candidates[i], size)
+        candidates.append(np.zeros(size + _ALIGNED, np.uint8))
+        return _aligned(candidates[-1], size)
 
 
 def _aligned(raw: np.ndarray, size: int) -> np.ndarray:
@@ -38,7 +38,7 @@ def _aligned(raw: np.ndarray, size: int) -> np.ndarray:
 
 
 def _count() -> int:
-    """The reference count of an array in a list that nobody else has."""
+    """The reference count of an array in a list that holds the only reference."""
     held = [np.empty(1, np.uint8)]
     return sys.getrefcount(held[0])
 

@@ -19,7 +19,7 @@ class Communicator:
     """
 
     def __init__(self, comm: Any, begin: Callable[[], None] = lambda: None) -> None:
-        from mpi4py import MPI  # an extra; whoever made `comm` has started it
+        from mpi4py import MPI  # an extra; the caller has started it
 
         self._comm = comm
         self._in_place = MPI.IN_PLACE
@@ -43,7 +43,7 @@ class Communicator:
             arrays: of one dtype that MPI can add; the same shapes on every worker.
 
         Returns:
-            The sums, in memory that is used again when nobody looks at them any more.
+            The sums, in memory that is reused when they are no longer referenced.
         """
         self._begin()
         if len(arrays) == 1:
@@ -117,6 +117,6 @@ class Communicator:
             array: of any dtype; the same dtype and shape on every worker.
         """
         self._begin()
-        sent = np.array(array, order="C")  # a copy: it may be somebody's tensor
+        sent = np.array(array, order="C")  # a copy: it may belong to a tensor
         self._comm.Bcast(sent.reshape(-1).view(np.uint8))
         return sent

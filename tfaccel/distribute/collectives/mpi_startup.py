@@ -1,4 +1,4 @@
-"""Starts MPI among the workers of a cluster, whoever has started them."""
+"""Starts MPI among the workers of a cluster, however they were started."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import contextlib
 import os
 import secrets
 import socket
-import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from tfaccel.cluster import coordinator
+from tfaccel.cluster import coordinator, interface
 from tfaccel.cluster.cluster import Cluster
 from tfaccel.cluster.failure_detector import FailureDetector
+from tfaccel.distribute import worker_liveness
 from tfaccel.distribute.collectives.communicator import Communicator
 from tfaccel.errors import ClusterError, StrategyError
 
@@ -29,14 +29,17 @@ def is_installed() -> bool:
     return importlib.util.find_spec("mpi4py") is not None
 
 
-def join(cluster: Cluster, port: int | None = None, secret: str = "") -> Communicator:
+def join(
+    cluster: Cluster, port: int | None = None, secret: str = "", stall_timeout_s: float = 0.0
+) -> Communicator:
     """Starts MPI, and ties this worker's life to the others'.
 
     Args:
         cluster: the workers.
-        port: of the coordinator beside worker 0; None when MPI's own launcher has started us,
-            which has told MPI already who is there.
+        port: of the coordinator beside worker 0; None when MPI's own launcher has started this
+            process, which has configured MPI already.
         secret: of the coordinator.
+        stall_timeout_s: as in `coordinator.start`, where that is started here.
 
     Raises:
         StrategyError: no MPI library can be loaded.
@@ -54,15 +57,17 @@ def join(cluster: Cluster, port: int | None = None, secret: str = "") -> Communi
             "MPI library that started this job, or start it with `tfaccel launch`."
         )
     if port is None:
-        own = None
+        hosts = comm.allgather(socket.gethostname())
+        host = hosts[0] if len(set(hosts)) > 1 else "localhost"
+        local_endpoint = None
         if cluster.is_chief:
             secret = secrets.token_hex(16)
-            own = socket.gethostname(), coordinator.start(cluster.size, secret), secret
-        host, port, secret = comm.bcast(own)
+            address = interface.address_of(host, [host])
+            own_port = coordinator.start(cluster.size, secret, address, stall_timeout_s)
+            local_endpoint = address or host, own_port, secret
+        host, port, secret = comm.bcast(local_endpoint)
     assert port is not None
-    line = coordinator.connect(host, port, cluster.rank, "liveness", secret)
-    names = [f"worker {r} of {cluster.size} ({w})" for r, w in enumerate(cluster.workers)]
-    detector = FailureDetector(line, names)
+    detector = worker_liveness.watch(cluster, host, port, secret)
     atexit.register(_leave, detector)
     return Communicator(comm, detector.before_collective)
 
@@ -90,7 +95,7 @@ def _initialized() -> Any:
 
 @contextlib.contextmanager
 def _pmi_environment(cluster: Cluster, host: str, port: int, secret: str) -> Iterator[None]:
-    """Tells an MPI library that starts inside who it is, and where it hears of the others."""
+    """Sets the rank and the process manager's address for an MPI library that starts inside."""
     line = coordinator.connect(host, port, cluster.rank, "pmi", secret)
     variables = {"PMI_FD": line.detach(), "PMI_RANK": cluster.rank, "PMI_SIZE": cluster.size}
     with _environment_set(variables):
@@ -114,7 +119,7 @@ def _environment_set(variables: Mapping[str, Any]) -> Iterator[None]:
 
 def _leave(detector: FailureDetector) -> None:
     """Ends MPI when all workers have ended; not when this one fails, for they will not come."""
-    if getattr(sys, "last_value", None) is not None:
+    if worker_liveness.ended_by_error(detector):
         detector.abort()
         return
     detector.close()

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from tfaccel.distribute.collectives import buckets
 from tfaccel.distribute.collectives.communicator import Communicator
+from tfaccel.distribute.worker_activity import worker_activity
 
 _HALF_PRECISION = (tf.float16, tf.bfloat16)
 
@@ -47,17 +48,17 @@ class WorkerCollectives:
             tensors: numbers; the same shapes and dtypes on every worker.
         """
         tensors = [tf.convert_to_tensor(t) for t in tensors]
-        given = [tf.cast(t, tf.int32) if t.dtype.is_bool else t for t in tensors]
-        sizes = [_bytes(t) for t in given]
-        sums: list[Any] = [None] * len(given)
-        for bucket in buckets.plan(sizes, [t.dtype for t in given], self._bucket_bytes):
-            chosen = [given[i] for i in bucket]
+        operands = [tf.cast(t, tf.int32) if t.dtype.is_bool else t for t in tensors]
+        sizes = [_bytes(t) for t in operands]
+        sums: list[Any] = [None] * len(operands)
+        for bucket in buckets.plan(sizes, [t.dtype for t in operands], self._bucket_bytes):
+            chosen = [operands[i] for i in bucket]
             if chosen[0].dtype in _HALF_PRECISION:
                 totals = self._sum_narrow(chosen)
             else:
                 totals = self._call(self._communicator.sum, chosen)
             for i, total in zip(bucket, totals, strict=True):
-                sums[i] = tf.cast(tf.ensure_shape(total, given[i].shape), tensors[i].dtype)
+                sums[i] = tf.cast(tf.ensure_shape(total, operands[i].shape), tensors[i].dtype)
         return sums
 
     def _sum_narrow(self, tensors: list[tf.Tensor]) -> list[tf.Tensor]:
@@ -101,28 +102,31 @@ class WorkerCollectives:
         return _to_original_dtype(tf.ensure_shape(sent, tensor.shape), tensor.dtype)
 
     def _call(
-        self, collective: Callable[[Sequence[np.ndarray]], list[np.ndarray]], given: list[tf.Tensor]
+        self,
+        collective: Callable[[Sequence[np.ndarray]], list[np.ndarray]],
+        operands: list[tf.Tensor],
     ) -> list[tf.Tensor]:
-        """Runs `collective` on the arrays of `given`, after all collectives made before it.
+        """Runs `collective` on the arrays of `operands`, after all collectives made before it.
 
         A function that is being traced keeps the order of operations that share a variable, also
         of branches and loops that use it inside: so each collective stands between two touches
         of one. It must be no stateful operation itself: those run one after the other, all
         replicas of this worker in a row, and may wait for one that comes later. The second touch
-        adds what the collective returns, since TensorFlow takes an operation that nobody reads out
+        adds what the collective returns, since TensorFlow prunes an unused operation out
         of a graph, and a worker may read less of a collective than the others do.
         """
+        collective = worker_activity.in_mpi(collective)
         with tf.device("/CPU:0"):
             if tf.executing_eagerly():
-                return [tf.convert_to_tensor(a) for a in collective([t.numpy() for t in given])]
+                return [tf.convert_to_tensor(a) for a in collective([t.numpy() for t in operands])]
             turn = self._order.assign_add(1)
-            one, *results = tf.numpy_function(
+            next_turn, *results = tf.numpy_function(
                 lambda turn, *arrays: [np.int32(1), *collective(arrays)],
-                [turn, *given],
-                [tf.int32, *(t.dtype for t in given)],
+                [turn, *operands],
+                [tf.int32, *(t.dtype for t in operands)],
                 stateful=False,
             )
-            self._order.assign_add(tf.ensure_shape(one, []), read_value=False)
+            self._order.assign_add(tf.ensure_shape(next_turn, []), read_value=False)
             return list(results)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfaccel.distribute import step
-from tfaccel.distribute.compression import exchange
+from tfaccel.distribute.compression import fp32_all_reduce
 
 
 class Cast:
@@ -30,7 +30,7 @@ class Cast:
     def sum(self, owner: Any, grads: list[Any]) -> list[Any]:
         """Sums gradients over replicas."""
         over_mpi = getattr(tf.distribute.get_strategy(), "communication", "") == "mpi"
-        add = step.all_reduce_sum if over_mpi else exchange.all_reduce_sum
+        add = step.all_reduce_sum if over_mpi else fp32_all_reduce.all_reduce_sum
         sums = iter(add([self._narrow(g) for g in grads if g is not None]))
         return [None if g is None else _cast_back(next(sums), g.dtype) for g in grads]
 

@@ -22,7 +22,8 @@ class _Memory:
     """What a replica remembers of one gradient, seen as `n` rows of `m`.
 
     Attributes:
-        error: `(n, m)`, what has not been sent yet; each replica's own.
+        error: `(n, m)`, what has not been sent yet; each replica's part of a sum, on which alone
+            what is sent depends.
         q: `(m, rank)`, where the last power iteration ended; the same on every replica.
     """
 
@@ -64,21 +65,21 @@ class PowerSGD:
         """
         if owner not in self._kept:
             with tf.init_scope(), strategy.scope():
-                made = [self._memory(i, tuple(v.shape)) for i, v in enumerate(variables)]
-            self._kept[owner] = made
+                memories = [self._memory(i, tuple(v.shape)) for i, v in enumerate(variables)]
+            self._kept[owner] = memories
 
     def sum(self, owner: Any, grads: list[Any]) -> list[Any]:
         """Sums gradients over replicas."""
         if owner not in self._kept:
             raise StrategyError(
                 "tfaccel: gradient_compression='powersgd' was requested and optimizer "
-                f"{owner.name!r} is none that a model was compiled with, expected one optimizer a "
-                "model; use gradient_compression='bfloat16'."
+                f"{owner.name!r} is not one that a model was compiled with; expected one optimizer "
+                "per model; use gradient_compression='bfloat16'."
             )
         if len(grads) != len(self._kept[owner]):
             raise StrategyError(
                 f"tfaccel: optimizer {owner.name!r} was given {len(grads)} gradients under "
-                "gradient_compression='powersgd', expected one for each of the "
+                "gradient_compression='powersgd'; expected one for each of the "
                 f"{len(self._kept[owner])} variables that the model trains (None for one without); "
                 "use gradient_compression='bfloat16'."
             )
@@ -94,7 +95,7 @@ class PowerSGD:
             for i, kept in memory.items()
         }
         p, sums = self._first_message({i: m @ memory[i].q for i, m in matrices.items()}, whole)
-        # After an overflow nothing is remembered, and whoever scales the loss hears of it.
+        # After an overflow nothing is remembered, and the LossScaleOptimizer sees it.
         finite = {i: tf.reduce_all(tf.math.is_finite(total)) for i, total in p.items()}
         # The same input on every replica, and so the same bits.
         p = {i: tf.linalg.qr(_where(finite[i], total)).q for i, total in p.items()}
@@ -129,18 +130,14 @@ class PowerSGD:
         if 2 * self.rank * (n + m) > n * m:
             return None
         start = tf.random.stateless_normal([m, self.rank], seed=[index, 0])
-        return _Memory(_replica_variable(tf.zeros([n, m]), "error"), _replica_variable(start, "q"))
-
-
-def _replica_variable(value: tf.Tensor, name: str) -> tf.Variable:
-    """A variable of which each replica has its own."""
-    return tf.Variable(
-        value,
-        trainable=False,
-        name=f"powersgd_{name}",
-        synchronization=tf.VariableSynchronization.ON_READ,
-        aggregation=tf.VariableAggregation.NONE,
-    )
+        error = tf.Variable(
+            tf.zeros([n, m]),
+            trainable=False,
+            name="powersgd_error",
+            synchronization=tf.VariableSynchronization.ON_READ,
+            aggregation=tf.VariableAggregation.SUM,
+        )
+        return _Memory(error, tf.Variable(start, trainable=False, name="powersgd_q"))
 
 
 def _where(condition: tf.Tensor, value: tf.Tensor) -> tf.Tensor:

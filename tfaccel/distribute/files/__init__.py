@@ -11,19 +11,19 @@ its slices.
 * `ModelCheckpoint`, `BackupAndRestore`, `CSVLogger` and `TensorBoard`: the chief decides whether to
   write, and writes.
 * `tfaccel.checkpoint.save`: every worker its slices, the chief the rest.
-* Anything else is the script's own, which asks `tfaccel.is_chief`.
+* Anything else is the script's own, which checks `tfaccel.is_chief`.
 
 **When all must call.** Wherever one worker writes for all, every worker must make the same call, at
 the same point: the others take part where variables are gathered, and wait, so that all may read
-the file afterwards. Where each worker writes its own file, nobody waits, and a call on one worker
-alone is right too.
+the file afterwards. Where each worker writes its own file, no worker waits, and a call on one
+worker alone is right too.
 
 **A failure of the chief is every worker's error, at once** (`one_writer.py`). The others would
 otherwise wait for it in their next step. A worker that writes its own file fails by itself.
 
 **Files are atomic** (`atomic.py`). What stands at a local path is complete at any time: it is
-written beside the target and renamed, a folder in two renames. On a remote filesystem a single file
-appears when it is complete, and a folder is replaced file by file.
+written beside the target and renamed, a directory in two renames. On a remote filesystem a single
+file appears when it is complete, and a directory is replaced file by file.
 
 What a strategy provides for this is `one_writer.WritingStrategy`.
 """

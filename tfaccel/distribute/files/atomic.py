@@ -1,4 +1,4 @@
-"""Replaces files and folders in one step, so that what stands at a path is complete at any time."""
+"""Replaces files and directories atomically: what is at a path is complete at any time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-_ATTEMPTS = 100  # of workers that put the same folder on a disk that they share
+_ATTEMPTS = 100  # of workers that put the same directory on a disk that they share
 
 
 def is_remote(path: str) -> bool:
@@ -37,16 +37,16 @@ def beside(path: str, kind: str) -> str:
 
 
 def write(path: str, rank: int, write_to: Callable[[str], None], parents: bool = False) -> None:
-    """Writes a file, several, or a folder; a local one replaces the one before when it is complete.
+    """Writes a file, several, or a directory; a local one replaces the previous when complete.
 
-    Workers that share a disk may all write the same path: each writes a folder of its own first.
+    Workers that share a disk may all write the same path: each writes a directory of its own first.
 
     Args:
-        path: of the file or folder.
+        path: of the file or directory.
         rank: of this worker.
-        write_to: writes what it is given the path of: that file, a folder of that name, or files
+        write_to: writes what it is given the path of: that file, a directory of that name, or files
             beside it.
-        parents: whether missing folders above `path` are made.
+        parents: whether missing directories above `path` are made.
     """
     if is_remote(path):
         write_to(path)
@@ -55,24 +55,26 @@ def write(path: str, rank: int, write_to: Callable[[str], None], parents: bool =
     folder, base = os.path.split(path)
     if parents and folder:
         os.makedirs(folder, exist_ok=True)
-    own = beside(path, f"rank{rank}")
-    shutil.rmtree(own, ignore_errors=True)  # of a run that was killed
-    os.mkdir(own)
+    worker_folder = beside(path, f"rank{rank}")
+    shutil.rmtree(worker_folder, ignore_errors=True)  # of a run that was killed
+    os.mkdir(worker_folder)
     try:
-        write_to(os.path.join(own, base))
+        write_to(os.path.join(worker_folder, base))
         # Weights in several files have an index, which is complete when they are.
-        for name in sorted(os.listdir(own), key=lambda name: (name.endswith(".json"), name)):
-            written, target = os.path.join(own, name), os.path.join(folder, name)
+        for name in sorted(
+            os.listdir(worker_folder), key=lambda name: (name.endswith(".json"), name)
+        ):
+            written, target = os.path.join(worker_folder, name), os.path.join(folder, name)
             if os.path.isdir(written):
-                _put_folder(written, target, beside(own, "old"))
+                _put_folder(written, target, beside(worker_folder, "old"))
             else:
                 os.replace(written, target)
     finally:
-        shutil.rmtree(own, ignore_errors=True)
+        shutil.rmtree(worker_folder, ignore_errors=True)
 
 
 def _put_folder(written: str, target: str, old: str) -> None:
-    """Renames a local folder, whoever else puts an equal one there meanwhile."""
+    """Renames a local directory, also where another process puts an equal one there."""
     for attempt in range(_ATTEMPTS):
         shutil.rmtree(old, ignore_errors=True)
         if os.path.isfile(target):
@@ -89,13 +91,13 @@ def _put_folder(written: str, target: str, old: str) -> None:
 
 
 def begin_folder(folder: str) -> None:
-    """Makes an empty folder, also where a run that was killed has left one."""
+    """Makes an empty directory, also where a run that was killed has left one."""
     remove_folder(folder)
     tf.io.gfile.makedirs(folder)
 
 
 def replace_folder(written: str, folder: str) -> None:
-    """Puts the folder `written` at `folder`; either is local or remote, and nobody else's."""
+    """Puts the directory `written` at `folder`; either is local or remote, and not shared."""
     old = beside(folder, "old")
     remove_folder(old)
     if tf.io.gfile.exists(folder):
@@ -105,7 +107,7 @@ def replace_folder(written: str, folder: str) -> None:
 
 
 def remove_folder(folder: str) -> None:
-    """Removes a folder that may not be there."""
+    """Removes a directory that may not be there."""
     if tf.io.gfile.exists(folder):
         tf.io.gfile.rmtree(folder)
 
@@ -114,7 +116,7 @@ def _move(folder: str, to: str) -> None:
     if not is_remote(folder):
         tf.io.gfile.rename(folder, to)
         return
-    # Not every remote filesystem has folders that could be renamed.
+    # Not every remote filesystem has directories that could be renamed.
     tf.io.gfile.makedirs(to)
     for name in tf.io.gfile.listdir(folder):
         tf.io.gfile.rename(inside(folder, name), inside(to, name))

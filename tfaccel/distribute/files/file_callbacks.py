@@ -16,9 +16,9 @@ import tensorflow as tf
 from absl import logging
 
 from tfaccel.distribute import _private
-from tfaccel.distribute.adapt import adapt
 from tfaccel.distribute.broadcast import broadcast
 from tfaccel.distribute.files.one_writer import WritingStrategy, on_all, on_chief
+from tfaccel.distribute.mixins import mix_in
 from tfaccel.distribute.optimizer import optimizers_of
 from tfaccel.errors import ClusterError
 
@@ -142,15 +142,15 @@ class ChiefBacksUp(ChiefSaves):
             on_all(self._strategy, f"read {self.backup_dir}", lambda: restore(logs))
         initial = getattr(self.model, "_initial_epoch", None)
         epoch = -1 if initial is None else int(initial)
-        found = int(broadcast(self._strategy, [np.int64(epoch)])[0])
+        chief_epoch = int(broadcast(self._strategy, [np.int64(epoch)])[0])
         if self._strategy.holds_whole_variables:
-            if found >= 0:
-                _private.set_initial_epoch(self.model, found)
+            if chief_epoch >= 0:
+                _private.set_initial_epoch(self.model, chief_epoch)
                 _share_state(self.model, self._strategy)
-        elif found != epoch:
+        elif chief_epoch != epoch:
             raise ClusterError(
-                f"tfaccel: worker 0 found a backup at epoch {found} in {self.backup_dir} and "
-                f"worker {self._strategy.cluster.rank} at epoch {epoch} (-1 is none), "
+                f"tfaccel: worker 0 found a backup at epoch {chief_epoch} in {self.backup_dir} and "
+                f"worker {self._strategy.cluster.rank} at epoch {epoch} (-1 is none); "
                 "expected the same; put backup_dir on a disk that all workers see."
             )
 
@@ -218,18 +218,18 @@ def write_on_chief(callbacks: Any, strategy: WritingStrategy) -> None:
             `keras.callbacks.CallbackList`.
         strategy: of several workers.
     """
-    held = getattr(callbacks, "callbacks", callbacks)
-    for callback in tf.nest.flatten(held) if held else ():
+    instances = getattr(callbacks, "callbacks", callbacks)
+    for callback in tf.nest.flatten(instances) if instances else ():
         for kind, mixin in _MIXINS.items():
             if isinstance(callback, kind):
-                adapt(callback, mixin)
+                mix_in(callback, mixin)
                 callback._strategy = strategy
 
 
 def warn_of_backups(callbacks: Any) -> None:
-    """Warns of a backup that `fit` does not go on from as one expects: Keras reads no batch."""
-    held = getattr(callbacks, "callbacks", callbacks)
-    for callback in tf.nest.flatten(held) if held else ():
+    """Warns of a backup from which `fit` does not resume as expected: Keras reads no batch."""
+    instances = getattr(callbacks, "callbacks", callbacks)
+    for callback in tf.nest.flatten(instances) if instances else ():
         if isinstance(callback, keras.callbacks.BackupAndRestore) and callback.save_freq != "epoch":
             logging.warning(
                 "tfaccel: BackupAndRestore(save_freq=%r) resumes at the beginning of an epoch with "
@@ -257,5 +257,5 @@ def _share_state(model: keras.Model, strategy: WritingStrategy) -> None:
 def _all_optimizers(model: keras.Model) -> list[keras.optimizers.Optimizer]:
     """The optimizers of `model` and of the models in it, all of which its files hold."""
     models = [part for part in _private.layers_of(model) if isinstance(part, keras.Model)]
-    found = {id(one): one for part in [model, *models] for one in optimizers_of(part)}
-    return list(found.values())
+    optimizers = {id(one): one for part in [model, *models] for one in optimizers_of(part)}
+    return list(optimizers.values())

@@ -11,7 +11,12 @@ import keras
 import tensorflow as tf
 
 from tfaccel.distribute.files import atomic
-from tfaccel.distribute.files.one_writer import WritingStrategy, current_turn, on_chief, tell
+from tfaccel.distribute.files.one_writer import (
+    WritingStrategy,
+    broadcast_error,
+    current_write_context,
+    on_chief,
+)
 
 _SUFFIXES = (".keras", ".h5", ".hdf5", ".json")
 
@@ -68,11 +73,11 @@ def _write(
     def write() -> None:
         atomic.write(path, rank, write_to, parents)
 
-    if (turn := current_turn()) is not None:
+    if (turn := current_write_context()) is not None:
         with turn.gathered(model):
             write()
     elif strategy.holds_whole_variables and not atomic.is_remote(path):
-        write()  # one for each worker, and nobody waits
+        write()  # one for each worker, and none waits
     else:
         with strategy.gathered_for_file(model):
             on_chief(strategy, f"write {path}", write)
@@ -88,8 +93,8 @@ def _refuse_existing(strategy: WritingStrategy, path: str, overwrite: bool) -> N
     error = FileExistsError(
         f"tfaccel: {path} is there already and overwrite=False; expected a new path."
     )
-    found = error if tf.io.gfile.exists(path) else None
+    existing = error if tf.io.gfile.exists(path) else None
     # Nobody writes before all have looked: they may share a disk.
-    failure = tell(strategy, found) if current_turn() is None else ""
-    if found is not None or failure:
+    failure = broadcast_error(strategy, existing) if current_write_context() is None else ""
+    if existing is not None or failure:
         raise error

@@ -1,4 +1,4 @@
-"""The chief writes, all wait, and what it fails of all hear."""
+"""The chief writes, all wait, and its errors are raised on all."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class WritingStrategy(Workers, Protocol):
         """
 
 
-class ChiefsTurn:
+class ChiefWriteContext:
     """The chief writes while the others are in `on_chief`, ready to take part.
 
     Args:
@@ -56,7 +56,7 @@ class ChiefsTurn:
             return
         if model is not self._model:
             raise TfaccelError(
-                f"tfaccel: a callback of Keras's saves model {model.name!r}, expected "
+                f"tfaccel: a callback of Keras's saves model {model.name!r}; expected "
                 f"{self._model.name!r}, which fit trains; save the other one in a callback of your "
                 "own, on every worker."
             )
@@ -65,12 +65,14 @@ class ChiefsTurn:
             yield
 
 
-_turn: ContextVar[ChiefsTurn | None] = ContextVar("tfaccel_chiefs_turn", default=None)
+_write_context: ContextVar[ChiefWriteContext | None] = ContextVar(
+    "tfaccel_chief_write_context", default=None
+)
 
 
-def current_turn() -> ChiefsTurn | None:
+def current_write_context() -> ChiefWriteContext | None:
     """The turn in which this worker, the chief, is writing."""
-    return _turn.get()
+    return _write_context.get()
 
 
 def on_chief(
@@ -91,19 +93,19 @@ def on_chief(
         Exception: on the chief, what `work` raised.
         TfaccelError: on the others then.
     """
-    if current_turn() is not None:
+    if current_write_context() is not None:
         work()  # within another turn, whose end tells
     elif not strategy.cluster.is_chief:
-        _raise_on_others(what, _take_part(strategy, model))
+        _raise_on_others(what, _assist_chief(strategy, model))
     else:
-        token = _turn.set(ChiefsTurn(strategy, model))
+        token = _write_context.set(ChiefWriteContext(strategy, model))
         try:
-            failed = error_of(work)
+            error = error_of(work)
         finally:
-            _turn.reset(token)
-        tell(strategy, failed)
-        if failed is not None:
-            raise failed
+            _write_context.reset(token)
+        broadcast_error(strategy, error)
+        if error is not None:
+            raise error
 
 
 def on_all(strategy: WritingStrategy, what: str, work: Callable[[], None]) -> None:
@@ -118,31 +120,32 @@ def on_all(strategy: WritingStrategy, what: str, work: Callable[[], None]) -> No
         Exception: on a worker, what its `work` raised.
         TfaccelError: on the others, when the chief failed.
     """
-    failed = error_of(work)
-    failure = tell(strategy, failed)
-    if failed is not None:
-        raise failed
+    error = error_of(work)
+    failure = broadcast_error(strategy, error)
+    if error is not None:
+        raise error
     _raise_on_others(what, failure)
 
 
 def _raise_on_others(what: str, failure: str) -> None:
     if failure:
         raise TfaccelError(
-            f"tfaccel: worker 0 could not {what}, which it does for all ({failure}); see its error."
+            f"tfaccel: worker 0 could not {what}, which it does on behalf of all workers "
+            f"({failure}); see its error."
         )
 
 
-def tell(strategy: Any, failed: Exception | None) -> str:
+def broadcast_error(strategy: Any, error: Exception | None) -> str:
     """What the chief failed of, on every worker; every worker must call.
 
     Args:
         strategy: of several workers, or any other.
-        failed: on the chief, what it failed of.
+        error: on the chief, what it failed of.
 
     Returns:
         The type and text of the error; empty where there was none.
     """
-    text = error_text(failed) if failed is not None else ""
+    text = error_text(error) if error is not None else ""
     if getattr(strategy, "cluster", None) is None:
         return text
     return _send(strategy, _DONE, text)[1]
@@ -162,7 +165,7 @@ def error_text(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {getattr(error, 'message', error)}".split())
 
 
-def _take_part(strategy: WritingStrategy, model: keras.Model | None) -> str:
+def _assist_chief(strategy: WritingStrategy, model: keras.Model | None) -> str:
     while True:
         code, text = _send(strategy, _DONE)  # what is received is the chief's
         if code == _DONE:

@@ -112,17 +112,19 @@ class AutoLayout:
             return self._bias(layer, shape)
         inputs, kernel, output = einsum_terms(layer.equation)
         summed = [c for c in inputs if c in kernel and c not in output]
-        made = [c for c in output if c in kernel and c not in inputs]
-        if len(kernel) != len(shape) or not summed or not made:
+        created = [c for c in output if c in kernel and c not in inputs]
+        if len(kernel) != len(shape) or not summed or not created:
             return (None,) * len(shape), "replicated"
-        if len(summed) == len(made) == 1:
-            rows, columns = kernel.index(summed[0]), kernel.index(made[0])
+        if len(summed) == len(created) == 1:
+            rows, columns = kernel.index(summed[0]), kernel.index(created[0])
             split = self._pair(layer, shape[rows], shape[columns], (rows, columns), len(shape))
             if self._split[id(layer)] != (None,):
-                self._split[id(layer)] = _along(layer, made[0], output, self._axis)
+                self._split[id(layer)] = _along(layer, created[0], output, self._axis)
             return split
         # More letters out than in: heads are made. More in than out: heads are summed.
-        heads, reason = (made[0], "heads") if len(made) > len(summed) else (summed[0], "heads in")
+        heads, reason = (
+            (created[0], "heads") if len(created) > len(summed) else (summed[0], "heads in")
+        )
         dim = kernel.index(heads)
         if not self._fits(shape[dim]):
             self._split[id(layer)] = (None,)

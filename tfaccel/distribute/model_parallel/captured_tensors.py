@@ -12,10 +12,11 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.experimental import dtensor
 
-from tfaccel.distribute import _private
-from tfaccel.distribute.adapt import adapt
+from tfaccel.distribute.mixins import mix_in
 from tfaccel.distribute.model_parallel import host_transfer, rewrites
 from tfaccel.distribute.replacements import replaced
+
+_LARGEST_BROADCAST = 16  # elements of an integer tensor that DTensor gives each device by itself
 
 
 class CapturesOnMesh:
@@ -76,12 +77,12 @@ def _with_int32_indices(inputs: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[
 
 
 def _is_large(tensor: tf.Tensor) -> bool:
-    """Whether the graph takes it as an input; small ones may become constants of the graph."""
-    if tensor.dtype in (tf.resource, tf.variant, tf.string):
+    """Whether DTensor refuses it as an input of a graph: it gives each device small ones itself."""
+    if tensor.dtype in (tf.resource, tf.variant, tf.string) or not tensor.shape.rank:
         return False
-    if tensor.dtype.is_floating and tensor.shape.rank:
-        return True  # TensorFlow takes a small one as an input too when it may be on another device
-    return bool(tensor.shape.num_elements() > _private.LARGEST_CONSTANT)
+    if tensor.dtype in (tf.int32, tf.int64):
+        return bool(tensor.shape.num_elements() > _LARGEST_BROADCAST)
+    return True
 
 
 def capture_on_mesh(strategy: Any) -> None:
@@ -91,5 +92,5 @@ def capture_on_mesh(strategy: Any) -> None:
     graph = tf.compat.v1.get_default_graph()
     if not hasattr(graph, "capture") or isinstance(graph, CapturesOnMesh):
         return
-    adapt(graph, CapturesOnMesh)
+    mix_in(graph, CapturesOnMesh)
     graph._strategy, graph._captured = strategy, {}

@@ -1,7 +1,7 @@
 """Deferred errors: whether the steps that were sent to the mesh have succeeded.
 
-DTensor runs steps asynchronously, and reports a failure to whoever reads a result. A
-`fit` whose logs nobody reads would go on, and show the metrics as they were: a loss of 0.0.
+DTensor runs steps asynchronously, and reports a failure when a result is read. A
+`fit` whose logs are not read would continue, and show the metrics as they were: a loss of 0.0.
 """
 
 from __future__ import annotations

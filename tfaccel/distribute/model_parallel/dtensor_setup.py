@@ -38,7 +38,7 @@ def start(mesh: MeshShape, devices: Sequence[str], cluster: Cluster | None) -> o
         listed = f"{len(devices)} ({', '.join(devices)})"
         expected = listed if workers == 1 else f"{listed} on each of {workers} workers"
         raise LayoutError(
-            f"tfaccel: mesh {mesh} has {mesh.size} devices and there are {expected}, expected the "
+            f"tfaccel: mesh {mesh} has {mesh.size} devices and there are {expected}; expected the "
             f"same; change the mesh or devices=."
         )
     os.environ[_COMBINE] = "0"
@@ -69,5 +69,5 @@ def _initialize(kind: str) -> None:
         if "Accelerator system" not in str(reason):
             raise StrategyError(
                 "tfaccel: strategy 'model_parallel' was requested after TensorFlow had started; "
-                "make the strategy before anything else uses TensorFlow."
+                "create the strategy before anything else uses TensorFlow."
             ) from None

@@ -28,8 +28,8 @@ def check() -> None:
     if _forked:
         raise StrategyError(
             "tfaccel: a variable of a mesh was used in a forked process, where no device of the "
-            "mesh runs, expected the process that made the strategy; give the other process plain "
-            "arrays (model.get_weights()), or start it with multiprocessing's 'spawn'."
+            "mesh runs; expected the process that created the strategy; give the other process "
+            "plain arrays (model.get_weights()), or start it with multiprocessing's 'spawn'."
         )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import keras
 
-from tfaccel.distribute.adapt import adapt
+from tfaccel.distribute.mixins import mix_in
 from tfaccel.distribute.model_parallel.host_copies import HostCopies, mesh_variables
 
 
@@ -37,11 +37,11 @@ class GeneratesOnHost:
         return on_copies
 
     def _generate_variables(self) -> list[Any]:
-        held = [*self.variables, *getattr(self.sampler, "variables", ())]  # type: ignore[attr-defined]
-        return mesh_variables(held)
+        variables = [*self.variables, *getattr(self.sampler, "variables", ())]  # type: ignore[attr-defined]
+        return mesh_variables(variables)
 
 
 def enable_generate(model: keras.Model) -> None:
     """Lets `model` generate, if it is of those that do."""
     if hasattr(model, "make_generate_function"):
-        adapt(model, GeneratesOnHost)
+        mix_in(model, GeneratesOnHost)

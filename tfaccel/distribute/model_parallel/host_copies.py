@@ -121,6 +121,6 @@ def _traces_for_a_dataset() -> bool:
     return phase.current() == phase.HOST and user_functions.in_graph_of_dataset()
 
 
-def mesh_variables(held: Any) -> list[Any]:
-    """The variables of a mesh behind Keras's variables `held`."""
-    return [each for v in held if hasattr(each := _private.tf_variable(v), "plan")]
+def mesh_variables(variables: Any) -> list[Any]:
+    """The variables of a mesh behind Keras's."""
+    return [each for v in variables if hasattr(each := _private.tf_variable(v), "plan")]

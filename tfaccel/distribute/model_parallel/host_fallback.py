@@ -4,7 +4,7 @@ Some steps cannot be one program over a mesh: an eager one, one of strings or sp
 recurrent layer whose length is not known, or with operations that DTensor cannot lay out. They are
 computed as on one device, from whole copies of the variables, and what they assign is put on the
 mesh after. The numbers are those of one device; such a step gains neither speed nor memory, which
-is said once.
+is logged once.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ class HostFallback:
             self._warned.add(reason)
             logging.warning(
                 "tfaccel: the %s step of model %r is not divided over the mesh, since %s; each "
-                "process computes the whole of it on its host: one device's numbers, and no gain "
-                "of speed or memory.",
+                "process computes all of it on its host: results match single-device training; no "
+                "speedup or memory savings.",
                 kind,
                 self._model.name,
                 reason,
@@ -116,16 +116,16 @@ def run_function(function: Any, strategy: Any, reason: str, args: Any, kwargs: A
     if function not in _functions:
         logging.warning(
             "tfaccel: function %s is not divided over the mesh, since %s; each process computes "
-            "the whole of it on its host.",
+            "all of it on its host.",
             getattr(function.python_function, "__name__", function),
             reason,
         )
         broadcast = strategy.broadcast if strategy.cluster is not None else None
-        made = tf.function(function.python_function)
-        _functions[function] = made, host_copies.HostCopies(broadcast=broadcast)
-    made, copies = _functions[function]
+        host_function = tf.function(function.python_function)
+        _functions[function] = host_function, host_copies.HostCopies(broadcast=broadcast)
+    host_function, copies = _functions[function]
     with copies.used():
-        return made(*args, **kwargs)
+        return host_function(*args, **kwargs)
 
 
 def on_host(batch: Any) -> Any:

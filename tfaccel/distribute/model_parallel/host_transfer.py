@@ -29,14 +29,14 @@ def slices_of(axes: Axes, shape: tuple[int, ...], mesh: Any, place: Mapping[str,
         mesh: a DTensor mesh.
         place: the device's coordinate on each axis.
     """
-    cut = []
+    slices = []
     for axis, size in zip(axes, shape, strict=True):
         if axis is None:
-            cut.append(slice(None))
+            slices.append(slice(None))
         else:
             part = size // mesh.dim_size(axis)
-            cut.append(slice(place[axis] * part, (place[axis] + 1) * part))
-    return tuple(cut)
+            slices.append(slice(place[axis] * part, (place[axis] + 1) * part))
+    return tuple(slices)
 
 
 def scatter(value: Any, axes: Axes, mesh: Any) -> tf.Tensor:
@@ -48,10 +48,10 @@ def scatter(value: Any, axes: Axes, mesh: Any) -> tf.Tensor:
         mesh: a DTensor mesh.
     """
     if not any(axes):
-        return scatter_from(lambda cut: value, tuple(value.shape), axes, mesh)
+        return scatter_from(lambda slices: value, tuple(value.shape), axes, mesh)
     array = np.asarray(value)
     # A copy of each slice: TensorFlow's own would share, and so keep, the memory of the whole.
-    return scatter_from(lambda cut: array[cut].copy(), array.shape, axes, mesh)
+    return scatter_from(lambda slices: array[slices].copy(), array.shape, axes, mesh)
 
 
 def scatter_from(
@@ -62,10 +62,10 @@ def scatter_from(
         parts: dict[Any, tf.Tensor] = {}
         packed = []
         for place in mesh.local_device_locations():
-            cut = slices_of(axes, shape, mesh, place)
-            key = tuple((s.start, s.stop) for s in cut)
+            slices = slices_of(axes, shape, mesh, place)
+            key = tuple((s.start, s.stop) for s in slices)
             if key not in parts:
-                parts[key] = tf.convert_to_tensor(read(cut))
+                parts[key] = tf.convert_to_tensor(read(slices))
             packed.append(parts[key])
     return dtensor.pack(packed, layout(axes, mesh))
 
@@ -80,9 +80,9 @@ def gather(tensor: tf.Tensor) -> np.ndarray:
 
     With several processes every one of them must call: slices of the others are fetched.
     """
-    held = dtensor.fetch_layout(tensor)
-    mesh = held.mesh
-    axes: Axes = tuple(None if s == dtensor.UNSHARDED else s for s in held.sharding_specs)
+    layout = dtensor.fetch_layout(tensor)
+    mesh = layout.mesh
+    axes: Axes = tuple(None if s == dtensor.UNSHARDED else s for s in layout.sharding_specs)
     if any(axes) and len(mesh.local_device_locations()) < mesh.size:
         tensor = dtensor.relayout(tensor, dtensor.Layout.replicated(mesh, len(axes)))
         axes = (None,) * len(axes)

@@ -20,17 +20,18 @@ from tfaccel.distribute.replacements import Replacements
 LayerOutputs = dict[str, tf.Tensor]
 
 
-def layer_outputs(model: Any, data: Any) -> LayerOutputs:
-    """Traces a training step, and returns what its layers gave, in the order in which they did.
+def layer_outputs(model: Any, kind: str, data: Any) -> LayerOutputs:
+    """Traces a step, and returns what its layers gave, in the order in which they did.
 
     Args:
-        model: that trains; the graph of its step is being traced.
+        model: whose step it is; the graph of it is being traced.
+        kind: of the step: ``"train"``, ``"test"`` or ``"predict"``.
         data: a batch.
 
     Returns:
         Floating tensors of this graph, each by the name of its layer and its number.
     """
-    found: LayerOutputs = {}
+    outputs: LayerOutputs = {}
     graph = tf.compat.v1.get_default_graph()
 
     def record(layer: Any, result: Any) -> None:
@@ -38,19 +39,19 @@ def layer_outputs(model: Any, data: Any) -> LayerOutputs:
             if not isinstance(tensor, tf.Tensor) or tensor.graph is not graph:
                 continue
             if tensor.dtype.is_floating:
-                number = sum(key.rpartition("#")[0] == layer.name for key in found)
-                found[f"{layer.name}#{number}"] = tensor
+                number = sum(key.rpartition("#")[0] == layer.name for key in outputs)
+                outputs[f"{layer.name}#{number}"] = tensor
 
     with _outputs_recorded(model, record):
-        model.train_step(data)
-    return found
+        getattr(model, f"{kind}_step")(data)
+    return outputs
 
 
 def first_divergent(model: Any, mesh_outputs: Any, reference: Any, tolerance: float) -> str:
-    """Says which layer is the first whose output differs, or that none does.
+    """The first layer whose output differs, or that there is none.
 
     Args:
-        model: that trains.
+        model: whose step it is.
         mesh_outputs: arrays by the keys of `layer_outputs`, of the mesh.
         reference: the same of one device.
         tolerance: relative, of the norm of an output.

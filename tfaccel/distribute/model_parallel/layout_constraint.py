@@ -13,8 +13,8 @@ def constrain_layout(value: tf.Tensor, specs: Sequence[str], mesh: Any) -> tf.Te
     """`value` laid out over `specs`, and its gradient too.
 
     Args:
-        value: of a step; what is no array of numbers stays as it is, and what Keras's losses look
-            through to find logits.
+        value: of a step; what is not an array of numbers stays as it is, and what Keras's losses
+            look through to find logits.
         specs: the axis of each dimension, `dtensor.UNSHARDED`, or (of one) `dtensor.MATCH`.
         mesh: a DTensor mesh.
     """
@@ -38,7 +38,7 @@ def _made_by_softmax(value: tf.Tensor) -> bool:
 
 
 def relayout(value: tf.Tensor, layout: Any) -> tf.Tensor:
-    """`value` laid out as `layout` says, and its gradient too."""
+    """`value` in `layout`, and its gradient too."""
 
     @tf.custom_gradient
     def laid_out(value: tf.Tensor) -> Any:

@@ -49,8 +49,8 @@ class LayoutMap(MutableMapping[str, Axes]):
 
         Args:
             path: of a variable.
-            of_shape: what an error says of the variable besides.
-            on_mesh: what it says of the mesh.
+            of_shape: text for errors about the variable.
+            on_mesh: text for errors about the mesh.
 
         Raises:
             LayoutError: when two rules match.
@@ -61,7 +61,7 @@ class LayoutMap(MutableMapping[str, Axes]):
         if len(matching) > 1:
             raise LayoutError(
                 f"tfaccel: variable {path!r}{of_shape} matches {len(matching)} layout rules, "
-                f"{' and '.join(map(repr, matching))}{on_mesh}, expected at most one; make them "
+                f"{' and '.join(map(repr, matching))}{on_mesh}; expected at most one; make them "
                 "exclusive."
             )
         return matching[0] if matching else None
@@ -91,19 +91,19 @@ class LayoutMap(MutableMapping[str, Axes]):
         ):
             several = _several(axes) if isinstance(axes, tuple) else ""
             raise LayoutError(
-                f"tfaccel: the layout of rule {pattern!r} is {axes!r}, expected a tuple with an "
+                f"tfaccel: the layout of rule {pattern!r} is {axes!r}; expected a tuple with an "
                 f"axis name or None for each dimension, such as (None, 'model'){several}."
             )
         try:
             re.compile(pattern)
         except re.error as reason:
             raise LayoutError(
-                f"tfaccel: layout rule {pattern!r} is no regular expression ({reason}); expected "
-                "one that matches whole variable paths, such as '.*dense.*/kernel'."
+                f"tfaccel: layout rule {pattern!r} is not a regular expression ({reason}); "
+                "expected one that matches whole variable paths, such as '.*dense.*/kernel'."
             ) from None
         if pattern in self._rules:
             raise LayoutError(
-                f"tfaccel: layout rule {pattern!r} is there already, expected every rule once."
+                f"tfaccel: layout rule {pattern!r} is there already; expected every rule once."
             )
         self._rules[pattern] = tuple(axes or ())
 

@@ -41,19 +41,19 @@ class MeshShape:
         text = _text(requested)
         axes: dict[str, int] = {}
         for part in text.split(","):
-            found = re.fullmatch(r"\s*([A-Za-z_]\w*)\s*=\s*(-1|[1-9]\d*)\s*", part)
-            if found is None or found[1] in axes:
-                why = f"{part.strip()!r} cannot be read" if found is None else "an axis comes twice"
+            match = re.fullmatch(r"\s*([A-Za-z_]\w*)\s*=\s*(-1|[1-9]\d*)\s*", part)
+            if match is None or match[1] in axes:
+                why = f"{part.strip()!r} cannot be read" if match is None else "an axis comes twice"
                 raise LayoutError(
-                    f"tfaccel: mesh is {text!r} ({why}), expected different axes with their "
+                    f"tfaccel: mesh is {text!r} ({why}); expected different axes with their "
                     "numbers of devices, such as 'batch=2,model=4'."
                 )
-            axes[found[1]] = int(found[2])
+            axes[match[1]] = int(match[2])
         return cls(tuple(_fill(axes, text, devices).items()))
 
     @classmethod
     def devices_for(cls, requested: object, workers: int) -> int | None:
-        """How many devices each of `workers` needs for a mesh; None when it does not say.
+        """How many devices each of `workers` needs for a mesh; None when unknown.
 
         >>> MeshShape.devices_for("batch=2,model=2", workers=2)
         2
@@ -106,7 +106,7 @@ def _fill(axes: dict[str, int], text: str, devices: int | None) -> dict[str, int
     if len(free) > 1 or devices is None or devices % known:
         there = "an unknown number of" if devices is None else devices
         raise LayoutError(
-            f"tfaccel: mesh is {text!r} and there are {there} devices, expected at most one axis "
-            f"of -1 and devices that divide by {known}; say every axis's number."
+            f"tfaccel: mesh is {text!r} and there are {there} devices; expected at most one axis "
+            f"of -1 and devices that divide by {known}; give the size of every axis."
         )
     return {**axes, free[0]: devices // known}

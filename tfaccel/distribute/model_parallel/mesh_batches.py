@@ -17,8 +17,8 @@ from tfaccel.distribute.batch_iterator import (
     PushBackIterator,
     without_autotune,
 )
+from tfaccel.distribute.batch_rows import OwnRows
 from tfaccel.distribute.batch_sharding import check_batched, is_absent
-from tfaccel.distribute.batches import ABSENT, absent_to_none
 from tfaccel.distribute.model_parallel import host_transfer, user_functions
 from tfaccel.distribute.read_ahead import read_ahead
 from tfaccel.errors import InputError
@@ -37,6 +37,12 @@ class MeshBatches(BatchIterable):
         threads: Keras's threads that read them ahead, or None.
         strategy: whose mesh it is.
         divides: whether the next batch goes to the mesh, and does not stay on the host.
+        by_leaf: whether each leaf of a batch is a distributed value of its own, for a loop that
+            unpacks batches.
+        asks_anew: as in `tfaccel.distribute._private.Caller`.
+        own: of our own rows alone, as `mesh_rows.of_own_rows` makes it, which is read in place of
+            `dataset`; or of a `PyDataset`. Its batches go to the mesh whatever `divides` says: a
+            step on the host gathers them.
     """
 
     def __init__(
@@ -47,15 +53,23 @@ class MeshBatches(BatchIterable):
         threads: Any = None,
         strategy: Any = None,
         divides: Callable[[], bool] = lambda: True,
+        by_leaf: bool = False,
+        asks_anew: bool = False,
+        own: tf.data.Dataset | OwnRows | None = None,
     ) -> None:
-        super().__init__(threads)
+        super().__init__(threads, asks_anew)
         self._strategy = weakref.ref(strategy) if strategy is not None else None
         self.element_spec = dataset.element_spec
         check_batched(dataset.element_spec)
         if divides():
             _check(dataset.element_spec)
         self._divides = divides
-        self._kind = _kind(dataset.element_spec)
+        self._by_leaf = by_leaf
+        self._static_rows = _has_static_rows(dataset.element_spec)
+        self._py_dataset = own if isinstance(own, OwnRows) else None
+        self._own_rows = own is not None
+        if own is not None:
+            dataset = own.dataset if isinstance(own, OwnRows) else own
         self._dataset = without_autotune(dataset)
         self._mesh = mesh
         self._axis = axis
@@ -63,11 +77,38 @@ class MeshBatches(BatchIterable):
     def _open(self) -> Iterator[Any]:
         with tf.device("/CPU:0"):
             source = iter(self._dataset)
-        placed = (
-            to_mesh(batch, self._mesh, self._axis, self._kind) if self._divides() else batch
-            for batch in source
-        )
+        if self._own_rows:
+            elements = source if self._py_dataset is None else self._py_dataset.elements(source)
+            placed = (self._own_to_mesh(*element) for element in elements)
+        else:
+            placed = (self._to_mesh(batch) if self._divides() else batch for batch in source)
         return read_ahead(placed, in_thread=True) if self._threads is None else placed
+
+    def _to_mesh(self, batch: Any) -> Any:
+        if not self._by_leaf:
+            placed = to_mesh(batch, self._mesh, self._axis, self._static_rows)
+            placed.global_rows = next(
+                (int(t.shape[0]) for t in tf.nest.flatten(batch) if t is not None and t.shape.rank),
+                None,
+            )
+            return placed
+        return tf.nest.map_structure(
+            lambda t: None if t is None else _private.PerReplicaBatch([t], self._static_rows),
+            place(batch, self._mesh, self._axis),
+        )
+
+    def _own_to_mesh(self, own: Any, numbers: Any, rows: Any, order: Any = ()) -> Any:
+        strategy = self._strategy() if self._strategy is not None else None
+        if self._py_dataset is not None and strategy is not None and len(order):
+            # Of the first batch of a pass, which no thread reads ahead.
+            self._py_dataset.check_order(order, strategy.gather_numbers)
+        numbers, rows = numbers.numpy(), int(rows)
+        leaves = tf.nest.map_structure(
+            lambda leaf: place_own(leaf, numbers, rows, self._mesh, str(self._axis)), own
+        )
+        placed = _private.PerReplicaBatch([leaves], self._static_rows)
+        placed.global_rows = rows
+        return placed
 
     def _reading(self, source: PushBackIterator) -> BatchIterator:
         return _MeshIterator(source, self._strategy() if self._strategy is not None else None)
@@ -86,51 +127,87 @@ class _MeshIterator(BatchIterator):
 
 
 def to_dtensors(batch: Any) -> Any:
-    """The DTensors of a nest that `to_mesh` made, and None where it was given nothing."""
+    """A nest with the DTensors of what `to_mesh` made."""
     return tf.nest.map_structure(
         lambda leaf: leaf.values[0] if isinstance(leaf, _private.PerReplica) else leaf,
-        absent_to_none(batch),
+        batch,
         expand_composites=False,
     )
 
 
-def to_mesh(batch: Any, mesh: Any, axis: str | None, kind: type = _private.DynamicRows) -> Any:
-    """Puts a nest of host tensors on the mesh, rows divided over `axis`.
+def to_mesh(
+    batch: Any, mesh: Any, axis: str | None, static_rows: bool = False
+) -> _private.PerReplicaBatch:
+    """Puts a batch of host tensors on the mesh, rows divided over `axis`, if it is not there.
 
     Args:
-        batch: the nest.
+        batch: a nest, or a batch that is on the mesh.
         mesh: a DTensor mesh.
         axis: the axis that divides rows, or None.
-        kind: what holds each leaf: `DynamicRows`, or `StaticRows` where all batches have as many.
+        static_rows: whether all batches have as many rows.
     """
+    if isinstance(batch, _private.PerReplicaBatch):
+        return batch
+    return _private.PerReplicaBatch([place(batch, mesh, axis)], static_rows)
+
+
+def place(batch: Any, mesh: Any, axis: str | None) -> Any:
+    """The DTensors of a nest of host tensors, rows divided over `axis`."""
     return tf.nest.map_structure(
-        lambda leaf: _leaf_to_mesh(leaf, mesh, axis, kind), batch, expand_composites=False
+        lambda leaf: _place_leaf(leaf, mesh, axis), batch, expand_composites=False
     )
 
 
-def _kind(spec: Any) -> type:
-    """What holds the leaves of batches of `spec`; a step may ask a static one for `x.shape[0]`."""
+def place_own(leaf: Any, numbers: np.ndarray, rows: int, mesh: Any, axis: str) -> Any:
+    """The DTensor of a host tensor of which our rows alone are here.
+
+    Args:
+        leaf: of our rows; or what is absent.
+        numbers: of those rows in the batch, as `mesh_rows.MeshRows.numbers`.
+        rows: how many the batch has.
+        mesh: a DTensor mesh.
+        axis: the axis that divides rows.
+    """
+    if len(numbers) == rows or is_absent(leaf):  # which no axis divides
+        return _place_leaf(leaf, mesh, axis)
+    array = np.asarray(leaf)
+
+    def read(slices: host_transfer.Slices) -> Any:
+        first = int(np.searchsorted(numbers, slices[0].start))
+        return array[first : first + slices[0].stop - slices[0].start].copy()
+
+    axes = (axis, *[None] * (array.ndim - 1))
+    return host_transfer.scatter_from(read, (rows, *array.shape[1:]), axes, mesh)
+
+
+def _has_static_rows(spec: Any) -> bool:
+    """Whether all batches of `spec` have as many rows; a step may then use `x.shape[0]`."""
     leaves = [s for s in tf.nest.flatten(spec) if not is_absent(s)]
     rows = [s.shape[0] if isinstance(s, tf.TensorSpec) and s.shape.rank else None for s in leaves]
-    return _private.StaticRows if rows and None not in rows else _private.DynamicRows
+    return bool(rows) and None not in rows
 
 
 def place_tensors(values: Any, mesh: Any, axis: str | None) -> Any:
-    """As `to_mesh`, of the arrays and tensors of a nest alone: it is what a function is given."""
+    """As `to_mesh`, of each array and tensor of a nest: it is what a function is given.
+
+    It sees them with rows of unknown number, as those of batches.
+    """
 
     def of(leaf: Any) -> Any:
         composite = (tf.RaggedTensor, tf.SparseTensor)
-        tensor = isinstance(leaf, (tf.Tensor, np.ndarray, np.generic, *composite))
-        return _leaf_to_mesh(leaf, mesh, axis) if tensor else leaf
+        is_value = isinstance(leaf, (tf.Tensor, np.ndarray, np.generic, *composite))
+        if not is_value or (tf.is_tensor(leaf) and dtensor.is_dtensor(leaf)):
+            return leaf
+        return _private.PerReplicaBatch([_place_leaf(leaf, mesh, axis)])
 
     return tf.nest.map_structure(of, values, expand_composites=False)
 
 
-def _leaf_to_mesh(leaf: Any, mesh: Any, axis: str | None, kind: type = _private.DynamicRows) -> Any:
+def _place_leaf(leaf: Any, mesh: Any, axis: str | None) -> Any:
     if is_absent(leaf):
-        return ABSENT
+        return None
     if isinstance(leaf, _private.PerReplica):
-        return leaf
+        return leaf.values[0]
     if tf.is_tensor(leaf) and dtensor.is_dtensor(leaf):
         return leaf
     _refuse_uneven(leaf)
@@ -141,8 +218,7 @@ def _leaf_to_mesh(leaf: Any, mesh: Any, axis: str | None, kind: type = _private.
         rank and axis is not None and leaf.shape[0] and leaf.shape[0] % mesh.dim_size(axis) == 0
     )
     first = (axis,) if divides else (None,)
-    placed = host_transfer.scatter(leaf, (*first, *[None] * (rank - 1)) if rank else (), mesh)
-    return kind((placed,))
+    return host_transfer.scatter(leaf, (*first, *[None] * (rank - 1)) if rank else (), mesh)
 
 
 def _check(spec: Any) -> None:
@@ -155,10 +231,10 @@ def _refuse_uneven(leaf: Any) -> None:
     if isinstance(kind, type) and issubclass(kind, (tf.RaggedTensor, tf.SparseTensor)):
         raise InputError(
             f"tfaccel: the batch holds a {kind.__name__}, which strategy 'model_parallel' cannot "
-            "divide, expected dense tensors; call to_tensor() or tf.sparse.to_dense in the dataset."
+            "divide; expected dense tensors; call to_tensor() or tf.sparse.to_dense in the dataset."
         )
     if getattr(leaf, "dtype", None) == tf.string:
         raise InputError(
-            "tfaccel: the batch holds strings, which no device of a mesh takes, expected numbers; "
-            "look them up in the dataset (dataset.map), not in the model."
+            "tfaccel: the batch holds strings, which the devices of a mesh do not support; "
+            "expected numbers; look them up in the dataset (dataset.map), not in the model."
         )

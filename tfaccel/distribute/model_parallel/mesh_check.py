@@ -2,7 +2,9 @@
 
 Which operation DTensor lays out wrongly is known when it has been seen. So the first step of every
 model is compared: what it returns, metrics, the state of layers, and what it leaves in weights and
-in the optimizer's slots, which are the gradients' means, squares or sums.
+in the optimizer's slots, which are the gradients' means, squares or sums. A `test_step` or
+`predict_step` of the user's own is compared before its first batch too, and so are Keras's where
+`evaluate` or `predict` is the first that a model does.
 """
 
 from __future__ import annotations
@@ -12,16 +14,19 @@ from collections.abc import Callable
 from typing import Any
 
 from tfaccel.distribute.broadcast import broadcast_text
-from tfaccel.distribute.check import FirstSteps, difference_message, log_skipped
-from tfaccel.distribute.differences import beyond_rounding, differences
+from tfaccel.distribute.checked_steps import CheckedSteps
+from tfaccel.distribute.differences import Difference, differences
+from tfaccel.distribute.first_step_check import difference_message, log_skipped
+from tfaccel.distribute.model_parallel.host_parity import HostParityRun
 from tfaccel.distribute.model_parallel.layer_attribution import first_divergent
 from tfaccel.distribute.model_parallel.mesh_parity import MeshParityRun
+from tfaccel.distribute.rounding import beyond_rounding
 from tfaccel.distribute.step_result import ParityRunError, StepResult, tolerance
 from tfaccel.errors import CheckError
 
 _ADVICE = (
-    "keep the variables of such a layer whole by a rule of layouts=, write it with other "
-    "operations, use another strategy, or leave the check out with check='off'"
+    "replicate the variables of that layer by a rule of layouts=, write it with other "
+    "operations, use another strategy, or disable the check with check='off'"
 )
 
 
@@ -34,13 +39,16 @@ class MeshChecks:
 
     def __init__(self, strategy: Any) -> None:
         self._strategy = strategy
-        self._first_steps = FirstSteps()
+        self._checked_steps = CheckedSteps()
 
-    def check_first_step(self, model: Any, function: Callable[[Any], Any], batch: Any) -> None:
-        """Compares the first step of `model` since it was compiled, before it is taken.
+    def check_first_step(
+        self, model: Any, kind: str, function: Callable[[Any], Any], batch: Any
+    ) -> None:
+        """Compares the first step of a kind of `model` since it was compiled, before it is taken.
 
         Args:
-            model: about to train.
+            model: about to take it.
+            kind: of the step: ``"train"``, ``"test"`` or ``"predict"``.
             function: takes the step; it is given a list of batches.
             batch: the next one.
 
@@ -48,39 +56,50 @@ class MeshChecks:
             CheckError: when the mesh would make other numbers than one device.
         """
         mode = self._strategy.check
-        if mode == "off" or not self._first_steps.is_new(model):
+        if mode == "off" or not self._checked_steps.is_new(model, kind):
             return
+        if self._checked_steps.is_known(model, kind):
+            return
+        limited = mode == "auto"
         try:
             self._compare(
-                model, MeshParityRun(self._strategy, model, function, batch, mode == "auto")
+                model, MeshParityRun(self._strategy, model, kind, function, batch, limited)
             )
         except ParityRunError as reason:
             log_skipped(model, reason)
 
     def _compare(self, model: Any, parity: MeshParityRun) -> None:
         mesh_result = parity.on_mesh()
-        found = self._from_chief(lambda: self._comparison(model, parity, mesh_result))
-        if found.startswith("tfaccel: "):
-            raise CheckError(f"{found}; {self._divergent_layer(model, parity)}; {_ADVICE}.")
-        if found:
-            raise ParityRunError(found)
+        difference = self._from_chief(lambda: self._comparison(model, parity, mesh_result))
+        if difference.startswith("tfaccel: "):
+            raise CheckError(f"{difference}; {self._divergent_layer(model, parity)}; {_ADVICE}.")
+        if difference:
+            raise ParityRunError(difference)
 
     def _comparison(self, model: Any, parity: MeshParityRun, mesh_result: StepResult) -> str:
         """What differs, why nothing was compared, or nothing."""
         try:
-            reference = parity.on_one_device()
+            with parity.on_one_device() as alone:
+                differing = self._differences(mesh_result, alone, tolerance(model))
         except ParityRunError as reason:
             return str(reason) or "it failed"
-        differing = differences(mesh_result, reference, tolerance(model))
-        if differing:
-            with contextlib.suppress(ParityRunError):
-                exact = parity.in_double_precision()
-                differing = beyond_rounding(mesh_result, reference, exact, tolerance(model))
         where = f"on the mesh {self._strategy.planner.mesh}"
         return difference_message(differing[0], where) if differing else ""
 
+    def _differences(
+        self, mesh_result: StepResult, alone: HostParityRun, tolerance: float
+    ) -> list[Difference]:
+        reference = alone.in_single_precision()
+        differing = differences(mesh_result, reference, tolerance)
+        if differing:
+            with contextlib.suppress(ParityRunError):
+                in_double = alone.in_double_precision()
+                exact = next(in_double)
+                differing = beyond_rounding(mesh_result, reference, exact, in_double, tolerance)
+        return differing
+
     def _divergent_layer(self, model: Any, parity: MeshParityRun) -> str:
-        """Which layer is to blame, as far as it can be told."""
+        """Which layer differs first, where that can be found out."""
         try:
             mesh_outputs = parity.layers_on_mesh()
         except Exception as reason:  # the same in all processes
@@ -88,7 +107,8 @@ class MeshChecks:
 
         def compared() -> str:
             try:
-                reference = parity.layers_on_one_device()
+                with parity.on_one_device() as alone:
+                    reference = alone.layers()
             except ParityRunError as reason:
                 return f"which layer's output differs was not found ({reason})"
             return first_divergent(model, mesh_outputs, reference, tolerance(model))

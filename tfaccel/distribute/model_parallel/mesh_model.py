@@ -11,10 +11,10 @@ import keras
 import tensorflow as tf
 
 from tfaccel.distribute import build
-from tfaccel.distribute._private import layers_of
-from tfaccel.distribute.adapt import adapt
+from tfaccel.distribute._private import PerReplicaBatch, layers_of
 from tfaccel.distribute.custom_loops import Parts
 from tfaccel.distribute.files import model_files
+from tfaccel.distribute.mixins import mix_in
 from tfaccel.distribute.model_parallel import (
     generate,
     host_copies,
@@ -23,7 +23,6 @@ from tfaccel.distribute.model_parallel import (
     preprocessing,
 )
 from tfaccel.distribute.model_parallel.feature_replication import replicated_features
-from tfaccel.distribute.model_parallel.mesh_batches import to_dtensors
 from tfaccel.distribute.model_parallel.metrics import read_on_host
 from tfaccel.distribute.model_parallel.recurrent import unrolled
 from tfaccel.distribute.model_parallel.unsupported import check, remember, with_explained_errors
@@ -127,7 +126,7 @@ def in_custom_loop(parts: Parts, strategy: Any) -> Iterator[None]:
 
 def place_model(model: keras.Model, strategy: Any) -> None:
     """Makes `model` one that runs on the mesh of `strategy`."""
-    adapt(model, MeshModel)
+    mix_in(model, MeshModel)
     generate.enable_generate(model)
     object.__setattr__(model, "_tfaccel_strategy", strategy)
     if strategy.cluster is not None:
@@ -153,7 +152,7 @@ def _takes_host_batches(model: Any, kind: str, plain: Any) -> Callable[[Any], An
     strategy = model._tfaccel_strategy
 
     def made() -> Any:
-        """Keras's function once more, to be traced anew."""
+        """Keras's function once more, to be retraced."""
         with replaced(model, name, None):
             getattr(plain, f"make_{name}")(force=True)
             return getattr(model, name)
@@ -165,24 +164,33 @@ def _takes_host_batches(model: Any, kind: str, plain: Any) -> Callable[[Any], An
         return lambda batches: explained([strategy.on_mesh(batch) for batch in batches])
 
     def placed(batch: Any) -> Any:
+        if isinstance(batch, PerReplicaBatch):  # of a dataset, and on the mesh already
+            return batch
         if (part := preprocessing.host_part(model)) is not None:
             batch = part.on_host(batch)
-        if (reason := preprocessing.stays_on_host(to_dtensors(batch))) is not None:
+        if (reason := preprocessing.stays_on_host(batch)) is not None:
             model._tfaccel_host_fallback.enable(kind, reason)
         return batch
 
     step = host_fallback.with_host_fallback(divided, made, model._tfaccel_host_fallback, kind)
 
+    def checked(batch: Any) -> None:
+        if not model._tfaccel_host_fallback.applies_to(kind):
+            if kind == "predict" and not isinstance(batch, PerReplicaBatch):
+                build.for_method(model, "predict_on_batch", build.specs(batch), strategy)
+            strategy.checks.check_first_step(model, kind, step, batch)
+
     @functools.wraps(function)
     def takes(batches: Any) -> Any:
         if isinstance(batches, list):  # of predict, whose results are read
-            return step([placed(batch) for batch in batches])
+            mesh_batches = [placed(batch) for batch in batches]
+            checked(mesh_batches[0])
+            return step(mesh_batches)
         result = None
         for _, batch in zip(range(model.steps_per_execution), iter(batches), strict=False):
-            given = [placed(batch)]
-            if kind == "train" and not model._tfaccel_host_fallback.applies_to(kind):
-                strategy.checks.check_first_step(model, step, *given)
-            result = step(given)
+            mesh_batches = [placed(batch)]
+            checked(mesh_batches[0])
+            result = step(mesh_batches)
         return strategy.deferred_errors.follow(result)
 
     takes._tfaccel_takes_host_batches = True  # type: ignore[attr-defined]

@@ -1,7 +1,7 @@
 """Runs the part of a model that looks up strings and tables on the host, as part of the input.
 
 No device of a mesh takes strings, and DTensor has no tables. A functional or Sequential model is
-split behind such layers: what is before the cut is mapped over the dataset, and the steps on the
+split behind such layers: what is before the split is mapped over the dataset, and the steps on the
 mesh are given what comes out of it. The model itself, its files and `model(x)` stay what they are.
 """
 
@@ -42,26 +42,26 @@ class HostPart:
 
     def __init__(self, model: Any, nodes: list[Any]) -> None:
         inside = {id(node) for node in nodes}
-        made = {id(t): t for node in nodes for t in node.outputs}
+        produced = {id(t): t for node in nodes for t in node.outputs}
         used = [
             t
             for node in _private.graph_nodes(model)
             if id(node) not in inside
             for t in node.arguments.keras_tensors
         ]
-        cut = list({id(t): t for t in [*used, *model.outputs] if id(t) in made}.values())
-        self._host = keras.Model(model.input, cut, name=f"{model.name}_host")
+        boundary = list({id(t): t for t in [*used, *model.outputs] if id(t) in produced}.values())
+        self._host = keras.Model(model.input, boundary, name=f"{model.name}_host")
         # A model between tensors inside another changes what that one knows of its own calls.
-        self._mesh = keras.Function(cut, model.output)
+        self._mesh = keras.Function(boundary, model.output)
         self.layers = {id(each) for node in nodes for each in _all_of(node.operation)}
 
     def on_host(self, batch: Any) -> Any:
         """A batch of the dataset, with what the mesh is given in the place of its inputs."""
         x, y, weights = keras.utils.unpack_x_y_sample_weight(batch)
-        if _is_cut(x):
+        if _is_from_host(x):
             return batch
-        made = tf.nest.flatten(self._host(x, training=False))
-        named = {f"{_PREFIX}{i:03}": value for i, value in enumerate(made)}
+        outputs = tf.nest.flatten(self._host(x, training=False))
+        named = {f"{_PREFIX}{i:03}": value for i, value in enumerate(outputs)}
         return keras.utils.pack_x_y_sample_weight(named, y, weights)
 
     def on_mesh(self, named: Any, training: Any) -> Any:
@@ -115,7 +115,7 @@ def stays_on_host(batch: Any) -> str | None:
         if issubclass(kind, (tf.RaggedTensor, tf.SparseTensor)):
             return f"it is given a {kind.__name__}, which a mesh does not divide"
         if tf.as_dtype(getattr(leaf, "dtype", tf.float32)) == tf.string:
-            return "it is given strings, which no device of a mesh takes"
+            return "it is given strings, which the devices of a mesh do not support"
     return None
 
 
@@ -129,14 +129,14 @@ def host_part(model: Any) -> HostPart | None:
 
 def call_model(call: Callable[..., Any], model: Any, *args: Any, **kwargs: Any) -> Any:
     """`call` of a model, which may be given what its host part made of its inputs."""
-    if not args or not _is_cut(args[0]):
+    if not args or not _is_from_host(args[0]):
         return call(*args, **kwargs)
     part = host_part(model)
     assert part is not None
     return part.on_mesh(args[0], kwargs.get("training", args[1] if len(args) > 1 else None))
 
 
-def _is_cut(x: Any) -> bool:
+def _is_from_host(x: Any) -> bool:
     return isinstance(x, dict) and bool(x) and all(str(key).startswith(_PREFIX) for key in x)
 
 
@@ -146,11 +146,11 @@ def _find_host_part(model: Any) -> HostPart | None:
         return None
     nodes = _private.graph_nodes(functional)
     makers = {id(t): node for node in nodes for t in node.outputs}
-    found: dict[int, Any] = {}
+    host_nodes: dict[int, Any] = {}
 
     def take(node: Any) -> None:
-        if id(node) not in found:
-            found[id(node)] = node
+        if id(node) not in host_nodes:
+            host_nodes[id(node)] = node
             for tensor in node.arguments.keras_tensors:
                 take(makers[id(tensor)])
 
@@ -158,14 +158,14 @@ def _find_host_part(model: Any) -> HostPart | None:
         strings = any(t.dtype == "string" for t in node.arguments.keras_tensors)
         if strings or any(map(runs_on_host, _all_of(node.operation))):
             take(node)
-    if not found:
+    if not host_nodes:
         return None
-    if any(getattr(node.operation, "trainable_weights", ()) for node in found.values()):
-        return None  # what is trained is no part of the input: the step is not divided
+    if any(getattr(node.operation, "trainable_weights", ()) for node in host_nodes.values()):
+        return None  # what is trained is not part of the input: the step is not divided
     for node in nodes:
         if not node.arguments.keras_tensors:
             take(node)  # an input
-    return HostPart(functional, list(found.values()))
+    return HostPart(functional, list(host_nodes.values()))
 
 
 def _all_of(operation: Any) -> list[Any]:

@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from tfaccel.distribute import constant_random
 from tfaccel.distribute._private import OperationProxy
-from tfaccel.distribute.model_parallel.plan import VariablePlan
+from tfaccel.distribute.model_parallel.layout_planner import VariablePlan
 from tfaccel.distribute.model_parallel.variable import MeshVariable
 from tfaccel.distribute.replacements import replaced
 
@@ -27,7 +27,7 @@ class RandomOverride:
 
     Attributes:
         random_ops: how many random operations have been traced since it was turned on.
-        unsupported: what was traced since then of which we cannot say what it would give, or None.
+        unsupported: what was traced since then whose result is unknown, or None.
     """
 
     def __init__(self, strategy: Any) -> None:

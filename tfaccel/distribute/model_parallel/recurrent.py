@@ -54,7 +54,7 @@ def _of_known_length(call: Callable[..., Any], name: str) -> Callable[..., Any]:
                 "to batch"
             )
             raise CannotDivideError(
-                f"tfaccel: {reason}; expected one length: pad them alike in the dataset.", reason
+                f"tfaccel: {reason}; expected one length: pad them to it in the dataset.", reason
             )
         return call(sequences, *args, **kwargs)
 

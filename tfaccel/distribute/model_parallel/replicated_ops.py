@@ -1,6 +1,6 @@
 """Operations that DTensor may run replicated: every device computes the whole of them.
 
-DTensor refuses an operation for which it has no layout rule, unless it is told by name that the
+DTensor refuses an operation for which it has no layout rule, unless it is listed by name that the
 operation may run on gathered inputs. Such an operation gains no speed from the mesh; its numbers
 are those of one device, provided that it depends on its inputs alone.
 """
@@ -24,7 +24,7 @@ def is_pure(operation: str) -> bool:
     """Whether an operation of this type depends on its inputs alone.
 
     Not so: one with a state, of which every device would have its own; one that calls functions;
-    one of resources or of TensorLists, with which the fallback gives wrong numbers without a word.
+    one of resources or of TensorLists, with which the fallback silently gives wrong numbers.
 
     >>> is_pure("ArgMin"), is_pure("RandomUniform"), is_pure("TensorListStack"), is_pure("While")
     (True, False, False, False)

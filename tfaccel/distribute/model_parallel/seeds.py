@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfaccel.distribute.model_parallel.plan import VariablePlan
+from tfaccel.distribute.model_parallel.layout_planner import VariablePlan
 from tfaccel.distribute.model_parallel.variable import MeshVariable
 
 

@@ -7,13 +7,15 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 from tensorflow.experimental import dtensor
 
 from tfaccel.cluster.cluster import Cluster
-from tfaccel.distribute import _private, broadcast, build, custom_loops, default_strategy, scope
+from tfaccel.distribute import _private, broadcast, build, custom_loops
 from tfaccel.distribute.files import file_callbacks
 from tfaccel.distribute.gradients import install
+from tfaccel.distribute.keras_strategy import KerasStrategy
 from tfaccel.distribute.model_parallel import (
     captured_tensors,
     dtensor_setup,
@@ -24,29 +26,32 @@ from tfaccel.distribute.model_parallel import (
     host_transfer,
     indexed_slices,
     mesh_model,
+    mesh_rows,
     phase,
     preprocessing,
     unsupported,
     user_functions,
 )
 from tfaccel.distribute.model_parallel.deferred_errors import DeferredErrors
+from tfaccel.distribute.model_parallel.layout_planner import LayoutPlanner
 from tfaccel.distribute.model_parallel.mesh import MeshShape
 from tfaccel.distribute.model_parallel.mesh_batches import (
     MeshBatches,
+    place,
     place_tensors,
     to_dtensors,
     to_mesh,
 )
 from tfaccel.distribute.model_parallel.mesh_check import MeshChecks
-from tfaccel.distribute.model_parallel.plan import Planner
 from tfaccel.distribute.model_parallel.random_override import RandomOverride
 from tfaccel.distribute.model_parallel.seeds import Seeds
 from tfaccel.distribute.model_parallel.variable import MeshVariable
 from tfaccel.distribute.optimizer import optimizers_of
+from tfaccel.distribute.worker_activity import worker_activity
 from tfaccel.errors import ScopeError
 
 
-class ModelParallelStrategy(tf.distribute.Strategy):  # type: ignore[misc]
+class ModelParallelStrategy(KerasStrategy, tf.distribute.Strategy):  # type: ignore[misc]
     """Runs ordinary Keras models split over a mesh of devices, with DTensor.
 
     A step is one program over all devices. It computes what one device would over the global batch;
@@ -75,12 +80,10 @@ class ModelParallelStrategy(tf.distribute.Strategy):  # type: ignore[misc]
         random_override: makes random operations give constants while they are compared.
         created_variables: the variables that have been made since it was a list, and their first
             values as they are stored; None to note none.
-        used: whether anything has run under this strategy.
         gathered_values: whole values of variables that have been gathered for a file, by id.
     """
 
     holds_whole_variables = False
-    used = False
     gathered_values: dict[int, Any] | None = None
     created_variables: list[tuple[MeshVariable, tf.Tensor]] | None = None
 
@@ -95,7 +98,7 @@ class ModelParallelStrategy(tf.distribute.Strategy):  # type: ignore[misc]
         workers = cluster.size if cluster is not None else 1
         if not isinstance(mesh, MeshShape):
             mesh = MeshShape.parse(mesh, len(devices) * workers)
-        self.planner = Planner(mesh, layouts)
+        self.planner = LayoutPlanner(mesh, layouts)
         self.mesh = dtensor_setup.start(mesh, devices, cluster)
         fork.register_hook()
         user_functions.install()
@@ -109,51 +112,53 @@ class ModelParallelStrategy(tf.distribute.Strategy):  # type: ignore[misc]
         self._devices = tuple(devices)
         super().__init__(ModelParallelExtended(self))
 
-    def scope(self) -> Any:
-        """As TensorFlow's; a model that Keras is about to build under it is made ready first."""
-        default_strategy.delegate_default_strategy()
-        if (model := _private.building_model()) is not None:
-            self._prepare(model)
-        return super().scope()
-
-    def experimental_distribute_dataset(self, dataset: Any, options: Any = None) -> Any:
-        """Lays the global batches of `dataset` out on the mesh."""
-        if (caller := _private.calling_model()) is not None:
-            self.used = True
-            self._prepare(caller.model)
-            build.for_caller(caller, dataset.element_spec, self)
-            if caller.method == "fit" and not caller.validates:
-                file_callbacks.warn_of_backups(caller.callbacks)
-            if self.cluster is not None:
-                file_callbacks.write_on_chief(caller.callbacks, self)
-        threads = caller.threads if caller is not None else None
+    def _distribute_for_loop(self, dataset: tf.data.Dataset, options: Any) -> Any:
         axis = self.planner.mesh.batch_axis
-        if caller is None:
-            return MeshBatches(dataset, self.mesh, axis, strategy=self)
-        model, kind = caller.model, build.STEPS[caller.method]
+        return MeshBatches(dataset, self.mesh, axis, strategy=self, by_leaf=True)
+
+    def _prepare_callbacks(self, callbacks: Any) -> None:
+        if self.cluster is not None:
+            file_callbacks.write_on_chief(callbacks, self)
+
+    def _batches(self, caller: _private.Caller, dataset: tf.data.Dataset) -> Any:
+        """Lays the global batches of `dataset` out on the mesh."""
+        model, threads, kind = caller.model, caller.threads, build.STEPS[caller.method]
         fallback = model._tfaccel_host_fallback
-        dataset = preprocessing.map_host_part(model, dataset, read_ahead=threads is None)
-        if (reason := preprocessing.stays_on_host(dataset.element_spec)) is not None:
+        mapped = preprocessing.map_host_part(model, dataset, read_ahead=threads is None)
+        if (reason := preprocessing.stays_on_host(mapped.element_spec)) is not None:
             fallback.enable(kind, reason)
+        own = None
+        if (rows := mesh_rows.MeshRows.of(self.mesh, self.planner.mesh.batch_axis)) is not None:
+            why = mesh_rows.why_whole(dataset.element_spec)
+            if mapped is not dataset:
+                why = "the model looks up strings or tables in them"
+            if fallback.applies_to(kind):
+                why = f"the {kind} step of model {model.name!r} is not divided over the mesh"
+            own = mesh_rows.own_batches(caller, dataset, rows, why)
         return MeshBatches(
-            dataset,
+            mapped,
             self.mesh,
-            axis,
+            self.planner.mesh.batch_axis,
             threads,
             strategy=self,
             divides=lambda: not fallback.applies_to(kind),
+            asks_anew=caller.asks_anew,
+            own=own,
         )
 
     def run(self, fn: Any, args: Any = (), kwargs: Any = None, options: Any = None) -> Any:
         """Runs `fn` once, over the whole mesh; what it returns is whole on every device."""
         fork.check()
         self.used = True
+        if not tf.executing_eagerly():
+            worker_activity.trace()
         by_keras = _private.is_keras_function(fn) or _private.is_called_by_keras()
         if by_keras and not isinstance(fn, keras.layers.Layer):
             model = getattr(fn, "__self__", None) or _private.predicting_model()
             if model is not None:
                 _refuse_traced(model)
-                self._prepare(model)
+                self._adopt(model)
+                build.build_from_steps(model, self)
         else:
             context = tf.distribute.get_replica_context()
             if isinstance(context, SingleProgramContext) and context.strategy is self:
@@ -167,7 +172,7 @@ class ModelParallelStrategy(tf.distribute.Strategy):  # type: ignore[misc]
             with mesh_model.in_custom_loop(parts, self), unsupported.eager_step(fn):
                 return super().run(fn, to_dtensors(args), to_dtensors(kwargs or {}), options)
         if tf.executing_eagerly() and not host_copies.in_use():
-            args = self.on_mesh(args)
+            args = place(args, self.mesh, self.planner.mesh.batch_axis)
         return super().run(fn, to_dtensors(args), kwargs, options)
 
     def as_one_device(self, fn: Any, data: Any) -> Any:
@@ -184,12 +189,12 @@ class ModelParallelStrategy(tf.distribute.Strategy):  # type: ignore[misc]
         return host_fallback.run_function(function, self, reason, args, kwargs)
 
     def on_mesh(self, batch: Any) -> Any:
-        """Puts a nest of host tensors on the mesh, rows over the batch axis, if they are not."""
+        """Puts a batch on the mesh, rows over the batch axis, unless it is there already."""
         return to_mesh(batch, self.mesh, self.planner.mesh.batch_axis)
 
-    def on_mesh_where_tensors(self, given: Any) -> Any:
-        """As `on_mesh`, of the arrays and tensors of a nest that holds other things too."""
-        return place_tensors(given, self.mesh, self.planner.mesh.batch_axis)
+    def on_mesh_where_tensors(self, values: Any) -> Any:
+        """The arrays and tensors of a nest, which holds other things too, as DTensors."""
+        return place_tensors(values, self.mesh, self.planner.mesh.batch_axis)
 
     def broadcast(self, values: list[Any]) -> list[tf.Tensor]:
         """Gives every process the chief's values; every process must call.
@@ -199,21 +204,31 @@ class ModelParallelStrategy(tf.distribute.Strategy):  # type: ignore[misc]
         """
         return broadcast.broadcast(self, values)
 
+    @worker_activity.collective
     def sum_over_workers(self, tensors: list[tf.Tensor]) -> list[tf.Tensor]:
         """As in `tfaccel.distribute.broadcast.Workers`."""
         size = self.cluster.size if self.cluster is not None else 1
         return host_transfer.sum_over_processes(tensors, size, self._devices)
 
+    def gather_numbers(self, numbers: list[int]) -> list[list[int]]:
+        """The numbers of every process, in the order of their ranks; every process must call."""
+        if self.cluster is None:
+            return [numbers]
+        own = np.zeros((self.cluster.size, len(numbers)), np.int64)
+        own[self.cluster.rank] = numbers
+        (every,) = self.sum_over_workers([tf.constant(own)])
+        found: list[list[int]] = every.numpy().tolist()
+        return found
+
     def gathered_for_file(self, model: keras.Model) -> AbstractContextManager[None]:
         """As in `tfaccel.distribute.files.one_writer.WritingStrategy`."""
         return gathered_variables.gathered_to_chief(model, self)
 
-    def _prepare(self, model: keras.Model) -> None:
-        scope.check(model, self)
+    def _adopt(self, model: keras.Model) -> None:
+        super()._adopt(model)
         for optimizer in optimizers_of(model):
             _private.adopt_optimizer(optimizer, self)
         mesh_model.place_model(model, self)
-        build.build_from_steps(model, self)
 
 
 def _refuse_traced(model: Any) -> None:
@@ -263,7 +278,7 @@ class ModelParallelExtended(tf.distribute.StrategyExtended):  # type: ignore[mis
         if (model := _private.compiling_model()) is not None:
             _private.set_strategy(model, owner)
             mesh_model.place_model(model, owner)
-        kept = {k: kwargs[k] for k in ("trainable", "name", "dtype") if k in kwargs}
+        kept = {k: kwargs[k] for k in ("trainable", "name", "dtype", "aggregation") if k in kwargs}
         return MeshVariable(initial_value=value, plan=plan, mesh=owner.mesh, strategy=owner, **kept)
 
     def _distribute_datasets_from_function(self, dataset_fn: Any, options: Any) -> Any:

@@ -1,7 +1,7 @@
-"""Says in one line, with the name of the layer, what cannot run on a mesh.
+"""Errors of one line, with the name of the layer, for what cannot run on a mesh.
 
 Some layers are known beforehand. For the others DTensor's error names an operation: the step that
-was traced last tells which layer made it.
+was traced last shows which layer made it.
 """
 
 from __future__ import annotations
@@ -63,13 +63,13 @@ def check(model: keras.Model, training: bool, device_type: str) -> None:
             continue
         what = f"layer {layer.name!r} ({type(layer).__name__})"
         if training and isinstance(layer, _RANDOM_PER_ROW):
-            raise _cannot(f"{what} moves pixels to places that are drawn")
+            raise _cannot(f"{what} applies a random displacement field")
         if preprocessing.runs_on_host(layer):
             raise _cannot(f"{what} looks up or counts values, for which DTensor has no tables")
         if isinstance(layer, keras.layers.Conv3D) and layer.groups > 1 and device_type == "CPU":
             raise _cannot(
-                f"{what} has groups={layer.groups}, and TensorFlow's convolution on CPUs takes one "
-                "group alone"
+                f"{what} has groups={layer.groups}, and TensorFlow's convolution on CPUs supports "
+                "one group only"
             )
 
 
@@ -84,10 +84,10 @@ def remember(model: keras.Model, graph: Any) -> None:
     """Keeps where the operations of a traced step are from, for the errors that name them."""
     if not hasattr(graph, "get_operations"):
         return
-    made: dict[str, set[str]] = {}
+    by_type: dict[str, set[str]] = {}
     for operation in graph.get_operations():
-        made.setdefault(operation.type, set()).add(operation.name)
-    object.__setattr__(model, "_tfaccel_operations", made)
+        by_type.setdefault(operation.type, set()).add(operation.name)
+    object.__setattr__(model, "_tfaccel_operations", by_type)
 
 
 def with_explained_errors(function: Callable[..., Any], model: keras.Model) -> Callable[..., Any]:
@@ -101,8 +101,8 @@ def with_explained_errors(function: Callable[..., Any], model: keras.Model) -> C
             return function(*args, **kwargs)
         except tf.errors.OpError as error:
             layers = [layer.name for layer in _private.layers_of(model)]
-            made = getattr(model, "_tfaccel_operations", {})
-            if (wrong := _explained(str(error), made, layers, model.name)) is None:
+            operations = getattr(model, "_tfaccel_operations", {})
+            if (wrong := _explained(str(error), operations, layers, model.name)) is None:
                 raise
             raise wrong from error
 
@@ -112,7 +112,7 @@ def with_explained_errors(function: Callable[..., Any], model: keras.Model) -> C
 
 @contextmanager
 def eager_step(function: Any) -> Iterator[None]:
-    """Says what to write where a step that runs eagerly mixes tensors of mesh and host.
+    """Raises advice where a step that runs eagerly mixes tensors of mesh and host.
 
     Raises:
         InputError: a layer, or the step, makes a tensor of its own, which lies on the host.
@@ -125,7 +125,7 @@ def eager_step(function: Any) -> Iterator[None]:
         name = getattr(function, "__name__", str(function))
         raise InputError(
             f"tfaccel: step {name!r} runs eagerly on a mesh, and makes tensors of its own, which "
-            "lie on the host, expected tensors of the mesh alone; put the call of strategy.run "
+            "lie on the host; expected tensors of the mesh alone; put the call of strategy.run "
             "into a tf.function, whose graph has all of them on the mesh."
         ) from error
 
@@ -145,7 +145,7 @@ def explanation(
     ...     "tensorflow/dtensor/", {"Roll": ["net/shift_1/Roll"]}, ["net", "shift_1"], "net"))
     tfaccel: layer 'shift_1' of model 'net' uses the operation Roll, which DTensor cannot lay out \
 on a mesh ('tf.Roll' op does not implement layout propagation); expected operations of \
-docs/model_parallel_coverage.md: do this in dataset.map, write it otherwise, change its layout, or \
+docs/model_parallel_coverage.md: do this in dataset.map, rewrite it, change its layout, or \
 choose a strategy other than 'model_parallel'.
     """
     wrong = _explained(text, operations, layers, model)
@@ -160,16 +160,16 @@ def _explained(
     if wrong_shape := re.match(r"(.*(?:must be equal|must have|must be rank|but is rank).*)", text):
         what = re.sub(r"'?\{\{node (\S+?)\}\}[^(]*\(.*?\)'?", r"\1", wrong_shape[1]).strip()
         return LayoutError(
-            f"tfaccel: model {model!r} was given a batch that does not go through it ({what}); "
+            f"tfaccel: model {model!r} was given an incompatible batch ({what}); "
             "expected the shapes that it was built for: compare model.input_shape with the data."
         )
-    found = re.search(r"error: (.*?)(?:\. |\.?$|\.?\n| tensorflow/dtensor)", text, re.DOTALL)
-    detail = re.sub(r"\s+", " ", found[1] if found else text)[:200]
+    match = re.search(r"error: (.*?)(?:\. |\.?$|\.?\n| tensorflow/dtensor)", text, re.DOTALL)
+    detail = re.sub(r"\s+", " ", match[1] if match else text)[:200]
     named = re.search(r"""['"]?\btf\.(\w+)""", text)
     kind = named[1] if named else None
     known = set(layers) - {model}
     users = {_layer_of(name, known) for name in operations.get(kind or "", ())} - {None}
-    # Of an operation that many layers use, the error does not say whose it was.
+    # Of an operation that many layers use, the error does not show which one's it was.
     where = f"model {model!r}"
     if len(users) == 1:
         where = f"layer {users.pop()!r} of {where}"
@@ -179,8 +179,8 @@ def _explained(
     reason = f"{where} {uses} DTensor cannot lay out"
     return CannotDivideError(
         f"tfaccel: {reason} on a mesh ({detail}); expected operations "
-        "of docs/model_parallel_coverage.md: do this in dataset.map, write it otherwise, change "
-        "its layout, or choose a strategy other than 'model_parallel'.",
+        "of docs/model_parallel_coverage.md: do this in dataset.map, rewrite it, change its "
+        "layout, or choose a strategy other than 'model_parallel'.",
         f"{reason} ({detail})",
         None if re.search("static|dynamic", detail) else kind,
     )

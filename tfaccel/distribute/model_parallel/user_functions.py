@@ -119,25 +119,25 @@ def compiled(function: Any, strategy: Any) -> Callable[..., Any]:
     bound = isinstance(function, types.MethodType)
     owner, name = (function.__self__, function.__func__) if bound else (function, None)
     try:
-        found = _compiled.setdefault(owner, {})
+        functions = _compiled.setdefault(owner, {})
     except TypeError:  # nothing can be said of it: traced each time
-        found = {}
+        functions = {}
     key = (id(strategy), name)
-    if key not in found:
-        held = weakref.WeakMethod(function) if bound else weakref.ref(function)
+    if key not in functions:
+        reference = weakref.WeakMethod(function) if bound else weakref.ref(function)
 
         def run(args: Any, kwargs: Any) -> Any:
-            return strategy.run(held(), args=args, kwargs=kwargs)
+            return strategy.run(reference(), args=args, kwargs=kwargs)
 
-        found[key] = tf.function(run)
-    made: Any = found[key]
-    cls: Any = type(made)
+        functions[key] = tf.function(run)
+    traced: Any = functions[key]
+    cls: Any = type(traced)
     original = cls.__call__._tfaccel_plain
 
     def call(*args: Any, **kwargs: Any) -> Any:
         with replaced(_thread_state, "call", None):
             placed = strategy.on_mesh_where_tensors((args, kwargs))
-            return _traced_when_built(made, original(made, *placed))
+            return _traced_when_built(traced, original(traced, *placed))
 
     return call
 
@@ -156,7 +156,7 @@ def on_host(results: Any) -> Any:
 
 
 def _traced_when_built(function: Any, results: Any) -> Any:
-    """`on_host(results)` of a function, which is traced anew where that has built an optimizer.
+    """`on_host(results)` of a function, which is retraced where that has built an optimizer.
 
     TensorFlow does so by itself for a function that makes variables; those of a mesh are made
     outside of it.
@@ -180,8 +180,8 @@ def _traced_or_redirected(
     function: Any, original: Callable[..., Any], args: Any, kwargs: Any
 ) -> Any:
     if function in _targets:
-        held, target = _targets[function]
-        if (strategy := held()) is not None:
+        reference, target = _targets[function]
+        if (strategy := reference()) is not None:
             return _redirected(function, strategy, target, args, kwargs)
     leaves = tf.nest.flatten((args, kwargs), expand_composites=False)
     takes_input = any(_is_input_source(leaf) for leaf in leaves)
@@ -194,8 +194,8 @@ def _traced_or_redirected(
     _targets[function] = weakref.ref(strategy), target
     if target == PYTHON:
         logging.info(
-            "tfaccel: %s takes its batches itself, which a graph on a mesh cannot: it runs as "
-            "Python, and on the mesh run the steps that it gives to strategy.run.",
+            "tfaccel: %s iterates over its batches, which a graph on a mesh cannot: it runs "
+            "eagerly, and only the steps passed to strategy.run run on the mesh.",
             getattr(function.python_function, "__name__", function),
         )
     return _redirected(function, strategy, target, args, kwargs)
@@ -220,7 +220,7 @@ def _is_keras_function(function: Any) -> bool:
 
 def _is_input_source(leaf: Any) -> bool:
     kinds = (tf.data.Dataset, tf.data.Iterator, _private.DatasetIterator)
-    return isinstance(leaf, kinds) or hasattr(leaf, "_tfaccel_feed")
+    return isinstance(leaf, kinds) or hasattr(leaf, "_tfaccel_batches")
 
 
 def _is_host_tensor(leaf: Any) -> bool:

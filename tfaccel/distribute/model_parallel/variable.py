@@ -18,7 +18,7 @@ from tfaccel.distribute.model_parallel import (
     phase,
     user_functions,
 )
-from tfaccel.distribute.model_parallel.plan import VariablePlan
+from tfaccel.distribute.model_parallel.layout_planner import VariablePlan
 
 
 class MeshVariable(_private.ReadByValue, dtensor.DVariable):  # type: ignore[misc]
@@ -80,17 +80,17 @@ class MeshVariable(_private.ReadByValue, dtensor.DVariable):  # type: ignore[mis
         """The whole value; with several processes, every one of them must call."""
         if host_copies.in_use():
             return host_copies.current().of(self).numpy()  # type: ignore[union-attr, no-any-return]
-        held = self._owner().gathered_values  # type: ignore[union-attr]
-        if held is not None:
-            if id(self) not in held:
-                raise KeyError(f"{self.name!r} is no variable of the model")
-            return held[id(self)]  # type: ignore[no-any-return]
+        gathered = self._owner().gathered_values  # type: ignore[union-attr]
+        if gathered is not None:
+            if id(self) not in gathered:
+                raise KeyError(f"{self.name!r} is not a variable of the model")
+            return gathered[id(self)]  # type: ignore[no-any-return]
         with tf.init_scope():
             if self.drawn:
                 return self.in_datasets.numpy()  # type: ignore[no-any-return]
             return host_transfer.gather(self.stored())
 
-    def pieces(self) -> Iterator[tuple[host_transfer.Slices, tf.Tensor]]:
+    def shards(self) -> Iterator[tuple[host_transfer.Slices, tf.Tensor]]:
         """The slices on the devices of this process, but for those that another one has too.
 
         Over all processes every slice comes once: from the first device that holds it.
@@ -101,7 +101,7 @@ class MeshVariable(_private.ReadByValue, dtensor.DVariable):  # type: ignore[mis
             if all(place[axis] == 0 for axis in place if axis not in storage):
                 yield host_transfer.slices_of(storage, shape, self._mesh, place), part
 
-    def put_pieces(self, read: Callable[[host_transfer.Slices], Any]) -> None:
+    def assign_shards(self, read: Callable[[host_transfer.Slices], Any]) -> None:
         """Sets the value from slices, of which each process reads those of its own devices."""
         shape = tuple(self.shape)
         super().assign(host_transfer.scatter_from(read, shape, self.plan.storage, self._mesh))
@@ -219,7 +219,7 @@ class MeshVariable(_private.ReadByValue, dtensor.DVariable):  # type: ignore[mis
             value = np.asarray(value, self.dtype.as_numpy_dtype)
             whole = np.broadcast_to(value, self.shape) if value.ndim == 0 else value
             if whole.shape != tuple(self.shape):
-                return value  # TensorFlow says what is wrong
+                return value  # TensorFlow raises the error
             return host_transfer.scatter(whole, self.plan.storage, self._mesh)
         value = tf.convert_to_tensor(value, self.dtype)
         if value.shape.rank != len(self.plan.storage):

@@ -1,7 +1,7 @@
 """Rewrites operations of a step that DTensor lays out wrongly, or cannot lay out.
 
 DTensor's rules for some operations fail when one of their dimensions is divided; a few give other
-numbers without a word, and one kills the process. While a step is traced, these operations are made
+numbers silently, and one kills the process. While a step is traced, these operations are made
 of operands that are whole where they must be. A layout is where numbers lie, so the numbers stay.
 """
 

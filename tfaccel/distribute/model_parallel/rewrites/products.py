@@ -50,5 +50,5 @@ def batch_matmul(op: Operation) -> Any:
         return op.create(op.inputs)
     others = "abcdefgh"[: left.shape.rank - 1]
     kernel = "zy" if op.attrs["adj_y"].b else "yz"
-    made = tf.einsum(f"{others}y,{kernel}->{others}z", left, right)
-    return OperationProxy(made.op, [made], op.inputs, op.attrs)
+    product = tf.einsum(f"{others}y,{kernel}->{others}z", left, right)
+    return OperationProxy(product.op, [product], op.inputs, op.attrs)

@@ -19,8 +19,8 @@ def stateless(draw: Callable[..., tf.Tensor]) -> Callable[[Operation], Any]:
 
     def drawn(op: Operation) -> Any:
         seed = op.strategy.seeds.following(op.attrs["seed"].i, op.attrs["seed2"].i)
-        made = draw(op, seed)
-        return OperationProxy(made.op, [made], op.inputs, op.attrs)
+        numbers = draw(op, seed)
+        return OperationProxy(numbers.op, [numbers], op.inputs, op.attrs)
 
     return drawn
 

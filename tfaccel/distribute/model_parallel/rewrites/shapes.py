@@ -62,7 +62,7 @@ def transpose(op: Operation) -> Any:
 
 
 def _is_replicated(value: Any) -> bool:
-    """Whether `value` was laid out whole by us, and then changed element by element at most."""
+    """Whether `value` was replicated here, and then changed element by element at most."""
     for _ in range(MAX_STEPS):
         made_by = value.op
         if made_by.type == "Relayout":
@@ -80,8 +80,8 @@ def reshape(op: Operation) -> Any:
     if value.shape.rank is None or is_shape(value):
         return op.create(op.inputs)
     operation = op.create(op.inputs)
-    (made,) = operation.outputs
-    if made.shape.rank is None or _before_rows(value) == _before_rows(made):
+    (reshaped,) = operation.outputs
+    if reshaped.shape.rank is None or _before_rows(value) == _before_rows(reshaped):
         return operation
     # The rows of the batch come to lie between others: no slice of them is one of the result.
     op.replicate(0)

@@ -21,7 +21,7 @@ from tfaccel.distribute.model_parallel.rewrites.operation import (
 
 
 class Slices:
-    """What `x[...]` asks for: a begin, end and stride for each of its parts, and five masks.
+    """The request of `x[...]`: a begin, end and stride for each of its parts, and five masks.
 
     Attributes:
         new_axes: the parts that are a new axis.
@@ -156,10 +156,10 @@ def strided_slice_grad(op: Operation) -> Any:
     if slices.reversed_dims:
         gradient = relayout_dims(gradient, op.mesh)
     operation = op.create([shape, *vectors, gradient])
-    (made,) = operation.outputs
+    (input_gradient,) = operation.outputs
     if slices.reversed_dims:
-        made = relayout_dims(made, op.mesh)
-    return OperationProxy(operation, [made], requested, attrs)
+        input_gradient = relayout_dims(input_gradient, op.mesh)
+    return OperationProxy(operation, [input_gradient], requested, attrs)
 
 
 def _copied(value: Any) -> Any:

@@ -1,0 +1,127 @@
+"""Own rows: a worker's part of each global batch, of which it computes no other row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.distribute import own_rows_pipelines as pipelines
+from tfaccel.distribute import own_rows
+from tfaccel.distribute.batch_sharding import Placement, ShardingOptions, shard_dataset
+
+
+def gathered(dataset: Any, workers: int, local: int, undersized: str) -> list[Any]:
+    """The global batches, put together from the parts of all replicas of all workers."""
+    sharding = ShardingOptions(undersized)
+    ranks = [
+        list(shard_dataset(dataset, Placement(workers, rank, local), sharding=sharding))
+        for rank in range(workers)
+    ]
+    batches = []
+    for elements in zip(*ranks, strict=True):
+        parts = [elements[rank][0][replica] for replica in range(local) for rank in range(workers)]
+        fractions = [
+            float(elements[r][1][replica]) for replica in range(local) for r in range(workers)
+        ]
+        counted = [part for part, fraction in zip(parts, fractions, strict=True) if fraction]
+        batches.append(tf.nest.map_structure(lambda *leaves: tf.concat(leaves, 0), *counted))
+    return batches
+
+
+def assert_same(found: list[Any], expected: Any) -> None:
+    for one, other in zip(found, expected, strict=True):
+        tf.nest.map_structure(
+            lambda a, b: np.testing.assert_array_equal(_plain(a), _plain(b)), one, other
+        )
+
+
+def _plain(tensor: Any) -> Any:
+    return tensor.to_tensor() if isinstance(tensor, tf.RaggedTensor) else tensor
+
+
+@pytest.mark.parametrize(
+    ("workers", "local", "undersized"),
+    [(2, 1, "whole"), pytest.param(3, 2, "last", marks=pytest.mark.exhaustive)],
+)
+@pytest.mark.parametrize("make", pipelines.MOVED, ids=lambda make: make.__name__)
+def test_global_batches_are_the_same_row_by_row(
+    make: Callable[[], Any], workers: int, local: int, undersized: str
+) -> None:
+    moved, over_all_rows = own_rows.move_cut(make())
+    assert moved is not None
+    assert over_all_rows == []
+    assert_same(gathered(make(), workers, local, undersized), make())
+
+
+@pytest.mark.parametrize("make", pipelines.STAYS, ids=lambda make: make.__name__)
+def test_what_would_change_the_rows_is_not_moved_and_the_reason_is_told(
+    make: Callable[[], Any],
+) -> None:
+    moved, over_all_rows = own_rows.move_cut(make())
+    assert moved is None
+    assert over_all_rows
+    assert make.__doc__ in over_all_rows[0]
+    assert "own_rows_pipelines.py:" in over_all_rows[0]
+    assert_same(gathered(make(), 2, 1, "whole"), make())
+
+
+def test_a_map_that_keeps_a_state_is_not_moved() -> None:
+    moved, (why,) = own_rows.move_cut(pipelines.counts_rows())
+    assert moved is None
+    assert "may keep a state from row to row" in why
+
+
+def test_a_worker_reads_the_files_of_its_own_rows_alone(tmp_path: Path) -> None:
+    names = [str(tmp_path / f"{i}") for i in range(8)]
+    for i in (0, 1, 4, 5):  # what worker 0 of 2 trains on, in batches of 4
+        Path(names[i]).write_text(f"{i}")
+    dataset = tf.data.Dataset.from_tensor_slices(names).map(tf.io.read_file).batch(4)
+    own = [parts[0].numpy().tolist() for parts, *_ in shard_dataset(dataset, Placement(2, 0, 1))]
+    assert own == [[b"0", b"1"], [b"4", b"5"]]
+
+
+def test_a_cache_in_memory_is_kept_from_one_fit_to_the_next(tmp_path: Path) -> None:
+    name = tmp_path / "row"
+    name.write_text("read")
+    names = tf.data.Dataset.from_tensor_slices([str(name)] * 4)
+    dataset = names.map(tf.io.read_file).cache().batch(4)
+    place = Placement(2, 0, 1)
+    first = [parts[0].numpy().tolist() for parts, *_ in shard_dataset(dataset, place)]
+    name.unlink()
+    again = [parts[0].numpy().tolist() for parts, *_ in shard_dataset(dataset, place)]
+    assert first == again == [[b"read"] * 2]
+
+
+def test_batches_of_another_size_have_a_cache_of_their_own() -> None:
+    rows = tf.data.Dataset.range(8).map(lambda i: 2 * i).cache()
+    found = [
+        [parts[0].numpy().tolist() for parts, *_ in shard_dataset(each, Placement(2, 1, 1))]
+        for each in (rows.batch(4), rows.batch(8))
+    ]
+    assert found == [[[4, 6], [12, 14]], [[8, 10, 12, 14]]]
+
+
+def test_a_cache_in_a_file_is_apart_from_the_users_own(tmp_path: Path) -> None:
+    dataset = tf.data.Dataset.range(4).map(lambda i: 2 * i).cache(str(tmp_path / "cache")).batch(4)
+    whole = [list(map(int, batch)) for batch in dataset]
+    own = [
+        [parts[0].numpy().tolist() for parts, *_ in shard_dataset(dataset, Placement(2, rank, 1))]
+        for rank in range(2)
+    ]
+    assert whole == [[0, 2, 4, 6]]
+    assert own == [[[0, 2]], [[4, 6]]]
+
+
+def test_one_worker_reads_a_pipeline_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    moved: list[Any] = []
+    monkeypatch.setattr(own_rows, "move_cut", lambda given: moved.append(given) or (None, []))
+    dataset = pipelines.mapped()
+    shard_dataset(dataset, Placement(1, 0, 2))
+    assert moved == []
+    shard_dataset(dataset, Placement(2, 0, 1))
+    assert moved == [dataset]

@@ -1,0 +1,177 @@
+"""`tfaccel plan` and `tfaccel.plan`: what they print, and that the printed line runs."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+
+import keras
+import pytest
+
+import tfaccel
+from tests.planner import builders
+from tests.support import run_child
+from tfaccel.errors import StrategyError
+from tfaccel.planner.command import main
+from tfaccel.planner.plan import Plan
+
+TARGET = f"{builders.__file__}:mlp"
+SMALL = """
+[small]
+kind = "gpu"
+memory = 1_000_000
+bandwidth = 1e9
+link = 1e9
+peak = { float32 = 1e12 }
+source = "made up"
+date = "2026-01-01"
+"""
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> str:
+    """A catalogue with a device of 1 MB."""
+    file = tmp_path / "small.toml"
+    file.write_text(SMALL)
+    return str(file)
+
+
+@pytest.fixture(scope="module")
+def planned() -> Plan:
+    return tfaccel.plan(builders.mlp, devices="2xT4", batch_size=64, precision="float32")
+
+
+def test_the_table_and_a_picture(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    picture = tmp_path / "memory.svg"
+    words = [TARGET, "--devices", "4xcpu", "--batch", "64", "--picture", str(picture)]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    for name in ("one_device", "mirrored x4", "mesh batch=2,model=2", "fully sharded batch=4"):
+        assert name in said
+    assert "Mirrored x4 is the simplest that fits in float32 and uses all devices" in said
+    drawn = ET.parse(picture).getroot()
+    texts = [e.text for e in drawn.iter("{http://www.w3.org/2000/svg}text")]
+    assert "mirrored x4, float32" in texts
+
+
+def test_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        main([TARGET, "--devices", "2xT4", "--batch", "64", "--precision", "float32", "--json"])
+        == 0
+    )
+    found = json.loads(capsys.readouterr().out)
+    one = found["candidates"][0]
+    parts = ("parameters", "slots", "other", "gradients", "activations", "workspace")
+    assert one["peak"] == sum(one[part] for part in parts)
+    assert one["candidate"]["strategy"] == "one_device"
+    assert found["recommended"]["candidate"]["name"] in found["reason"]
+
+
+def test_the_fastest_that_fits_is_recommended(planned: Plan) -> None:
+    times = [one.time.total for one in planned.estimates if one.time is not None]
+    assert len(times) == len(planned.estimates)
+    assert planned.recommended is not None
+    assert planned.recommended.time is not None
+    assert planned.recommended.time.total == min(times)
+
+
+@pytest.mark.exhaustive
+def test_a_builder_a_model_and_a_file_give_the_same(planned: Plan, tmp_path: Path) -> None:
+    model = builders.mlp()
+    file = tmp_path / "mlp.keras"
+    model.save(file)
+    for given in (model, str(file)):
+        found = tfaccel.plan(given, devices="2xT4", batch_size=64)
+        assert [one.peak for one in found.estimates] == [one.peak for one in planned.estimates]
+        assert any("precision of their own" in note for note in found.notes)
+
+
+def test_what_does_not_fit_is_advised_what_does(small: str) -> None:
+    """Each advice is a plan that fits, and one row more a device does not.
+
+    Taken is what accumulates, since nothing fits as it is.
+    """
+    found = tfaccel.plan(builders.mlp, devices="2xsmall", batch_size=4096, device_file=small)
+    plain = [o for o in found.estimates if o.candidate.accumulate == 1]
+    assert len(plain) == 4
+    assert not any(one.fits for one in plain)
+    assert found.recommended is not None
+    assert found.recommended.fits
+    assert found.recommended.candidate.accumulate > 1
+    assert "accumulate" in found.reason
+    assert found.advice
+    assert all(one.estimate.fits for one in found.advice)
+    smaller = next(one for one in found.advice if one.change.startswith("a global batch of"))
+    rows = int(smaller.change.split()[4])
+    more = tfaccel.plan(builders.mlp, devices="2xsmall", batch_size=rows + 2, device_file=small)
+    name = smaller.estimate.candidate.name
+    assert not next(one for one in more.estimates if one.candidate.name == name).fits
+
+
+def test_fewer_rows_take_less_on_one_device_too(small: str) -> None:
+    """The step is traced for two numbers of rows, also where all candidates have the same."""
+    found = tfaccel.plan(builders.mlp, devices="small", batch_size=4096, device_file=small)
+    plain, accumulating = found.estimates
+    assert not plain.fits
+    assert found.recommended is accumulating
+    assert accumulating.rows == 4096 // accumulating.candidate.accumulate
+    assert accumulating.peak is not None
+    assert plain.peak is not None
+    assert accumulating.peak < plain.peak
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--devices", "8xH99", "--batch", "64"], "expected a number and one of"),
+        (["--devices", "8xH100", "--batch", "0"], "a batch of 0 was to be planned"),
+    ],
+)
+def test_mistakes(words: list[str], says: str) -> None:
+    with pytest.raises(StrategyError, match=says):
+        main([TARGET, *words])
+
+
+def test_a_plan_says_what_it_counted_from() -> None:
+    """The first of its eight equal layers takes the batch, and so repeats nothing."""
+    found = tfaccel.plan(builders.deep, devices="T4", batch_size=64, precision="float32")
+    assert "7 equal blocks were counted from 3 of them" in found.notes
+
+
+def test_loops_are_not_counted_and_said() -> None:
+    def recurrent() -> keras.Model:
+        layers = [keras.layers.Embedding(10, 8), keras.layers.LSTM(8), keras.layers.Dense(2)]
+        return keras.Sequential([keras.Input((12,)), *layers])
+
+    found = tfaccel.plan(recurrent, devices="cpu", batch_size=8)
+    assert found.recommended is None
+    assert "not known is what TensorList" in found.reason
+    assert all(one.peak is one.flops is one.time is None for one in found.estimates)
+    assert all(one.parameters > 0 for one in found.estimates)
+
+
+def run(line: str) -> dict[str, Any]:
+    """Runs a printed line in a process of its own, and returns what it says."""
+    words = shlex.split(line)
+    assert words[0] == "python"
+    said = run_child(words[1:])
+    found: dict[str, Any] = json.loads(next(s for s in said.splitlines() if s.startswith("{")))
+    return found
+
+
+@pytest.mark.exhaustive
+def test_the_printed_line_runs() -> None:
+    found = tfaccel.plan(TARGET, devices="2xcpu", batch_size=64)
+    assert run(found.command)["loss"] > 0
+
+
+@pytest.mark.exhaustive
+def test_a_script_with_flags_is_run_itself() -> None:
+    found = tfaccel.plan("examples/language_model.py:build_model", devices="2xcpu", batch_size=32)
+    assert found.command == (
+        "python examples/language_model.py --strategy=mirrored --device_type=cpu --devices=2 "
+        "--batch_size=32"
+    )

@@ -1,0 +1,202 @@
+"""Writes checkpoints beside the training, which stops only while the state is taken.
+
+Collectives must come in the same order on all processes, so only the training threads use them, at
+places that all come to. Beside each of them a thread writes the part of its process; the chief's
+then waits until the files show that all have, and puts the directory in its place.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from absl import logging
+
+from tfaccel.checkpoint import sharded_files
+from tfaccel.checkpoint.sharded_files import Shard
+from tfaccel.distribute.broadcast import decode, encode
+from tfaccel.distribute.files.one_writer import broadcast_error, error_of, error_text
+
+_POLL_INTERVAL_S = 0.2  # for the files of other processes
+_SETTLE_S = 60.0  # for those of processes that may have been lost
+
+_begun: list[_Writing] = []  # in this process, and not ended
+
+
+class BackgroundWriter:
+    """Writes one checkpoint at a time; every process must make the same calls.
+
+    Args:
+        strategy: of the processes.
+    """
+
+    def __init__(self, strategy: Any) -> None:
+        self._strategy = strategy
+        self._cluster = getattr(strategy, "cluster", None)
+        self._writing: _Writing | None = None
+
+    def failed(self) -> bool:
+        """Whether this process has failed; `finish` raises it on all."""
+        return self._writing is not None and self._writing.error is not None
+
+    def start(
+        self,
+        path: str,
+        shards: Sequence[Shard],
+        texts: Mapping[str, str],
+        seal: Callable[[str], None],
+        then: Callable[[], None],
+    ) -> None:
+        """Takes the state as it is now and begins to write it; after `finish`.
+
+        Args:
+            path: of the directory, which is there when it is complete.
+            shards: what this process has.
+            texts: small files of this process, by their names.
+            seal: called on the chief, with the directory, before it is put in its place.
+            then: called on the chief when it is there.
+
+        Raises:
+            CheckpointError: when the chief could not make a directory, on all processes.
+        """
+        taken = [replace(shard, tensor=_taken(shard.tensor)) for shard in shards]
+        begun = sharded_files.begin(self._strategy, path)
+        cluster = self._cluster
+        rank, size, chief = (
+            (cluster.rank, cluster.size, cluster.is_chief) if cluster else (0, 1, True)
+        )
+
+        def complete() -> None:
+            sharded_files.complete(begun, path, size, seal)
+            then()
+
+        self._writing = _Writing(
+            path,
+            partial(sharded_files.write_part, begun, rank, taken, texts),
+            partial(sharded_files.has_all_parts, begun, size),
+            complete if chief else None,
+        )
+
+    def finish(self) -> None:
+        """Waits until the checkpoint that is being written, if any, is in its place.
+
+        Raises:
+            CheckpointError: when some process could not write, on all of them.
+        """
+        writing, self._writing = self._writing, None
+        if writing is None:
+            return
+        writing.part_done.wait()
+        failure = self._failure_of_any(writing.error)
+        writing.end(others_have=not failure)
+        failure = failure or broadcast_error(self._strategy, writing.error)
+        if failure:
+            raise sharded_files.not_written(writing.path, failure) from writing.error
+
+    def _failure_of_any(self, error: Exception | None) -> str:
+        """What the first process that failed has failed of; empty where none did."""
+        text = "" if error is None else error_text(error)
+        if self._cluster is None:
+            return text
+        rank = self._cluster.rank
+        own = np.zeros(self._cluster.size, np.int32)
+        own[rank] = error is not None
+        (failed,) = self._strategy.sum_over_workers([tf.constant(own)])
+        if not np.any(failed):
+            return ""
+        first = int(np.argmax(failed))
+        encoded = encode(f"worker {rank}: {text}" if rank == first else "")
+        (received,) = self._strategy.sum_over_workers([tf.constant(encoded)])
+        return decode(received)
+
+
+def settle(directory: str) -> None:
+    """Waits for what an earlier `fit` of this process, which ended by an error, is still writing.
+
+    Args:
+        directory: of the checkpoints.
+    """
+    for writing in [one for one in _begun if one.path.startswith(f"{directory}/")]:
+        writing.end(others_have=False, wait_s=_SETTLE_S)
+        if writing.error is not None:
+            failure = error_text(writing.error)
+            logging.warning("%s", sharded_files.not_written(writing.path, failure))
+
+
+def _taken(tensor: tf.Tensor) -> tf.Tensor:
+    """A tensor on the host that stays what it is while training continues.
+
+    TensorFlow updates a variable in a copy while a value read from it is in use (copy on
+    write): the next step copies what it updates, and nothing else is copied.
+    """
+    with tf.device("/CPU:0"):
+        return tf.identity(tensor)
+
+
+class _Writing:
+    """A checkpoint, and the thread that writes it.
+
+    No daemon: a process whose `fit` ends by an error writes to the end what it has begun.
+
+    Args:
+        path: where it will be.
+        part: writes what this process has.
+        has_all: whether the parts of all processes can be seen.
+        complete: puts the parts together; on the chief alone.
+
+    Attributes:
+        part_done: set when this process's part is written, or has failed.
+        error: what has failed.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        part: Callable[[], None],
+        has_all: Callable[[], bool],
+        complete: Callable[[], None] | None,
+    ) -> None:
+        self.path, self.part_done = path, threading.Event()
+        self.error: Exception | None = None
+        self._part: list[Callable[[], None]] = [part]
+        self._has_all, self._complete = has_all, complete
+        self._ended, self._others_have = threading.Event(), False
+        _begun.append(self)
+        self._thread = threading.Thread(target=self._run, name=f"tfaccel: {path}")
+        self._thread.start()
+
+    def end(self, others_have: bool, wait_s: float = 0.0) -> None:
+        """Waits for the thread.
+
+        Args:
+            others_have: whether the other processes are known to have written their parts; if not,
+                what does not show is not waited for.
+            wait_s: for how long it is, nevertheless.
+        """
+        self._thread.join(wait_s)
+        self._others_have = others_have
+        self._ended.set()
+        self._thread.join()
+        _begun.remove(self)
+
+    def _run(self) -> None:
+        self.error = error_of(self._part.pop())  # whose memory is free then
+        self.part_done.set()
+        if self._complete is not None and self.error is None:
+            self.error = error_of(self._put_together)
+
+    def _put_together(self) -> None:
+        while not self._has_all():
+            if self._ended.wait(_POLL_INTERVAL_S):
+                if self._others_have:  # but it cannot be seen, which `complete` will raise
+                    break
+                return
+            if not threading.main_thread().is_alive():  # and no shutdown follows
+                return
+        if self._complete is not None:
+            self._complete()

@@ -1,0 +1,94 @@
+"""A directory of checkpoints: each is complete and has checksums, and the newest few are kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+
+import tensorflow as tf
+from absl import logging
+
+from tfaccel.distribute.files.atomic import inside, remove_folder
+
+_MANIFEST = "manifest.json"
+_NAME = re.compile(r"step-(\d{10})")
+_LEFT = re.compile(r"\.(writing|old)\." + _NAME.pattern)  # by runs that were killed
+_BLOCK = 1 << 20  # bytes, of which some are held at once
+
+
+def checkpoint_path(directory: str, step: int) -> str:
+    """Where the checkpoint after so many steps belongs.
+
+    >>> checkpoint_path("run", 1200)
+    'run/step-0000001200'
+    """
+    return inside(directory.rstrip("/"), f"step-{step:010d}")
+
+
+def seal(path: str) -> None:
+    """Writes the sizes and checksums of all files of a checkpoint into it, as its last file."""
+    names = sorted(name.rstrip("/") for name in tf.io.gfile.listdir(path))
+    files = {name: _checksum(inside(path, name)) for name in names}
+    text = json.dumps(files, sort_keys=True)
+    with tf.io.gfile.GFile(inside(path, _MANIFEST), "w") as file:
+        file.write(json.dumps({"files": files, "sha256": _digest(text.encode())}))
+
+
+def damage(path: str) -> str:
+    """What is wrong with a checkpoint; empty where it is as it was written."""
+    try:
+        with tf.io.gfile.GFile(inside(path, _MANIFEST)) as file:
+            manifest = json.load(file)
+        files = manifest["files"]
+        if manifest["sha256"] != _digest(json.dumps(files, sort_keys=True).encode()):
+            return f"{_MANIFEST} is damaged"
+        for name, expected in files.items():
+            if _checksum(inside(path, name)) != expected:
+                return f"{name} does not match its checksum"
+    except (OSError, ValueError, KeyError, TypeError, tf.errors.OpError) as error:
+        return f"{type(error).__name__}: {getattr(error, 'message', error)}"
+    return ""
+
+
+def newest(directory: str, whole: str = "") -> str:
+    """The newest checkpoint that is whole; empty where there is none. Damaged ones are named.
+
+    Args:
+        directory: of the checkpoints.
+        whole: one that was found before, and is not read again.
+    """
+    for path in reversed(_all(directory)):
+        wrong = "" if path == whole else damage(path)
+        if not wrong:
+            return path
+        logging.warning("tfaccel: skipping checkpoint %s: %s", path, wrong)
+    return ""
+
+
+def keep_newest(directory: str, number: int) -> None:
+    """Removes all checkpoints but the newest few, and what was begun and is not being written."""
+    for path in [*_all(directory)[:-number], *_all(directory, _LEFT)]:
+        remove_folder(path)
+
+
+def _all(directory: str, names: re.Pattern[str] = _NAME) -> list[str]:
+    """The checkpoints, from the oldest to the newest."""
+    if not tf.io.gfile.exists(directory):
+        return []
+    entries = sorted(name.rstrip("/") for name in tf.io.gfile.listdir(directory))
+    return [inside(directory.rstrip("/"), name) for name in entries if names.fullmatch(name)]
+
+
+def _checksum(path: str) -> list[int | str]:
+    """Size and SHA-256 of a file."""
+    digest, size = hashlib.sha256(), 0
+    with tf.io.gfile.GFile(path, "rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+            size += len(block)
+    return [size, digest.hexdigest()]
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

@@ -1,0 +1,185 @@
+"""Preemption: on SIGTERM the run saves after a step that all workers agree on, and ends.
+
+A scheduler that takes a machine away, or a launcher that ends a job, sends SIGTERM and waits for
+some seconds. TensorFlow catches that signal and trains on. One worker may have it and others not,
+so the workers exchange it now and then: about once per second, since it costs a collective. In
+the same way they learn that one of them could not write what it writes beside the training.
+
+Until the first step is done there is nothing to save: before the `fit` and while the step is traced
+all end at once. A compiler is not interrupted by a handler of Python's: a thread ends all a little
+later then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+from absl import logging
+
+from tfaccel.distribute import _private, worker_liveness
+from tfaccel.exit_codes import PREEMPTED
+from tfaccel.signals import SignalReader
+
+_POLL_INTERVAL_S = 1.0
+_FIRST_STEP_S = 10.0  # for which a first step is waited after the signal
+
+
+class PreemptionHandler:
+    """Handles SIGTERM until a `fit` has ended, and reports when all workers know of it.
+
+    Attributes:
+        before_stop: called before a run that has taken no step yet ends at once.
+        knows_of_failure: whether any worker has, as far as all know.
+    """
+
+    def __init__(self) -> None:
+        self._strategy: Any = None
+        self._cluster: Any = None
+        self._failed: Callable[[], bool] = lambda: False
+        self.knows_of_failure = self._received = False
+        self._steps, self._next_look, self._looked_at = 0, 1, time.monotonic()
+        self._listens = self._has_stepped = False
+        self._before: Any = None
+        self._reader: SignalReader | None = None
+        self._timer: threading.Timer | None = None
+        self._fit: _private.RunningFit | None = None
+        self._fit_thread = threading.get_ident()
+        self.before_stop: Callable[[], None] = lambda: None
+        other = _current_handler()
+        if isinstance(other, PreemptionHandler) and other._has_failed():
+            other.ignore()
+        if not isinstance(_current_handler(), PreemptionHandler):
+            self._listen()
+
+    def begin(self, fit: _private.RunningFit, strategy: Any, failed: Callable[[], bool]) -> None:
+        """The `fit` begins.
+
+        Args:
+            fit: that is running.
+            strategy: of the `fit`.
+            failed: whether this worker has an error that all are to raise.
+        """
+        self._fit, self._strategy, self._failed = fit, strategy, failed
+        self._cluster = getattr(strategy, "cluster", None)
+        self._fit_thread = threading.get_ident()
+        other = _current_handler()
+        if isinstance(other, PreemptionHandler) and not (other is self or other._fit):
+            other.ignore()
+        if other is not self:
+            self._listen()
+        elif _in_main_thread():  # TensorFlow may have taken it, and Python not know
+            signal.signal(signal.SIGTERM, self._receive)
+
+    def _listen(self) -> None:
+        """Takes the signal, which TensorFlow takes when its strategy is made."""
+        with contextlib.suppress(ValueError):  # another thread than the main one has no signals
+            self._before = signal.signal(signal.SIGTERM, self._receive)
+            self._listens = True
+            self._reader = SignalReader([signal.SIGTERM], self._receive_in_thread)
+
+    def ignore(self) -> None:
+        """Gives the signal back; in another thread than the main one `_receive` will."""
+        self._await_first_step_no_more()
+        if self._listens and _in_main_thread():
+            # A handler that is not Python's, which cannot be given back, is TensorFlow's.
+            before = signal.SIG_DFL if self._before is None else self._before
+            signal.signal(signal.SIGTERM, before)
+            self._listens = False
+
+    def begin_phase(self) -> None:
+        """Steps of another kind begin, which take another time; every worker must call."""
+        self._steps, self._next_look, self._looked_at = 0, 1, time.monotonic()
+
+    def after_step(self) -> bool:
+        """Whether any worker got a stop request that all know of; every worker must call."""
+        self._has_stepped = True
+        self._await_first_step_no_more()
+        self._steps += 1
+        return (self._cluster is None or self._steps >= self._next_look) and self.agreed()
+
+    def agreed(self) -> bool:
+        """Whether any worker got a stop request; every worker must call."""
+        if self._cluster is None:
+            self.knows_of_failure = self._failed()
+            return self._received
+        now = time.monotonic()
+        seconds = (now - self._looked_at) / max(1, self._steps)
+        # As the chief counts, so that all look after the same step.
+        pause = round(_POLL_INTERVAL_S / max(seconds, 1e-4)) if self._cluster.is_chief else 0
+        pause = max(pause, int(self._cluster.is_chief))
+        flags = tf.constant([int(self._received), int(self._failed()), pause])
+        (summed,) = self._strategy.sum_over_workers([flags])
+        received, failed, pause = (int(number) for number in summed.numpy())
+        self.knows_of_failure = failed > 0
+        self._steps, self._next_look, self._looked_at = 0, pause, now
+        return received > 0
+
+    def _receive(self, *_: Any) -> None:
+        if self._has_failed():  # the signal means what it meant before
+            self.ignore()
+            signal.raise_signal(signal.SIGTERM)
+        elif not self._has_stepped and not (self._fit and tf.executing_eagerly()):
+            self._stop_at_once()
+        else:
+            self._received = True
+
+    def _receive_in_thread(self, _: signal.Signals) -> None:
+        """Gives the first step some time: it is not interrupted where it is compiled."""
+        # A fit that has failed may have left a reader, whose signals another one handles now.
+        if _current_handler() is self and not self._has_stepped and self._timer is None:
+            self._timer = threading.Timer(_FIRST_STEP_S, self._stop_while_compiling)
+            self._timer.daemon = True
+            self._timer.start()
+
+    def _has_failed(self) -> bool:
+        """Whether the `fit` has begun, and left by an error."""
+        running = _private.running_fits(self._fit_thread)
+        return self._fit is not None and all(
+            each.callbacks is not self._fit.callbacks for each in running
+        )
+
+    def _await_first_step_no_more(self) -> None:
+        if self._reader is not None and _in_main_thread():
+            self._reader.close()
+            self._reader = None
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _stop_at_once(self) -> None:
+        """Ends all workers: none has got through the first step, which they take together."""
+        self.ignore()
+        self._stop_others()
+        raise SystemExit(PREEMPTED)
+
+    def _stop_while_compiling(self) -> None:
+        """As `_stop_at_once`, from another thread than the one that is in the step."""
+        if not self._has_failed() and _current_handler() is self and not self._has_stepped:
+            self._stop_others()
+            sys.stdout.flush()
+            os._exit(PREEMPTED)
+
+    def _stop_others(self) -> None:
+        self.before_stop()
+        logging.warning(
+            "tfaccel: SIGTERM: stopped before the first step; exit code %d, run again to resume.",
+            PREEMPTED,
+        )
+        worker_liveness.stop_all(PREEMPTED)
+
+
+def _in_main_thread() -> bool:
+    """Whether handlers may be set here."""
+    return threading.current_thread() is threading.main_thread()
+
+
+def _current_handler() -> Any:
+    """Whose method the signal's handler is."""
+    return getattr(signal.getsignal(signal.SIGTERM), "__self__", None)

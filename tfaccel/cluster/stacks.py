@@ -1,0 +1,44 @@
+"""The Python stacks of this process, as text: where each of its threads is."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import threading
+import traceback
+from collections.abc import Collection
+from types import FrameType
+
+
+def current_frames() -> dict[int, FrameType]:
+    """The innermost frame of each thread, by the thread's number.
+
+    Up to Python 3.11 `sys._current_frames` may collect garbage while it holds a lock that other
+    threads wait for with the interpreter's, and all stand still for ever
+    (https://github.com/python/cpython/issues/106883).
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        return sys._current_frames()
+    finally:
+        if collects:
+            gc.enable()
+
+
+def python_stacks(title: str, without: Collection[int] = ()) -> str:
+    """The stack of each thread, the main one's last.
+
+    Args:
+        title: what each is introduced with.
+        without: the numbers of threads that are of no interest.
+    """
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    main = threading.main_thread().ident
+    lines = []
+    for number, frame in sorted(current_frames().items(), key=lambda item: item[0] == main):
+        if number in without:
+            continue
+        lines.append(f"{title}, thread {names.get(number, number)}, innermost call last:\n")
+        lines += traceback.format_stack(frame)
+    return "".join(lines)

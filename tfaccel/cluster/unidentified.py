@@ -1,0 +1,69 @@
+"""Unidentified connections: a limited number, for a limited time.
+
+Whoever reaches a port can open connections and leave them, or send a byte now and then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+import time
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+LIMIT = 256
+SECONDS = 10.0
+_NO_WAIT = struct.pack("ii", 1, 0)  # SO_LINGER: forget the connection, and its port is free
+
+Peer = TypeVar("Peer")
+
+
+class Unidentified(Generic[Peer]):
+    """The connections that are not yet identified, the oldest first.
+
+    Args:
+        size: how many are expected.
+        seconds: how long each may take; None for `SECONDS`.
+        clock: the time in seconds, for tests.
+    """
+
+    def __init__(
+        self, size: int, seconds: float | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._limit, self._clock = size + LIMIT, clock
+        self._seconds = SECONDS if seconds is None else seconds
+        self._deadlines: dict[Peer, float] = {}
+
+    def add(self, peer: Peer) -> None:
+        """Somebody has come."""
+        self._deadlines[peer] = self._clock() + self._seconds
+
+    def discard(self, peer: Peer) -> None:
+        """A connection was identified, or closed."""
+        self._deadlines.pop(peer, None)
+
+    def pop_overdue(self) -> list[Peer]:
+        """Takes out those whose time is over, and the oldest when there are too many."""
+        now, many = self._clock(), len(self._deadlines) - self._limit
+        # All have the same time, so that the first one to come is the first one to go.
+        overdue = [
+            peer
+            for place, (peer, deadline) in enumerate(self._deadlines.items())
+            if place < many or deadline <= now
+        ]
+        for peer in overdue:
+            del self._deadlines[peer]
+        return overdue
+
+    def seconds_left(self) -> float | None:
+        """Until the next one's time is over; None when there is none."""
+        first = next(iter(self._deadlines.values()), None)
+        return None if first is None else max(0.0, first - self._clock())
+
+
+def abort(connection: socket.socket) -> None:
+    """Closes a connection at once: this port is not busy for a minute after (TIME_WAIT)."""
+    with contextlib.suppress(OSError):  # it is broken already
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_WAIT)
+    connection.close()

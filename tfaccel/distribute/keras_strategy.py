@@ -1,0 +1,76 @@
+"""The methods that Keras calls on any strategy, and in which order: with replicas and on a mesh.
+
+`KerasStrategy` goes before a `tf.distribute.Strategy`. What the two kinds of strategies do
+differently are its methods that begin with an underscore.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tfaccel.distribute import _private, build, default_strategy, scope
+from tfaccel.distribute.files import file_callbacks
+from tfaccel.distribute.gradients import install
+
+
+class KerasStrategy:
+    """Mixin for a `tf.distribute.Strategy`.
+
+    Attributes:
+        used: whether anything has run under this strategy.
+    """
+
+    used = False
+
+    def scope(self) -> Any:
+        """As TensorFlow's; a model that Keras is about to build under it is made ready first."""
+        default_strategy.delegate_default_strategy()
+        install()
+        if (model := _private.building_model()) is not None:
+            self._adopt(model)
+            build.build_from_steps(model, self)
+        return super().scope()  # type: ignore[misc]
+
+    def experimental_distribute_dataset(self, dataset: Any, options: Any = None) -> Any:
+        """Distributes a dataset; one that `Model.fit` asks for, in tfaccel's way.
+
+        Args:
+            dataset: a `tf.data.Dataset` of global batches, the same on every worker.
+            options: a `tf.distribute.InputOptions`.
+
+        Raises:
+            InputError: when its batches cannot be distributed.
+            ScopeError: when a part of the model was created under another strategy.
+        """
+        caller = _private.calling_model()
+        if caller is None:
+            return self._distribute_for_loop(dataset, options)
+        self.used = True
+        self._adopt(caller.model)
+        build.for_caller(caller, dataset.element_spec, self)
+        self._check_data(caller.model, dataset)
+        if caller.method == "fit" and not caller.validates:
+            file_callbacks.warn_of_backups(caller.callbacks)
+        self._prepare_callbacks(caller.callbacks)
+        return self._batches(caller, dataset)
+
+    def _adopt(self, model: keras.Model) -> None:
+        """Makes everything that the steps of `model` use a part of this strategy."""
+        scope.check(model, self)
+
+    def _check_data(self, model: keras.Model, dataset: tf.data.Dataset) -> None:
+        """Raises where `model` cannot be given the batches of `dataset`."""
+
+    def _prepare_callbacks(self, callbacks: Any) -> None:
+        """Called with the callbacks of a `fit` before any of them runs."""
+
+    def _batches(self, caller: _private.Caller, dataset: tf.data.Dataset) -> Any:
+        """What Keras iterates over: the batches of `dataset`, where the steps take them."""
+        raise NotImplementedError
+
+    def _distribute_for_loop(self, dataset: tf.data.Dataset, options: Any) -> Any:
+        """Distributes a dataset for a loop of a script's own: as TensorFlow's strategy does."""
+        return super().experimental_distribute_dataset(dataset, options)  # type: ignore[misc]

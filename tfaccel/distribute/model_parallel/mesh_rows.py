@@ -1,0 +1,147 @@
+"""Own rows on a mesh: each process computes the rows of a batch that its devices hold.
+
+The batch axis of a mesh divides the rows of a batch, and each process needs those of its own
+devices. A batch whose rows do not divide lies whole on every device, and every process computes
+all of it. So it does where a step is computed whole on each host (`host_fallback.py`), as far as
+that is known when the data are requested: a step that turns out to be one later gathers the rows
+of its batches.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+from absl import logging
+
+from tfaccel.distribute import _private, batch_rows, own_rows
+from tfaccel.distribute.batch_rows import OwnRows
+from tfaccel.distribute.batch_sharding import gathered, is_absent, row_count
+
+
+@dataclass(frozen=True)
+class MeshRows:
+    """Which rows of each batch the devices of this process hold.
+
+    Attributes:
+        parts: into how many the batch axis divides the rows.
+        held: the numbers of the parts that are here, in ascending order.
+    """
+
+    parts: int
+    held: tuple[int, ...]
+
+    @classmethod
+    def of(cls, mesh: Any, axis: str | None) -> MeshRows | None:
+        """Those of this process; None where its devices hold all rows.
+
+        Args:
+            mesh: a DTensor mesh.
+            axis: the axis that divides rows, or None.
+        """
+        if axis is None:
+            return None
+        held = {int(place[axis]) for place in mesh.local_device_locations()}
+        parts = int(mesh.dim_size(axis))
+        return cls(parts, tuple(sorted(held))) if len(held) < parts else None
+
+    def numbers(self, rows: int) -> npt.NDArray[np.int64]:
+        """The numbers of our rows in a batch of so many (int64), in ascending order.
+
+        >>> MeshRows(4, (1, 2)).numbers(8).tolist(), MeshRows(4, (1, 2)).numbers(3).tolist()
+        ([2, 3, 4, 5], [0, 1, 2])
+        """
+        if rows % self.parts:
+            return np.arange(rows)
+        each = np.arange(rows // self.parts)
+        return np.concatenate([part * len(each) + each for part in self.held]).astype(np.int64)
+
+    def numbers_in_graph(self, rows: tf.Tensor) -> tf.Tensor:
+        """As `numbers`, of a number of rows that a graph computes (int64 scalar)."""
+        each = tf.range(rows // self.parts)
+        ours = tf.concat([part * (rows // self.parts) + each for part in self.held], 0)
+        return tf.cond(rows % self.parts == 0, lambda: ours, lambda: tf.range(rows))
+
+
+def why_whole(spec: Any) -> str:
+    """Why a process must compute all rows of batches of `spec`; empty where it need not.
+
+    DTensor waits forever where processes hold slices of different shapes. Rows whose shape is
+    known cannot have another one in another process.
+    """
+    leaves = [leaf for leaf in tf.nest.flatten(spec) if not is_absent(leaf)]
+    if all(isinstance(s, tf.TensorSpec) and s.shape[1:].is_fully_defined() for s in leaves):
+        return ""
+    return "its rows have no fixed shape"
+
+
+def of_own_rows(dataset: tf.data.Dataset, rows: MeshRows) -> tf.data.Dataset | None:
+    """A dataset of our rows of each batch, with their numbers and the number of all rows.
+
+    Args:
+        dataset: of global batches, with rows of fixed shapes.
+        rows: ours.
+
+    Returns:
+        Of tuples of our rows, their numbers (int64, shape `[n]`) and the number of rows of the
+        batch (int64 scalar); None where nothing would be gained.
+    """
+    arrays = _private.array_pipeline(dataset)
+    if arrays is not None:
+        source, functions = arrays
+
+        @tf.autograph.experimental.do_not_convert
+        def gather(indices: tf.Tensor, data: Any) -> Any:
+            count = row_count(indices)
+            numbers = rows.numbers_in_graph(count)
+            return gathered(functions, tf.gather(indices, numbers), data), numbers, count
+
+        return _mapped(source, gather).with_options(dataset.options()).prefetch(tf.data.AUTOTUNE)
+    moved, over_all_rows = own_rows.move_cut(dataset)
+    for line in over_all_rows:
+        logging.info("tfaccel: input: every process computes all rows in the %s.", line)
+    if moved is None or not _is_dense(moved.batches.element_spec):
+        return None
+
+    @tf.autograph.experimental.do_not_convert
+    def compute(*batch: Any) -> Any:
+        given = batch if len(batch) > 1 else batch[0]
+        count = row_count(tf.nest.flatten(given)[0])
+        numbers = rows.numbers_in_graph(count)
+        own = tf.nest.map_structure(lambda leaf: tf.gather(leaf, numbers), given)
+        return moved.compute_rows(own), numbers, count
+
+    key = f"mesh-{'-'.join(map(str, rows.held))}-of-{rows.parts}"
+    done = moved.finish(_mapped(moved.batches, compute), key)
+    return done.with_options(dataset.options()).prefetch(tf.data.AUTOTUNE)
+
+
+def _mapped(dataset: tf.data.Dataset, function: Any) -> tf.data.Dataset:
+    return dataset.map(function, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+
+
+def _is_dense(spec: Any) -> bool:
+    return all(isinstance(leaf, tf.TensorSpec) for leaf in tf.nest.flatten(spec))
+
+
+def own_batches(
+    caller: _private.Caller, dataset: tf.data.Dataset, rows: MeshRows, why: str
+) -> tf.data.Dataset | OwnRows | None:
+    """The batches that a model reads, of our rows alone; None where they are read whole.
+
+    Args:
+        caller: that requests its data.
+        dataset: that Keras has made of them.
+        rows: ours.
+        why: every process must compute all rows; empty where it need not.
+    """
+    if why:
+        logging.info("tfaccel: input: every process computes all rows, since %s.", why)
+        return None
+    if isinstance(caller.epoch.data_adapter, _private.PyDatasetAdapter):
+        adapter = batch_rows.adapter_of(caller, "process")
+        return OwnRows(adapter, rows.numbers) if adapter is not None else None
+    return of_own_rows(dataset, rows)

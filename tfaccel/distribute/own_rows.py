@@ -1,0 +1,279 @@
+"""Own rows: where several workers read a `tf.data` pipeline, each computes only what it trains on.
+
+The pipeline ends in global batches. Cutting these would have every worker decode and augment all
+rows, to throw most of them away. So the cut moves up: in front of `batch`, and of every `map` whose
+result for a row depends on that row alone. What stays above the cut runs on every worker: the
+reading of file names or records, `shuffle`, `filter`, and maps that draw random numbers or call
+Python, which would give other rows if they were called for fewer.
+
+    files -> shuffle -> map(decode) -> batch            as the user writes it
+    files -> shuffle -> batch -> cut -> map(decode)     as a worker reads it
+
+Global batches stay the same, row by row.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import tensorflow as tf
+
+from tfaccel.distribute import _private
+
+# Operations that are no pure function of tensors by TensorFlow's account, and whose result for a
+# row is the same whichever other rows there are.
+_ROW_BY_ROW = frozenset(
+    {
+        *("Assert", "ReadVariableOp"),
+        *("LookupTableFind", "LookupTableFindV2", "LookupTableSize", "LookupTableSizeV2"),
+        *("TensorListFromTensor", "TensorListGetItem", "TensorListLength", "TensorListReserve"),
+        *("TensorListSetItem", "TensorListStack", "EmptyTensorList", "TensorListPushBack"),
+    }
+)
+# Datasets that give the same elements in each pass.
+_REPRODUCIBLE = frozenset(
+    {
+        *("map", "batch", "prefetch", "options", "repeat", "take", "skip", "zip", "cache"),
+        *("from_tensor_slices", "from_tensors", "range", "concatenate"),
+        *("tfrecord", "text_line", "fixed_length_record"),
+    }
+)
+_PYTHON = ("PyFunc", "EagerPyFunc", "PyFuncStateless")
+
+
+@dataclass(frozen=True)
+class MovedCut:
+    """A pipeline whose cut has moved up.
+
+    Attributes:
+        batches: global batches of what the cut takes rows from.
+        compute: makes a row of the user's from one of those.
+        output: the structure of a row of the user's.
+        after: what the user does with the batches then: caches, repeats, takes some.
+        size: of a batch, in words that a file may have in its name.
+    """
+
+    batches: tf.data.Dataset
+    compute: Callable[[Any], Any]
+    output: Any
+    after: tuple[tuple[tf.data.Dataset, _private.Stage], ...]
+    size: str
+
+    def compute_rows(self, rows: Any) -> Any:
+        """The user's rows (a nest of tensors) from some of those that were cut."""
+        return tf.map_fn(self.compute, rows, fn_output_signature=self.output)
+
+    def finish(self, cut: tf.data.Dataset, key: str) -> tf.data.Dataset:
+        """The dataset of cut batches with what comes after.
+
+        Args:
+            cut: the dataset.
+            key: what distinguishes this cut from others of the dataset; letters and digits.
+        """
+        key = f"{self.size}-{key}"
+        for dataset, stage in self.after:
+            if stage.kind == "cache":
+                # The rows that a cache in memory has are kept from one fit to the next.
+                kept = _caches.setdefault(dataset, {})
+                name = stage.filename and f"{stage.filename}.{key}"
+                cut = kept[key] = kept[key] if key in kept else cut.cache(name)
+            else:
+                cut = getattr(cut, stage.kind)(stage.number)
+        return cut
+
+
+_caches: weakref.WeakKeyDictionary[Any, dict[str, Any]] = weakref.WeakKeyDictionary()
+
+
+@dataclass
+class _Report:
+    """The maps that run over all rows, and why."""
+
+    lines: list[str] = field(default_factory=list)
+
+    def stays(self, function: _private.MapFunction, why: str) -> None:
+        self.lines.append(f"map of {_place(function.source)}: {why}")
+
+    def last(self, dataset: tf.data.Dataset) -> None:
+        """The last transformation is the one that the cut cannot pass."""
+        found = _private.stage(dataset)
+        why = f"{found.kind} comes after it"
+        if found.function is not None:
+            self.stays(
+                found.function, "it is after batch, and before it would run on own rows alone"
+            )
+            why = f"the map of {_place(found.function.source)} is after batch"
+        for each in found.inputs:
+            self.all_below(each, why)
+
+    def all_below(self, dataset: tf.data.Dataset, why: str) -> None:
+        found = _private.stage(dataset)
+        if found.function is not None:
+            self.stays(found.function, why)
+        for each in found.inputs:
+            self.all_below(each, why)
+
+
+def move_cut(dataset: tf.data.Dataset) -> tuple[MovedCut | None, list[str]]:
+    """Finds the place in a pipeline of global batches where rows can be cut.
+
+    Args:
+        dataset: of global batches.
+
+    Returns:
+        The pipeline in parts, or None when nothing would be gained; and, for each `map` that every
+        worker runs over all rows, where it is and why.
+    """
+    report, after, node = _Report(), list[Any](), dataset
+    found = _private.stage(node)
+    while found.kind in ("options", "prefetch", "repeat", "take", "cache", "batch"):
+        if found.kind == "cache" and not _is_reproducible(node):
+            break
+        if found.kind not in ("options", "prefetch"):
+            after.insert(0, (node, found))
+        if found.kind == "batch":
+            break
+        (node,) = found.inputs
+        found = _private.stage(node)
+    if found.kind != "batch":
+        report.last(node)
+        return None, report.lines
+    (node,) = found.inputs
+    output = node.element_spec
+    node = _without_prefetch(node)
+    cache = _private.stage(node)
+    if cache.kind == "cache" and _is_reproducible(node):
+        after[0] = (node, cache)
+        (node,) = cache.inputs
+    else:
+        del after[0]
+    rows = _rows(node, report)
+    if rows.compute is None:
+        return None, report.lines
+    batches = rows.source.batch(found.number, found.drop_remainder)
+    size = f"{found.number}{'-whole' if found.drop_remainder else ''}"
+    return MovedCut(batches, rows.compute, output, tuple(after), size), report.lines
+
+
+def _without_prefetch(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    while (found := _private.stage(dataset)).kind in ("options", "prefetch"):
+        (dataset,) = found.inputs
+    return dataset
+
+
+def _is_reproducible(dataset: tf.data.Dataset) -> bool:
+    """Whether each pass gives the same rows, so that a cache may be filled anew."""
+    found = _private.stage(dataset)
+    if found.kind not in _REPRODUCIBLE:
+        return False
+    if found.function is not None and _state(found.function):
+        return False
+    return all(_is_reproducible(each) for each in found.inputs)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """A dataset as another one, of which each element is computed by itself."""
+
+    source: tf.data.Dataset
+    compute: Callable[[Any], Any] | None = None  # None: as it is
+
+
+def _rows(dataset: tf.data.Dataset, report: _Report) -> _Rows:
+    """`dataset` as `source.map(compute)`."""
+    found = _private.stage(dataset)
+    match found.kind:
+        case "options" | "prefetch":
+            inner = _rows(found.inputs[0], report)
+            return inner if inner.compute else _Rows(dataset)
+        case "map":
+            return _mapped(dataset, found, report)
+        case "repeat" | "take" | "skip":
+            inner = _rows(found.inputs[0], report)
+            if inner.compute is None:
+                return _Rows(dataset)
+            return _Rows(getattr(inner.source, found.kind)(found.number), inner.compute)
+        case "zip":
+            return _zipped(dataset, found, report)
+    report.last(dataset)
+    return _Rows(dataset)
+
+
+def _mapped(dataset: tf.data.Dataset, found: _private.Stage, report: _Report) -> _Rows:
+    function, (source,) = found.function, found.inputs
+    assert function is not None
+    why = _why_not(function, source.element_spec)
+    if why:
+        report.stays(function, why)
+        report.all_below(source, f"the map of {_place(function.source)} comes after it")
+        return _Rows(dataset)
+    inner = _rows(source, report)
+    first = inner.compute
+    if first is None:
+        return _Rows(inner.source, function.call)
+    return _Rows(inner.source, lambda element: function.call(first(element)))
+
+
+def _zipped(dataset: tf.data.Dataset, found: _private.Stage, report: _Report) -> _Rows:
+    inner = [_rows(each, report) for each in found.inputs]
+    if all(each.compute is None for each in inner):
+        return _Rows(dataset)
+    structure = tf.nest.map_structure(lambda _: None, found.structure)
+    sources = tf.nest.pack_sequence_as(structure, [each.source for each in inner])
+
+    def compute(element: Any) -> Any:
+        parts = _up_to(structure, element)
+        done = [row.compute(p) if row.compute else p for row, p in zip(inner, parts, strict=True)]
+        return tf.nest.pack_sequence_as(structure, done)
+
+    return _Rows(tf.data.Dataset.zip(sources), compute)
+
+
+def _up_to(structure: Any, element: Any) -> list[Any]:
+    """The elements of the datasets in `structure`, of one of their zip."""
+    if structure is None:
+        return [element]
+    keys = sorted(structure) if isinstance(structure, dict) else range(len(structure))
+    return [part for key in keys for part in _up_to(structure[key], element[key])]
+
+
+def _why_not(function: _private.MapFunction, given: Any) -> str:
+    """Why a map must run over all rows; empty when it need not."""
+    if not (_is_dense(given) and _is_dense(function.output)):
+        return "it takes or gives ragged or sparse tensors, datasets or None"
+    return _state(function)
+
+
+def _state(function: _private.MapFunction) -> str:
+    """Why a map may give another row when it is called for fewer; empty when it does not."""
+    try:
+        operations = function.operations()
+    except ValueError:
+        return "its constants are larger than 2 GB"
+    for op in sorted(operations):
+        if op in _PYTHON:
+            return "it calls Python, which may keep a state from row to row"
+        if "Random" in op and not op.startswith("Stateless"):
+            return "it draws random numbers, which would be others for fewer rows"
+        if not (_private.is_pure(op) or _private.only_calls(op) or op in _ROW_BY_ROW):
+            return f"{op} in it may keep a state from row to row"
+    return ""
+
+
+def _is_dense(structure: Any) -> bool:
+    leaves = tf.nest.flatten(structure)
+    return bool(leaves) and all(type(leaf) is tf.TensorSpec for leaf in leaves)
+
+
+def _place(function: Any) -> str:
+    """Where a function of the user's is: ``decode at train.py:40``."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    name = getattr(function, "__name__", type(function).__name__)
+    if code is None:
+        return name
+    return f"{name} at {os.path.basename(code.co_filename)}:{code.co_firstlineno}"

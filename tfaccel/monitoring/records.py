@@ -1,0 +1,128 @@
+"""Runs and windows as lines of JSON, one file for each worker, and how such a directory is read.
+
+    {"kind": "run", "run": 1764403200000, "worker": 0, "workers": 2, "name": "10.0.0.4:2222", ...}
+    {"kind": "window", "run": 1764403200000, "worker": 0, "number": 1, "steps": 120, ...}
+    {"kind": "cause", "run": 1764403200000, "worker": 0, "part": "host", "what": ..., ...}
+    {"kind": "end", "run": 1764403200000, "worker": 0}
+
+Each worker writes its own lines. The chief's file also has the windows of the others, so that it
+says everything where they do not share a disk. Figures that could not be measured are null.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tfaccel.errors import MonitorError
+from tfaccel.monitoring.run import Cause, Run
+from tfaccel.monitoring.window import Window
+
+_KINDS = {"run": Run, "window": Window}
+
+
+@dataclass(frozen=True)
+class Record:
+    """All that is known of one run.
+
+    Attributes:
+        runs: of the workers that have written, by rank.
+        windows: of all workers, by number and rank.
+        causes: what was found within the parts, by the chief.
+        ended: whether the `fit` has ended.
+    """
+
+    runs: tuple[Run, ...] = ()
+    windows: tuple[Window, ...] = ()
+    causes: tuple[Cause, ...] = ()
+    ended: bool = False
+
+
+def line(item: Run | Window) -> str:
+    """One line, without its end."""
+    return json.dumps({"kind": type(item).__name__.lower(), **dataclasses.asdict(item)})
+
+
+def cause_line(cause: Cause, run: int, worker: int) -> str:
+    """One line, without its end."""
+    return json.dumps({"kind": "cause", "run": run, "worker": worker, **dataclasses.asdict(cause)})
+
+
+def end_line(run: int, worker: int) -> str:
+    """One line, without its end."""
+    return json.dumps({"kind": "end", "run": run, "worker": worker})
+
+
+def file_name(worker: int) -> str:
+    """That of a worker's file.
+
+    >>> file_name(3)
+    'worker-3.jsonl'
+    """
+    return f"worker-{worker}.jsonl"
+
+
+def read(lines: Iterable[str]) -> Record:
+    """The newest run in lines of JSON.
+
+    A last line that is not complete yet is left out.
+    """
+    items = [item for text in lines if (item := _parse(text)) is not None]
+    newest = max((item["run"] for item in items), default=0)
+    runs: dict[int, Run] = {}
+    windows: dict[tuple[int, int], Window] = {}
+    causes: list[Cause] = []
+    ended = False
+    for item in items:
+        if item["run"] != newest:
+            continue
+        kind, worker = item.pop("kind"), item["worker"]
+        if kind == "run":
+            runs[worker] = _made(Run, item)
+        elif kind == "window":
+            windows[item["number"], worker] = _made(Window, item)
+        elif kind == "cause":
+            causes.append(_made(Cause, item))
+        elif kind == "end" and worker == 0:
+            ended = True
+    by_number = tuple(windows[key] for key in sorted(windows))
+    return Record(tuple(runs[rank] for rank in sorted(runs)), by_number, tuple(causes), ended)
+
+
+def _parse(text: str) -> dict[str, Any] | None:
+    try:
+        item = json.loads(text)
+    except ValueError:
+        return None
+    known = isinstance(item, dict) and {"kind", "run", "worker"} <= item.keys()
+    return item if known else None
+
+
+def _made(cls: Any, item: dict[str, Any]) -> Any:
+    names = {field.name for field in dataclasses.fields(cls)}
+    fields = {name: value for name, value in item.items() if name in names}
+    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+
+
+def read_path(path: Path) -> Record:
+    """The record in a directory of a monitor, or in one worker's file in it.
+
+    Raises:
+        MonitorError: there is nothing to read.
+    """
+    directory = path if path.is_dir() else path.parent
+    files = sorted(directory.glob("worker-*.jsonl")) if path.exists() else []
+    if path.is_file() and path not in files:
+        files = [path]
+    lines = [text for file in files for text in file.read_text("utf-8").splitlines()]
+    record = read(lines)
+    if not (record.runs or record.windows):
+        raise MonitorError(
+            f"tfaccel: {path} has no run of a monitor; expected a directory that "
+            "tfaccel.monitor(strategy, directory) has written to, or a worker-N.jsonl in it."
+        )
+    return record

@@ -1,0 +1,147 @@
+"""What makes a model fit that does not: single changes, each planned again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from tfaccel.planner import commands
+from tfaccel.planner.candidates import Candidate, candidates
+from tfaccel.planner.devices import Machines
+from tfaccel.planner.estimate import Estimate, estimate
+from tfaccel.planner.models import Models
+
+_MOST_DEVICES = 1024
+
+
+@dataclass(frozen=True)
+class Advice:
+    """A change that makes a candidate fit.
+
+    Attributes:
+        change: in words.
+        estimate: what is taken then.
+        command: the line that runs it.
+    """
+
+    change: str
+    estimate: Estimate
+    command: str
+
+
+def advise(
+    found: Sequence[Estimate], batch: int, machines: Machines, models: Models, target: str
+) -> Iterator[Advice]:
+    """The smallest change of each kind that makes something fit, those without one left out.
+
+    Args:
+        found: all candidates, none of which fits.
+        batch: rows of the global batch.
+        machines: what they are for.
+        models: makes the model's variants.
+        target: what is planned, for its command line.
+    """
+    known = [one for one in found if one.peak is not None]
+    least = min(known, key=lambda one: one.needed).candidate
+    rows = _batch(least, batch, machines, models)
+    if rows:
+        better = estimate(least, rows, machines, models)
+        change = f"a global batch of {rows} in place of {batch}, {least.name}, {least.precision}"
+        yield Advice(change, better, commands.command(target, least, machines, rows))
+    accumulated = _accumulation(least, batch, machines, models)
+    if accumulated is not None:
+        change = (
+            f"compile with gradient_accumulation_steps={accumulated.candidate.accumulate} and feed "
+            f"batches of {batch // accumulated.candidate.accumulate}, {least.name}, "
+            f"{least.precision}"
+        )
+        line = commands.command(target, accumulated.candidate, machines, batch)
+        yield Advice(change, accumulated, line)
+    more = _devices(batch, machines, models, least.precision)
+    if more is not None:
+        larger, better = more
+        change = f"{larger} in place of {machines}, {better.candidate.name}, {least.precision}"
+        yield Advice(change, better, commands.command(target, better.candidate, larger, batch))
+
+
+def eased(
+    found: Sequence[Estimate], batch: int, machines: Machines, models: Models
+) -> Iterator[Estimate]:
+    """Further candidates: those that do not fit, with the fewest steps of accumulation that do.
+
+    None is traced where the variables alone, with one more for each gradient, fill the device.
+
+    Args:
+        found: all candidates, as they are.
+        batch: rows of the global batch.
+        machines: what they are for.
+        models: makes the model's variants.
+    """
+    for one in found:
+        least = one.bytes_between_steps + one.all_gradients
+        if one.fits or one.peak is None or least > machines.device.usable:
+            continue
+        accumulated = _accumulation(one.candidate, batch, machines, models)
+        if accumulated is not None:
+            yield accumulated
+
+
+def _batch(candidate: Candidate, batch: int, machines: Machines, models: Models) -> int:
+    """The largest batch that fits, a multiple of the candidate's replicas; 0 for none."""
+    unit = candidate.replicas
+    low, high = 0, batch // unit
+    while low < high:
+        middle = (low + high + 1) // 2
+        if estimate(candidate, middle * unit, machines, models).fits:
+            low = middle
+        else:
+            high = middle - 1
+    return low * unit
+
+
+def _accumulation(
+    candidate: Candidate, batch: int, machines: Machines, models: Models
+) -> Estimate | None:
+    """The fewest steps of accumulation that fit, at the same global batch."""
+    rows = batch // candidate.replicas
+    steps = [n for n in range(2, rows + 1) if batch % (n * candidate.replicas) == 0]
+
+    def of(n: int) -> Estimate:
+        return estimate(replace(candidate, accumulate=n), batch, machines, models)
+
+    if not steps or not of(steps[-1]).fits:
+        return None
+    low, high = 0, len(steps) - 1  # a step of fewer rows never takes more
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if of(steps[middle]).fits else (middle + 1, high)
+    return of(steps[low])
+
+
+def _devices(
+    batch: int, machines: Machines, models: Models, precision: str
+) -> tuple[Machines, Estimate] | None:
+    """The fewest more devices, twice as many at a time, on which a candidate fits.
+
+    The most are asked first: where nothing fits on them, nothing does on fewer.
+    """
+    sizes = [machines]
+    while sizes[-1].count * 2 <= _MOST_DEVICES:
+        last = sizes[-1]
+        if last.per_host < 8 and last.hosts == 1:
+            sizes.append(replace(last, per_host=last.per_host * 2))
+        else:
+            sizes.append(replace(last, hosts=last.hosts * 2))
+
+    def best(larger: Machines) -> Estimate | None:
+        made = [estimate(c, batch, larger, models) for c in candidates(larger, [precision])]
+        return min((m for m in made if m.fits), key=lambda m: m.peak or 0, default=None)
+
+    most = best(sizes[-1]) if len(sizes) > 1 else None
+    if most is None:
+        return None
+    for larger in sizes[1:-1]:
+        found = best(larger)
+        if found is not None:
+            return larger, found
+    return sizes[-1], most

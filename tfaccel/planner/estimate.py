@@ -1,0 +1,370 @@
+"""What one candidate takes: memory of a device, bytes on the wire, operations, time of a step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from tfaccel.distribute.model_parallel.layout_planner import LayoutPlanner, VariablePlan
+from tfaccel.planner import costs, liveness, spread, work
+from tfaccel.planner import scratch as kernels
+from tfaccel.planner.candidates import Candidate
+from tfaccel.planner.devices import Machines
+from tfaccel.planner.figures import Figures, extended
+from tfaccel.planner.models import Models, Sized
+from tfaccel.planner.state import Item, State, count_items, parts
+from tfaccel.planner.steps import Step
+
+
+@dataclass(frozen=True)
+class Time:
+    """Seconds of a step at the rates of the catalogue, which a program never quite reaches.
+
+    Attributes:
+        compute: of operations that arithmetic limits.
+        memory: of operations that the device's memory limits.
+        network: of what is sent, with nothing computed meanwhile.
+    """
+
+    compute: float
+    memory: float
+    network: float
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return self.compute + self.memory + self.network
+
+    @property
+    def bound(self) -> str:
+        """The largest part."""
+        named = {"compute": self.compute, "memory": self.memory, "network": self.network}
+        return max(named, key=lambda name: named[name])
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A candidate with what it takes. All bytes are of one device, the fullest.
+
+    Attributes:
+        candidate: what was asked about.
+        rows: of a step on one device.
+        parameters: bytes of weights, trained or not.
+        slots: bytes of the optimizer's variables.
+        other: bytes of metrics, random states and constants.
+        gradients: bytes of the gradients that are alive at the peak.
+        activations: bytes of the batch and of what the forward pass has made by then; None where
+            they are not counted, and then there is no peak.
+        workspace: bytes of all else.
+        peak: the most at any moment.
+        all_gradients: bytes of the gradients of all variables.
+        wire: bytes that the device sends in a step, by collective.
+        flops: operations of a step; None where they are not counted.
+        time: None where the device's rates are not known.
+        fits: True where a device has room for `MARGIN` more than the peak, or `MESH_MARGIN`, False
+            where it has none for the peak, None between the two, and where there is no peak.
+        why_not: what is not known, and why.
+    """
+
+    candidate: Candidate
+    rows: int
+    parameters: int
+    slots: int
+    other: int
+    gradients: int
+    activations: int | None
+    workspace: int
+    peak: int | None
+    all_gradients: int
+    wire: dict[str, int] = field(default_factory=dict)
+    flops: int | None = None
+    time: Time | None = None
+    fits: bool | None = None
+    why_not: str = ""
+
+    @property
+    def bytes_between_steps(self) -> int:
+        """Bytes of all variables."""
+        return self.parameters + self.slots + self.other
+
+    @property
+    def needed(self) -> float:
+        """Bytes that a device must have for the candidate to fit; infinite where nobody knows."""
+        if self.peak is None:
+            return float("inf")
+        return self.peak * (1 + (MARGIN if self.candidate.mesh is None else MESH_MARGIN))
+
+
+# What was run took up to 15 % more than was counted, on a mesh up to 53 % (docs/planner.md).
+MARGIN, MESH_MARGIN = 0.2, 0.6
+# Up to so many equal blocks are counted one by one.
+EXACT = 6
+# Results of unknown shapes that are a few numbers.
+_SMALL = frozenset({"BroadcastGradientArgs", "Placeholder", "VarHandleOp", "NoOp"})
+
+
+def estimate(candidate: Candidate, batch: int, machines: Machines, models: Models) -> Estimate:
+    """Counts what a candidate takes.
+
+    Args:
+        candidate: the way to train.
+        batch: rows of the global batch of an update.
+        machines: what it runs on.
+        models: makes the model's variants.
+    """
+    replicas = candidate.strategy in ("one_device", "mirrored", "multi_worker_mirrored")
+    variant = models.variant(candidate.precision, replicas, candidate.accumulate)
+    rows = candidate.rows(batch)
+    items = variant.items_of(variant.count)
+    state = count_items(items, _planner(candidate))
+    counts = _counts(variant.count, items, state)
+    figures = [_figures(candidate, rows, machines, variant.sized(*one)) for one in counts]
+    count = variant.count if len(figures) > 1 else None
+    made = figures[0] if count is None else extended(figures, [c for c, _ in counts], count)
+    found = Estimate(
+        candidate=candidate,
+        rows=rows,
+        parameters=state.parameters,
+        slots=state.slots,
+        other=state.other + made.constants,
+        gradients=0,
+        activations=None,
+        workspace=0,
+        peak=None,
+        all_gradients=state.gradients,
+        wire={kind: round(size) * candidate.accumulate for kind, size in made.wire.items() if size},
+    )
+    if made.why_not:
+        return replace(found, why_not=made.why_not)
+    assert made.peak is not None
+    peak = state.total + made.constants + made.peak.total
+    busy = None
+    if made.compute is not None and made.memory is not None:
+        busy = made.compute, made.memory
+    return replace(
+        found,
+        flops=made.flops * candidate.accumulate,
+        time=_time(busy, found.wire, candidate, machines),
+        gradients=made.peak.gradients,
+        activations=made.peak.activations,
+        workspace=made.peak.workspace,
+        peak=peak,
+        fits=_fits(peak, machines.device.usable, MARGIN if candidate.mesh is None else MESH_MARGIN),
+    )
+
+
+def _planner(candidate: Candidate) -> LayoutPlanner | None:
+    """A new one: what it answers depends on what it was asked before."""
+    if candidate.mesh is None:
+        return None
+    return LayoutPlanner(candidate.mesh, candidate.layouts or "auto")
+
+
+def _counts(count: int | None, items: Sequence[Item], state: State) -> list[tuple[int | None, int]]:
+    """The numbers of blocks that are counted, each with the `ends` of `Extension.to`."""
+    if count is None or count <= EXACT:
+        return [(count, 1)]
+    if not state.plans:
+        return [(3, 1), (4, 1)]
+    for apart, first in ((1, 3), (2, 4 + count % 2)):
+        if _alternate(items, state, apart, count):
+            return [(first, apart), (first + apart, apart)]
+    return [(count, 1)]
+
+
+def _alternate(items: Sequence[Item], state: State, apart: int, count: int) -> bool:
+    """Whether the layouts of a block, and of the one `apart` further, are the same."""
+    by_block: dict[int, list[VariablePlan]] = {}
+    for item, plan in zip(items, state.plans, strict=True):
+        if item.block is not None:
+            by_block.setdefault(item.block, []).append(plan)
+    return all(
+        [(p.storage, p.compute) for p in by_block[k]]
+        == [(p.storage, p.compute) for p in by_block[k + apart]]
+        for k in range(1, count - 1 - apart)
+    )
+
+
+def _figures(candidate: Candidate, rows: int, machines: Machines, sized: Sized) -> Figures:
+    """What is counted of a step, whole."""
+    planner = _planner(candidate)
+    state = count_items(sized.items, planner)
+    step, sequence, roles = sized.step, sized.sequence, list(sized.roles)
+    replicas = candidate.mesh is None and candidate.strategy != "tpu"
+    if replicas and candidate.devices > 1:
+        step, sequence = sized.exchange(candidate.devices)
+        added = range(len(step.operations) - len(roles))
+        roles += [((-1 - i, "", 0),) for i in added]
+    shapes = step.shapes(rows)
+    sizes = [
+        0 if shape is None else math.prod(shape) * value.width
+        for shape, value in zip(shapes, step.values, strict=True)
+    ]
+    split = spread.Spread([None] * len(step.values))
+    gathered: dict[int, int] = {}
+    if planner is not None:
+        split = spread.spread(step, shapes, candidate.model_axis, _model_dims(state, planner))
+        sizes = [
+            size // candidate.model_axis if dim is not None else size
+            for size, dim in zip(sizes, split.dims, strict=True)
+        ]
+        gathered = _gathered(sized, state, planner)
+        sizes = _stored(step, sizes, sized, state, planner)
+    scratch = kernels.of_processor(step, shapes) if machines.device.kind == "cpu" else {}
+    for i, size in split.gathered.items():
+        scratch[i] = scratch.get(i, 0) + size
+    flops, busy = _busy(step, shapes, sizes, split, candidate, machines)
+    wire = _wire(candidate, sized, state, planner, split, sizes)
+    compute, memory = busy if busy is not None else (None, None)
+    found = Figures(sized.step.constants, flops, compute, memory, wire)
+    if step.uncounted:
+        return replace(found, why_not=f"what {step.uncounted} keeps and computes")
+    unknown = next((op for op in step.operations if op.kind not in _SMALL
+                    and any(shapes[v] is None for v in op.outputs)), None)  # fmt: skip
+    if unknown is not None:
+        return replace(found, why_not=f"the shape of what {unknown.kind} gives")
+    walked = liveness.walk(step, sequence, sizes, gathered, scratch)
+    return replace(found, walk=walked, peak=walked.peak(), roles=roles)
+
+
+def _fits(peak: int, usable: int, margin: float) -> bool | None:
+    if peak > usable:
+        return False
+    return True if peak * (1 + margin) <= usable else None
+
+
+def _model_dims(state: State, planner: LayoutPlanner) -> dict[int, int | None]:
+    """The dimension of each variable that the model axis divides while layers compute."""
+    axis = planner.mesh.model_axis
+    return {
+        i: next((d for d, a in enumerate(plan.compute) if a is not None and a == axis), None)
+        for i, plan in enumerate(state.plans)
+    }
+
+
+def _gathered(sized: Sized, state: State, planner: LayoutPlanner) -> dict[int, int]:
+    """Bytes of each read that a layer makes of a variable which is stored in more parts."""
+    found = {}
+    seen_backward = False
+    for i, op in enumerate(sized.step.operations):
+        seen_backward = seen_backward or op.backward
+        if op.variable is None or op.kind not in ("ReadVariableOp", "ResourceGather"):
+            continue
+        plan = state.plans[op.variable]
+        updates = seen_backward and not op.backward
+        if plan.storage != plan.compute and not updates and op.kind == "ReadVariableOp":
+            found[i] = sized.items[op.variable].made.size // parts(plan.compute, planner)
+    return found
+
+
+def _stored(
+    step: Step, sizes: list[int], sized: Sized, state: State, planner: LayoutPlanner
+) -> list[int]:
+    """Sizes where what the optimizer computes for a variable is divided as the variable is."""
+    share: dict[int, int] = {}
+    for variable, value in step.gradients.items():
+        plan = state.plans[variable]
+        more = parts(plan.storage, planner) // parts(plan.compute, planner)
+        if more > 1 and _shape(step, value) == sized.items[variable].made.shape:
+            share[value] = more
+    found = list(sizes)
+    seen_backward = False
+    for op in step.operations:
+        seen_backward = seen_backward or op.backward
+        if not seen_backward or op.backward:
+            continue
+        if op.kind == "ReadVariableOp" and op.variable is not None:
+            plan = state.plans[op.variable]
+            more = parts(plan.storage, planner)
+        else:
+            more = max((share.get(v, 1) for v in op.inputs), default=1)
+        if more > 1:
+            for value in op.outputs:
+                share[value] = more
+    for value, more in share.items():
+        if value in step.gradients.values():
+            continue  # whole while it is reduced
+        found[value] //= more
+    return found
+
+
+def _shape(step: Step, value: int) -> tuple[int, ...] | None:
+    return step.values[value].more
+
+
+def _busy(
+    step: Step,
+    shapes: Sequence[tuple[int, ...] | None],
+    sizes: Sequence[int],
+    split: spread.Spread,
+    candidate: Candidate,
+    machines: Machines,
+) -> tuple[int, tuple[float, float] | None]:
+    """Operations of a step, and the seconds that arithmetic and memory limit."""
+    device, total, compute, memory = machines.device, 0, 0.0, 0.0
+    known = device.bandwidth is not None and "float32" in device.peak
+    for op in step.operations:
+        number = work.flops(op, shapes)
+        if not number:
+            continue
+        divided = [v for v in (*op.inputs, *op.outputs) if split.dims[v] is not None]
+        if divided:
+            number //= candidate.model_axis
+        total += number
+        if not known:
+            continue
+        assert device.bandwidth is not None
+        halves = any(step.values[v].width == 2 for v in op.outputs)
+        precision = candidate.precision if halves else "float32"
+        rate = device.peak.get(precision, device.peak["float32"])
+        moved = work.moved(op, sizes)
+        seconds = costs.roofline(number, moved, rate, device.bandwidth)
+        if number / rate >= moved / device.bandwidth:
+            compute += seconds
+        else:
+            memory += seconds
+    return total, (compute, memory) if known else None
+
+
+def _wire(
+    candidate: Candidate,
+    sized: Sized,
+    state: State,
+    planner: LayoutPlanner | None,
+    split: spread.Spread,
+    sizes: Sequence[int],
+) -> dict[str, float]:
+    """Bytes that a device sends in a step, by collective."""
+    devices = candidate.replicas
+    found = {"all-reduce": 0.0, "all-gather": 0.0}
+    for variable, value in sized.step.gradients.items():
+        one = sized.items[variable].made
+        if sized.step.values[value].more != one.shape:  # rows of an embedding
+            found["all-gather"] += costs.all_gather(sizes[value] * devices, devices)
+            continue
+        held = one.size
+        if planner is not None:
+            plan = state.plans[variable]
+            held //= parts(plan.compute, planner)
+            if plan.storage != plan.compute:
+                among = parts(plan.storage, planner) // parts(plan.compute, planner)
+                found["all-gather"] += costs.all_gather(held, among)
+        found["all-reduce"] += costs.all_reduce(held, devices)
+    among = candidate.model_axis
+    found["all-reduce"] += sum(costs.all_reduce(s, among) for s in split.reduced.values())
+    found["all-gather"] += sum(costs.all_gather(s, among) for s in split.gathered.values())
+    return found
+
+
+def _time(
+    busy: tuple[float, float] | None, wire: dict[str, int], candidate: Candidate, machines: Machines
+) -> Time | None:
+    device = machines.device
+    rates = [device.link] if candidate.hosts == 1 else [device.link, device.network]
+    known = [rate for rate in rates if rate is not None]
+    if busy is None or (wire and len(known) < len(rates)):
+        return None
+    sent = costs.transfer(sum(wire.values()), min(known)) if wire else 0.0
+    compute, memory = (part * candidate.accumulate for part in busy)
+    return Time(compute, memory, sent)

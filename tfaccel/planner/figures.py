@@ -1,0 +1,89 @@
+"""What is counted of a step, and how it grows with the blocks of a model that are equal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from tfaccel.planner.liveness import Peak, Walk
+from tfaccel.planner.unroll import Role
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Of one device and step.
+
+    Attributes:
+        constants: bytes of tensors that the step uses and that are no variables.
+        flops: operations.
+        compute: seconds of operations that arithmetic limits; None where no rates are known.
+        memory: seconds of operations that memory limits; None as above.
+        wire: bytes sent, by collective.
+        why_not: what is not known of its memory.
+        peak: the worst moment; None where it is not known.
+        walk: all moments; None as above.
+        roles: of the operations, to compare steps of models with more and fewer blocks.
+    """
+
+    constants: int
+    flops: int
+    compute: float | None
+    memory: float | None
+    wire: dict[str, float] = field(default_factory=dict)
+    why_not: str = ""
+    peak: Peak | None = None
+    walk: Walk | None = None
+    roles: Sequence[Sequence[Role]] = ()
+
+
+def extended(counted: Sequence[Figures], counts: Sequence[int | None], count: int) -> Figures:
+    """The figures of `count` equal blocks from those of two smaller numbers of them.
+
+    All of it is linear in the blocks, but for the peak: it is the largest of all moments, each of
+    which is linear. So every moment is extended, and the largest is taken then.
+
+    Args:
+        counted: of the two.
+        counts: their blocks.
+        count: those asked for, more than both.
+    """
+    fewer, more = counted
+    assert counts[0] is not None
+    assert counts[1] is not None
+    steps, apart = count - counts[1], counts[1] - counts[0]
+
+    def of(a: float, b: float) -> float:
+        return b + steps * (b - a) / apart
+
+    def whole(a: int, b: int) -> int:
+        return b + steps * (b - a) // apart
+
+    found = Figures(
+        constants=whole(fewer.constants, more.constants),
+        flops=whole(fewer.flops, more.flops),
+        compute=None if fewer.compute is None else of(fewer.compute, more.compute or 0),
+        memory=None if fewer.memory is None else of(fewer.memory, more.memory or 0),
+        wire={kind: of(fewer.wire[kind], more.wire[kind]) for kind in more.wire},
+        why_not=more.why_not or fewer.why_not,
+    )
+    if fewer.walk is None or more.walk is None:
+        return found
+    first, second = _by_role(fewer), _by_role(more)
+    most, moment = -1, (0, 0)
+    for role, i in first.items():
+        if role in second:
+            size = whole(fewer.walk.live[i], more.walk.live[second[role]])
+            if size > most:
+                most, moment = size, (i, second[role])
+    a, b = fewer.walk.at(moment[0]), more.walk.at(moment[1])
+    peak = Peak(
+        whole(a.activations, b.activations),
+        whole(a.gradients, b.gradients),
+        whole(a.workspace, b.workspace),
+        b.operation,
+    )
+    return replace(found, peak=peak)
+
+
+def _by_role(figures: Figures) -> dict[Role, int]:
+    return {role: i for i, roles in enumerate(figures.roles) for role in roles}

@@ -1,0 +1,308 @@
+"""Builds the model of a plan under an abstract strategy, and traces its step, once a variant."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import json
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import keras
+
+from tfaccel import target
+from tfaccel.distribute import _private
+from tfaccel.distribute.fused import FusedAdam, fuse
+from tfaccel.distribute.replacements import replaced
+from tfaccel.errors import StrategyError
+from tfaccel.planner import calls, lists, liveness, trace
+from tfaccel.planner.abstract import AbstractStrategy, Made
+from tfaccel.planner.exchange import exchanged
+from tfaccel.planner.state import Item, items
+from tfaccel.planner.steps import Step
+from tfaccel.planner.unroll import Extension, Role, UnevenError
+
+_Key: TypeAlias = tuple[str, bool, int]
+_Built: TypeAlias = tuple[AbstractStrategy, target.Target, "list[int | None]"]
+Source: TypeAlias = "str | keras.Model | Callable[[], keras.Model]"
+
+
+@dataclass(frozen=True)
+class Sized:
+    """A model with some number of blocks.
+
+    Attributes:
+        step: of its training.
+        sequence: the step's operations as they run.
+        items: its variables.
+        roles: of the operations, to compare models with more and fewer blocks.
+    """
+
+    step: Step
+    sequence: Sequence[int]
+    items: Sequence[Item]
+    roles: Sequence[Sequence[Role]]
+
+    @functools.cached_property
+    def _exchanged(self) -> dict[int, tuple[Step, Sequence[int]]]:
+        return {}
+
+    def exchange(self, replicas: int) -> tuple[Step, Sequence[int]]:
+        """The step of so many replicas, and its operations as they run."""
+        if replicas not in self._exchanged:
+            step = exchanged(self.step, replicas)
+            self._exchanged[replicas] = step, liveness.order(step)
+        return self._exchanged[replicas]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A model as some candidates run it.
+
+    Attributes:
+        model: without values; of the blocks that repeat it has three.
+        made: its variables, and those of its optimizer, in the order in which they were made.
+        notes: what was assumed.
+        traced: traces a step of its training.
+        count: the blocks that repeat; None where the model is as it was built.
+        blocks: the block of each variable, 0 to 2; None for those in none.
+    """
+
+    model: Any
+    made: Sequence[Made]
+    notes: tuple[str, ...]
+    traced: Callable[[], Step]
+    count: int | None = None
+    blocks: Sequence[int | None] = ()
+
+    @functools.cached_property
+    def step(self) -> Step:
+        """A step of the training of `model`."""
+        return self.traced()
+
+    @functools.cached_property
+    def extension(self) -> Extension:
+        """Makes it the step of a model with more blocks.
+
+        Raises:
+            UnevenError: when that cannot be done.
+        """
+        likes = [(one.shape, one.dtype, one.trainable) for one in self.made]
+        return Extension(self.step, self.blocks, likes)
+
+    @functools.cached_property
+    def items(self) -> list[Item]:
+        """What each variable of `model` is."""
+        return items(self.model, self.made)
+
+    @functools.cached_property
+    def _sized(self) -> dict[tuple[int | None, int], Sized]:
+        return {}
+
+    def items_of(self, count: int | None) -> list[Item]:
+        """The variables of a model with `count` blocks; None for `model` itself."""
+        if count is None:
+            return self.items
+        listed = self.extension.variables(count)
+        number = {key: i for i, key in enumerate(listed)}
+        found = []
+        for old, index in listed:
+            one = self.items[old]
+            like = one.like
+            if like is not None:
+                like = number.get((like, index), number.get((like, None)))
+            found.append(dataclasses.replace(one, like=like, block=index))
+        return found
+
+    def sized(self, count: int | None, ends: int = 1) -> Sized:
+        """The model with `count` blocks; None for `model` itself."""
+        if (count, ends) not in self._sized:
+            if count is None:
+                step = self.step
+                roles: Any = [((i, "", 0),) for i in range(len(step.operations))]
+            else:
+                extended = self.extension.to(count, ends)
+                step, roles = extended.step, extended.roles
+            self._sized[count, ends] = Sized(
+                step, liveness.order(step), self.items_of(count), roles
+            )
+        return self._sized[count, ends]
+
+
+class Models:
+    """Makes variants, each once.
+
+    Args:
+        source: ``path.py:function``, a ``.keras`` file, a function that builds a model, or a model.
+        rows: the fewest and the most rows of a step that are asked about.
+        shape: of one row, for a model that does not say its input.
+        dtype: of that input.
+        whole: traces equal blocks one by one, for this reason.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        rows: tuple[int, int],
+        shape: Sequence[int] | None = None,
+        dtype: str = "float32",
+        whole: str = "",
+    ) -> None:
+        self._source, self._rows = source, rows
+        self._shape, self._dtype = shape, dtype
+        self._made: dict[_Key, Variant] = {}
+        self._built: dict[tuple[str, int, bool], _Built] = {}
+        self._dimensions: dict[int, int] = {}
+        self._whole = whole
+
+    @property
+    def has_own_precision(self) -> bool:
+        """Whether the model's layers have their precision already, as those of a file do."""
+        return isinstance(self._source, keras.Model) or str(self._source).endswith(".keras")
+
+    @property
+    def repetition(self) -> tuple[str, ...]:
+        """What is to be said of equal blocks, of which three were traced."""
+        if self._found is None:
+            return ()
+        if self._whole:
+            return (self._whole,)
+        return (f"{self._found.count} equal blocks were counted from {calls.KEPT} of them",)
+
+    def variant(self, precision: str, fused: bool, accumulate: int = 1) -> Variant:
+        """A model built under a policy.
+
+        Args:
+            precision: of the policy; without effect on a model that has its own.
+            fused: whether Adam updates with one operation a variable, as on replicas.
+            accumulate: the optimizer's gradient accumulation.
+        """
+        key = (precision, fused, min(accumulate, 2))  # how often is a number in the graph
+        if key not in self._made:
+            try:
+                made = self._make(*key, self._found if not self._whole else None)
+                if made.count is not None:
+                    made.extension.to(calls.KEPT + 1)
+            except UnevenError as reason:
+                self._whole = f"the model was traced with all its blocks: {reason}"
+                made = self._make(*key, None)
+            self._made[key] = made
+        return self._made[key]
+
+    @functools.cached_property
+    def _found(self) -> calls.Repeats | lists.Listed | None:
+        strategy, models = AbstractStrategy(), []
+
+        def build() -> keras.Model:
+            models.append(_build(self._source))
+            return models[-1]
+
+        with strategy.scope():
+            found = calls.find(build)
+            if found is None and models and not getattr(models[0], "inputs", None):
+                return lists.find(models[0], self._shape, self._dtype)
+        return found
+
+    def _make(
+        self,
+        precision: str,
+        fused: bool,
+        accumulate: int,
+        found: calls.Repeats | lists.Listed | None,
+    ) -> Variant:
+        key = (precision, accumulate, found is not None)
+        if key not in self._built:
+            self._built[key] = self._build(precision, accumulate, found)
+        strategy, described, blocks = self._built[key]
+
+        def traced() -> Step:
+            before = keras.config.dtype_policy()
+            keras.config.set_dtype_policy(precision)
+            try:
+                with contextlib.nullcontext() if fused else _plain_updates():
+                    step = trace.trace(described, strategy, self._rows, self._dimensions)
+            finally:
+                keras.config.set_dtype_policy(before)
+            self._dimensions = self._dimensions or trace.dimensions(step)
+            return step
+
+        count = found.count if found is not None else None
+        return Variant(described.model, strategy.made, described.notes, traced, count, blocks)
+
+    def _build(
+        self, precision: str, accumulate: int, found: calls.Repeats | lists.Listed | None
+    ) -> _Built:
+        """A model whose Adam is fused, which serves for a plain one too."""
+        strategy = AbstractStrategy()
+        before = keras.config.dtype_policy()
+        keras.config.set_dtype_policy(precision)
+        try:
+            with strategy.scope():
+                repeats = found if isinstance(found, calls.Repeats) else None
+                with calls.shortened(repeats) as short:
+                    model = _build(self._source)
+                if isinstance(found, lists.Listed):
+                    short = found.shorten(model)
+                if found is not None and (differs := short.differs or short.unlike()):
+                    raise UnevenError(differs)
+                if accumulate > 1:
+                    target.accumulate(model, accumulate)
+                described = target.describe(model, self._shape, self._dtype)
+                if model.optimizer is not None:
+                    fuse(model.optimizer)
+        except Exception as error:
+            if found is None or isinstance(error, UnevenError):
+                raise
+            raise UnevenError(f"it cannot be built without them ({error})") from error
+        finally:
+            keras.config.set_dtype_policy(before)
+        cut = {id(v) for layer in short.cut for v in _variables(layer)}
+        strategy.made = [one for one in strategy.made if id(one.variable) not in cut]
+        blocks = _blocks(short, strategy.made) if found is not None else []
+        return strategy, described, blocks
+
+
+def _plain_updates() -> AbstractContextManager[None]:
+    """Inside, an Adam that was fused updates as Keras writes it."""
+    return replaced(FusedAdam, "update_step", keras.optimizers.Adam.update_step)
+
+
+def _variables(operation: Any) -> Iterator[Any]:
+    for variable in getattr(operation, "variables", ()):
+        yield _private.tf_variable(variable)
+
+
+def _blocks(short: calls.Shortened, made: Sequence[Made]) -> list[int | None]:
+    """The block of each variable, and of each slot that goes with it."""
+    of: dict[int, int | None] = {}
+    for block, layers in enumerate(short.blocks):
+        for layer in {id(one): one for one in layers}.values():
+            for variable in _variables(layer):
+                known = of.get(id(variable), block)
+                of[id(variable)] = block if known == block else None  # shared by blocks
+    found: list[int | None] = []
+    for one in made:
+        key = id(one.like) if one.like is not None else id(one.variable)
+        found.append(of.get(key))
+    return found
+
+
+def _build(source: Source) -> keras.Model:
+    if isinstance(source, keras.Model):
+        return keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(source))
+    if callable(source):
+        model = source()
+        if not isinstance(model, keras.Model):
+            raise StrategyError(
+                f"tfaccel: the builder returned a {type(model).__name__}, expected a keras.Model."
+            )
+        return model
+    if source.endswith(".keras") and Path(source).is_file():
+        with zipfile.ZipFile(source) as archive:  # its weights are not read
+            return keras.saving.deserialize_keras_object(json.loads(archive.read("config.json")))
+    return target.build(source)

@@ -1,0 +1,62 @@
+"""What TensorFlow's own kernels for processors allocate while they run, besides their results.
+
+Those of gradients of convolutions lay patches of images out as rows of a matrix, as many images at
+a time as fit into 30 MB (`conv_grad_filter_ops.cc`, `conv_grad_input_ops_cpu` of TensorFlow 2.21).
+A product of matrices on several threads copies all of both operands into blocks, a slice of the
+summed dimension at a time and the next one meanwhile (`packed_mem_` in Eigen's
+`TensorContractionThreadPool.h`). Seen were slices of 256: 17.4 MB for (16384, 256) x (256, 256),
+1.7 MB for (256, 16384) x (16384, 256). oneDNN's kernels, and a GPU's, have other needs, which are
+not counted.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+
+from tfaccel.planner.steps import Operation, Step
+
+_SET = 30 << 20
+_PER_THREAD = 256 << 10
+_SLICE = 256
+_SLICES = 2
+_PRODUCTS = ("MatMul", "BatchMatMul", "BatchMatMulV2", "BatchMatMulV3")
+
+
+def of_processor(step: Step, shapes: Sequence[tuple[int, ...] | None]) -> dict[int, int]:
+    """Bytes by operation, for those that need any."""
+    found = {}
+    for i, op in enumerate(step.operations):
+        if op.kind in _PRODUCTS:
+            packed = _packed(op, shapes)
+            if packed:
+                found[i] = packed * step.values[op.outputs[0]].width
+            continue
+        if op.kind not in ("Conv2DBackpropFilter", "Conv2DBackpropInput"):
+            continue
+        kernel = shapes[op.outputs[0] if op.kind.endswith("Filter") else op.inputs[1]]
+        result = shapes[op.inputs[2]]
+        if kernel is None or result is None:
+            continue
+        width = step.values[op.outputs[0]].width
+        patch, image, channels = math.prod(kernel[:-1]), math.prod(result[1:-1]), result[-1]
+        unit = image * patch + image * channels + patch * channels
+        images = min(result[0], -(-_SET // (width * unit)))
+        threads = os.cpu_count() or 1
+        if op.kind.endswith("Input") and unit // threads >= _PER_THREAD // width:
+            images = 1  # threads share one image
+        found[i] = images * image * patch * width
+    return found
+
+
+def _packed(op: Operation, shapes: Sequence[tuple[int, ...] | None]) -> int:
+    """Elements of both operands that a product of matrices copies; of one pair in a batch."""
+    a, result = shapes[op.inputs[0]], shapes[op.outputs[0]]
+    if a is None or result is None:
+        return 0
+    flipped = op.attributes.get("transpose_a", op.attributes.get("adj_x", False))
+    summed = a[-2 if flipped else -1]
+    width = min(summed, _SLICE)
+    slices = min(-(-summed // _SLICE), _SLICES)
+    return slices * width * (result[-2] + result[-1])

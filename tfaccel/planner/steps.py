@@ -1,0 +1,106 @@
+"""A training step as a list of operations on values of known shapes, which is all a plan needs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor of a step.
+
+    Attributes:
+        fewer: its shape for the smaller number of rows that was traced; None where it is unknown.
+        more: the same for the larger.
+        width: bytes of an element.
+    """
+
+    fewer: tuple[int, ...] | None
+    more: tuple[int, ...] | None
+    width: int
+
+
+@dataclass(frozen=True)
+class Operation:
+    """An operation of a step.
+
+    Attributes:
+        name: in the graph.
+        kind: TensorFlow's name of what it does.
+        inputs: indices of values.
+        outputs: the same.
+        after: indices of operations that it waits for without taking their values.
+        variable: the variable that it reads or changes, an index into those that were made; None
+            of none.
+        backward: whether it was made for a gradient.
+        attributes: those that say what it does with dimensions.
+    """
+
+    name: str
+    kind: str
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    after: tuple[int, ...]
+    variable: int | None
+    backward: bool
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A training step, traced for two numbers of rows.
+
+    Between the two, and beyond them, every dimension is taken as linear in the rows.
+
+    Attributes:
+        rows: the two.
+        values: its tensors.
+        operations: in the order in which they were made.
+        arguments: the values that are the batch.
+        results: the values that it returns.
+        gradients: the value of each variable's gradient, by the variable's index.
+        constants: bytes of tensors outside of the graph that it uses.
+        uncounted: an operation whose memory is not counted, such as a loop; "" for none.
+        copies: values that are copies of gradients.
+        captured: those bytes by the value that stands for each tensor.
+    """
+
+    rows: tuple[int, int]
+    values: tuple[Value, ...]
+    operations: tuple[Operation, ...]
+    arguments: tuple[int, ...]
+    results: tuple[int, ...]
+    gradients: Mapping[int, int]
+    constants: int
+    uncounted: str
+    copies: tuple[int, ...] = ()
+    captured: Mapping[int, int] = field(default_factory=dict)
+
+    def shapes(self, rows: int) -> list[tuple[int, ...] | None]:
+        """The shape of every value for a batch of `rows` rows."""
+        fewer, more = self.rows
+        above, among = (rows - fewer, more - fewer) if more > fewer else (0, 1)
+        found: list[tuple[int, ...] | None] = []
+        for value in self.values:
+            if value.fewer is None or value.more is None:
+                found.append(None)
+            elif value.fewer == value.more:
+                found.append(value.fewer)
+            else:
+                found.append(
+                    tuple(
+                        max(0, a - (a - b) * above // among)
+                        for a, b in zip(value.fewer, value.more, strict=True)
+                    )
+                )
+        return found
+
+    def sizes(self, rows: int) -> list[int]:
+        """Bytes of every value for a batch of `rows` rows; 0 where they are not known."""
+        return [
+            0 if shape is None else math.prod(shape) * value.width
+            for shape, value in zip(self.shapes(rows), self.values, strict=True)
+        ]

@@ -1,0 +1,88 @@
+"""What an operation computes and moves: floating-point operations, and bytes of its operands."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from tfaccel.planner.liveness import ALIASES
+from tfaccel.planner.steps import Operation, Step
+
+Shape = tuple[int, ...] | None
+_NOTHING = ALIASES | {"Const", "Placeholder", "NoOp", "Shape", "VarHandleOp", "Assert"}
+
+
+def flops(op: Operation, shapes: Sequence[Shape]) -> int:
+    """Floating-point operations: 2 for a multiplication and an addition, 1 for each other element.
+
+    Args:
+        op: of a step.
+        shapes: of the step's values.
+
+    A convolution's are 2 x outputs x filter elements of one output channel, and the same for each
+    of its two gradients.
+    """
+    ins = [shapes[v] or () for v in op.inputs]
+    outs = [shapes[v] or () for v in op.outputs]
+    if op.kind in _NOTHING or not outs:
+        return 0
+    if op.kind in ("MatMul", "BatchMatMul", "BatchMatMulV2", "BatchMatMulV3"):
+        flipped = op.attributes.get("transpose_a", op.attributes.get("adj_x", False))
+        return 2 * math.prod(outs[0]) * ins[0][-2 if flipped else -1]
+    if op.kind == "Einsum":
+        return _einsum(op, ins)
+    if op.kind in ("Conv2D", "Conv3D"):
+        return 2 * math.prod(outs[0]) * math.prod(ins[1][:-1])
+    if op.kind in ("Conv2DBackpropInput", "Conv3DBackpropInputV2"):
+        return 2 * math.prod(ins[2]) * math.prod(ins[1][:-1])
+    if op.kind in ("Conv2DBackpropFilter", "Conv3DBackpropFilterV2"):
+        return 2 * math.prod(ins[2]) * math.prod(outs[0][:-1])
+    if op.kind == "DepthwiseConv2dNative":
+        return 2 * math.prod(outs[0]) * math.prod(ins[1][:2])
+    if op.kind == "DepthwiseConv2dNativeBackpropInput":
+        return 2 * math.prod(ins[2]) * math.prod(ins[1][:2])
+    if op.kind == "DepthwiseConv2dNativeBackpropFilter":
+        return 2 * math.prod(ins[2]) * math.prod(outs[0][:2])
+    return max(math.prod(shape) for shape in (*ins, *outs))
+
+
+def moved(op: Operation, sizes: Sequence[int]) -> int:
+    """Bytes that an operation reads and writes, each operand and result once."""
+    if op.kind in _NOTHING:
+        return 0
+    return sum(sizes[v] for v in (*op.inputs, *op.outputs))
+
+
+def is_product(op: Operation) -> bool:
+    """Whether it is a product of matrices, or a convolution."""
+    return op.kind in _PRODUCTS
+
+
+_PRODUCTS = frozenset(
+    {
+        *("MatMul", "BatchMatMul", "BatchMatMulV2", "BatchMatMulV3", "Einsum", "Conv2D", "Conv3D"),
+        *("Conv2DBackpropInput", "Conv2DBackpropFilter", "Conv3DBackpropInputV2"),
+        *("Conv3DBackpropFilterV2", "DepthwiseConv2dNative"),
+        *("DepthwiseConv2dNativeBackpropInput", "DepthwiseConv2dNativeBackpropFilter"),
+    }
+)
+
+
+def total_flops(step: Step, shapes: Sequence[Shape]) -> int:
+    """Those of a whole step, on one device that computes all of it."""
+    return sum(flops(op, shapes) for op in step.operations)
+
+
+def _einsum(op: Operation, ins: Sequence[tuple[int, ...]]) -> int:
+    equation = op.attributes["equation"]
+    equation = equation.decode() if isinstance(equation, bytes) else equation
+    sizes: dict[str, int] = {}
+    for term, shape in zip(
+        equation.replace(" ", "").partition("->")[0].split(","), ins, strict=True
+    ):
+        before, dots, after = term.partition("...")
+        hidden = len(shape) - len(before) - len(after) if dots else 0
+        letters = [*before, *(f".{k}" for k in range(hidden, 0, -1)), *after]
+        for letter, size in zip(letters, shape, strict=True):
+            sizes[letter] = max(size, sizes.get(letter, 1))
+    return (2 if len(ins) > 1 else 1) * math.prod(sizes.values())
