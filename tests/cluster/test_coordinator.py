@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -32,6 +33,13 @@ def test_a_barrier_opens_for_all_when_the_last_has_come() -> None:
     assert table.answer(0, "cmd=barrier_in") == {}
     assert set(table.answer(1, "cmd=barrier_in")) == {0, 1, 2}
     assert table.answer(1, "cmd=barrier_in") == {}  # and is closed again
+
+
+def test_a_barrier_opens_without_a_lost_rank() -> None:
+    table = KeyValueStore(size=2)
+    assert table.answer(0, "cmd=barrier_in") == {}
+    assert table.lose(1) == {0: "cmd=barrier_out rc=0"}
+    assert set(table.answer(0, "cmd=barrier_in")) == {0}
 
 
 def test_what_it_does_not_know_it_refuses() -> None:
@@ -119,6 +127,33 @@ def test_ranks_that_end_alike_end_in_peace(port: int) -> None:
     assert [rank.why for rank in ranks] == ["", ""]
     for rank in ranks:
         rank.line.close()
+
+
+@pytest.mark.parametrize("already_finalizes", [True, False])
+def test_a_rank_that_is_lost_after_its_work_ends_what_waits_for_it_in_finalize(
+    already_finalizes: bool, port: int
+) -> None:
+    stays, lost = Rank(port, 0), Rank(port, 1)
+    reached = threading.Event()
+
+    def finalize() -> None:
+        reached.set()
+        assert stays.ended.wait(10)
+
+    threading.Thread(target=lost.life.close, args=(stays.ended.wait,), daemon=True).start()
+    closing = threading.Thread(target=stays.life.close, args=(finalize,), daemon=True)
+    if already_finalizes:
+        closing.start()
+        assert reached.wait(10)
+    lost.line.shutdown(socket.SHUT_RDWR)
+    if not already_finalizes:
+        assert not stays.ended.wait(0.3), "it still has its own work to do"
+        closing.start()
+    assert stays.ended.wait(10)
+    assert stays.why == "worker 1 has exited or disconnected"
+    closing.join(10)
+    with contextlib.suppress(OSError):  # a process that ends disconnects
+        stays.line.shutdown(socket.SHUT_RDWR)
 
 
 def test_a_collective_that_a_rank_will_never_join_is_reported(port: int) -> None:

@@ -172,6 +172,7 @@ class Coordinator:
         self._size = size
         self._connections: dict[tuple[str, int], _Connection] = {}
         self._done: set[int] = set()
+        self._left: set[int] = set()
         self._connected: set[int] = set()
         self._disconnected_ranks: set[int] = set()
         self._unidentified: Unidentified[_Connection] = Unidentified(2 * size)
@@ -254,7 +255,7 @@ class Coordinator:
                 self._connections[connection.kind, connection.rank] = connection
                 if connection.kind == "liveness":
                     self._connected.add(connection.rank)
-                    for rank in self._disconnected_ranks - self._done:
+                    for rank in self._disconnected_ranks - self._left:
                         connection.send(f"gone {rank}")
             elif connection.kind == "pmi":
                 for rank, answer in self._store.answer(connection.rank, text).items():
@@ -264,7 +265,8 @@ class Coordinator:
                 if status is not None and connection.rank not in self._done:
                     self._watch.record_status(connection.rank, status, time.monotonic())
             elif text.startswith("stop "):
-                self._done.update(range(self._size))  # none that ends now counts as failed
+                self._done.update(range(self._size))
+                self._left.update(range(self._size))  # none that ends now counts as failed
                 self._broadcast(connection.rank, f"stop {connection.rank} {text[5:]}")
             elif text.startswith("done "):
                 self._done.add(connection.rank)
@@ -272,6 +274,8 @@ class Coordinator:
                 self._broadcast(connection.rank, f"done {connection.rank} {text[5:]}")
                 if len(self._done) == self._size:
                     self._broadcast(-1, "end")
+            elif text == "left":
+                self._left.add(connection.rank)
         return lines is not None
 
     def _disconnected(self, peer: _Connection) -> None:
@@ -282,9 +286,17 @@ class Coordinator:
         self._connections.pop((peer.kind, peer.rank), None)
         if peer.kind == "liveness" or (peer.kind == "pmi" and peer.rank not in self._connected):
             self._disconnected_ranks.add(peer.rank)
-            if peer.rank not in self._done:
+            if peer.rank not in self._left:
                 self._broadcast(peer.rank, f"gone {peer.rank}{self._disconnect_reason(peer)}")
+                if len(self._done) == self._size:
+                    self._open_last_barrier(peer.rank)
             self._watch.forget(peer.rank)
+
+    def _open_last_barrier(self, lost: int) -> None:
+        """Lets the others out of MPI's end, where nothing in Python runs that could end them."""
+        for rank, answer in self._store.lose(lost).items():
+            if ("pmi", rank) in self._connections:
+                self._connections["pmi", rank].send(answer)
 
     def _disconnect_reason(self, peer: _Connection) -> str:
         place = self._watch.place(peer.rank)

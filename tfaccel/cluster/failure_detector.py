@@ -23,6 +23,7 @@ from tfaccel.cluster.stalls import WAITS, named
 _PRINT_DELAY_S = 0.1  # so that nothing is printed where a launcher ends all of them at once
 _EXIT_DELAY_S = 0.3  # so that a launcher sees the rank first that failed by itself
 _REPORT_EVERY_S = 1.0
+_FINALIZE_TIMEOUT_S = 5.0  # after a rank was lost: by then MPI has ended without it, or never does
 _ABORTING = "aborting this worker"
 
 
@@ -60,7 +61,9 @@ class FailureDetector:
         self._grace_period_s = grace_period_s
         self._collectives = 0  # started
         self._last: dict[int, int] = {}  # collectives of each rank that has ended
-        self._all_done = self.stops_all = False
+        self._lost = ""  # a rank that had ended, but not disconnected
+        self._finalizing = self.stops_all = False
+        self._all_done, self._finalized = threading.Event(), threading.Event()
         self._leaves, self._reported = threading.Event(), threading.Event()
         self._sending = threading.Lock()
         self._descriptor = connection.fileno()
@@ -81,17 +84,29 @@ class FailureDetector:
         if self._last:
             self._check()
 
-    def close(self) -> None:
-        """Reports a regular end, and waits until all have."""
+    def close(self, finalize: Callable[[], None] = lambda: None) -> None:
+        """Reports a regular end, waits until all have, and disconnects.
+
+        Args:
+            finalize: ends what all ranks share, before this one disconnects. Where one is lost
+                until then this process ends, also where this does not return.
+        """
         if self._leave():
-            # Python must not end under a thread that listens.
-            self._listener.join()
+            self._all_done.wait()
+            self._finalizing = True
+            if not self._lost:
+                finalize()
+                self._finalized.set()
+                self._disconnect()
+                # Python must not end under a thread that listens.
+                self._listener.join()
+            if self._lost:
+                self._end(self._lost)
 
     def leave(self) -> None:
         """Reports a regular end, and does not wait for the others."""
         if self._leave():
-            with contextlib.suppress(OSError):
-                self._connection.shutdown(socket.SHUT_RDWR)
+            self._disconnect()
             self._listener.join(2.0)
 
     def stop_all(self, code: int) -> None:
@@ -122,6 +137,11 @@ class FailureDetector:
             return False
         return True
 
+    def _disconnect(self) -> None:
+        with contextlib.suppress(OSError):
+            self._send("left")
+            self._connection.shutdown(socket.SHUT_RDWR)
+
     def _send(self, line: str) -> None:
         with self._sending:
             self._connection.sendall(line.encode() + b"\n")
@@ -148,12 +168,14 @@ class FailureDetector:
             with self._connection.makefile("r") as stream:
                 for line in stream:
                     self._receive(line.rstrip("\n"))
-                    if self._all_done:
-                        return
         except OSError as error:
             why = UNREACHABLE if error.errno in UNREACHABLE_ERRORS else why
         except ValueError:
             pass
+        finally:
+            self._all_done.set()
+        if self._finalizing and not self._finalized.is_set():
+            self._lose(f"{self._names[0]} {why}")
         if self._leaves.is_set() or (0 in self._last and self._report is not None):
             return  # worker 0 has ended, and the coordinator with its machine
         self._end(f"{self._names[0]} {why}")
@@ -162,12 +184,16 @@ class FailureDetector:
         kind, _, arguments = line.partition(" ")
         number, _, detail = arguments.partition(" ")
         if kind == "gone":
-            self._end(f"{self._names[int(number)]} {detail or 'has exited or disconnected'}")
+            why = f"{self._names[int(number)]} {detail or 'has exited or disconnected'}"
+            if int(number) in self._last:
+                self._lose(why)
+            else:
+                self._end(why)
         elif kind == "done":
             self._last[int(number)] = int(detail)
             self._check()
         elif kind == "end":
-            self._all_done = True
+            self._all_done.set()
         elif kind == "stop":
             self._print_error(
                 f"{self._names[int(number)]} received a stop request; stopping all workers"
@@ -181,6 +207,12 @@ class FailureDetector:
                 self._print_error(why)
         elif kind == "stall":
             self._stalled(*self._parse_stall(arguments))
+
+    def _lose(self, why: str) -> None:
+        """A rank is lost that had done its work: this one's goes on, but for what all end."""
+        self._lost = why
+        if self._finalizing and not self._finalized.wait(_FINALIZE_TIMEOUT_S):
+            self._end(why)
 
     def _parse_stall(self, text: str) -> tuple[list[int], str]:
         stall = json.loads(text)

@@ -22,12 +22,14 @@ class KeyValueStore:
         name: of the table, another one for each job: MPICH names shared memory after it.
         values: what the ranks have put.
         waiting: ranks in the barrier.
+        lost: ranks that no barrier waits for.
     """
 
     size: int
     name: str = "kvs"
     values: dict[str, str] = field(default_factory=dict)
     waiting: set[int] = field(default_factory=set)
+    lost: set[int] = field(default_factory=set)
 
     def answer(self, rank: int, line: str) -> dict[int, str]:
         """Answers one request.
@@ -48,9 +50,17 @@ class KeyValueStore:
             return self._barrier(rank)
         return {rank: self._answer(command, request)}
 
+    def lose(self, rank: int) -> dict[int, str]:
+        """Lets barriers open without a rank; the answer for each that has waited for it alone."""
+        self.lost.add(rank)
+        return self._open() if self.waiting else {}
+
     def _barrier(self, rank: int) -> dict[int, str]:
         self.waiting.add(rank)
-        if len(self.waiting) < self.size:
+        return self._open()
+
+    def _open(self) -> dict[int, str]:
+        if len(self.waiting | self.lost) < self.size:
             return {}
         all_here, self.waiting = self.waiting, set()
         return dict.fromkeys(sorted(all_here), "cmd=barrier_out rc=0")

@@ -122,7 +122,10 @@ def _leave(detector: FailureDetector) -> None:
     if worker_liveness.ended_by_error(detector):
         detector.abort()
         return
-    detector.close()
+    detector.close(_finalize)
+
+
+def _finalize() -> None:
     from mpi4py import MPI
 
     if not MPI.Is_finalized():
