@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import random
 import time
 from typing import Any
 
@@ -62,10 +63,25 @@ def test_batches_come_in_order_in_every_epoch() -> None:
     same(train)
 
 
-def test_shuffled_batches_come_once() -> None:
+class Draws(keras.callbacks.Callback):
+    """Draws from Python's generator, as Keras does for the order of an epoch."""
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        random.random()
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        random.random()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_keras_draws_the_same_order_as_on_one_device(threads: int) -> None:
     def train(model: Any) -> Any:
-        model.optimizer.learning_rate = 0.0  # in any order
-        return model.fit(Pages(), epochs=2, verbose=0).history
+        pages = Pages()
+        pages.workers = threads
+        keras.utils.set_random_seed(3)
+        how = {"epochs": 2, "verbose": 0, "callbacks": [Draws()]}
+        fits = [model.fit(pages, validation_data=pages, **how).history for _ in range(2)]
+        return fits, random.random()
 
     same(train)
 
@@ -98,14 +114,15 @@ def test_a_plain_one_is_read_by_keras_alone() -> None:
 def test_the_threads_can_be_seen() -> None:
     """Watches `calling_model().threads` of `_private`, and what `restart_threads` does to them."""
     model = under(mirrored(), linear)
-    for made, can_begin_again in ((Pages(), True), (Endless(), False)):
+    for made, restarts in ((Pages(), True), (Endless(), False)):
         model.evaluate(made, steps=2, verbose=0)
-        threads = mirrored().callers[-1].threads
-        assert threads.py_dataset is made
-        assert isinstance(threads.ready_queue, queue.Queue)
-        assert not threads.ready_queue.empty(), "Keras no longer keeps what its threads have read"
-        assert _private.restart_threads(threads) is can_begin_again
-        assert threads.ready_queue.empty() is can_begin_again
+        caller = mirrored().callers[-1]
+        assert caller.threads.py_dataset is made
+        assert caller.inspected is restarts
+        assert isinstance(caller.threads.ready_queue, queue.Queue)
+        assert not caller.threads.ready_queue.empty(), "Keras keeps nothing its threads have read"
+        _private.restart_threads(caller.threads)
+        assert caller.threads.ready_queue.empty()
     model.evaluate(X, Y, verbose=0)
     assert mirrored().callers[-1].threads is None
 

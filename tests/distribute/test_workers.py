@@ -116,11 +116,11 @@ def test_a_fit_whose_rows_each_worker_computes_alone_gives_the_same_numbers() ->
         np.testing.assert_array_equal(found, expected)
 
 
-def of_pages(make: Any, shuffle: bool, under: Any = None) -> list[Any]:
+def of_pages(make: Any, under: Any = None) -> list[Any]:
     """Numbers of all that reads the `PyDataset`s that `make` makes, and of what was trained."""
     with under.scope() if under is not None else contextlib.nullcontext():
         model = linear(lambda: keras.optimizers.SGD(1e-4), metrics=["mae"])
-    more = {"epochs": 3, "validation_data": make(), "shuffle": shuffle, "verbose": 0}
+    more = {"epochs": 3, "validation_data": make(), "verbose": 0}
     history = model.fit(make(reorders=True), **more).history
     read = [model.evaluate(make(), verbose=0), model.predict(make(), verbose=0)]
     return [*model.get_weights(), *history.values(), *read]
@@ -136,11 +136,10 @@ def test_a_py_dataset_that_is_asked_for_rows_gives_one_device_s_numbers(threads:
 
     strategy()  # whose workers adopt the chief's random state
     random.seed(3)  # Keras shuffles batches by it
-    shuffle = threads == 1  # threads begin anew after Keras's look, in another order
-    found = of_pages(pages, shuffle, strategy())
+    found = of_pages(pages, strategy())
     evaluated = made[-2]
     random.seed(3)
-    for ours, theirs in zip(found, of_pages(pages, shuffle), strict=True):
+    for ours, theirs in zip(found, of_pages(pages), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5)
     # Keras looks at two batches, and we at one, and at its first rows as the pass begins. Then
     # each worker computes its own rows alone.

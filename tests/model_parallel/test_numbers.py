@@ -127,12 +127,12 @@ class Bytes(Pages):
         return x.astype("uint8"), y
 
 
-def of_rows(make: Any, scope: Any, shuffle: bool, **more: Any) -> list[Any]:
+def of_rows(make: Any, scope: Any, **more: Any) -> list[Any]:
     """Numbers of all that reads the data that `make` makes, and of what was trained."""
     keras.utils.set_random_seed(3)
     with scope():
         model = small(**more)
-    given = {"epochs": 2, "validation_data": make(), "shuffle": shuffle, "verbose": 0}
+    given = {"epochs": 2, "validation_data": make(), "verbose": 0}
     fitted = model.fit(make(), **given).history
     read = [model.evaluate(make(), verbose=0), model.predict(make(), verbose=0)]
     return [*fitted.values(), *read, *model.get_weights()]
@@ -173,8 +173,7 @@ def test_two_processes_that_compute_their_own_rows_alone(
         "tf.data": pipeline,
     }
     ours = strategy("batch=2,model=2", "auto", 2)
-    # Threads begin anew after Keras's look, in another order.
-    given = {"shuffle": kind != "threads", **({"host": host} if host else {})}
+    given = {"host": host} if host else {}
     with caplog.at_level("INFO", logger="absl"):
         found = of_rows(makes[kind], ours.scope, **given)
     if kind == "pages":  # Keras looks at two batches of 8 rows, and we at one

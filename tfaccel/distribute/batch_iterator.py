@@ -11,7 +11,8 @@ Keras iterates it from Python. Three properties of its trainer are handled here:
 
 A `keras.utils.PyDataset` may change in its `on_epoch_end`, which Keras calls after that look: what
 was read ahead of it is of no use, and the pass restarts. It loses nothing, since its batches are
-asked for by their numbers, and they come in the order that was drawn for the look.
+asked for by their numbers. The order that Keras has drawn for the look is undone: on one device,
+where it does not look, the first order it draws is that of the first epoch.
 
 The threads of a `keras.utils.PyDataset` read ahead by themselves, and Keras stops them after that
 first look and after each epoch. Reading ahead of Keras would find them stopped, so it is not done.
@@ -19,7 +20,6 @@ first look and after each epoch. Reading ahead of Keras would find them stopped,
 
 from __future__ import annotations
 
-import itertools
 import random
 import weakref
 from collections.abc import Iterator
@@ -51,15 +51,16 @@ class BatchIterable:
 
     Args:
         threads: Keras's threads that read them ahead, or None.
-        asks_anew: as in `tfaccel.distribute._private.Caller`.
+        inspected: as in `tfaccel.distribute._private.Caller`. Then this is made just before.
     """
 
     _tfaccel_batches = True
 
-    def __init__(self, threads: Any = None, asks_anew: bool = False) -> None:
+    def __init__(self, threads: Any = None, inspected: bool = False) -> None:
         self._threads = threads
-        self._asks_anew = asks_anew
-        self._before_look: Any = None  # Python's random state
+        self._inspected = inspected
+        # Keras's threads may have drawn an order before the first pass is opened.
+        self._random_state = random.getstate() if inspected else None
         self._source: PushBackIterator | None = None
         self._reader: weakref.ref[BatchIterator] | None = None
 
@@ -68,27 +69,28 @@ class BatchIterable:
         looked_at = self._source is not None and abandoned and self._source.push_back()
         if looked_at and self._source is not None and self._source.is_of_fit:
             profiler.step_was_none()
-        if looked_at and self._threads is not None:
-            looked_at = not _private.restart_threads(self._threads)
-        if looked_at and self._asks_anew:
+        if looked_at and self._inspected:
+            looked_at = False
+            if self._threads is not None:
+                _private.restart_threads(self._threads)
+        if self._source is None or not looked_at:
+            first = self._source is None
             self._source = None  # what it has read ahead is dropped before the next is read
-            self._source = PushBackIterator(self._open_as_for_look())
-        elif self._source is None or not looked_at:
-            self._before_look = random.getstate() if self._asks_anew else None
-            self._source = PushBackIterator(self._open())
+            batches = self._open()
+            if first and self._inspected:
+                batches = self._inspecting(batches)
+            self._source = PushBackIterator(batches)
         iterator = self._reading(self._source)
         self._reader = weakref.ref(iterator)
         return iterator
 
-    def _open_as_for_look(self) -> Iterator[Any]:
-        """A pass for which Keras draws the same order of batches as for the look before it."""
-        batches, now = self._open(), random.getstate()
-        random.setstate(self._before_look)
-        try:
-            first = next(batches, None)
-        finally:
-            random.setstate(now)
-        return batches if first is None else itertools.chain([first], batches)
+    def _inspecting(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """The pass of which Keras takes a batch to see shapes; what it has drawn is undone."""
+        for batch in batches:
+            if self._random_state is not None:
+                random.setstate(self._random_state)
+                self._random_state = None
+            yield batch
 
     def _open(self) -> Iterator[Any]:
         """One more pass over the batches."""

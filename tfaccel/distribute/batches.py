@@ -168,7 +168,7 @@ class Batches(BatchIterable):
             is the one that is looked at.
         all_gather: gives the numbers of every worker, where there are several.
         length: the number of batches, as `tfaccel.distribute.dataset_consistency.length_of`.
-        asks_anew: as in `tfaccel.distribute._private.Caller`.
+        inspected: as in `tfaccel.distribute._private.Caller`.
         py_dataset: Keras's adapter of the `PyDataset` that `dataset` reads, where that is asked for
             our rows alone; else None.
     """
@@ -184,10 +184,10 @@ class Batches(BatchIterable):
         alike: bool = False,
         all_gather: dataset_consistency.AllGather | None = None,
         length: int = tf.data.UNKNOWN_CARDINALITY,
-        asks_anew: bool = False,
+        inspected: bool = False,
         py_dataset: Any = None,
     ) -> None:
-        super().__init__(threads, asks_anew)
+        super().__init__(threads, inspected)
         self._all_gather = all_gather
         self._length = length
         self._compared = all_gather is None

@@ -149,7 +149,7 @@ class KerasFit(KerasStrategy, RunsKerasSteps):
         if self.input == "per_worker" and all_gather is not None:
             per_worker.agree_on_length(caller.epoch, all_gather)
             return PerWorkerBatches(
-                dataset, self.placement, devices, *batch_args, all_gather, caller.asks_anew
+                dataset, self.placement, devices, *batch_args, all_gather, caller.inspected
             )
         length = dataset_consistency.length_of(dataset, getattr(caller.epoch, "num_batches", None))
         if all_gather is not None:
@@ -157,7 +157,7 @@ class KerasFit(KerasStrategy, RunsKerasSteps):
         py_dataset = None if all_gather is None else batch_rows.adapter_of(caller)
         return Batches(
             *(dataset, self.placement, devices, *batch_args, all_gather, length),
-            asks_anew=caller.asks_anew,
+            inspected=caller.inspected,
             py_dataset=py_dataset,
         )
 

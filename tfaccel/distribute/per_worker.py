@@ -37,7 +37,7 @@ class PerWorkerBatches(Batches):
         multiples: as in `Batches`.
         alike: as in `Batches`.
         all_gather: gives the numbers of every worker, in the order of their ranks.
-        asks_anew: as in `Batches`.
+        inspected: as in `Batches`.
 
     Raises:
         InputError: on every worker, when the elements of their datasets have other types or shapes.
@@ -53,11 +53,11 @@ class PerWorkerBatches(Batches):
         multiples: bool,
         alike: bool,
         all_gather: AllGather,
-        asks_anew: bool,
+        inspected: bool,
     ) -> None:
         own = Placement(1, 0, placement.local)
         super().__init__(
-            dataset, own, devices, partial_batch, threads, multiples, alike, asks_anew=asks_anew
+            dataset, own, devices, partial_batch, threads, multiples, alike, inspected=inspected
         )
         dataset_consistency.check_elements(dataset, all_gather)
         self._gather = all_gather

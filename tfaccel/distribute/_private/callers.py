@@ -49,7 +49,8 @@ class Caller(NamedTuple):
         method: its name.
         callbacks: that it was given, or None.
         threads: Keras's reader of a `PyDataset` with workers, or None.
-        asks_anew: whether each pass asks a `PyDataset` for its batches, by their numbers.
+        inspected: whether Keras takes a batch of a `PyDataset` before the first pass, to see
+            shapes, and the first pass can ask for all batches again, by their numbers.
         epoch: Keras's iterator over the steps of an epoch, which is being made.
         limits: the numbers of steps that it was given, each maybe None.
         validates: whether a `fit` of the model has begun: these are its validation data, or those
@@ -63,7 +64,7 @@ class Caller(NamedTuple):
     epoch: Any = None
     limits: tuple[int | None, ...] = ()
     validates: bool = False
-    asks_anew: bool = False
+    inspected: bool = False
 
 
 def calling_model() -> Caller | None:
@@ -84,7 +85,6 @@ def calling_model() -> Caller | None:
     epoch = asks.local("self")
     adapter = getattr(epoch, "data_adapter", None)
     threads = getattr(adapter, "enqueuer", None)
-    asks_anew = isinstance(adapter, PyDatasetAdapter) and threads is None
     for call in itertools.takewhile(_is_keras, outwards):
         if call.function in ("fit", "evaluate", "predict"):
             model, local = call.local("self"), call.local
@@ -92,9 +92,16 @@ def calling_model() -> Caller | None:
                 limits = tuple(map(local, ("steps_per_epoch", "validation_steps", "steps")))
                 fits = (c.function == "fit" and c.local("self") is model for c in outwards)
                 begun = local("epoch_iterator") is not None or any(fits)
-                about = (threads, epoch, limits, begun, asks_anew)
+                about = (threads, epoch, limits, begun, _inspects(call.function, adapter))
                 return Caller(model, call.function, local("callbacks"), *about)
     return None
+
+
+def _inspects(method: str, adapter: Any) -> bool:
+    if method == "predict" or not isinstance(adapter, PyDatasetAdapter):
+        return False
+    # Threads that read a dataset without an end continue where they were, and lose nothing.
+    return adapter.enqueuer is None or adapter.num_batches is not None
 
 
 def building_model() -> Any:

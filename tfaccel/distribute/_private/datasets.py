@@ -180,7 +180,7 @@ def array_pipeline(dataset: tf.data.Dataset) -> tuple[tf.data.Dataset, list[Any]
     return node, functions
 
 
-def restart_threads(threads: Any) -> bool:
+def restart_threads(threads: Any) -> None:
     """Lets the threads of a `PyDataset`, stopped after a look at its first batch, restart.
 
     Keras 3.15 keeps what they have read by then for the next pass, which begins with the first
@@ -188,12 +188,6 @@ def restart_threads(threads: Any) -> bool:
 
     Args:
         threads: of `Caller`; stopped, and perhaps started again, since.
-
-    Returns:
-        False when the dataset has no end: its threads continue where they were, and lose nothing.
     """
-    if threads.py_dataset.num_batches is None:
-        return False
     while not threads.ready_queue.empty():
         threads.ready_queue.get_nowait()
-    return True

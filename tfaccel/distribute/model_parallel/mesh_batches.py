@@ -39,7 +39,7 @@ class MeshBatches(BatchIterable):
         divides: whether the next batch goes to the mesh, and does not stay on the host.
         by_leaf: whether each leaf of a batch is a distributed value of its own, for a loop that
             unpacks batches.
-        asks_anew: as in `tfaccel.distribute._private.Caller`.
+        inspected: as in `tfaccel.distribute._private.Caller`.
         own: of our own rows alone, as `mesh_rows.of_own_rows` makes it, which is read in place of
             `dataset`; or of a `PyDataset`. Its batches go to the mesh whatever `divides` says: a
             step on the host gathers them.
@@ -54,10 +54,10 @@ class MeshBatches(BatchIterable):
         strategy: Any = None,
         divides: Callable[[], bool] = lambda: True,
         by_leaf: bool = False,
-        asks_anew: bool = False,
+        inspected: bool = False,
         own: tf.data.Dataset | OwnRows | None = None,
     ) -> None:
-        super().__init__(threads, asks_anew)
+        super().__init__(threads, inspected)
         self._strategy = weakref.ref(strategy) if strategy is not None else None
         self.element_spec = dataset.element_spec
         check_batched(dataset.element_spec)

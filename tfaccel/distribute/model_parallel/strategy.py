@@ -142,7 +142,7 @@ class ModelParallelStrategy(KerasStrategy, tf.distribute.Strategy):  # type: ign
             threads,
             strategy=self,
             divides=lambda: not fallback.applies_to(kind),
-            asks_anew=caller.asks_anew,
+            inspected=caller.inspected,
             own=own,
         )
 
