@@ -39,8 +39,9 @@ class FailureDetector:
         end: ends this process, given a line with the reason; for tests.
         rank: of this process.
         report: the status of this rank, as `stalls.WorkerStatus`; None for no heartbeats.
-        grace_period_s: how long to wait for a rank that has exited, in seconds, since it gets
-            an exception.
+        on_failure: called with the reason before this process ends, so that what waits for the
+            failed rank can raise.
+        grace_period_s: how long this process may then take to end by itself, in seconds.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class FailureDetector:
         *,
         rank: int = 0,
         report: Callable[[], Mapping[str, Any]] | None = None,
+        on_failure: Callable[[str], None] | None = None,
         grace_period_s: float = 0.0,
     ) -> None:
         self._connection = connection
@@ -58,6 +60,7 @@ class FailureDetector:
         self._end = end or self._end_process
         self._rank = rank
         self._report = report
+        self._on_failure = on_failure
         self._grace_period_s = grace_period_s
         self._collectives = 0  # started
         self._last: dict[int, int] = {}  # collectives of each rank that has ended
@@ -235,6 +238,8 @@ class FailureDetector:
         time.sleep(_PRINT_DELAY_S)
         self._print_error(f"{why}; {_ABORTING}")
         self._reported.set()
+        if self._on_failure is not None:
+            self._on_failure(f"tfaccel: {why}")
         sys.stdout.flush()
         time.sleep(_EXIT_DELAY_S)
         while self._grace_period_s:

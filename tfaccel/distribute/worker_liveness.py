@@ -1,13 +1,14 @@
 """Connects the workers of a job: one that fails, or holds up the others, is named.
 
-Over MPI nothing else ends a worker whose peers are gone. TensorFlow's own collectives raise an
-exception at some time: a worker is given the time for it, and for the script's own handling.
+Over MPI nothing else ends a worker whose peers are gone. TensorFlow's own collectives are made to
+raise an exception: a worker is given the time for the script's own handling of it.
 """
 
 from __future__ import annotations
 
 import atexit
 import sys
+from collections.abc import Callable
 
 import tensorflow as tf
 from absl import logging
@@ -15,6 +16,7 @@ from absl import logging
 from tfaccel.cluster import coordinator
 from tfaccel.cluster.cluster import Cluster
 from tfaccel.cluster.failure_detector import FailureDetector
+from tfaccel.distribute import _private
 from tfaccel.distribute.worker_activity import worker_activity
 from tfaccel.errors import ClusterError
 
@@ -24,7 +26,12 @@ _detectors: list[FailureDetector] = []
 
 
 def watch(
-    cluster: Cluster, host: str, port: int, secret: str, grace_period_s: float = 0.0
+    cluster: Cluster,
+    host: str,
+    port: int,
+    secret: str,
+    on_failure: Callable[[str], None] | None = None,
+    grace_period_s: float = 0.0,
 ) -> FailureDetector:
     """Connects to the coordinator, and ends this process when another worker has failed or hangs.
 
@@ -33,6 +40,7 @@ def watch(
         host: where the coordinator is.
         port: its port.
         secret: of the coordinator.
+        on_failure: as in `FailureDetector`.
         grace_period_s: as in `FailureDetector`.
 
     Raises:
@@ -41,7 +49,12 @@ def watch(
     line = coordinator.connect(host, port, cluster.rank, "liveness", secret)
     names = [f"worker {rank} of {cluster.size} ({w})" for rank, w in enumerate(cluster.workers)]
     detector = FailureDetector(
-        line, names, rank=cluster.rank, report=worker_activity.report, grace_period_s=grace_period_s
+        line,
+        names,
+        rank=cluster.rank,
+        report=worker_activity.report,
+        on_failure=on_failure,
+        grace_period_s=grace_period_s,
     )
     _detectors.append(detector)
     return detector
@@ -55,7 +68,7 @@ def watch_beside_tensorflow(cluster: Cluster, port: int, secret: str) -> None:
     """
     host = cluster.host_and_port(0)[0]
     try:
-        detector = watch(cluster, host, port, secret, _GRACE_PERIOD_S)
+        detector = watch(cluster, host, port, secret, _private.abort_collectives, _GRACE_PERIOD_S)
     except ClusterError as error:
         logging.warning("%s Workers that fail or hang will not be reported.", error)
         return

@@ -15,11 +15,13 @@ import tensorflow as tf
 # Every reduction and gathering of the strategies with replicas goes through this class and its
 # `_launchers`, one for each device; other transports take their place there.
 from tensorflow.python.distribute.cross_device_ops import CollectiveAllReduce
+from tensorflow.python.eager import context as eager_context
 
 from tfaccel.distribute._private.tf_strategies import MirroredExtended
 
 __all__ = [
     "CollectiveAllReduce",
+    "abort_collectives",
     "all_gather",
     "all_to_all",
     "exchange_group_size",
@@ -28,6 +30,15 @@ __all__ = [
 ]
 
 _key_bases = itertools.count(1 << 20, 1 << 10)
+
+
+def abort_collectives(why: str) -> None:
+    """Makes collectives that run or begin raise `tf.errors.UnavailableError` with this message.
+
+    TensorFlow does so itself when a message to another worker fails. But where it only waits for
+    one, as the leader of a group does, it takes until the coordination service misses heartbeats.
+    """
+    eager_context.context().abort_collective_ops(tf.errors.UNAVAILABLE, why)
 
 
 def reserve_collective_keys(strategy: tf.distribute.Strategy) -> None:
