@@ -24,8 +24,9 @@ body { background: var(--paper); color: var(--ink); font: 15px/1.5 system-ui, sa
   max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.3rem; } h2 { font-size: 1.05rem; margin: 2rem 0 .4rem; }
 .verdict { border-left: 4px solid var(--input); padding: .4rem 1rem; font-size: 1.1rem; }
-table { border-collapse: collapse; } th, td { padding: .25rem .7rem; text-align: right;
+table { border-collapse: collapse; } th, td { padding: .25rem .6rem; text-align: right;
   border-bottom: 1px solid var(--rule); } th:first-child, td:first-child { text-align: left; }
+td { white-space: nowrap; }
 .wide { overflow-x: auto; } .chart { width: 100%; height: auto; }
 .chart text { fill: var(--ink); font-size: 11px; } .grid { stroke: var(--rule); }
 .key { margin-right: 1rem; white-space: nowrap; } .line { fill: none !important;
