@@ -15,14 +15,26 @@ from tfaccel.strategies.selection import FACTORIES, NAMES, requested_name, selec
 if TYPE_CHECKING:
     import tensorflow as tf
 
+    from tfaccel.planner.models import Source
+
 __all__ = ["FACTORIES", "NAMES", "Choice", "Options", "choose", "select", "strategy"]
 
 
-def strategy(name: str | None = None, **options: Any) -> tf.distribute.Strategy:
+def strategy(
+    name: str | None = None,
+    *,
+    model: Source | None = None,
+    batch_size: int | None = None,
+    **options: Any,
+) -> tf.distribute.Strategy:
     """Makes the strategy that fits the hardware. Call it first, before TensorFlow is used.
 
     Args:
         name: one of `NAMES`; None takes ``TFACCEL_STRATEGY``, else ``"auto"``.
+        model: for ``"auto"``: a function that builds and compiles the model, or what else
+            `tfaccel.plan` takes. Where it does not fit on the devices as replicas, it is split
+            over them (`tfaccel.strategies.planned`).
+        batch_size: rows of the global batch that `model` is trained with.
         **options: see `Options`; one that is not given is read from ``TFACCEL_<OPTION>``.
 
     Returns:
@@ -48,11 +60,14 @@ def strategy(name: str | None = None, **options: Any) -> tf.distribute.Strategy:
         onednn.prefer(os.environ)
     from tfaccel.cluster import resolve as find_cluster
     from tfaccel.distribute import data_service, private_api_check
-    from tfaccel.strategies import describe, process_settings, request
+    from tfaccel.strategies import describe, planned, process_settings, request
 
     private_api_check.check()
     detected, cluster = hardware.detect(), find_cluster(os.environ)
-    selected = select(name, options, os.environ, detected, cluster)
+    if model is None and batch_size is None:
+        selected = select(name, options, os.environ, detected, cluster)
+    else:
+        selected = planned.select(model, batch_size, name, options, os.environ, detected, cluster)
     policy = process_settings.apply(selected.options, detected, selected.devices)
     factory = importlib.import_module(FACTORIES[selected.choice.name])
     requested = request.Request(selected.options, selected.devices, cluster)

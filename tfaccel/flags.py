@@ -51,6 +51,8 @@ if TYPE_CHECKING:
     import keras
     import tensorflow as tf
 
+    from tfaccel.planner.models import Source
+
 _NO_KERAS_3 = "Keras 3 does not support it; use mirrored or multi_worker_mirrored"
 _REFUSED_STRATEGIES = {
     "off": "use one_device, under which the script stays as it is",
@@ -281,10 +283,17 @@ def options(
     }
 
 
-def strategy(*, flag_values: flags.FlagValues = flags.FLAGS) -> tf.distribute.Strategy:
+def strategy(
+    *,
+    model: Source | None = None,
+    batch_size: int | None = None,
+    flag_values: flags.FlagValues = flags.FLAGS,
+) -> tf.distribute.Strategy:
     """The strategy that the flags request; call it once, at the start of `main`.
 
     Args:
+        model: as in `tfaccel.strategy`, where the flags leave the strategy and the mesh to it.
+        batch_size: as there.
         flag_values: the parsed flags.
 
     Returns:
@@ -298,7 +307,14 @@ def strategy(*, flag_values: flags.FlagValues = flags.FLAGS) -> tf.distribute.St
     from tfaccel.errors import TfaccelError
 
     try:
-        return tfaccel.strategy(**options(flag_values=flag_values))
+        requested = options(flag_values=flag_values)
+        if (
+            model is not None
+            and requested.get("name") in (None, "auto")
+            and "mesh" not in requested
+        ):
+            requested |= {"model": model, "batch_size": batch_size}
+        return tfaccel.strategy(**requested)
     except TfaccelError as error:
         sys.exit(str(error))
 

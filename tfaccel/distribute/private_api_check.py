@@ -69,7 +69,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     f"{_DISTRIBUTE}.tpu_strategy.TPUExtended": ("_use_merge_call",),
     f"{_DISTRIBUTE}.tpu_strategy.TPUStrategyV2": ("_enable_packed_variable_in_eager_mode",),
     f"{_DISTRIBUTE}.cross_device_ops.CollectiveAllReduce": ("_launchers",),
-    f"{_TF}.eager.context.Context": ("abort_collective_ops",),
+    f"{_TF}.eager.context.Context": ("_initialized", "abort_collective_ops"),
     _LAUNCHER: (
         "_all_gather",
         "_device",

@@ -105,7 +105,7 @@ def measure() -> dict[str, Any]:
         half = (details.get("compute_capability") or (0, 0)) >= (8, 0)
         precisions = {"float32": tf.float32}
         precisions |= {"mixed_bfloat16": tf.bfloat16} if half else {"mixed_float16": tf.float16}
-        size, memory = 8192, _gpu_memory()
+        size, memory = 8192, gpu_memory()
     else:
         processor = tf.config.list_physical_devices("CPU")[0]
         parts = [tf.config.LogicalDeviceConfiguration()] * 2
@@ -131,7 +131,7 @@ def measure() -> dict[str, Any]:
     return found
 
 
-def _gpu_memory() -> int:
+def gpu_memory() -> int:
     """Bytes of the first GPU, as its driver tells them."""
     command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
     said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from tfaccel.errors import StrategyError
-from tfaccel.planner import advice, commands, devices
+from tfaccel.planner import advice, commands
 from tfaccel.planner.candidates import Candidate, candidates
 from tfaccel.planner.candidates import precisions as precisions_of
+from tfaccel.planner.devices import Machines
 from tfaccel.planner.estimate import Estimate, estimate
 from tfaccel.planner.models import Models, Source
 
@@ -33,7 +34,7 @@ class Plan:
     """
 
     target: str
-    machines: devices.Machines
+    machines: Machines
     batch: int
     estimates: tuple[Estimate, ...]
     recommended: Estimate | None
@@ -63,7 +64,7 @@ class Plan:
 
 def plan(
     model: Source,
-    devices: str,
+    devices: str | Machines,
     batch_size: int,
     *,
     precision: str | None = None,
@@ -77,7 +78,7 @@ def plan(
         model: a function that builds a Keras model, ``path.py:function``, a ``.keras`` file, or a
             model, which is built anew from its configuration.
         devices: such as ``"8xH100"``, ``"2x4xA100"`` (two hosts of four), ``"v5e-8"`` or
-            ``"4xcpu"``.
+            ``"4xcpu"``; or such machines themselves.
         batch_size: rows of the global batch.
         precision: plans this one alone, such as ``"mixed_bfloat16"``; None plans float32 and the
             faster one of the device, and recommends float32 where that fits.
@@ -102,7 +103,9 @@ def plan(
 
     if batch_size < 1:
         raise StrategyError(f"tfaccel: a batch of {batch_size} was to be planned, expected rows.")
-    machines = catalogue.parse(devices, catalogue.catalogue(device_file))
+    machines = devices
+    if isinstance(machines, str):
+        machines = catalogue.parse(machines, catalogue.catalogue(device_file))
     chosen = [precision] if precision is not None else precisions_of(machines.device)
     models = Models(model, _rows(batch_size, machines), input_shape, dtype)
     notes: tuple[str, ...] = ()
@@ -127,7 +130,7 @@ def plan(
     return Plan(named, machines, batch_size, found, best, reason, command, changes, notes)
 
 
-def recommend(found: Sequence[Estimate], machines: devices.Machines) -> tuple[Estimate | None, str]:
+def recommend(found: Sequence[Estimate], machines: Machines) -> tuple[Estimate | None, str]:
     """The candidate to take, and why.
 
     Of those that fit, the fastest one at the first precision of which any fits. Where rates are not
@@ -208,7 +211,7 @@ def target_name(model: Any) -> str:
     return str(getattr(model, "name", None) or getattr(model, "__name__", type(model).__name__))
 
 
-def _rows(batch: int, machines: devices.Machines) -> tuple[int, int]:
+def _rows(batch: int, machines: Machines) -> tuple[int, int]:
     """The fewest rows of a step, and the most: a number which hardly is another size.
 
     Of one row nothing is told: what is broadcast along it looks as what is not.

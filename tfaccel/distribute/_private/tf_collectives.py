@@ -15,7 +15,7 @@ import tensorflow as tf
 # Every reduction and gathering of the strategies with replicas goes through this class and its
 # `_launchers`, one for each device; other transports take their place there.
 from tensorflow.python.distribute.cross_device_ops import CollectiveAllReduce
-from tensorflow.python.eager import context as eager_context
+from tensorflow.python.eager.context import context
 
 from tfaccel.distribute._private.tf_strategies import MirroredExtended
 
@@ -38,7 +38,7 @@ def abort_collectives(why: str) -> None:
     TensorFlow does so itself when a message to another worker fails. But where it only waits for
     one, as the leader of a group does, it takes until the coordination service misses heartbeats.
     """
-    eager_context.context().abort_collective_ops(tf.errors.UNAVAILABLE, why)
+    context().abort_collective_ops(tf.errors.UNAVAILABLE, why)
 
 
 def reserve_collective_keys(strategy: tf.distribute.Strategy) -> None:

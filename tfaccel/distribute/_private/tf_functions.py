@@ -17,7 +17,14 @@ from tensorflow.python.eager.context import context
 # Whether any tape records; public is only the tape that one holds.
 from tensorflow.python.eager.record import could_possibly_record
 
-__all__ = ["define_functions", "forget_traces", "function_like", "is_function", "is_recording"]
+__all__ = [
+    "define_functions",
+    "forget_traces",
+    "function_like",
+    "has_started",
+    "is_function",
+    "is_recording",
+]
 
 
 def define_functions(definitions: Iterable[Any]) -> None:
@@ -55,3 +62,12 @@ def function_like(function: Any, plain: Callable[..., Any]) -> Any:
 def is_recording() -> bool:
     """Whether a tape of this thread may record what is computed now."""
     return bool(could_possibly_record())
+
+
+def has_started() -> bool:
+    """Whether TensorFlow has started its devices in this process, which it does at their first use.
+
+    From then on they cannot be configured, and a copy of the process (`os.fork`) has none of the
+    threads that they need.
+    """
+    return bool(context()._initialized)
