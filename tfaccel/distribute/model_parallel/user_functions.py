@@ -97,6 +97,7 @@ def before_use(strategy: Any, takes_input: bool = False) -> None:
     raise _UsesMeshError(strategy, PYTHON if takes_input else MESH)
 
 
+@tf.autograph.experimental.do_not_convert  # which the functions of users around it are
 def before_run(strategy: Any) -> None:
     """Called where a graph on the host runs a step on the mesh of `strategy`."""
     if (call := _thread_state.call) is not None and (
