@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 
 VARIABLE = "TF_CPP_MIN_LOG_LEVEL"
-"""TensorFlow's own setting of how much its C++ says; who sets it, gets it."""
+"""TensorFlow's own log level of its C++ code; a user's setting is respected."""
 
 _STARTUP_MESSAGE = re.compile(
     r"""
@@ -42,5 +42,5 @@ def is_startup_message(text: str) -> bool:
 
 
 def is_level_set(environment: Mapping[str, str]) -> bool:
-    """Whether a worker with this environment was told how much TensorFlow's C++ shall say."""
+    """Whether this environment sets the log level of TensorFlow's C++ code."""
     return VARIABLE in environment
