@@ -39,8 +39,8 @@ class FailureDetector:
         end: ends this process, given a line with the reason; for tests.
         rank: of this process.
         report: the status of this rank, as `stalls.WorkerStatus`; None for no heartbeats.
-        grace_period_s: how long to wait for a rank that has exited, in seconds, since it may yet
-            raise.
+        grace_period_s: how long after another rank has exited to wait for an exception in this one,
+            in seconds.
     """
 
     def __init__(
