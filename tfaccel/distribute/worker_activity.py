@@ -34,7 +34,7 @@ class WorkerActivity:
         self._collective: list[str] = []
         self._pass: DataPass | None = None
         self._waits_for_data = self._in_step = False
-        self._explained = False  # by a trace or a callback, which explains a long time since a batch
+        self._explained = False  # by a trace or a callback: why no batch has come for long
         self._traced = False
         self._longest: dict[str, float] = {}
         self._seen: Any = None
