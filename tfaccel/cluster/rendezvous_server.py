@@ -135,8 +135,8 @@ class RendezvousServer:
     def _identify(self, client: _Client, message: bytes) -> None:
         content = job_secret.verify(self._key, client.challenge + HELLO, message)
         if content is None:
-            # It cannot verify the answer, and reports that. It closes the connection itself: its
-            # deadline has not passed yet.
+            # The client cannot verify this answer, and reports that. It closes the connection
+            # itself: its deadline has not passed yet.
             client.answered = True
             client.connection.send(framing.frame(b""))
             if len(self._turned_away) < _NAMED:

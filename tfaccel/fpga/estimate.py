@@ -23,7 +23,7 @@ from tfaccel.fpga.convert import Node, Project
 from tfaccel.fpga.optional_imports import require
 from tfaccel.fpga.report import Figure
 
-#: The longest that da4ml may take for figures alone: it ran past ten minutes on plain models.
+#: The time limit of da4ml for figures only: it ran past ten minutes on plain models.
 DA4ML_LIMIT_S = 120.0
 
 _TOOLS = {

@@ -14,7 +14,7 @@ _STARTUP_MESSAGE = re.compile(
     # TensorFlow's C++ at level INFO, in its newer and in its older form; not Python's.
     | I\d{4}\ [\d:.]+\ +\d+\ \S+\.(cc|h):\d+\]
     | \d{4}-\d\d-\d\d\ [\d:.]+:\ I\ \S+\.(cc|h):\d+\]
-    # The second line of what cpu_feature_guard says.
+    # The second line of the message of cpu_feature_guard.
     | To\ enable\ the\ following\ instructions:.*\ rebuild\ TensorFlow
     | .*(
         Unable\ to\ register\ cu(DNN|FFT|BLAS)\ (factory|plugin|kernel)

@@ -45,7 +45,7 @@ def extended(counted: Sequence[Figures], counts: Sequence[int | None], count: in
     Args:
         counted: of the two.
         counts: their blocks.
-        count: those asked for, more than both.
+        count: the requested number, more than both.
     """
     fewer, more = counted
     assert counts[0] is not None

@@ -5,7 +5,7 @@ devices. They run in a separate process for a few seconds, since a plan uses no 
 is kept in the user's cache directory, by the names of machine and processor and the number of
 cores.
 
-    python -m tfaccel.planner.here        # measures anew, and prints it
+    python -m tfaccel.planner.here        # measures again, and prints it
 """
 
 from __future__ import annotations

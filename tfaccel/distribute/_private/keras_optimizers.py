@@ -86,7 +86,7 @@ def division_replaced(divide: Callable[[Any, Any, Any], Any]) -> AbstractContext
     """Makes Keras's operations divide by `divide`, whose first argument is Keras's own division.
 
     That of Keras 3.15 checks in a `tf.cond` whether the divisor of `tf.IndexedSlices` has a zero,
-    and has no option to skip it; optimizers divide by such values.
+    and has no option to skip it; optimizers run it on their divisors.
     """
     module = keras_backend.numpy
     return replaced(module, "divide", functools.partial(divide, module.divide))

@@ -90,7 +90,7 @@ class Slices:
 
 
 def _ends(begin: Any, end: Any, indices: list[int]) -> Any:
-    """`end`, with the element after each index; an index of -1 is the last one."""
+    """`end`, with the element after each index; after -1, the end of the dimension."""
     if not indices:
         return end
     last = begin.dtype.max
