@@ -1,4 +1,4 @@
-"""The coordinator of a job: a process beside the chief that detects failures, and serves PMI.
+"""The coordinator of a job: a process next to the chief that detects failures and serves PMI.
 
     python -m tfaccel.cluster.coordinator SIZE [ADDRESS [STALL_TIMEOUT]]      (prints its port)
 
@@ -57,7 +57,7 @@ def start(
     address: str = interface.EVERYWHERE,
     stall_timeout_s: float = 0.0,
 ) -> int:
-    """Starts a coordinator for `size` ranks beside this process, and returns its port.
+    """Starts a coordinator for `size` ranks next to this process, and returns its port.
 
     It ends when all ranks have, or when this process does.
 

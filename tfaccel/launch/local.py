@@ -140,7 +140,7 @@ def _run_tries(
 def _environments(
     base: Mapping[str, str], nproc: int, start_timeout_s: float, secret: str, arrivals: str = ""
 ) -> list[dict[str, str]]:
-    """The environment of each worker of a new job, on ports of its own."""
+    """The environment of each worker of a new job, on its own ports."""
     addresses = [f"127.0.0.1:{port}" for port in free_ports(nproc)]
     job_id = uuid.uuid4().hex
     return [

@@ -114,7 +114,7 @@ class Terminal:
             self._write(f"\r\x1b[K{row}\n{self._bar}")
 
     def close(self) -> None:
-        """Leaves the last progress bar on a row of its own."""
+        """Leaves the last progress bar on its own row."""
         with self._lock:
             if self._bar:
                 self._write("\n")

@@ -1,7 +1,7 @@
 """What runs inside Ray: the script, once in each worker of Ray Train.
 
-The script gets a process of its own. Ray calls this in a thread, in which a script could set no
-signal handlers, and where its exit code would be lost.
+The script gets its own process. Ray calls this in a thread, in which a script could set no signal
+handlers, and where its exit code would be lost.
 """
 
 from __future__ import annotations

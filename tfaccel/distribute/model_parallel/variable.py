@@ -68,7 +68,7 @@ class MeshVariable(_private.ReadByValue, dtensor.DVariable):  # type: ignore[mis
         return super().handle if copied is None else copied.of(self).handle
 
     def stored(self) -> tf.Tensor:
-        """The value as it is stored: a DTensor."""
+        """The stored value: a DTensor."""
         fork.check()
         return super().read_value()
 
