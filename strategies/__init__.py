@@ -27,7 +27,7 @@ def strategy(
     batch_size: int | None = None,
     **options: Any,
 ) -> tf.distribute.Strategy:
-    """Makes the strategy that fits the hardware. Call it first, before TensorFlow is used.
+    """Creates the strategy that fits the hardware. Call it first, before TensorFlow is used.
 
     Args:
         name: one of `NAMES`; None takes ``TFACCEL_STRATEGY``, else ``"auto"``.
@@ -41,8 +41,8 @@ def strategy(
         A `tf.distribute.Strategy`: build and compile a Keras model under its `scope()`.
 
     Raises:
-        StrategyError: when hardware, cluster and options do not go together.
-        ClusterError: when the cluster's description is wrong, or workers do not come.
+        StrategyError: when hardware, cluster and options are incompatible.
+        ClusterError: when the cluster's description is wrong, or workers do not arrive.
 
     Example:
         ```python

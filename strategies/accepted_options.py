@@ -1,4 +1,4 @@
-"""Which options a strategy accepts: each factory declares its own, one check refuses the rest."""
+"""Which options a strategy accepts: each factory declares its own; a check rejects the rest."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ COMMON: Accepted = dict.fromkeys(
     ),
     ANY,
 )
-"""What every strategy accepts, and those of one device and meshes, where it is as if not given."""
+"""Options of every strategy, and those that have no effect on one device and meshes."""
 
 
 def check(name: str, factories: Mapping[str, str], options: Options) -> None:
-    """Refuses an option that strategy `name` does not accept, or not with that value.
+    """Rejects an option that strategy `name` does not accept, or not with that value.
 
     Args:
         name: a strategy's name.

@@ -1,4 +1,4 @@
-"""`auto`: picks the strategy by what is there."""
+"""`auto`: picks the strategy for the available devices and cluster."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tfaccel.hardware import Device, count
 
 @dataclass(frozen=True)
 class Choice:
-    """A strategy's name, and why it was chosen (half a sentence, for people)."""
+    """A strategy's name, and why it was chosen (a phrase for messages)."""
 
     name: str
     reason: str
@@ -24,7 +24,7 @@ def choose(
     devices: int | None = None,
     device_type: str = "auto",
 ) -> Choice:
-    """Decides what `auto` stands for; any other name stands for itself.
+    """Decides what `auto` means; any other name means itself.
 
     Args:
         name: a strategy's name, or ``"auto"``.

@@ -18,14 +18,14 @@ from tfaccel.strategies.selection import Selection
 
 @dataclass(frozen=True)
 class Description:
-    """What is known about a strategy that tfaccel made."""
+    """The description of a strategy created by tfaccel."""
 
     selection: Selection
     replicas: int
     policy: str
 
     def __str__(self) -> str:
-        """Renders it for people."""
+        """Renders it as text."""
         choice, options = self.selection.choice, self.selection.options
         devices, cluster = self.selection.devices, self.selection.cluster
         device_names = "all cores" if devices == ("TPU",) else ", ".join(devices)

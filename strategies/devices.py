@@ -1,4 +1,4 @@
-"""Which devices a strategy gets: a pure choice among those that are here."""
+"""Which devices a strategy gets: a pure choice among the available ones."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def pick(
     CPUs may be more than there are: the caller makes logical ones.
 
     Raises:
-        StrategyError: when a requested device is not there.
+        StrategyError: when a requested device is missing.
 
     >>> pick([Device("CPU", 0)], "cpu", 2)
     ('CPU:0', 'CPU:1')

@@ -19,7 +19,7 @@ ACCEPTS = {
     "gradient_accumulation": ANY,
     "local_steps": ANY,
     "partial_batch": ANY,
-    "input": ANY,  # one process passes all there is
+    "input": ANY,  # one process passes the whole batch
 }
 
 

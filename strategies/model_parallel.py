@@ -27,8 +27,8 @@ def make(request: Request) -> tf.distribute.Strategy:
 
     Raises:
         StrategyError: when no mesh was requested.
-        LayoutError: when the mesh does not fit the devices, or a rule not the mesh.
-        ClusterError: when a worker does not come in time, or belongs to another job.
+        LayoutError: when the mesh does not fit the devices, or a rule does not fit the mesh.
+        ClusterError: when a worker does not arrive in time, or belongs to another job.
     """
     cluster, options = request.cluster, request.options
     workers = cluster.size if cluster is not None else 1

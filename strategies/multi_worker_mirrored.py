@@ -31,7 +31,7 @@ def make(request: Request) -> tf.distribute.Strategy:
 
     Raises:
         StrategyError: when there is no cluster, or the requested transport is unsupported.
-        ClusterError: when a worker does not come in time, or belongs to another job.
+        ClusterError: when a worker does not arrive in time, or belongs to another job.
     """
     cluster, options = request.cluster, request.options
     if cluster is None:

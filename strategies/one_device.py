@@ -1,4 +1,4 @@
-"""One device: TensorFlow as it is. The reference for every other strategy."""
+"""One device: plain TensorFlow. The reference for every other strategy."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ACCEPTS = {
 
 
 def make(request: Request) -> tf.distribute.Strategy:
-    """Returns TensorFlow's default strategy, on the device that was requested.
+    """Returns TensorFlow's default strategy, on the requested device.
 
     Raises:
         StrategyError: when more than one device or worker was requested.

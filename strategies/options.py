@@ -32,30 +32,30 @@ class Options:
             None for all of the best kind. More CPUs than there are become logical ones.
         device_type: ``"auto"`` (a TPU, else GPUs, else CPUs), ``"cpu"``, ``"gpu"`` or ``"tpu"``.
         precision: Keras's global dtype policy; ``"auto"`` takes mixed_bfloat16 on TPUs and on
-            GPUs from compute capability 8.0, mixed_float16 from 7.0, else float32; None leaves
-            the policy as it is.
+            GPUs from compute capability 8.0, mixed_float16 from 7.0, else float32; None keeps the
+            policy.
         xla: compile clusters of operations with XLA on GPUs.
         memory_growth: allocate GPU memory as needed instead of all at the start.
-        seed: seeds Python, NumPy and TensorFlow. None leaves them; workers whose states differ
-            then agree on a seed, so that all shuffle alike.
+        seed: seeds Python, NumPy and TensorFlow. None keeps their states; workers whose states
+            differ then share a seed, so that all shuffle the same way.
         deterministic: only operations that are bit-identical in every run (slower on GPUs).
         communication: between devices and workers, ``"auto"``, ``"ring"``, ``"nccl"`` or, between
             workers alone, ``"mpi"``.
         gradient_compression: how gradients are sent, see `tfaccel.distribute.compression`:
-            ``"bfloat16"``, ``"float16"``, ``"powersgd"`` or ``"powersgd:RANK"``; None as they are.
+            ``"bfloat16"``, ``"float16"``, ``"powersgd"`` or ``"powersgd:RANK"``; None for
+            uncompressed.
         gradient_accumulation: what an optimizer's `gradient_accumulation_steps` accumulates:
             ``"reduced"``, the sums over replicas of every step, as Keras does; ``"local"``, each
             replica's own, summed in the steps that update: the same up to float order. None is
             ``"reduced"``.
         local_steps: steps of each replica between averagings (local SGD: different
             mathematics, see `tfaccel.distribute.local_steps`); 1 for none.
-        partial_batch: what becomes of a batch with fewer rows than the first: ``"exact"``, trained
-            as it is; ``"pad"``, padded with zero-weight rows, so that a step has one static shape,
-            as TPUs require and XLA prefers; ``"drop"``, left out of
-            training (evaluate and predict count every row). None is ``"pad"`` on TPUs, else
-            ``"exact"``.
+        partial_batch: how to handle a batch with fewer rows than the first: ``"exact"``, trained
+            unchanged; ``"pad"``, padded with zero-weight rows, so that a step has one static shape,
+            as TPUs require and XLA prefers; ``"drop"``, left out of training (evaluate and predict
+            count every row). None is ``"pad"`` on TPUs, else ``"exact"``.
         batch_norm: which rows a `BatchNormalization` normalises on replicas: ``"replica"``, its
-            replica's own, unless the layer says `synchronized=True`; ``"synchronized"``, all of the
+            replica's own, unless the layer has `synchronized=True`; ``"synchronized"``, all of the
             global batch in every such layer, as on one device and on a mesh.
         input: what a worker passes to `fit`: ``"global"``, the same global batches as all others,
             of which it takes its rows; ``"per_worker"``, its own part of each, of which the global
@@ -78,17 +78,17 @@ class Options:
         start_timeout: seconds to wait for all workers to arrive.
         collective_timeout: seconds after which an all-reduce gives up on a silent worker; more
             than the slowest step takes. None waits for TensorFlow's heartbeat.
-        stall_timeout: seconds for which the workers of a job may stand still at least, and three
-            times the longest step that was seen, before the one that holds up the others is named
-            and the job ends (`tfaccel.cluster.stalls`); 0 for any time.
+        stall_timeout: seconds without progress, at least, and three times the longest step seen,
+            before the worker that holds up the others is named and the job ends
+            (`tfaccel.cluster.stalls`); 0 to disable.
         mesh: axes and sizes of a model-parallel mesh, such as ``"batch=2,model=4"``; an axis of -1
             takes the devices that the others leave.
         layouts: how variables are sharded over the mesh: ``"auto"``, ``"fully_sharded"``, or a
             `LayoutMap`, a `keras.distribution.LayoutMap` or a dict from regular expressions of
             variable paths to axes. None is ``"auto"``.
         tpu: name or address of a TPU; ``"local"`` on a TPU VM; None finds it.
-        tpu_zone: Google Cloud's zone of a TPU with a name; None for that of this machine.
-        tpu_project: its project, the same.
+        tpu_zone: Google Cloud's zone of a TPU with a name; None for the zone of this machine.
+        tpu_project: its project, likewise.
     """
 
     devices: int | tuple[str, ...] | None = None
@@ -121,7 +121,7 @@ class Options:
 
 
 def resolve(requested: Mapping[str, Any], environ: Mapping[str, str]) -> Options:
-    """Fills in what was not given: first from ``TFACCEL_<OPTION>``, then with the default.
+    """Fills in missing options: first from ``TFACCEL_<OPTION>``, then with the default.
 
     Args:
         requested: options by name; None counts as not given.

@@ -67,7 +67,7 @@ def precision(requested: str, available: Sequence[Device], names: Sequence[str])
 
 
 def restrict_visible_gpus(names: Sequence[str]) -> tuple[str, ...]:
-    """Hides the GPUs that are not in `names`, so that TensorFlow numbers and uses those alone.
+    """Hides the GPUs that are not in `names`, so that TensorFlow numbers and uses only those.
 
     Returns:
         The names that the devices have from now on. A GPU that was divided into logical ones stays
@@ -98,14 +98,14 @@ def restrict_visible_gpus(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def spare_thread() -> None:
-    """Lets TensorFlow compute while one of its threads waits for other workers, on a lone core.
+    """Lets TensorFlow compute while one of its threads waits for other workers, on one core.
 
-    TensorFlow takes a thread between operations for each core; one that waits in MPI is taken.
+    TensorFlow has one inter-op thread per core; one that waits in MPI is blocked.
     """
     configured = tf.config.threading.get_inter_op_parallelism_threads()
     if configured or "TF_NUM_INTEROP_THREADS" in os.environ or cores() > 1:
         return
-    # Too late when TensorFlow has started: slower, and all else stays as it is.
+    # Too late when TensorFlow has started: slower, but nothing else changes.
     with contextlib.suppress(RuntimeError):
         tf.config.threading.set_inter_op_parallelism_threads(2)
 

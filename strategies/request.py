@@ -1,4 +1,4 @@
-"""What a factory gets to read: the options, the hardware and the cluster, all decided."""
+"""The input of a factory: options, hardware and cluster, all resolved."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Request:
 
     @property
     def replica_options(self) -> ReplicaOptions:
-        """How replicas shall train together."""
+        """How replicas train together."""
         spec = self.options.gradient_compression
         return ReplicaOptions(
             frequency=Frequency(self.options.gradient_accumulation, self.options.local_steps),

@@ -57,8 +57,8 @@ def select(
 ) -> Selection:
     """Decides on strategy, options and devices. Used by `strategy`, flags and `tfaccel env`.
 
-    What is given in code takes precedence over ``TFACCEL_STRATEGY`` and ``TFACCEL_<OPTION>``, also
-    ``"auto"``; a variable that is empty is unset.
+    Arguments in code take precedence over ``TFACCEL_STRATEGY`` and ``TFACCEL_<OPTION>``, even
+    ``"auto"``; an empty variable counts as unset.
 
     Args:
         name: a strategy's name, or None where none was given.
@@ -69,7 +69,7 @@ def select(
 
     Raises:
         StrategyError: when the name, an option or a device is unknown or does not fit the others.
-        LayoutError: when a mesh cannot be read.
+        LayoutError: when a mesh cannot be parsed.
     """
     name = requested_name(name, environ)
     requested = options.resolve(values, environ)

@@ -55,7 +55,7 @@ def make(request: Request) -> tf.distribute.Strategy:
     except (ValueError, IndexError, tf.errors.OpError, RuntimeError, OSError) as reason:
         raise StrategyError(explain(address, reason)) from reason
     if keras.config.dtype_policy().name == "float32":
-        # A warning: absl shows nothing less by itself.
+        # A warning: absl shows nothing below by default.
         logging.warning(
             "tfaccel: the policy is float32, and a TPU multiplies bfloat16 fastest: use "
             "precision='mixed_bfloat16', or 'auto'."
@@ -64,7 +64,7 @@ def make(request: Request) -> tf.distribute.Strategy:
 
 
 def _refuse_workers(cluster: Cluster | None, address: tpu_address.TpuAddress) -> None:
-    """Raises when this process is one of several, which would each train a model of their own."""
+    """Raises when this process is one of several, which would each train a separate model."""
     if cluster is None or cluster.size == 1:
         return
     # One process drives a slice, on its first host, by its name.
@@ -81,7 +81,7 @@ def _refuse_workers(cluster: Cluster | None, address: tpu_address.TpuAddress) ->
 def initialize(
     address: tpu_address.TpuAddress,
 ) -> tf.distribute.cluster_resolver.TPUClusterResolver:
-    """Connects to a TPU and initialises it, which forgets whatever was on it.
+    """Connects to a TPU and initialises it, which erases its state.
 
     Returns:
         Its resolver.

@@ -1,4 +1,4 @@
-"""What is wrong when a TPU cannot be used, and what to do: one line for each way to fail."""
+"""Why a TPU cannot be used, and what to do: one line per failure."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ def choose_transport(options: Options, kind: str, cluster: Cluster) -> str:
     """The transport for `options.communication`: ``"mpi"``, ``"ring"``, ``"nccl"`` or ``"auto"``.
 
     CPUs communicate over MPI where it is installed, else over TensorFlow's ring. For GPUs
-    TensorFlow's own ``"auto"`` takes NCCL for what NCCL can do, and its ring for the rest.
+    TensorFlow's own ``"auto"`` uses NCCL for what NCCL supports, and its ring for the rest.
 
     Args:
         options: what the user requested.
@@ -51,7 +51,7 @@ def connect_mpi(cluster: Cluster, options: Options) -> Communicator:
 
     Raises:
         StrategyError: when MPI is not installed.
-        ClusterError: when a worker does not come in time, or belongs to another job.
+        ClusterError: when a worker does not arrive in time, or belongs to another job.
     """
     if not mpi_startup.is_installed():
         raise StrategyError(

@@ -20,7 +20,7 @@ class RendezvousInfo(NamedTuple):
     """What all workers know once they have met.
 
     Attributes:
-        port: of the coordinator beside worker 0.
+        port: of the coordinator next to worker 0.
         secret: of the coordinator.
     """
 
@@ -31,7 +31,7 @@ class RendezvousInfo(NamedTuple):
 def rendezvous_workers(
     cluster: Cluster, options: Options, transport: str = "auto"
 ) -> RendezvousInfo:
-    """Waits for all workers, starts their coordinator, and gives all the chief's random state.
+    """Waits for all workers, starts their coordinator, and shares the chief's random state.
 
     Raises:
         StrategyError, ClusterError: as `join_workers`.
@@ -66,13 +66,13 @@ def rendezvous_for_tf_collectives(
 def join_workers(
     cluster: Cluster, options: Options, payload: bytes, transport: str = "auto"
 ) -> RendezvousResult:
-    """Waits for all workers of `cluster`, which shall communicate over the same `transport`.
+    """Waits for all workers of `cluster`, which must use the same `transport`.
 
-    Rank 0's `payload` is given to all.
+    Rank 0's `payload` is sent to all.
 
     Raises:
         StrategyError: when workers have no addresses to meet at.
-        ClusterError: when a worker does not come in time, or belongs to another job.
+        ClusterError: when a worker does not arrive in time, or belongs to another job.
     """
     if cluster.source == mpiexec.SOURCE:
         raise StrategyError(

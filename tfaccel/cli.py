@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one subcommand.
 
     Args:
-        argv: the words after the program's name; those of this process when None.
+        argv: the arguments after the program's name; those of this process when None.
 
     Returns:
         The exit code: 2 for invalid arguments or a `TfaccelError`, else the

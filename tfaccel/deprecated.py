@@ -24,7 +24,7 @@ VARIABLES = {f"TFACCEL_{old.upper()}": f"TFACCEL_{new.upper()}" for old, new in 
 
 
 def renamed(supplied: Mapping[str, Any], table: Mapping[str, str]) -> dict[str, Any]:
-    """The values under their current names; every deprecated name that is in use warns.
+    """The values under their current names; every deprecated name in use warns.
 
     Args:
         supplied: values by name; None and ``""`` count as not given.
@@ -52,7 +52,7 @@ def renamed(supplied: Mapping[str, Any], table: Mapping[str, str]) -> dict[str, 
 
 
 def method(old: str, new: str) -> Callable[..., Any]:
-    """A method under its old name: it warns, and calls the one that has the new name."""
+    """A method under its old name: it warns, and calls the new one."""
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         warn(old, new)

@@ -1,7 +1,7 @@
-"""`tfaccel env`: what a bug report needs to know about a machine, on one page.
+"""`tfaccel env`: what a bug report needs about a machine, on one page.
 
-`report` looks, `table` and `to_json` show; nothing here fails on a broken installation, since that
-is what it reports on.
+`report` inspects, `table` and `to_json` show; nothing here fails on a broken installation, since
+that is what it diagnoses.
 """
 
 from __future__ import annotations
@@ -59,10 +59,10 @@ class Report:
         variables: name and value of the environment variables that change a run.
         devices: the devices TensorFlow sees.
         cluster: the workers of this job; None outside one.
-        resolvers: what each resolver of the cluster has read and its result, in their order.
+        resolvers: each cluster resolver's variables and result, in their order.
         auto: the strategy that `auto` would choose; ``""`` if it cannot.
         reason: why that one.
-        problems: what is wrong, a line each.
+        problems: what is wrong, one line each.
     """
 
     tfaccel: str
@@ -86,7 +86,7 @@ class Report:
 
 
 def report(environ: Mapping[str, str] = os.environ) -> Report:
-    """Looks at this machine. Imports TensorFlow and Keras, and so starts their devices.
+    """Inspects this machine. Imports TensorFlow and Keras, which starts their devices.
 
     Args:
         environ: the environment to read settings and the cluster from.
@@ -107,7 +107,7 @@ def report(environ: Mapping[str, str] = os.environ) -> Report:
         cuda, cudnn, devices = _tensorflow(problems)
         backend = _backend(environ, problems)
         workers = cluster.decide(answers)
-        if devices and backend == "tensorflow":  # else the line that says why is there already
+        if devices and backend == "tensorflow":  # otherwise a line already gives the reason
             auto, reason = _choose(environ, devices, workers)
     except TfaccelError as error:
         problems.append(str(error))
@@ -136,7 +136,7 @@ def report(environ: Mapping[str, str] = os.environ) -> Report:
 def _choose(
     environ: Mapping[str, str], devices: tuple[Device, ...], workers: Cluster | None
 ) -> tuple[str, str]:
-    """What `tfaccel.strategy()` would take with the environment as it is, and why."""
+    """What `tfaccel.strategy()` would choose in the current environment, and why."""
     from tfaccel.strategies import select
 
     choice = select(None, {}, environ, devices, workers).choice
@@ -182,7 +182,7 @@ def _line(error: Exception) -> str:
 
 
 def _installed(*distributions: str) -> str:
-    """The version of the first of these that is installed, and its name if it is not the usual."""
+    """The version of the first of these that is installed, and its name if not the default."""
     for distribution in distributions:
         try:
             version = metadata.version(distribution)
@@ -251,7 +251,7 @@ def _built(report: Report) -> str:
 
 
 def table(report: Report) -> Table:
-    """The report as a table for people."""
+    """The report as a table."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -271,7 +271,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments after `env`; the process's own when None.
 
     Returns:
-        The exit code: 0, also when there are problems to report.
+        The exit code: 0, even when there are problems to report.
     """
     parser = argparse.ArgumentParser(
         prog="tfaccel env", description="Show versions, devices and settings, for a bug report."

@@ -1,4 +1,4 @@
-"""The exit codes with which training tells its launcher what to do next.
+"""The exit codes by which training signals its launcher what to do next.
 
 Every engine handles them: `PREEMPTED` is tried again and does not count as a restart, where
 the engine supports it.

@@ -32,8 +32,8 @@ spellings of a value are understood wherever they are unambiguous. Differences:
 
     model.fit(x, y, callbacks=[*flags.callbacks(strategy), ...])
 
-What is given on the command line wins, then ``TFACCEL_<OPTION>`` in the environment, then the
-default that the script gave to `define`, then tfaccel's own.
+The command line takes precedence, then ``TFACCEL_<OPTION>`` in the environment, then the default
+that the script gave to `define`, then tfaccel's own.
 """
 
 from __future__ import annotations
@@ -252,18 +252,18 @@ def options(
     flag_values: flags.FlagValues = flags.FLAGS,
     environ: Mapping[str, str] = os.environ,
 ) -> dict[str, Any]:
-    """The arguments of `tfaccel.strategy` that the flags give.
+    """The arguments of `tfaccel.strategy` from the flags.
 
-    A default of the script's steps back where the environment has the option, so that
-    ``TFACCEL_PRECISION=float32`` works on every script.
+    The environment takes precedence over a script's default, so that ``TFACCEL_PRECISION=float32``
+    works on every script.
 
     Args:
         flag_values: the parsed flags.
         environ: the environment.
 
     Returns:
-        Keyword arguments; an option that was not given is not among them. The strategy's name is
-        under ``"name"``.
+        Keyword arguments; options that were not given are left out. The strategy's name is under
+        ``"name"``.
     """
     requested: dict[str, Any] = {}
     names = {new: old for old, new in deprecated.OPTIONS.items()}
@@ -300,8 +300,8 @@ def strategy(
         What `tfaccel.strategy` returns for them.
 
     Raises:
-        SystemExit: this machine or cluster cannot give what was requested; a line says why, since
-            a traceback would not help who typed a flag.
+        SystemExit: this machine or cluster cannot provide what was requested; prints one line with
+            the reason, since a traceback would not help the user of a flag.
     """
     import tfaccel
     from tfaccel.errors import TfaccelError

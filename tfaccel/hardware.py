@@ -1,4 +1,4 @@
-"""What devices are here: read from TensorFlow once, then decided on as plain data."""
+"""The devices of this process: read from TensorFlow once, then used as plain data."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Device:
     Attributes:
         kind: ``"CPU"``, ``"GPU"`` or ``"TPU"``.
         index: its number among the devices of that kind.
-        description: the maker's name for it where TensorFlow knows one, else ``""``.
+        description: the vendor's name for it where TensorFlow knows one, else ``""``.
         compute_capability: a GPU's, as ``(major, minor)``, else None.
     """
 
@@ -43,7 +43,7 @@ def detect() -> tuple[Device, ...]:
 
     Returns:
         The CPUs, then the GPUs, then the TPU cores, each in TensorFlow's order. A physical device
-        that was divided into logical ones counts as those, one that was hidden not at all.
+        that was divided into logical ones counts as those, and a hidden one is left out.
 
     Raises:
         StrategyError: when TensorFlow, not yet imported, would end the process.

@@ -1,7 +1,7 @@
-"""Which TensorFlow is installed, told from package metadata: before it is imported.
+"""Which TensorFlow is installed, from package metadata: before it is imported.
 
-A build for TPUs ends the process when it meets a libtpu that it does not know, so that a look at
-TensorFlow itself would come too late.
+A TPU build aborts the process with an unknown libtpu, so importing TensorFlow to check would be too
+late.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _LIBTPU: dict[tuple[int, ...], tuple[tuple[int, ...], tuple[int, ...]]] = {
 
 
 def packages() -> dict[str, str]:
-    """The versions of those packages here that hold TensorFlow or drive a TPU."""
+    """The versions of the installed packages that contain TensorFlow or drive a TPU."""
     versions = {}
     for name in (*TENSORFLOWS, "libtpu"):
         try:
@@ -40,7 +40,7 @@ def check(versions: Mapping[str, str]) -> None:
         versions: as from `packages`.
 
     Raises:
-        StrategyError: when TensorFlow would abort, or two builds lie over each other.
+        StrategyError: when TensorFlow would abort, or two builds overwrite each other.
     """
     if "tensorflow-tpu" not in versions:
         return
@@ -63,7 +63,7 @@ def check(versions: Mapping[str, str]) -> None:
 
 
 def check_before_import() -> None:
-    """Checks what is installed here, unless TensorFlow has been imported already.
+    """Checks what is installed here, unless TensorFlow has already been imported.
 
     Raises:
         StrategyError: as `check`, and when there is no TensorFlow.
@@ -79,10 +79,10 @@ def check_before_import() -> None:
 
 
 def check_tpu(versions: Mapping[str, str]) -> None:
-    """Checks that TensorFlow can drive a TPU that is in this machine.
+    """Checks that TensorFlow can drive a TPU in this machine.
 
     Raises:
-        StrategyError: says what is installed in its place.
+        StrategyError: reports what is installed instead.
     """
     check(versions)
     if "tensorflow-tpu" not in versions:

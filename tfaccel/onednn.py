@@ -1,12 +1,12 @@
-"""oneDNN's kernels on processors where TensorFlow leaves them off by itself.
+"""oneDNN's kernels on processors where TensorFlow disables them by default.
 
-TensorFlow takes them where a processor has instructions made for neural networks (AVX-512 VNNI and
+TensorFlow uses them where a processor has instructions for neural networks (AVX-512 VNNI and
 similar, `IsMKLEnabled` in tensorflow/core/util/util.cc). On others it computes with Eigen, for
-which its wheels are built without AVX2 and FMA; oneDNN takes what the processor has. On a core of
-an AMD EPYC with AVX2 a training step took 0.54 (MLP), 0.68 (CNN) and 0.95 (transformer) of the time
-with it. Numbers differ in the last bits, as they do between two processors.
+which its wheels are built without AVX2 and FMA; oneDNN uses whatever the processor has. On a core
+of an AMD EPYC with AVX2 a training step took 0.54 (MLP), 0.68 (CNN) and 0.95 (transformer) of the
+time with it. Numbers differ in the last bits, as they do between two processors.
 
-TensorFlow reads `VARIABLE` once, when it is imported; what the user has set there stays.
+TensorFlow reads `VARIABLE` once, when it is imported; a value set by the user is kept.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _NEEDED = {"avx2", "fma"}
 
 
 def prefer(environ: MutableMapping[str, str]) -> None:
-    """Requests oneDNN in an environment that does not set it, if this processor gains."""
+    """Requests oneDNN in an environment that does not set it, if this processor benefits."""
     if is_faster():
         environ.setdefault(VARIABLE, "1")
 

@@ -1,8 +1,8 @@
 """Signals to this process, as calls from a thread.
 
-Python runs a handler in the main thread, once that gets to it: one that waits for a lock or for
-another process may have been told just before it began to wait, and then does not hear of it; one
-that is inside a compiler hears of it when that is done.
+Python runs a handler in the main thread, at its next opportunity: a thread that waits for a lock or
+another process may have got the signal just before the wait, and then misses it; one inside a
+compiler handles it when that is done.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from collections.abc import Callable, Iterable, Iterator
 
 @contextlib.contextmanager
 def received(numbers: Iterable[int], receive: Callable[[signal.Signals], object]) -> Iterator[None]:
-    """Calls `receive` with each of these signals, instead of what they do else.
+    """Calls `receive` with each of these signals, instead of their usual action.
 
     Args:
         numbers: of the signals.
-        receive: is called from a thread, in the order in which they come. Only the main thread may
-            handle signals: another one that enters this receives none.
+        receive: called from a thread, in order of arrival. Only the main thread may handle signals:
+            any other thread that enters this receives none.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -40,17 +40,17 @@ def received(numbers: Iterable[int], receive: Callable[[signal.Signals], object]
 
 
 class SignalReader:
-    """Calls `receive` from a thread with each of these signals that Python handles, as it comes.
+    """Calls `receive` from a thread with each of these signals that Python handles, on arrival.
 
-    A handler must have been set for them, which runs too. It is to be made and closed in the main
-    thread. A forked child has none.
+    A handler must have been set for them, which runs too. Create and close it in the main thread. A
+    forked child has none.
 
     Args:
         numbers: of the signals.
-        receive: what is called, with one after the other.
+        receive: called with one after the other.
 
     Raises:
-        ValueError: this is another thread than the main one.
+        ValueError: this is not the main thread.
     """
 
     def __init__(self, numbers: Iterable[int], receive: Callable[[signal.Signals], object]) -> None:
@@ -70,7 +70,7 @@ class SignalReader:
         _open.add(self)
 
     def close(self) -> None:
-        """Ends the thread, unless it is the one that asks."""
+        """Ends the thread, unless called from it."""
         _open.discard(self)
         signal.set_wakeup_fd(self._before)
         self._write_socket.shutdown(socket.SHUT_RDWR)  # forked children hold it open
@@ -80,7 +80,7 @@ class SignalReader:
         self._read_socket.close()
 
     def _read(self) -> None:
-        while written := self._read_socket.recv(64):  # one byte a signal
+        while written := self._read_socket.recv(64):  # one byte per signal
             if self._before >= 0:
                 with contextlib.suppress(OSError):
                     os.write(self._before, written)
@@ -92,7 +92,7 @@ _open: weakref.WeakSet[SignalReader] = weakref.WeakSet()
 
 
 def _forget_in_child() -> None:
-    """A signal to a forked child is none to its parent, which reads from the same pair."""
+    """A signal to a forked child must not reach its parent, which reads from the same pair."""
     if _open:
         _open.clear()
         with contextlib.suppress(ValueError):

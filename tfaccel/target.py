@@ -1,4 +1,4 @@
-"""The model that is checked or planned, from a builder or a file, and the shapes of its batch."""
+"""The model to check or plan, from a builder or a file, and the shapes of its batch."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class Target:
     """A compiled model and its batch.
 
     Attributes:
-        model: compiled, with all variables made.
+        model: compiled, with all variables created.
         inputs: nest of specs without the batch dimension's size.
-        labels: the same for what the loss compares with.
+        labels: the same for the targets of the loss.
         notes: what was assumed.
     """
 
@@ -72,10 +72,10 @@ def load(
 def describe(
     model: keras.Model, shape: Sequence[int] | None = None, dtype: str = "float32"
 ) -> Target:
-    """Makes all variables of a model and of its optimizer, and finds what its batches are.
+    """Creates all variables of a model and of its optimizer, and finds its batch specs.
 
     Args:
-        model: it is compiled where it is not yet.
+        model: compiled here if it is not.
         shape: of one row, for a model whose input shape is unknown.
         dtype: of that input.
 
@@ -98,10 +98,10 @@ def describe(
 
 
 def uninitialized_variables() -> AbstractContextManager[None]:
-    """Inside, large variables get memory that is never written, and so takes none.
+    """Inside, large variables get memory that is never written, and so is never resident.
 
     A step is compiled from shapes. A model of two billion parameters, with Adam's slots, is 24 GB
-    that a check has no use for.
+    that a check does not need.
     """
 
     def create(next_creator: Callable[..., Any], **kwargs: Any) -> Any:
@@ -195,7 +195,7 @@ def _inputs(model: keras.Model, shape: Sequence[int] | None, dtype: str) -> Any:
 
 
 def _compile(model: keras.Model, outputs: Any) -> tuple[str, ...]:
-    """Compiles a model that its builder has not; returns a note of how."""
+    """Compiles a model that its builder did not; returns a note on how."""
     several = len(tf.nest.flatten(outputs)) > 1
     classes = not several and (outputs.shape[-1] or 1) > 1
     loss: Any = "mse"
@@ -208,7 +208,7 @@ def _compile(model: keras.Model, outputs: Any) -> tuple[str, ...]:
 
 
 def _labels(loss: Any, outputs: Any) -> Any:
-    """The specs of what `loss` compares `outputs` with."""
+    """The specs of the targets of `loss` for `outputs`."""
     if isinstance(loss, dict) and isinstance(outputs, dict):
         return {name: _labels(loss.get(name), spec) for name, spec in outputs.items()}
     if isinstance(outputs, (list, tuple)):
@@ -224,21 +224,21 @@ def _labels(loss: Any, outputs: Any) -> Any:
 
 
 def _compares(loss: Any, labels: tf.TensorSpec, outputs: tf.TensorSpec) -> bool:
-    """Whether `loss` takes labels of such a shape."""
+    """Whether `loss` accepts labels of that shape."""
     if loss is None:
         return True
     try:
         tf.function(keras.losses.get(loss), autograph=False).get_concrete_function(labels, outputs)
-    except Exception:  # what a custom loss raises
+    except Exception:  # anything a custom loss raises
         return False
     return True
 
 
 def accumulate(model: keras.Model, steps: int) -> None:
-    """Makes the optimizer of a compiled model, which is not built yet, accumulate gradients.
+    """Makes the unbuilt optimizer of a compiled model accumulate gradients.
 
     Raises:
-        StrategyError: when the model is not compiled, or its optimizer has its variables already.
+        StrategyError: when the model is not compiled, or its optimizer already has variables.
     """
     optimizer = model.optimizer
     if optimizer is None or optimizer.built:

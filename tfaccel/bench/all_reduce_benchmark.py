@@ -1,4 +1,4 @@
-"""Times all-reduces of one transport, in a process that does nothing else.
+"""Times all-reduces of one transport, in a dedicated process.
 
 Usage: python -m tfaccel.bench.all_reduce_benchmark TRANSPORT DEVICE_TYPE SIZE,SIZE,...
 """
@@ -38,7 +38,7 @@ def main() -> None:
             return strategy.run(replica)
 
         spent = []
-        # As often on every worker: each all-reduce needs all of them.
+        # Equally often on every worker: each all-reduce needs all of them.
         for _ in range(2 + min(max(_MAX_BYTES // size, _MIN_REPEATS), _MAX_REPEATS)):
             begun = time.perf_counter()
             strategy.experimental_local_results(reduce())[0].numpy()

@@ -114,7 +114,7 @@ def _is_available(source: str, device_type: str) -> list[str]:
 
 
 def _measure(name: str, args: argparse.Namespace, workers: int) -> Transport:
-    """Measures in a separate process: TensorFlow starts one server a process."""
+    """Measures in a separate process: TensorFlow starts one server per process."""
     sizes = ",".join(map(str, args.sizes))
     command = [
         sys.executable,
@@ -125,7 +125,7 @@ def _measure(name: str, args: argparse.Namespace, workers: int) -> Transport:
         sizes,
     ]
     try:
-        # What mpiexec has left open for this process is for that one.
+        # File descriptors that mpiexec left open are for that process.
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=args.timeout, close_fds=False
         )

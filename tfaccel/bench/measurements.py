@@ -1,4 +1,4 @@
-"""What was measured of a transport, and what follows for a step of a model."""
+"""Measurements of a transport, and what they imply for a step of a model."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Transport:
 
     Attributes:
         name: ``"mpi"``, ``"ring"`` or ``"nccl"``.
-        workers: how many took part.
+        workers: how many participated.
         messages: in the order of their sizes; none when it could not be measured.
         error: why not.
     """

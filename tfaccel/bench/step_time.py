@@ -28,7 +28,7 @@ def load(path: str) -> Any:
 
 
 def gradient_bytes(model: Any) -> float:
-    """What the gradients of `model` take as float32."""
+    """Bytes of the gradients of `model` in float32."""
     return float(sum(4 * v.value.shape.num_elements() for v in model.trainable_variables))
 
 

@@ -1,8 +1,8 @@
-"""Writes checkpoints beside the training, which stops only while the state is taken.
+"""Writes checkpoints in the background; training pauses only while the state is captured.
 
-Collectives must come in the same order on all processes, so only the training threads use them, at
-places that all come to. Beside each of them a thread writes the part of its process; the chief's
-then waits until the files show that all have, and puts the directory in its place.
+Collectives must run in the same order on all processes, so only the training threads use them, at
+points that all reach. Next to each of them a thread writes the part of its process; the chief's
+then waits until the files show that all have, and moves the directory into place.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tfaccel.distribute.files.one_writer import broadcast_error, error_of, error
 _POLL_INTERVAL_S = 0.2  # for the files of other processes
 _SETTLE_S = 60.0  # for those of processes that may have been lost
 
-_begun: list[_Writing] = []  # in this process, and not ended
+_begun: list[_Writing] = []  # in this process, still running
 
 
 class BackgroundWriter:
@@ -52,14 +52,14 @@ class BackgroundWriter:
         seal: Callable[[str], None],
         then: Callable[[], None],
     ) -> None:
-        """Takes the state as it is now and begins to write it; after `finish`.
+        """Captures the current state and starts writing it; call `finish` first.
 
         Args:
-            path: of the directory, which is there when it is complete.
+            path: of the directory, which appears when it is complete.
             shards: what this process has.
             texts: small files of this process, by their names.
-            seal: called on the chief, with the directory, before it is put in its place.
-            then: called on the chief when it is there.
+            seal: called on the chief, with the directory, before it is moved into place.
+            then: called on the chief once it is in place.
 
         Raises:
             CheckpointError: when the chief could not make a directory, on all processes.
@@ -83,7 +83,7 @@ class BackgroundWriter:
         )
 
     def finish(self) -> None:
-        """Waits until the checkpoint that is being written, if any, is in its place.
+        """Waits until the checkpoint that is being written, if any, is in place.
 
         Raises:
             CheckpointError: when some process could not write, on all of them.
@@ -99,7 +99,7 @@ class BackgroundWriter:
             raise sharded_files.not_written(writing.path, failure) from writing.error
 
     def _failure_of_any(self, error: Exception | None) -> str:
-        """What the first process that failed has failed of; empty where none did."""
+        """The error of the first process that failed; empty where none did."""
         text = "" if error is None else error_text(error)
         if self._cluster is None:
             return text
@@ -116,7 +116,7 @@ class BackgroundWriter:
 
 
 def settle(directory: str) -> None:
-    """Waits for what an earlier `fit` of this process, which ended by an error, is still writing.
+    """Waits for an earlier `fit` of this process that failed and is still writing.
 
     Args:
         directory: of the checkpoints.
@@ -129,7 +129,7 @@ def settle(directory: str) -> None:
 
 
 def _taken(tensor: tf.Tensor) -> tf.Tensor:
-    """A tensor on the host that stays what it is while training continues.
+    """A tensor on the host that does not change while training continues.
 
     TensorFlow updates a variable in a copy while a value read from it is in use (copy on
     write): the next step copies what it updates, and nothing else is copied.
@@ -141,17 +141,17 @@ def _taken(tensor: tf.Tensor) -> tf.Tensor:
 class _Writing:
     """A checkpoint, and the thread that writes it.
 
-    No daemon: a process whose `fit` ends by an error writes to the end what it has begun.
+    Not a daemon thread: a process whose `fit` fails still finishes the write.
 
     Args:
-        path: where it will be.
+        path: its final path.
         part: writes what this process has.
         has_all: whether the parts of all processes can be seen.
-        complete: puts the parts together; on the chief alone.
+        complete: merges the parts; on the chief only.
 
     Attributes:
         part_done: set when this process's part is written, or has failed.
-        error: what has failed.
+        error: the failure, if any.
     """
 
     def __init__(
@@ -175,8 +175,8 @@ class _Writing:
 
         Args:
             others_have: whether the other processes are known to have written their parts; if not,
-                what does not show is not waited for.
-            wait_s: for how long it is, nevertheless.
+                it does not wait for files that are missing.
+            wait_s: for how long it waits for them nevertheless.
         """
         self._thread.join(wait_s)
         self._others_have = others_have
@@ -185,7 +185,7 @@ class _Writing:
         _begun.remove(self)
 
     def _run(self) -> None:
-        self.error = error_of(self._part.pop())  # whose memory is free then
+        self.error = error_of(self._part.pop())  # which frees its memory
         self.part_done.set()
         if self._complete is not None and self.error is None:
             self.error = error_of(self._put_together)
@@ -193,7 +193,7 @@ class _Writing:
     def _put_together(self) -> None:
         while not self._has_all():
             if self._ended.wait(_POLL_INTERVAL_S):
-                if self._others_have:  # but it cannot be seen, which `complete` will raise
+                if self._others_have:  # but not visible, for which `complete` raises
                     break
                 return
             if not threading.main_thread().is_alive():  # and no shutdown follows

@@ -14,11 +14,11 @@ from tfaccel.distribute.files.atomic import inside, remove_folder
 _MANIFEST = "manifest.json"
 _NAME = re.compile(r"step-(\d{10})")
 _LEFT = re.compile(r"\.(writing|old)\." + _NAME.pattern)  # by runs that were killed
-_BLOCK = 1 << 20  # bytes, of which some are held at once
+_BLOCK = 1 << 20  # bytes; several are held at once
 
 
 def checkpoint_path(directory: str, step: int) -> str:
-    """Where the checkpoint after so many steps belongs.
+    """The path of the checkpoint after this many steps.
 
     >>> checkpoint_path("run", 1200)
     'run/step-0000001200'
@@ -36,7 +36,7 @@ def seal(path: str) -> None:
 
 
 def damage(path: str) -> str:
-    """What is wrong with a checkpoint; empty where it is as it was written."""
+    """What is wrong with a checkpoint; empty where it is intact."""
     try:
         with tf.io.gfile.GFile(inside(path, _MANIFEST)) as file:
             manifest = json.load(file)
@@ -52,11 +52,11 @@ def damage(path: str) -> str:
 
 
 def newest(directory: str, whole: str = "") -> str:
-    """The newest checkpoint that is whole; empty where there is none. Damaged ones are named.
+    """The newest intact checkpoint; empty where there is none. Logs the damaged ones.
 
     Args:
         directory: of the checkpoints.
-        whole: one that was found before, and is not read again.
+        whole: one that was verified before, and is not read again.
     """
     for path in reversed(_all(directory)):
         wrong = "" if path == whole else damage(path)
@@ -67,13 +67,13 @@ def newest(directory: str, whole: str = "") -> str:
 
 
 def keep_newest(directory: str, number: int) -> None:
-    """Removes all checkpoints but the newest few, and what was begun and is not being written."""
+    """Removes all checkpoints but the newest few, and abandoned partial ones."""
     for path in [*_all(directory)[:-number], *_all(directory, _LEFT)]:
         remove_folder(path)
 
 
 def _all(directory: str, names: re.Pattern[str] = _NAME) -> list[str]:
-    """The checkpoints, from the oldest to the newest."""
+    """The checkpoints, oldest first."""
     if not tf.io.gfile.exists(directory):
         return []
     entries = sorted(name.rstrip("/") for name in tf.io.gfile.listdir(directory))

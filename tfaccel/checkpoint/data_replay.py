@@ -1,4 +1,4 @@
-"""How the data of a `fit` come to where they were: what is read again, and what is set back."""
+"""How the data of a `fit` return to their position: what is read again, and what is restored."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from absl import logging
 
 from tfaccel.distribute import _private
 
-# Operations of a pipeline whose passes are alike but for their seeds, which each pass draws when it
-# begins: nothing but the first rows of an earlier pass needs to be read.
+# Operations of a pipeline whose passes differ only in their seeds, which each pass draws when it
+# begins: only the first rows of an earlier pass need to be read.
 _ALIKE = frozenset(
     {
         *("BatchDatasetV2", "MapDataset", "OptionsDataset"),
@@ -30,7 +30,7 @@ def source_of(adapter: Any) -> Any:
 
 
 def reads_in_python(adapter: Any) -> bool:
-    """Whether each epoch's pass is created again in Python, from the state that it then has."""
+    """Whether each epoch's pass is created again in Python, from its state at that time."""
     return isinstance(adapter, (_private.PyDatasetAdapter, _private.GrainDatasetAdapter))
 
 
@@ -40,9 +40,9 @@ def has_threads(adapter: Any) -> bool:
 
 
 def passes_are_alike(adapter: Any) -> bool:
-    """Whether a pass draws all of its seeds when it begins, so that it need not be read to its end.
+    """Whether a pass draws all its seeds when it begins, so that it need not be read to the end.
 
-    Keras's own pipeline over arrays permutes the row numbers of a pass at its beginning.
+    Keras's own pipeline over arrays permutes the row numbers at the beginning of a pass.
     """
     if isinstance(adapter, _private.ArrayDataAdapter):
         return True
@@ -50,7 +50,7 @@ def passes_are_alike(adapter: Any) -> bool:
 
 
 def warn_unseeded(adapter: Any) -> None:
-    """Warns of a dataset that shuffles by the clock: no later run can repeat its order of rows."""
+    """Warns of a dataset seeded from the clock: no later run can repeat its order of rows."""
     if isinstance(adapter, _private.TFDatasetAdapter) and _unseeded(_graph(adapter)):
         logging.warning(
             "tfaccel: the dataset was shuffled without a seed before tfaccel.checkpoint.resume was "

@@ -1,4 +1,4 @@
-"""Objects as text and arrays, which a file can hold and nothing has to be unpickled for."""
+"""Objects as text and arrays, which a file can hold without pickle."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ _NUMBERS = frozenset(
     {"bool", "float16", "float32", "float64", "complex64", "complex128"}
     | {f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)}
 )
-_LIBRARIES = ("keras", "numpy")  # whose functions are kept by their names
+_LIBRARIES = ("keras", "numpy")  # whose functions are stored by name
 
 
 class NotPlainError(Exception):
-    """A value that has no place in a file."""
+    """A value that cannot be stored in a file."""
 
 
 def encode(value: Any, arrays: list[np.ndarray]) -> Any:
-    """A value as JSON holds it.
+    """A value in JSON form.
 
     Args:
         value: numbers, texts, arrays, states of random generators, and lists, tuples, sets and
             dictionaries of them.
-        arrays: gets the arrays in it, which are left out.
+        arrays: collects its arrays, which the JSON leaves out.
 
     Raises:
-        NotPlainError: there is something else in it.
+        NotPlainError: it contains anything else.
 
     >>> arrays = []
     >>> made = encode({"best": (1.5, np.zeros(2)), 3: float("inf")}, arrays)
@@ -71,7 +71,7 @@ def encode(value: Any, arrays: list[np.ndarray]) -> Any:
 
 
 def decode(encoded: Any, arrays: list[np.ndarray]) -> Any:
-    """The value that `encode` was given."""
+    """The inverse of `encode`."""
     if isinstance(encoded, list):
         return [decode(v, arrays) for v in encoded]
     if not isinstance(encoded, dict):
@@ -103,10 +103,10 @@ def decode(encoded: Any, arrays: list[np.ndarray]) -> Any:
 
 
 def fingerprint(value: Any) -> Any:
-    """What is the same for two values that are alike.
+    """A fingerprint, the same for equal values.
 
     Raises:
-        NotPlainError: there is something in it that `encode` does not take.
+        NotPlainError: it contains something that `encode` does not accept.
     """
     arrays: list[np.ndarray] = []
     text = json.dumps(encode(value, arrays))

@@ -1,13 +1,13 @@
 """Preemption: on SIGTERM the run saves after a step that all workers agree on, and ends.
 
-A scheduler that takes a machine away, or a launcher that ends a job, sends SIGTERM and waits for
-some seconds. TensorFlow catches that signal and trains on. One worker may have it and others not,
-so the workers exchange it now and then: about once per second, since it costs a collective. In
-the same way they learn that one of them could not write what it writes beside the training.
+A scheduler that preempts a machine, or a launcher that ends a job, sends SIGTERM and waits for a
+few seconds. TensorFlow catches that signal and keeps training. One worker may receive it and others
+not, so the workers exchange it periodically: about once per second, since it costs a collective. In
+the same way they learn that one of them failed to write in the background.
 
 Until the first step is done there is nothing to save: before the `fit` and while the step is traced
-all end at once. A compiler is not interrupted by a handler of Python's: a thread ends all a little
-later then.
+all end at once. A Python signal handler does not interrupt compilation: there a thread ends all of
+them a little later.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from tfaccel.exit_codes import PREEMPTED
 from tfaccel.signals import SignalReader
 
 _POLL_INTERVAL_S = 1.0
-_FIRST_STEP_S = 10.0  # for which a first step is waited after the signal
+_FIRST_STEP_S = 10.0  # how long to wait for a first step after the signal
 
 
 class PreemptionHandler:
-    """Handles SIGTERM until a `fit` has ended, and reports when all workers know of it.
+    """Handles SIGTERM until a `fit` has ended, and reports when all workers know.
 
     Attributes:
         before_stop: called before a run that has taken no step yet ends at once.
-        knows_of_failure: whether any worker has, as far as all know.
+        knows_of_failure: whether any worker has failed, as far as all know.
     """
 
     def __init__(self) -> None:
@@ -60,7 +60,7 @@ class PreemptionHandler:
             self._listen()
 
     def begin(self, fit: _private.RunningFit, strategy: Any, failed: Callable[[], bool]) -> None:
-        """The `fit` begins.
+        """Starts handling, when the `fit` begins.
 
         Args:
             fit: that is running.
@@ -75,31 +75,31 @@ class PreemptionHandler:
             other.ignore()
         if other is not self:
             self._listen()
-        elif _in_main_thread():  # TensorFlow may have taken it, and Python not know
+        elif _in_main_thread():  # TensorFlow may have taken it without Python knowing
             signal.signal(signal.SIGTERM, self._receive)
 
     def _listen(self) -> None:
         """Takes the signal, which TensorFlow takes when its strategy is made."""
-        with contextlib.suppress(ValueError):  # another thread than the main one has no signals
+        with contextlib.suppress(ValueError):  # only the main thread gets signals
             self._before = signal.signal(signal.SIGTERM, self._receive)
             self._listens = True
             self._reader = SignalReader([signal.SIGTERM], self._receive_in_thread)
 
     def ignore(self) -> None:
-        """Gives the signal back; in another thread than the main one `_receive` will."""
+        """Restores the handler; outside the main thread `_receive` will."""
         self._await_first_step_no_more()
         if self._listens and _in_main_thread():
-            # A handler that is not Python's, which cannot be given back, is TensorFlow's.
+            # A handler that was not set from Python cannot be restored; it is TensorFlow's.
             before = signal.SIG_DFL if self._before is None else self._before
             signal.signal(signal.SIGTERM, before)
             self._listens = False
 
     def begin_phase(self) -> None:
-        """Steps of another kind begin, which take another time; every worker must call."""
+        """Starts steps of another kind and duration; every worker must call."""
         self._steps, self._next_look, self._looked_at = 0, 1, time.monotonic()
 
     def after_step(self) -> bool:
-        """Whether any worker got a stop request that all know of; every worker must call."""
+        """Whether all know of a stop request to any worker; every worker must call."""
         self._has_stepped = True
         self._await_first_step_no_more()
         self._steps += 1
@@ -112,7 +112,7 @@ class PreemptionHandler:
             return self._received
         now = time.monotonic()
         seconds = (now - self._looked_at) / max(1, self._steps)
-        # As the chief counts, so that all look after the same step.
+        # The chief's count, so that all check after the same step.
         pause = round(_POLL_INTERVAL_S / max(seconds, 1e-4)) if self._cluster.is_chief else 0
         pause = max(pause, int(self._cluster.is_chief))
         flags = tf.constant([int(self._received), int(self._failed()), pause])
@@ -123,7 +123,7 @@ class PreemptionHandler:
         return received > 0
 
     def _receive(self, *_: Any) -> None:
-        if self._has_failed():  # the signal means what it meant before
+        if self._has_failed():  # the previous handler applies
             self.ignore()
             signal.raise_signal(signal.SIGTERM)
         elif not self._has_stepped and not (self._fit and tf.executing_eagerly()):
@@ -133,14 +133,14 @@ class PreemptionHandler:
 
     def _receive_in_thread(self, _: signal.Signals) -> None:
         """Gives the first step some time: it is not interrupted where it is compiled."""
-        # A fit that has failed may have left a reader, whose signals another one handles now.
+        # A failed fit may have left a reader, whose signals another one handles now.
         if _current_handler() is self and not self._has_stepped and self._timer is None:
             self._timer = threading.Timer(_FIRST_STEP_S, self._stop_while_compiling)
             self._timer.daemon = True
             self._timer.start()
 
     def _has_failed(self) -> bool:
-        """Whether the `fit` has begun, and left by an error."""
+        """Whether the `fit` has begun, and failed."""
         running = _private.running_fits(self._fit_thread)
         return self._fit is not None and all(
             each.callbacks is not self._fit.callbacks for each in running
@@ -154,13 +154,13 @@ class PreemptionHandler:
             self._timer.cancel()
 
     def _stop_at_once(self) -> None:
-        """Ends all workers: none has got through the first step, which they take together."""
+        """Ends all workers: none has completed the first step, which they take together."""
         self.ignore()
         self._stop_others()
         raise SystemExit(PREEMPTED)
 
     def _stop_while_compiling(self) -> None:
-        """As `_stop_at_once`, from another thread than the one that is in the step."""
+        """As `_stop_at_once`, from another thread than the one that runs the step."""
         if not self._has_failed() and _current_handler() is self and not self._has_stepped:
             self._stop_others()
             sys.stdout.flush()
@@ -181,5 +181,5 @@ def _in_main_thread() -> bool:
 
 
 def _current_handler() -> Any:
-    """Whose method the signal's handler is."""
+    """The object whose method is the signal's handler."""
     return getattr(signal.getsignal(signal.SIGTERM), "__self__", None)

@@ -1,4 +1,4 @@
-"""Takes what a run depends on beside variables from a `fit` that runs, and puts it back."""
+"""Captures and restores what a running `fit` depends on besides variables."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _LARGEST_STATE = 64 << 20  # bytes of an array
 
 
 class Recorder:
-    """Takes the state of a `fit`, and puts it back.
+    """Captures the state of a `fit`, and restores it.
 
     Args:
-        model: that is fitted.
-        callbacks: of the `fit`, as they are before it.
+        model: being fitted.
+        callbacks: of the `fit`, in their state before it.
         adapter: of its data.
     """
 
@@ -41,16 +41,16 @@ class Recorder:
         self._epoch_began = self._process_state()
 
     def begin_epoch(self) -> None:
-        """Notes what the pass over the data begins with."""
+        """Records the state at the start of the pass over the data."""
         self._epoch_began = self._process_state()
 
     def restore_dataset(self, state: RunState) -> None:
-        """Sets back the dataset's own state, between two epochs."""
+        """Restores the dataset's own state, between two epochs."""
         if self._source is not None:
             self.restore_data(state)
 
     def restore_epoch_start(self, state: RunState) -> None:
-        """Notes what the resumed epoch began with."""
+        """Records the state at the start of the resumed epoch."""
         self._epoch_began = decode(state.process["epoch_began"], state.own_arrays)
 
     def state(
@@ -61,7 +61,7 @@ class Recorder:
         random_at_start: bytes,
         verdict: dict[str, Any] | None,
     ) -> RunState:
-        """The state now."""
+        """The current state."""
         arrays: list[np.ndarray] = []
         own_arrays: list[np.ndarray] = []
         callbacks = {}
@@ -86,14 +86,14 @@ class Recorder:
         )
 
     def restore_callbacks(self, state: RunState) -> None:
-        """Sets the callbacks, as far as they are those of the run, back."""
+        """Restores the callbacks that belong to the run."""
         for name, attributes in state.callbacks.items():
             if name in self._callbacks:
                 for key, value in attributes.items():
                     _restore_attribute(self._callbacks[name], key, decode(value, state.arrays))
 
     def restore_data(self, state: RunState) -> None:
-        """Sets back what the epoch's pass over the data begins with."""
+        """Restores the state at the start of the epoch's pass over the data."""
         began = decode(state.process["epoch_began"], state.own_arrays)
         if self._source is not None:
             for name, value in {**self._source_before, **began["source"]}.items():
@@ -101,7 +101,7 @@ class Recorder:
         _restore_random(began)
 
     def restore_random(self, state: RunState) -> None:
-        """Sets the random generators of this process back."""
+        """Restores the random generators of this process."""
         _restore_random(decode(state.process["now"], state.own_arrays))
 
     def _process_state(self) -> dict[str, Any]:
@@ -113,7 +113,7 @@ class Recorder:
         }
 
     def _source_changes(self) -> dict[str, Any]:
-        """The attributes of the dataset that are not what they were before the `fit`."""
+        """The attributes of the dataset that have changed since before the `fit`."""
         if self._source is None:
             return {}
         now = _attributes(self._source)
@@ -127,7 +127,7 @@ def _copies(source: Any, names: Collection[str]) -> dict[str, Any]:
 
 
 def _restore_attribute(callback: Any, name: str, value: Any) -> None:
-    """Sets an attribute; a dictionary of another class than `dict` stays what it is."""
+    """Sets an attribute; a dictionary of another class than `dict` keeps its class."""
     current = vars(callback).get(name)
     if isinstance(current, dict) and type(current) is not dict and isinstance(value, dict):
         current.clear()
@@ -143,9 +143,9 @@ def _restore_random(state: dict[str, Any]) -> None:
 
 
 def _attributes(instance: Any) -> dict[str, Any]:
-    """The attributes of an object that can be kept, so that two states can be compared.
+    """The attributes of an object that can be stored, so that two states can be compared.
 
-    Large arrays are data, and no state.
+    Large arrays are data, not state.
     """
     fingerprints = {}
     for name, value in vars(instance).items():

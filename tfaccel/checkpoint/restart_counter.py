@@ -1,7 +1,7 @@
-"""Counts restarts without progress, so that a run that only fails is not restarted forever.
+"""Counts restarts without progress, so that a run that keeps failing is not restarted forever.
 
-The count and the furthest batch are a line in a file beside the checkpoints: every engine starts
-the same script, and none of them knows of batches.
+The count and the furthest batch are a line in a file next to the checkpoints: every engine starts
+the same script, and none of them sees batches.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ import tensorflow as tf
 from tfaccel.distribute.files.atomic import inside, is_remote
 
 LIMIT = 3
-"""So many starts in a row without a new step, and the next one ends at once."""
+"""After this many starts in a row without a new step, the next one ends at once."""
 
 FILE = "starts"
-_LINE = "after batch {:020d}: {:010d} starts\n"  # of one length, so that it is written over
+_LINE = "after batch {:020d}: {:010d} starts\n"  # of fixed length, to be overwritten in place
 
 
 class RestartCounter:
     """The count of one run.
 
-    On a filesystem of `tf.io.gfile` a step is noted with the checkpoint that holds it, elsewhere at
-    once.
+    On a filesystem of `tf.io.gfile` a step is recorded with the checkpoint that holds it, elsewhere
+    immediately.
 
     Args:
         directory: of the run's checkpoints.
 
     Attributes:
-        furthest: the last batch that a start has come to.
-        starts: how many have begun since then.
+        furthest: the last batch that a start has reached.
+        starts: how many there have been since.
     """
 
     def __init__(self, directory: str) -> None:
@@ -41,7 +41,7 @@ class RestartCounter:
         self.furthest, self.starts = self._read()
 
     def begin(self) -> bool:
-        """Counts this start; False when too many before it made no new step."""
+        """Counts this start; False after too many without a new step."""
         if self.starts >= LIMIT:
             return False
         self._write(self.furthest, self.starts + 1)
@@ -53,16 +53,16 @@ class RestartCounter:
         self._write(self.furthest, max(0, self.starts - 1))
 
     def step(self, batches: int) -> None:
-        """Notes a step; cheap enough for each.
+        """Records a step; cheap enough to call for each.
 
         Args:
-            batches: that the run has trained on in all.
+            batches: how many the run has trained on in all.
         """
         if batches > self.furthest and not self._remote:
             self._write(batches, 0)
 
     def saved(self, batches: int) -> None:
-        """Notes a new checkpoint, or the end of the run."""
+        """Records a new checkpoint, or the end of the run."""
         self._write(max(batches, self.furthest), 0)
 
     def close(self) -> None:

@@ -1,8 +1,8 @@
-"""Exact resume: a run that was stopped resumes where it was, and ends as if it had not been.
+"""Exact resume: a stopped run resumes where it was, and ends as if it had never stopped.
 
-What is kept is all that the rest of the run depends on: every variable that its steps reach
+The checkpoint holds all that the rest of the run depends on: every variable that its steps reach
 (`run_variables.py`), the state of callbacks, of random generators and of a dataset in Python, and
-the place in the epoch. The data are not kept: they are read again up to that place
+the position in the epoch. The data are not stored: they are read again up to that position
 (`data_replay.py`).
 """
 
@@ -37,30 +37,30 @@ def resume(
     keep: int = 2,
     asynchronous: bool = True,
 ) -> keras.callbacks.Callback:
-    """A callback that saves a `fit` as it runs, and resumes from there when it is run again.
+    """A callback that saves a `fit` as it runs, and resumes it when the script is run again.
 
     Run the same script again after it was killed: weights, optimizers, metrics, history, callbacks,
-    random states and the place in the data within the epoch are what they were, so that the run
-    is bit-identical at its end to one that was never stopped. On other workers or devices
-    it resumes with the same global batches, as close as floats added in another order are.
+    random states and the position in the data within the epoch are restored, so that the run ends
+    bit-identical to one that was never stopped. On other workers or devices it resumes with the
+    same global batches, equal up to the order of floating-point additions.
 
     SIGTERM, to any of the workers, makes all of them save after the same batch and end with exit
-    code 33, which `tfaccel launch` starts again under every engine without counting it. Three
-    starts in a row that made no new step are the last ones: the next ends with exit code 93.
+    code 33, which `tfaccel launch` starts again under every engine without counting it. After three
+    starts in a row without a new step, the next ends with exit code 93.
 
-    Make it before the dataset where that shuffles without a seed. Under several workers every one
-    of them must make it, with a directory that all of them see.
+    Create it before the dataset if that shuffles without a seed. With several workers, every one
+    must create it, with a directory that all of them see.
 
     Args:
         directory: of this `fit` alone; also on a filesystem of `tf.io.gfile`, such as ``gs://``.
-        every: how many batches from one checkpoint to the next, or ``"epoch"``.
-        keep: how many checkpoints are kept; the last but one is used when the last is damaged.
-        asynchronous: whether training continues while a checkpoint is written. Until it is, the
-            state takes its memory a second time, on the host.
+        every: batches between checkpoints, or ``"epoch"``.
+        keep: how many checkpoints to keep; if the newest is damaged, the one before it is used.
+        asynchronous: whether training continues while a checkpoint is written. Meanwhile, a second
+            copy of the state is held in host memory.
 
     Raises:
         CheckpointError: in `fit`, when the checkpoint is of another model, or cannot be written;
-            this a little after the batch.
+            the latter shortly after the batch.
 
     Example:
         ```python
@@ -77,14 +77,14 @@ def resume(
 
 
 class Record(NamedTuple):
-    """What is written of this process: variables and arrays, and small files by name."""
+    """What this process writes: variables and arrays, and small files by name."""
 
     shards: list[Shard]
     texts: dict[str, str]
 
 
 class Resume(keras.callbacks.Callback):  # type: ignore[misc]
-    """See `resume`, which makes it."""
+    """See `resume`, which creates it."""
 
     def __init__(self, directory: str, every: int | str, keep: int, asynchronous: bool) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
         self._fits = self._fitted = False
         self._preemption = PreemptionHandler()
         settle(directory)
-        # Before the strategy determines which worker reads for all, each reads: the file is the
+        # Until the strategy determines which worker reads for all, each reads: the file is the
         # same.
         self._newest_path = newest = checkpoint_manager.newest(directory)
         self._random_at_start = (
@@ -102,7 +102,7 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
         random_state.restore(self._random_at_start)
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Finds the newest checkpoint that is whole, and makes `fit` resume from it."""
+        """Finds the newest intact checkpoint, and makes `fit` resume from it."""
         fit = _private.running_fit()
         if fit is None:
             raise CheckpointError(
@@ -122,7 +122,7 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
         self._starts: RestartCounter | None = None
         self._before_validation: Record | None = None
         self._fits = self._fitted = True
-        # The last one, so that what it saves is what all the others have made of a batch.
+        # It runs last, so that it saves the state after all other callbacks.
         others = [one for one in fit.callbacks.callbacks if one is not self]
         fit.callbacks.callbacks = [_BeforeAll(self), *others, self]
         self._state = Recorder(self.model, others, fit.adapter)
@@ -134,7 +134,7 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
             data_replay.warn_unseeded(fit.adapter)
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """Notes the state that the epoch's pass over the data begins with."""
+        """Records the state at the start of the epoch's pass over the data."""
         self._preemption.begin_phase()
         if self._pending is not None:  # in the middle of the epoch
             self._state.restore_epoch_start(self._pending)
@@ -154,7 +154,7 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
         self._save_if(due, stops=self._preemption.after_step())
 
     def on_test_begin(self, logs: Any = None) -> None:
-        """Notes the state that validation begins with, from which one that is stopped resumes."""
+        """Records the state at the start of validation, from which stopped validation resumes."""
         if self._fits:
             self._preemption.begin_phase()
             self._before_validation = self._record()
@@ -169,7 +169,7 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
                 self._stop("the state before validation")
 
     def on_test_end(self, logs: Any = None) -> None:
-        """Validation is over."""
+        """Marks the end of validation."""
         self._before_validation = None
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
@@ -182,7 +182,7 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
     def on_train_end(self, logs: Any = None) -> None:
         """Saves the end of the run, from which a `fit` of more epochs resumes."""
         self._preemption.ignore()
-        if self._pending is not None:  # nothing was left to do
+        if self._pending is not None:  # there was nothing left to do
             self._ready(self._pending)
         elif self._batches != self._saved_at:
             self._save()
@@ -195,7 +195,7 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
     # --- saving --------------------------------------------------------------------------------
 
     def _save_if(self, due: bool, stops: bool) -> None:
-        """Saves if it is time to, or if the run is to stop, and ends the process then."""
+        """Saves if it is due, or if the run is to stop; then ends the process."""
         self._raise_what_was_heard()
         if due or stops:
             self._save()
@@ -203,7 +203,7 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
             self._stop("the state at that point")
 
     def _raise_what_was_heard(self) -> None:
-        """Raises on all workers what some could not write, as all know after the same step."""
+        """Raises the write errors of some workers on all of them, after the same step."""
         if self._preemption.knows_of_failure:
             self._writer.finish()
 
@@ -219,9 +219,9 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
         raise SystemExit(PREEMPTED)
 
     def _record(self) -> Record:
-        """All that is to be kept, as it is now.
+        """The complete current state.
 
-        Tensors are those of the variables until they are assigned to.
+        Its tensors share memory with the variables until those are assigned to.
         """
         checks = getattr(self._strategy, "checks", None)
         verdict = checks.verdict(self.model) if isinstance(checks, Checks) else None
@@ -233,8 +233,8 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
         return Record(shards, state.texts(cluster))
 
     def _save(self, record: Record | None = None) -> None:
-        """Writes a record; None for one of now."""
-        self._writer.finish()  # before the host holds a third state
+        """Writes a record; None to record the current state."""
+        self._writer.finish()  # before the host holds a third copy of the state
         self._saved_at = self._batches
         shards, texts = record or self._record()
         path = checkpoint_manager.checkpoint_path(self._directory, self._batches)
@@ -244,7 +244,7 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
             self._writer.finish()
 
     def _saved(self, batches: int) -> None:
-        """On the chief, and beside the training: a checkpoint is in its place."""
+        """Called on the chief, in the background, once a checkpoint is in place."""
         checkpoint_manager.keep_newest(self._directory, self._keep)
         if self._starts is not None:
             self._starts.saved(batches)
@@ -252,7 +252,7 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
     # --- resuming ------------------------------------------------------------------------------
 
     def _newest(self) -> str:
-        """The newest whole checkpoint, as the chief finds it."""
+        """The newest intact checkpoint, as the chief finds it."""
         cluster = getattr(self._strategy, "cluster", None)
         chief = cluster is None or cluster.is_chief
         newest = checkpoint_manager.newest(self._directory, self._newest_path) if chief else ""
@@ -345,7 +345,7 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
             )
 
     def _ready(self, state: RunState) -> None:
-        """Sets everything back to what it was; the next batch is the one after the checkpoint."""
+        """Restores everything; the next batch is the one after the checkpoint."""
         restored = self._restore_variables()
         self._pending = None
         for names, what in (
@@ -358,7 +358,7 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
                 )
         self._refuse(restored.missing, "contains variables that the model does not have:")
         if state.place.step == 0:
-            self.model.reset_metrics()  # as fit does, and before they held what validation left
+            self.model.reset_metrics()  # as fit does, before validation leaves values in them
         self._state.restore_callbacks(state)
         if state.place.step:
             self.model.stop_training = state.stopped
@@ -377,7 +377,7 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
 
 
 class _BeforeAll(keras.callbacks.Callback):  # type: ignore[misc]
-    """Sets a run that resumes between two epochs back before the other callbacks begin the next."""
+    """Restores a run that resumes between epochs, before other callbacks begin the next."""
 
     def __init__(self, resume: Resume) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
-"""What a run depends on beside variables: its place, callbacks, random states, a dataset's own.
+"""What a run depends on besides variables: position, callbacks, random and dataset states.
 
 Each process keeps its own random states and those of its dataset; callbacks are the chief's, since
-all processes have the same. On another number of processes all resume with the chief's. Arrays are
-tensors of the checkpoint, the rest is JSON.
+all processes have the same. On a different number of processes, all resume with the chief's. Arrays
+are tensors of the checkpoint, the rest is JSON.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Place:
 
     Attributes:
         epoch: its number, from 0.
-        step: the number of batches of it that are done.
+        step: the number of its batches that are done.
         first_epoch: the one that the `fit` began with.
     """
 
@@ -41,12 +41,12 @@ class Place:
 
 @dataclass
 class RunState:
-    """What is kept, as `plain_values.encode` gives it.
+    """What is saved, in the form of `plain_values.encode`.
 
     Attributes:
-        topology: on what the run trains.
-        place: where the run is.
-        batches: that it has trained on in all.
+        topology: that the run trains on.
+        place: the position of the run.
+        batches: how many it has trained on in all.
         logs: of the last of them.
         stopped: whether a callback has stopped the training.
         random_at_start: as `random_state.serialize` gave it before the data were made.
@@ -105,13 +105,13 @@ def random_at_start(path: str) -> bytes:
 
 
 def read_state(path: str, reader: Reader, cluster: Any, topology: Topology) -> RunState:
-    """Reads what was kept.
+    """Reads a saved state.
 
     Args:
         path: of the checkpoint.
         reader: of its variables.
-        cluster: of the processes of now, or None for one.
-        topology: on what the run is to resume.
+        cluster: of the current processes, or None for one.
+        topology: that the run resumes on.
 
     Raises:
         CheckpointError: it is of another version of tfaccel.
@@ -141,13 +141,13 @@ def read_state(path: str, reader: Reader, cluster: Any, topology: Topology) -> R
 
 
 def processes_differ(path: str, reader: Reader, state: RunState) -> bool:
-    """Whether the processes that saved had random states, or a dataset's, of their own."""
+    """Whether the saving processes had their own random or dataset states."""
     fingerprints = []
     for rank in range(state.topology.workers):
         process = _json(path, _PROCESS.format(rank))
         arrays = _arrays(reader, f"process-{rank}", process["arrays"])
         now = decode(process["state"]["now"], arrays)
-        del now["tensorflow"]  # which TensorFlow seeds by each one's clock
+        del now["tensorflow"]  # which TensorFlow seeds from each one's clock
         fingerprints.append(fingerprint(now))
     return any(one != fingerprints[0] for one in fingerprints)
 

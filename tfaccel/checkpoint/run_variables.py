@@ -1,7 +1,7 @@
-"""All variables that the steps of a model use, and what each process and replica holds of them.
+"""All variables that the steps of a model use, and the part that each process and replica holds.
 
-Also those of optimizers, metrics, seed generators, and of the strategy itself; wherever the step's
-code reaches them (`tfaccel/distribute/object_graph.py`).
+Includes those of optimizers, metrics, seed generators, and of the strategy itself, wherever the
+step's code reaches them (`tfaccel/distribute/object_graph.py`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tfaccel.errors import CheckpointError
 
 _PREFIX = "variables/"
 _STRATEGY = f"{_PREFIX}strategy/"
-_PART = re.compile(r"@(\d+)\.(\d+)$")  # of a worker's replica, where each has its own
+_PART = re.compile(r"@(\d+)\.(\d+)$")  # of a worker's replica, if each has its own
 
 
 def shards(model: keras.Model, strategy: Any) -> list[Shard]:
@@ -48,13 +48,13 @@ def shards(model: keras.Model, strategy: Any) -> list[Shard]:
 
 @dataclass
 class Restored:
-    """What of the variables there are now and of those in the files did not fit.
+    """How the current variables and those in the files did not match.
 
     Attributes:
-        missing: the names that are in the files alone.
-        unknown: those of which the files have nothing, or another shape.
-        left_out: what strategies keep for themselves, and another one has no use for.
-        averaged: those of which replicas that had trained alone held different values.
+        missing: the names that only the files have.
+        unknown: those that the files lack, or have in another shape.
+        left_out: internal state of strategies, of no use to another one.
+        averaged: those with different values in replicas that had trained independently.
     """
 
     missing: list[str] = field(default_factory=list)
@@ -64,16 +64,16 @@ class Restored:
 
 
 def restore(model: keras.Model, strategy: Any, reader: Reader, saved: Topology) -> Restored:
-    """Puts back what was written of the variables that there are now.
+    """Restores the current variables from the files.
 
     Args:
         model: whose variables they are.
-        strategy: of now.
+        strategy: the current one.
         reader: of the files.
-        saved: on what they were saved.
+        saved: the topology that saved them.
 
     Raises:
-        CheckpointError: replicas have saved different values, of which nothing makes one.
+        CheckpointError: replicas have saved different values that cannot be combined.
     """
     stored_parts: dict[str, dict[str, tuple[int, ...]]] = {}
     for part_name, shape in shapes(reader).items():
@@ -107,7 +107,7 @@ def restore(model: keras.Model, strategy: Any, reader: Reader, saved: Topology) 
 def _one_of(
     name: str, variable: Any, stored: list[str], reader: Reader, saved: Topology
 ) -> tuple[np.ndarray, bool]:
-    """The one value of what replicas have saved; whether it is the mean of different ones."""
+    """One value from those that replicas saved; whether it is the mean of different ones."""
     aggregation = variable.aggregation
     sums = aggregation == tf.VariableAggregation.SUM
     values = [read(reader, n, variable.dtype, variable.shape, None).numpy() for n in stored]
@@ -138,13 +138,13 @@ def _cut(value: np.ndarray, cut: Slices | None) -> np.ndarray:
 
 
 def _place(part_name: str) -> tuple[int, ...]:
-    """Worker and replica whose part this is."""
+    """The worker and replica that this part belongs to."""
     match = _PART.search(part_name)
     return tuple(map(int, match.groups())) if match else ()
 
 
 def _named(model: keras.Model, strategy: Any) -> dict[str, Any]:
-    """TensorFlow's variables by names that are the same in each run of a script."""
+    """TensorFlow's variables by names that are stable across runs of a script."""
     reached = reachable_objects(model)
     pairs = [(v.path, v.value) for v in reached.variables]
     pairs += [(v.name, v) for v in reached.raw]

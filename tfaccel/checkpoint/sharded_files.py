@@ -1,6 +1,6 @@
-"""A directory of sharded tensors that all processes write together: complete, or not there.
+"""A directory of sharded tensors that all processes write together: complete, or absent.
 
-No host needs to hold it whole: every process writes the slices it has, in TensorFlow's own
+No host needs to hold all of it: every process writes the slices it has, in TensorFlow's own
 checkpoint format, and the chief merges the parts.
 """
 
@@ -38,7 +38,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Reader:
-    """A directory that was opened.
+    """An open directory.
 
     Attributes:
         prefix: of TensorFlow's files in it.
@@ -65,7 +65,7 @@ def write(strategy: Any, path: str, shards: Sequence[Shard]) -> None:
     cluster = getattr(strategy, "cluster", None)
     rank, chief = (cluster.rank, cluster.is_chief) if cluster else (0, True)
     failed = error_of(lambda: write_part(begun, rank, shards, {}))
-    # A process that could not write waits with the others, and is found out by what is missing.
+    # A process that could not write waits with the others, and is detected by its missing files.
     _agree(strategy, path, failed if chief else None)
     if chief:
         workers = cluster.size if cluster else 1
@@ -74,7 +74,7 @@ def write(strategy: Any, path: str, shards: Sequence[Shard]) -> None:
 
 
 def begin(strategy: Any, path: str) -> str:
-    """Makes the directory that is written to before it is put at `path`; every process must call.
+    """Creates the directory to write to before it is moved to `path`; every process must call.
 
     Raises:
         CheckpointError: when the chief could not, on all processes.
@@ -126,7 +126,7 @@ def read(
 
 
 def _spec(shape: tuple[int, ...], slices: tuple[slice, ...] | None) -> str:
-    """A slice in the words of TensorFlow's checkpoints; nothing for the whole.
+    """A slice in the notation of TensorFlow's checkpoints; empty for the whole.
 
     >>> _spec((8, 16), (slice(None), slice(4, 8)))
     '8 16 0,8:4,4'
@@ -138,10 +138,10 @@ def _spec(shape: tuple[int, ...], slices: tuple[slice, ...] | None) -> str:
 
 
 def write_part(begun: str, rank: int, shards: Sequence[Shard], texts: Mapping[str, str]) -> None:
-    """Writes what this process has, and then that it has done so.
+    """Writes what this process has, then a marker that it is done.
 
     Args:
-        begun: what `begin` gave.
+        begun: the result of `begin`.
         rank: of this process.
         shards: what it has.
         texts: small files of it, by their names.
@@ -160,21 +160,21 @@ def write_part(begun: str, rank: int, shards: Sequence[Shard], texts: Mapping[st
 
 
 def has_all_parts(begun: str, workers: int) -> bool:
-    """Whether all processes have written their parts, as far as the directory shows by now."""
-    # A file that was asked for by its name too early may be taken for missing for a while (NFS).
+    """Whether all processes have written their parts, as far as the directory shows yet."""
+    # A file that was looked up by name too early may appear missing for a while (NFS).
     return {_done(rank) for rank in range(workers)} <= set(tf.io.gfile.listdir(begun))
 
 
 def complete(
     begun: str, path: str, workers: int, finish: Callable[[str], None] | None = None
 ) -> None:
-    """Merges the parts, and puts the directory where it belongs; on the chief.
+    """Merges the parts, and moves the directory into place; on the chief.
 
     Args:
-        begun: what `begin` gave.
-        path: where it belongs.
+        begun: the result of `begin`.
+        path: its final path.
         workers: that have written.
-        finish: called with the directory before it is put in its place.
+        finish: called with the directory before it is moved into place.
 
     Raises:
         OSError: some worker has not written.
@@ -212,7 +212,7 @@ def _done(rank: int) -> str:
 
 
 def _agree(strategy: Any, path: str, failed: Exception | None) -> None:
-    """Waits for the other processes; all raise what the chief has failed of, and each its own."""
+    """Waits for the other processes; all raise the chief's error, and each its own."""
     failure = broadcast_error(strategy, failed)
     if failed is not None:
         failure = error_text(failed)

@@ -1,8 +1,7 @@
-"""On what a run trains, as far as a checkpoint depends on it: workers, replicas, a mesh.
+"""What a run trains on, as far as a checkpoint depends on it: workers, replicas, a mesh.
 
-A run may resume on others. What a checkpoint holds once for all is laid out again. Of what it holds
-once per replica, one value is made: a sum of the parts of a sum, the mean of what replicas have
-trained alone.
+A run may resume on others. Shared values in a checkpoint are laid out again. Per-replica values are
+combined into one: the sum of partial sums, the mean of what replicas have trained independently.
 """
 
 from __future__ import annotations
@@ -16,12 +15,12 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Topology:
-    """On what a run trains.
+    """What a run trains on.
 
     Attributes:
         workers: the number of processes.
         replicas: of all of them.
-        mesh: its axes; empty where there is none.
+        mesh: its axes; empty without a mesh.
         diverges: whether replicas may hold different states between two steps.
     """
 
@@ -31,7 +30,7 @@ class Topology:
     diverges: bool = False
 
     def __str__(self) -> str:
-        """For people.
+        """A readable description.
 
         >>> str(Topology(4, 4)), str(Topology(2, 4)), str(Topology(mesh="batch=2")), str(Topology())
         ('4 workers', '2 workers of 2 replicas', 'a mesh of batch=2', 'one device')
@@ -46,7 +45,7 @@ class Topology:
 
 
 def topology_of(strategy: Any) -> Topology:
-    """On what a strategy trains."""
+    """What a strategy trains on."""
     cluster, planner = getattr(strategy, "cluster", None), getattr(strategy, "planner", None)
     frequency = getattr(strategy, "frequency", None)
     return Topology(
@@ -58,15 +57,15 @@ def topology_of(strategy: Any) -> Topology:
 
 
 def merged(values: Sequence[np.ndarray], sums: bool, diverges: bool) -> np.ndarray | None:
-    """What one device would hold of what each replica has of a variable.
+    """The value of a variable on one device, from its values on each replica.
 
     Args:
         values: the replicas', the first one's first.
         sums: whether the variable is the sum of them.
-        diverges: whether they have been trained alone; else they should be the same.
+        diverges: whether they were trained independently; else they should be the same.
 
     Returns:
-        One value, or None where they differ and how they belong together is unknown.
+        One value, or None where they differ and how to combine them is unknown.
 
     >>> merged([np.ones(2), np.full(2, 4.0)], False, True), merged([np.ones(1)] * 3, False, False)
     (array([2.5, 2.5]), array([1.]))

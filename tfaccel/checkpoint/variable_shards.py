@@ -11,11 +11,11 @@ Slices = tuple[slice, ...]
 
 
 def local_shards(value: Any, chief: bool) -> list[tuple[tf.Tensor, Slices | None]]:
-    """What this process writes of a variable of TensorFlow, each with its place; None for all.
+    """The parts of a TensorFlow variable that this process writes, with their slices; None for all.
 
     Args:
         value: the variable, of any strategy.
-        chief: whether this process writes what all of them hold.
+        chief: whether this process writes values that all processes hold.
     """
     if hasattr(value, "shards"):
         return [(shard, slices) for slices, shard in value.shards()]
@@ -23,7 +23,7 @@ def local_shards(value: Any, chief: bool) -> list[tuple[tf.Tensor, Slices | None
 
 
 def assign(value: Any, shard: Callable[[Slices | None], tf.Tensor]) -> None:
-    """Puts into a variable of TensorFlow what `shard` gives for each of its slices."""
+    """Sets each slice of a TensorFlow variable to the value that `shard` gives."""
     if hasattr(value, "assign_shards"):
         value.assign_shards(shard)
     else:

@@ -1,8 +1,9 @@
-"""The variables of a model and its optimizers, by their places in it.
+"""The variables of a model and its optimizers, by their position in it.
 
 A checkpoint is a directory with TensorFlow's own checkpoint format in it
-(`tf.train.load_checkpoint` reads it). Each device reads back the slices that its own layout wants,
-so that what one mesh has written another one can read, and any other strategy, and one device.
+(`tf.train.load_checkpoint` reads it). Each device reads back the slices that its own layout needs,
+so that a checkpoint of one mesh can be read by another mesh, any other strategy, or a single
+device.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ from tfaccel.errors import CheckpointError
 def save(model: keras.Model, path: str | os.PathLike[str]) -> None:
     """Writes the variables of `model` and of its optimizers.
 
-    With several processes every one of them must call, and all must see the same disk. What stands
-    at `path` is whole at any time: it is replaced when the new checkpoint is complete (on a remote
+    With several processes every one of them must call, and all must see the same disk. `path` is
+    complete at any time: it is replaced when the new checkpoint is complete (on a remote
     filesystem, which renames file by file, nearly so).
 
     Args:
-        model: a built model; with an optimizer, also that one's state.
-        path: a directory, which is made; also on a filesystem of `tf.io.gfile`, such as ``gs://``.
+        model: a built model; if it has an optimizer, its state is saved too.
+        path: a directory to create; also on a filesystem of `tf.io.gfile`, such as ``gs://``.
 
     Raises:
         CheckpointError: when the model is not built, or some process could not write, on all of
@@ -60,7 +61,7 @@ def restore(model: keras.Model, path: str | os.PathLike[str]) -> None:
         path: the directory of the checkpoint.
 
     Raises:
-        CheckpointError: when there is none, or it is another model's.
+        CheckpointError: when there is none, or it belongs to another model.
     """
     reader = open_checkpoint(os.fspath(path))
     stored_shapes = shapes(reader)
@@ -78,7 +79,7 @@ def restore(model: keras.Model, path: str | os.PathLike[str]) -> None:
 
 
 def _named(model: keras.Model) -> list[tuple[str, Any]]:
-    """The variables of `model`, by their place: paths change from one instance to the next."""
+    """The variables of `model`, by position: paths change from one instance to the next."""
     if not model.built:
         raise CheckpointError(
             f"tfaccel: model {model.name!r} has no variables yet; expected a built model; call "

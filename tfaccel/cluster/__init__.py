@@ -2,22 +2,22 @@
 
 They are tried in this order, and the first that describes a job is used:
 
-1. `tf_config`: ``TF_CONFIG``, which `tfaccel launch`, Vertex AI, Ray and people set.
+1. `tf_config`: ``TF_CONFIG``, set by `tfaccel launch`, Vertex AI, Ray or by hand.
 2. `slurm`: the variables of a job step, set by `srun`.
 3. `kubernetes`: a pod of an indexed Job or a JobSet.
 4. `mpiexec`: rank and size, set by the launchers of MPI.
 5. `gke_tpu`: a host of a TPU slice, under Google Kubernetes Engine or KubeRay.
 
-Launchers are started inside others, and variables are inherited, so several may match:
+Launchers run inside other launchers and variables are inherited, so several may match:
 
-- Two that give this process the same rank in a job of the same size agree, and the first is taken.
-- Two that do not agree are an error, which shows both.
-- `tfaccel launch` and `mpiexec` start processes inside whatever else is there, so what is around
-  them describes another thing: ``TF_CONFIG`` beside ``TFACCEL_JOB_ID`` is from the first and is
-  used without trying the others; in a process that was started by `mpiexec` or `mpirun`, Slurm's
-  variables are those of the step in which MPI's own daemons run, and Slurm is not tried.
+- Two that give this process the same rank in a job of the same size agree; the first is used.
+- Two that disagree are an error that shows both.
+- `tfaccel launch` and `mpiexec` start processes inside any other environment, whose variables then
+  describe something else: ``TF_CONFIG`` together with ``TFACCEL_JOB_ID`` comes from the first and
+  takes precedence; in a process started by `mpiexec` or `mpirun`, Slurm's variables are those of
+  the step in which MPI's own daemons run, and Slurm is not tried.
 - A step, a pod or an MPI job of one process does not match: something else may be inside it.
-- An invalid one is an error, unless an earlier one matched.
+- An invalid description is an error, unless an earlier one matched.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def resolve(environ: Mapping[str, str] | None = None) -> Cluster | None:
         The cluster, or None when nothing describes more than this process.
 
     Raises:
-        ClusterError: the environment describes a cluster that cannot be right, or two.
+        ClusterError: the environment describes an invalid cluster, or two different ones.
 
     >>> resolve({}) is None
     True

@@ -1,16 +1,17 @@
-"""The coordinator of a job: a process beside the chief that detects failures, and serves PMI.
+"""The coordinator of a job: a process next to the chief that detects failures and serves PMI.
 
     python -m tfaccel.cluster.coordinator SIZE [ADDRESS [STALL_TIMEOUT]]      (prints its port)
 
-A connection must present the secret of the job, which the ranks get at the rendezvous, and a rank
-has one of each kind: no other process can act for it. Those that have not are few and closed soon
-(`unidentified`), and a line has a longest length.
+A connection must present the secret of the job, which the ranks get at the rendezvous, and each
+rank has one connection of each kind, so no other process can impersonate it. Unidentified
+connections are limited in number and closed early (`unidentified`), and line length is limited.
 
-It is a process of its own because MPI holds Python still while it starts, and because a chief that
-is stopped cannot report it. Every rank has a connection to it that detects failures, which neither
-MPI nor TensorFlow's collectives name: one that breaks before its rank has reported its end is
-reported to all others at once, and the heartbeats of the ranks over it show which of them holds up
-the others (`stalls.py`). Over a second one MPI requests the others' addresses (`pmi`).
+It is a separate process because MPI blocks Python while it starts, and because a stopped chief
+cannot report that it is stopped. Every rank has a connection to it that detects failures, which
+neither MPI nor TensorFlow's collectives attribute to a worker: one that breaks before its rank has
+reported its end is reported to all others at once, and the heartbeats of the ranks over it show
+which of them holds up the others (`stalls.py`). Over a second connection MPI requests the addresses
+of the other ranks (`pmi`).
 """
 
 from __future__ import annotations
@@ -37,17 +38,17 @@ from tfaccel.cluster.unidentified import Unidentified, abort
 from tfaccel.errors import ClusterError
 
 _START_TIMEOUT_S = 30.0
-# A machine that vanishes breaks no connection by itself. Ranks send a heartbeat every second; a
-# link that is down for a moment is nothing.
+# A machine that vanishes does not break its connections. Ranks send a heartbeat every second; a
+# brief link outage is tolerated.
 _KEEPALIVE = {"TCP_KEEPIDLE": 3, "TCP_KEEPINTVL": 1, "TCP_KEEPCNT": 4, "TCP_USER_TIMEOUT": 7_000}
 UNREACHABLE_ERRORS = (errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH)
 UNREACHABLE = "is unreachable: host or network down"
 _POLL_INTERVAL_S = 1.0
-_LINGER_S = 30.0  # after a job was ended, for ranks that are stopped
+_LINGER_S = 30.0  # after a job has ended, for ranks that are stopped
 
 
 _SECRET = "TFACCEL_COORDINATOR_SECRET"
-_MAX_LINE_BYTES = 1 << 14  # MPI's are 1 KB
+_MAX_LINE_BYTES = 1 << 14  # MPI's lines are 1 KB
 
 
 def start(
@@ -56,7 +57,7 @@ def start(
     address: str = interface.EVERYWHERE,
     stall_timeout_s: float = 0.0,
 ) -> int:
-    """Starts a coordinator for `size` ranks beside this process, and returns its port.
+    """Starts a coordinator for `size` ranks next to this process, and returns its port.
 
     It ends when all ranks have, or when this process does.
 
@@ -64,16 +65,17 @@ def start(
         size: the number of ranks.
         secret: of the job; letters and digits.
         address: of this machine, where it listens.
-        stall_timeout_s: how long the ranks may stand still at least, in seconds; 0 for any time.
+        stall_timeout_s: the shortest time without progress that counts as a stall, in seconds; 0 to
+            disable.
 
     Raises:
-        ClusterError: it does not come up.
+        ClusterError: it does not start.
     """
     module = "tfaccel.cluster.coordinator"
     command = [sys.executable, "-m", module, str(size), address, str(stall_timeout_s)]
-    # This end of its input is never closed: end of file tells it that this process has ended.
-    # In a session of its own, since a launcher may end this one's as soon as this worker is done,
-    # while others still need the coordinator.
+    # This end of its stdin is never closed: end of file means that this process has ended. It runs
+    # in its own session, since a launcher may kill this one as soon as this worker is done, while
+    # others still need the coordinator.
     process = subprocess.Popen(
         command,
         env={**os.environ, _SECRET: secret},  # arguments are visible to all users of the machine
@@ -102,7 +104,7 @@ def connect(host: str, port: int, rank: int, kind: str, secret: str = "") -> soc
     Args:
         host: where the coordinator is.
         port: its port.
-        rank: who calls.
+        rank: the calling rank.
         kind: ``"pmi"`` or ``"liveness"``.
         secret: of the job.
 
@@ -139,7 +141,7 @@ class _Connection:
     unreachable: bool = False
 
     def read_lines(self) -> list[str] | None:
-        """What has come, by lines; None when the connection is broken, or a line has no end."""
+        """The lines received; None when the connection is broken, or a line is too long."""
         try:
             chunk = self.connection.recv(1 << 16)
         except OSError as error:
@@ -155,7 +157,7 @@ class _Connection:
         return [line.decode(errors="replace") for line in whole]
 
     def send(self, line: str) -> None:
-        # When it is broken, its own end is seen as it is read.
+        # A broken connection is noticed when it is read.
         with contextlib.suppress(OSError):
             self.connection.sendall(line.encode() + b"\n")
 
@@ -180,7 +182,7 @@ class Coordinator:
     def serve(self, listener: socket.socket) -> None:
         """Serves until every rank's detector is closed, and MPI has ended too.
 
-        MPI disconnects when the process of a rank ends, after Python has ended in it.
+        MPI disconnects when the process of a rank exits, after its Python interpreter has.
         """
         with selectors.DefaultSelector() as waiting:
             waiting.register(listener, selectors.EVENT_READ)
@@ -190,7 +192,7 @@ class Coordinator:
                 kind == "pmi" for kind, _ in self._connections
             ):
                 if chief_ended and not self._connections:
-                    return  # who has not come by now does not
+                    return  # whoever has not connected by now will not
                 if self._ended_at is not None and time.monotonic() > self._ended_at + _LINGER_S:
                     return
                 seconds = self._unidentified.seconds_left()
@@ -215,7 +217,7 @@ class Coordinator:
         try:
             connection, _ = listener.accept()
             keep_alive(connection)
-        except OSError:  # it is gone already
+        except OSError:  # already gone
             return
         peer = _Connection(connection)
         waiting.register(connection, selectors.EVENT_READ, peer)
@@ -227,7 +229,7 @@ class Coordinator:
         if self._ended_at is not None or now < self._checked_at + _POLL_INTERVAL_S:
             return
         if now > self._checked_at + 3 * _POLL_INTERVAL_S:
-            self._checked_at = now  # this process was held up itself, the ranks maybe too
+            self._checked_at = now  # this process was held up itself, and the ranks perhaps too
             self._watch.reset_clock(now)
             return
         self._checked_at = now
@@ -237,7 +239,7 @@ class Coordinator:
                 self._ended_at = now
                 self._broadcast(-1, f"stall {text}")
                 return
-            # To one that is cut off it would restart TCP's timeout.
+            # Sent to an unreachable rank, it would restart TCP's timeout.
             self._broadcast(-1, f"slow {text}", finding.ranks if finding.silent else ())
 
     def _receive(self, connection: _Connection) -> bool:
@@ -266,7 +268,7 @@ class Coordinator:
                     self._watch.record_status(connection.rank, status, time.monotonic())
             elif text.startswith("stop "):
                 self._done.update(range(self._size))
-                self._left.update(range(self._size))  # none that ends now counts as failed
+                self._left.update(range(self._size))  # exits from now on are no failures
                 self._broadcast(connection.rank, f"stop {connection.rank} {text[5:]}")
             elif text.startswith("done "):
                 self._done.add(connection.rank)
@@ -293,7 +295,7 @@ class Coordinator:
             self._watch.forget(peer.rank)
 
     def _open_last_barrier(self, lost: int) -> None:
-        """Lets the others out of MPI's end, where nothing in Python runs that could end them."""
+        """Releases the others from MPI_Finalize, where no Python code runs that could end them."""
         for rank, answer in self._store.lose(lost).items():
             if ("pmi", rank) in self._connections:
                 self._connections["pmi", rank].send(answer)

@@ -1,6 +1,6 @@
-"""Failure detector: learns that another rank has exited or holds up the job, and ends this process.
+"""Failure detector: ends this process when another rank has exited or holds up the job.
 
-Nothing else reaches a rank that waits inside MPI, no Python exception either. A rank that waits in
+Nothing else reaches a rank that waits inside MPI, not even a Python exception. A rank that waits in
 TensorFlow's collectives gets an exception, which may come late, or never, and names no worker.
 """
 
@@ -20,10 +20,10 @@ from tfaccel.cluster.coordinator import UNREACHABLE, UNREACHABLE_ERRORS
 from tfaccel.cluster.stacks import python_stacks
 from tfaccel.cluster.stalls import WAITS, named
 
-_PRINT_DELAY_S = 0.1  # so that nothing is printed where a launcher ends all of them at once
-_EXIT_DELAY_S = 0.3  # so that a launcher sees the rank first that failed by itself
+_PRINT_DELAY_S = 0.1  # prints nothing where a launcher ends all ranks at once
+_EXIT_DELAY_S = 0.3  # so that a launcher first sees the rank that caused the failure
 _REPORT_EVERY_S = 1.0
-_FINALIZE_TIMEOUT_S = 5.0  # after a rank was lost: by then MPI has ended without it, or never does
+_FINALIZE_TIMEOUT_S = 5.0  # after a rank was lost: MPI has finalized by then or never will
 _ABORTING = "aborting this worker"
 
 
@@ -91,8 +91,8 @@ class FailureDetector:
         """Reports a regular end, waits until all have, and disconnects.
 
         Args:
-            finalize: ends what all ranks share, before this one disconnects. Where one is lost
-                until then this process ends, also where this does not return.
+            finalize: ends what all ranks share, before this one disconnects. If a rank is lost
+                meanwhile, this process ends even if `finalize` does not return.
         """
         if self._leave():
             self._all_done.wait()
@@ -101,7 +101,7 @@ class FailureDetector:
                 finalize()
                 self._finalized.set()
                 self._disconnect()
-                # Python must not end under a thread that listens.
+                # Python must not exit while the listener thread runs.
                 self._listener.join()
             if self._lost:
                 self._end(self._lost)
@@ -123,8 +123,8 @@ class FailureDetector:
         self._reported.wait(seconds)
 
     def abort(self) -> None:
-        """Disconnects without reporting an end, when this process is over: the others end too."""
-        # Not before, since a launcher shows the output of the one that ends first.
+        """Disconnects without reporting an end when this process exits: the others end too."""
+        # Not earlier, since a launcher shows the output of the rank that ends first.
         self._leaves.set()
         self._descriptor = -1
         self._connection.close()
@@ -212,7 +212,7 @@ class FailureDetector:
             self._stalled(*self._parse_stall(arguments))
 
     def _lose(self, why: str) -> None:
-        """A rank is lost that had done its work: this one's goes on, but for what all end."""
+        """A rank was lost after finishing its work: this one goes on, except for the shared end."""
         self._lost = why
         if self._finalizing and not self._finalized.wait(_FINALIZE_TIMEOUT_S):
             self._end(why)
@@ -227,7 +227,7 @@ class FailureDetector:
             python_stacks(f"tfaccel: Python stack of worker {self._rank}", own_threads)
         )
         self._print_error(f"{why}; the Python stack of each worker that answers is above")
-        # Who is at fault ends first, so that a launcher shows its output.
+        # The rank at fault ends first, so that a launcher shows its output.
         time.sleep(0.0 if self._rank in ranks else 2 * _EXIT_DELAY_S)
         os._exit(1)
 

@@ -1,9 +1,9 @@
-"""Framing of the rendezvous: a magic word, a length and so many bytes.
+"""Framing of the rendezvous: a magic word, a length and that many bytes.
 
-`multiprocessing.connection` would not do: its `accept` and `recv_bytes` wait without a deadline for
+`multiprocessing.connection` does not fit: its `accept` and `recv_bytes` wait without a deadline for
 a peer that connects and sends nothing, or half a frame, while rank 0 serves all ranks in one
-selector, until a deadline, at a port that any program may reach. Its `send` and `recv` are pickles,
-which such a program must not have loaded here; JSON after a magic word cannot run code.
+selector, until a deadline, at a port that any program may reach. Its `send` and `recv` use pickle,
+which must not be loaded from an untrusted peer; JSON after a magic word cannot run code.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def frame(body: bytes) -> bytes:
 
 
 def first_frame(received: bytearray, limit: int) -> bytes | None:
-    """The body of the first frame, or None while it has not all come.
+    """The body of the first frame, or None while it is incomplete.
 
     Raises:
         ProtocolError: this is not a frame, or one larger than `limit` bytes.
@@ -46,7 +46,7 @@ def first_frame(received: bytearray, limit: int) -> bytes | None:
 
 
 def as_object(body: bytes) -> dict[str, Any]:
-    """The JSON object of a body; an empty one when it is something else."""
+    """The JSON object of a body; an empty one when the body is not an object."""
     try:
         message = json.loads(body)
     except (ValueError, RecursionError):

@@ -1,11 +1,11 @@
 """The hosts of a TPU slice, from the variables of Google Kubernetes Engine and KubeRay.
 
-``TPU_WORKER_HOSTNAMES`` lists them, ``TPU_WORKER_ID`` is this one's place among them. A slice of
-one host is not a cluster.
+``TPU_WORKER_HOSTNAMES`` lists them; ``TPU_WORKER_ID`` is the index of this one. A slice of one host
+is not a cluster.
 
 It describes the hosts, not the cores of the TPU: under ``TPUStrategy`` one process drives the whole
-slice, by its name (see `tpu_address`), and the other hosts run TensorFlow's servers. Where every
-host runs the script, this is what its processes have in common.
+slice, by its name (see `tpu_address`), and the other hosts run TensorFlow's servers. This resolver
+is for jobs in which every host runs the script.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ def resolve(environ: Mapping[str, str]) -> Cluster | None:
         The cluster, or None without a slice of several hosts.
 
     Raises:
-        ClusterError: this host has no place among them.
+        ClusterError: this host is not among them.
 
     >>> resolve({"TPU_WORKER_HOSTNAMES": "t-0,t-1", "TPU_WORKER_ID": "1"})
     Cluster(workers=('t-0:2222', 't-1:2222'), rank=1, source='GKE TPU')
     """
     listed = environ.get("TPU_WORKER_HOSTNAMES", "")
-    # Some list `host:port`, with the port of libtpu.
+    # Some entries are `host:port`, with the port of libtpu.
     hosts = [name.strip().partition(":")[0] for name in listed.split(",") if name.strip()]
     if len(hosts) < 2:
         return None

@@ -34,9 +34,9 @@ def address_of(host: str, hosts: Sequence[str]) -> str:
         hosts: of all workers.
 
     Returns:
-        A loopback address where all of them are this machine by such a name; `EVERYWHERE` where
-        the name means no address that this machine has (behind a NAT), or only a loopback one
-        (as Debian has it in ``/etc/hosts``), at which the others would not reach it.
+        A loopback address where all of them name this machine that way; `EVERYWHERE` where the name
+        resolves to no address of this machine (behind a NAT), or only to a loopback one (Debian's
+        ``/etc/hosts``), at which the others would not reach it.
 
     >>> address_of("127.0.0.1", ["127.0.0.1", "127.0.0.1"])
     '127.0.0.1'
@@ -60,7 +60,7 @@ def listen(address: str, port: int, backlog: int) -> socket.socket:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         return socket.create_server((address, port), family=family, backlog=backlog)
     try:
-        # Both kinds of address where the machine has both, else IPv4.
+        # IPv4 and IPv6 where the machine has both, else IPv4.
         return socket.create_server(
             ("", port), family=socket.AF_INET6, backlog=backlog, dualstack_ipv6=True
         )

@@ -1,10 +1,10 @@
-"""The secret of a job: what each of its workers holds, and shows without saying it.
+"""The secret of a job: each worker holds it, and proves that without sending it.
 
-`tfaccel launch` makes one for each try of a job and gives it to the workers by environment, which
-other users of a machine cannot read. When workers meet, each side sends a number used once and
-the other answers with a code over that number and the message (HMAC, RFC 2104): who listens
-at the address of another job's worker learns nothing from a call, and can answer nothing.
-Messages are not encrypted.
+`tfaccel launch` makes one for each attempt of a job and passes it to the workers in their
+environment, which other users of a machine cannot read. When workers meet, each side sends a nonce
+and the other answers with a code over that nonce and the message (HMAC, RFC 2104): a process that
+listens at the address of another job's worker learns nothing from a connection, and cannot answer
+it. Messages are not encrypted.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ def new() -> str:
 
 
 def nonce() -> bytes:
-    """A number used once."""
+    """A nonce."""
     return secrets.token_bytes(NONCE_BYTES)
 
 
 def key(secret: str, job_id: str) -> bytes:
-    """What the workers of a job have in common; empty where they have no secret.
+    """The key that the workers of a job share; empty where they have no secret.
 
-    The job's id is part of it, and need not be said then: an id may itself be hard to guess.
+    The job's id is part of it, and then need not be sent: an id may itself be hard to guess.
     """
     return hmac.digest(secret.encode(), job_id.encode(), "sha256") if secret else b""
 
 
 def sign(key: bytes, challenge: bytes, content: bytes) -> bytes:
-    """The content, after a code that only a holder of the key can make, and for this number only.
+    """The content, prefixed with a code that only a holder of the key can make for this nonce.
 
     >>> verify(b"key", b"1", sign(b"key", b"1", b"hello"))
     b'hello'
@@ -48,7 +48,7 @@ def sign(key: bytes, challenge: bytes, content: bytes) -> bytes:
 
 
 def verify(key: bytes, challenge: bytes, message: bytes) -> bytes | None:
-    """The content of a message; None when its maker does not hold the key, or answers another."""
+    """The content of a message; None when its sender lacks the key, or answers another nonce."""
     content = message[_TAG_BYTES:]
     whole = hmac.compare_digest(sign(key, challenge, content), message)
     return content if whole else None

@@ -1,12 +1,12 @@
 """The cluster that a pod of an indexed Job or a JobSet is part of.
 
-All pods share one manifest, and differ in their completion index alone, which Kubernetes puts into
-``JOB_COMPLETION_INDEX``. Neither a Job nor a JobSet gives its pods their number, so the
+All pods share one manifest and differ only in their completion index, which Kubernetes sets in
+``JOB_COMPLETION_INDEX``. Neither a Job nor a JobSet passes the number of pods to its pods, so the
 manifest does: ``TFACCEL_NUM_WORKERS``, and ``TFACCEL_WORKER_HOSTS``, the names that a headless
 service gives to the pods, with ``{rank}`` in place of the index, such as
-``digits-workers-0-{rank}.digits``. ``TFACCEL_WORKER_PORT`` is 2222 where it is not set.
+``digits-workers-0-{rank}.digits``. ``TFACCEL_WORKER_PORT`` defaults to 2222.
 
-An index by itself is not a cluster: an indexed Job also runs tasks that do not know each other.
+An index alone is not a cluster: an indexed Job can also run independent tasks.
 https://kubernetes.io/docs/tasks/job/job-with-pod-to-pod-communication/
 """
 
@@ -46,7 +46,7 @@ def resolve(environ: Mapping[str, str]) -> Cluster | None:
         The cluster, or None when the manifest describes none, or one pod.
 
     Raises:
-        ClusterError: the description is incomplete, or cannot be right.
+        ClusterError: the description is incomplete or invalid.
 
     >>> resolve({"JOB_COMPLETION_INDEX": "1", "TFACCEL_NUM_WORKERS": "2",
     ...          "TFACCEL_WORKER_HOSTS": "digits-{rank}.digits"})

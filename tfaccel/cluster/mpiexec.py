@@ -8,9 +8,9 @@ from tfaccel.cluster.cluster import Cluster
 from tfaccel.errors import ClusterError
 
 SOURCE = "mpiexec"
-# MPICH and its relatives, then Open MPI.
+# MPICH and its derivatives, then Open MPI.
 _NAMES = (("PMI_RANK", "PMI_SIZE"), ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"))
-# What only launchers of MPI set: `srun --mpi=pmi2` sets PMI_RANK too, to Slurm's own rank.
+# Set only by MPI launchers: `srun --mpi=pmi2` sets PMI_RANK too, to Slurm's own rank.
 _LAUNCHERS = ("MPI_LOCALRANKID", "OMPI_COMM_WORLD_RANK")
 VARIABLES = (*(name for names in _NAMES for name in names), "MPI_LOCALRANKID")
 NEEDS = "more than one process of mpiexec"
@@ -28,7 +28,7 @@ def resolve(environ: Mapping[str, str]) -> Cluster | None:
         The cluster, or None when there is no `mpiexec` or only one process.
 
     Raises:
-        ClusterError: rank and size cannot be right.
+        ClusterError: rank or size is invalid.
 
     >>> resolve({"PMI_RANK": "1", "PMI_SIZE": "2"})
     Cluster(workers=('rank 0', 'rank 1'), rank=1, source='mpiexec')

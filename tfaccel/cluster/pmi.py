@@ -1,28 +1,28 @@
 """PMI-1: how the ranks of an MPI library find each other when no `mpiexec` has started them.
 
-MPICH requests from the process manager behind the socket PMI_FD a table of keys and values,
-into which each rank puts its addresses, and for barriers. A dozen lines of text are all of it
-(https://wiki.mpich.org/mpich/index.php/PMI-1_Wire_Protocol), so workers that know each other's
-hosts already need no launcher of MPI's own.
+Over the socket PMI_FD, MPICH uses its process manager as a key-value table, into which each rank
+puts its addresses, and for barriers. The whole protocol is a dozen lines of text
+(https://wiki.mpich.org/mpich/index.php/PMI-1_Wire_Protocol), so workers that already know each
+other's hosts do not need an MPI launcher.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-_MAX_BYTES = 1024  # of a value; MPICH splits longer addresses by itself
+_MAX_BYTES = 1024  # of a value; MPICH itself splits longer addresses
 
 
 @dataclass
 class KeyValueStore:
-    """The table of one job, and who waits in its barrier.
+    """The table of one job, and the ranks that wait in its barrier.
 
     Attributes:
         size: number of ranks.
-        name: of the table, another one for each job: MPICH names shared memory after it.
+        name: of the table, unique to each job: MPICH names shared memory after it.
         values: what the ranks have put.
         waiting: ranks in the barrier.
-        lost: ranks that no barrier waits for.
+        lost: ranks that barriers no longer wait for.
     """
 
     size: int
@@ -35,11 +35,11 @@ class KeyValueStore:
         """Answers one request.
 
         Args:
-            rank: who asks.
+            rank: the requesting rank.
             line: the request, such as ``"cmd=get kvsname=kvs key=hostname[0]"``.
 
         Returns:
-            The answer for each rank that gets one now.
+            The answers to send now, by rank.
 
         >>> KeyValueStore(size=2).answer(0, "cmd=get_universe_size")
         {0: 'cmd=universe_size size=2 rc=0'}
@@ -51,7 +51,7 @@ class KeyValueStore:
         return {rank: self._answer(command, request)}
 
     def lose(self, rank: int) -> dict[int, str]:
-        """Lets barriers open without a rank; the answer for each that has waited for it alone."""
+        """Drops a rank from barriers; the answers for ranks that waited only for it."""
         self.lost.add(rank)
         return self._open() if self.waiting else {}
 

@@ -1,14 +1,12 @@
 """The workers meet over TCP before TensorFlow's own server starts.
 
 TensorFlow's leader waits without limit for a missing worker, and its server pairs with any process
-that
-calls: a rank 0 left over from an old job trains with rank 1 of a new one, and both succeed. So
-the workers first shake hands on the very address that TensorFlow will use: rank 0 listens, the
-others send their job, size, rank and versions, and all get the same
-answer.
+that connects: a rank 0 left over from an old job trains with rank 1 of a new one, and both succeed.
+So the workers first perform a handshake at the address that TensorFlow will use: rank 0 listens,
+the others send their job, size, rank and versions, and all get the same answer.
 
-Where the job has a secret (`job_secret`), only connections that hold it are accepted. Where it has
-none, any process that reaches the port during the rendezvous can act for one of them. Nothing is
+Where the job has a secret (`job_secret`), only connections that hold it are accepted. Without one,
+any process that reaches the port during the rendezvous can impersonate a worker. Nothing is
 encrypted, and what TensorFlow's server then does at these addresses is neither encrypted nor
 authenticated.
 """
@@ -55,25 +53,26 @@ def rendezvous(
     versions: Mapping[str, str] | None = None,
     arrivals: str = "",
 ) -> RendezvousResult:
-    """Waits until every worker of this job is here, and agrees with them on rank 0's payload.
+    """Waits until every worker of this job has arrived, and shares rank 0's payload with all.
 
     All ports are free again when it returns, so that TensorFlow's server can take them.
 
     Args:
         cluster: of this worker.
         timeout_s: how long to wait for the others, in seconds.
-        job_id: tells this job from any other on the same addresses; the same on all workers.
+        job_id: distinguishes this job from any other on the same addresses; the same on all
+            workers.
         secret: of this job, the same on all workers; empty to accept any connection.
-        payload: rank 0's word to all, at most `MAX_PAYLOAD_BYTES`; the others' is not used.
+        payload: rank 0's message to all, at most `MAX_PAYLOAD_BYTES`; ignored on other ranks.
         versions: what must be the same on all workers; `installed_versions()` when None.
-        arrivals: a directory of this machine's launcher, which sees there who has come; or empty.
+        arrivals: a directory where this machine's launcher sees which workers arrived; or empty.
 
     Returns:
         Rank 0's payload, and the seconds waited.
 
     Raises:
-        ClusterError: a port is taken, a worker does not come in time, comes twice, or belongs to
-            another job, size or set of versions; or worker 0 does not hold the same secret.
+        ClusterError: a port is in use, a worker does not arrive in time, arrives twice, or belongs
+            to another job, size or set of versions; or worker 0 does not hold the same secret.
 
     >>> rendezvous(Cluster(("localhost:2222",), 0, "example"), payload=b"seed 7").payload
     b'seed 7'
@@ -87,15 +86,15 @@ def rendezvous(
         return RendezvousResult(payload, 0.0)
     key = job_secret.key(secret, job_id)
     identity = JobIdentity(
-        "" if key else job_id,  # whose difference is that of the key
+        "" if key else job_id,  # a different id shows as a different key
         cluster.size,
         dict(installed_versions() if versions is None else versions),
     )
     started = time.monotonic()
     if arrivals:
         Path(arrivals, str(cluster.rank)).touch()
-    # Every worker holds its own port while it waits: TensorFlow will need it, and a port that
-    # is in use elsewhere is better reported now.
+    # Every worker holds its own port while it waits: TensorFlow will need it, and a conflict is
+    # better reported now.
     with _listen(cluster) as listener:
         if cluster.rank == 0:
             RendezvousServer(cluster, identity, key, started, timeout_s).gather(listener, payload)
@@ -109,7 +108,7 @@ def _listen(cluster: Cluster) -> socket.socket:
     _, port = cluster.host_and_port(cluster.rank)
     address = interface.own_address(cluster)
     try:
-        # TensorFlow's server will want it at all addresses.
+        # TensorFlow's server will bind it at all addresses.
         interface.listen(interface.EVERYWHERE, port, 1).close()
         return interface.listen(address, port, max(cluster.size, 128))
     except OSError as error:

@@ -1,7 +1,7 @@
 """The client of the rendezvous: every other rank connects to rank 0 until it answers.
 
-It answers rank 0's question with a code that only the job's secret makes, and believes an answer
-that has such a code too: the secret itself is never sent.
+It answers rank 0's challenge with a code derived from the job's secret, and accepts only an answer
+with such a code: the secret itself is never sent.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def join(
             with socket.create_connection(
                 (host, port), timeout=min(left, _CONNECT_TIMEOUT_S)
             ) as connection:
-                # With no listener, a local connection can by chance reach its own end.
+                # With no listener, a local connection can by chance connect to itself.
                 if connection.getsockname() == connection.getpeername():
                     raise ConnectionRefusedError("no process is listening")
                 received = bytearray()
@@ -50,7 +50,7 @@ def join(
                 nonce = job_secret.nonce()
                 content = job_secret.sign(key, challenge + HELLO, nonce + hello)
                 connection.sendall(framing.frame(content))
-                # Rank 0 was there before this call, so its deadline comes before this one.
+                # Rank 0 started before this call, so its deadline comes first.
                 by = time.monotonic() + timeout_s + CLOSE_TIMEOUT_S
                 return _receive_answer(cluster, connection, received, key, nonce, by)
         except framing.ProtocolError:

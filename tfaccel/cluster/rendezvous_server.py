@@ -1,7 +1,7 @@
 """The server of the rendezvous: rank 0 waits for all others and answers them at once.
 
-It challenges each connection with a number used once; only a holder of the job's secret can answer.
-Others are rejected: they end nothing, and what they send is not kept.
+It challenges each connection with a nonce; only a holder of the job's secret can answer. Others are
+rejected: they do not disturb the rendezvous, and what they send is discarded.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ from tfaccel.errors import ClusterError
 
 CLOSE_TIMEOUT_S = 5.0
 HELLO, VERDICT, PAYLOAD = b"hello", b"verdict", b"payload"
-"""What a frame is, which its code says too."""
+"""What a frame is; its code covers this too."""
 
 _MAX_HELLO_BYTES = 1 << 14
-_NAMED = 5  # of those that were rejected
+_NAMED = 5  # of rejected connections
 
 
 @dataclass(eq=False)
 class _Client:
-    """A connection to rank 0, and what has come through it so far."""
+    """A connection to rank 0, and the bytes received on it so far."""
 
     connection: socket.socket
     peer: str
     challenge: bytes = field(default_factory=job_secret.nonce)
     received: bytearray = field(default_factory=bytearray)
     nonce: bytes = b""
-    """The bytes that it has sent."""
+    """The bytes received."""
     rank: int | None = None
     answered: bool = False
 
 
 class RendezvousServer:
-    """Waits for one client a rank, then answers all of them at once."""
+    """Waits for one client per rank, then answers all of them at once."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class RendezvousServer:
         self._turned_away: dict[str, None] = {}
 
     def gather(self, listener: socket.socket, payload: bytes) -> None:
-        """Returns when every rank is here and has been given the payload."""
+        """Returns when every rank has arrived and received the payload."""
         with selectors.DefaultSelector() as waiting:
             listener.setblocking(False)
             waiting.register(listener, selectors.EVENT_READ)
@@ -135,8 +135,8 @@ class RendezvousServer:
     def _identify(self, client: _Client, message: bytes) -> None:
         content = job_secret.verify(self._key, client.challenge + HELLO, message)
         if content is None:
-            # It cannot verify the answer, and knows by that what is wrong. It is to
-            # close the connection: its time is not over yet.
+            # The client cannot verify this answer, and reports that. It closes the connection
+            # itself: its deadline has not passed yet.
             client.answered = True
             client.connection.send(framing.frame(b""))
             if len(self._turned_away) < _NAMED:
@@ -178,10 +178,10 @@ class RendezvousServer:
         """Sends verdict and payload to all, then lets each disconnect first.
 
         Whoever disconnects first keeps the address busy for a minute (TIME_WAIT): not rank 0's
-        port. Those that do not are not waited for longer than `CLOSE_TIMEOUT_S`.
+        port. The wait is at most `CLOSE_TIMEOUT_S`.
         """
         frames = {VERDICT: json.dumps(body).encode(), PAYLOAD: payload}
-        # A disconnected client is not an error here: its own output says why.
+        # A disconnected client is not an error here: its own output gives the reason.
         for client in clients:
             client.answered = True
             message = b"".join(

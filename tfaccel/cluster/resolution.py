@@ -12,7 +12,7 @@ from tfaccel.errors import ClusterError
 
 
 class Resolver(Protocol):
-    """What the module of each resolver has."""
+    """The contents of each resolver's module."""
 
     @property
     def SOURCE(self) -> str:  # noqa: N802
@@ -24,10 +24,10 @@ class Resolver(Protocol):
 
     @property
     def NEEDS(self) -> str:  # noqa: N802
-        """What it takes to describe a job, for people."""
+        """What it needs to describe a job, in words."""
 
     def resolve(self, environ: Mapping[str, str]) -> Cluster | None:
-        """The cluster, or None when the environment is not its own."""
+        """The cluster, or None when the environment does not apply to it."""
 
 
 RESOLVERS: tuple[Resolver, ...] = (tf_config, slurm, kubernetes, mpiexec, gke_tpu)
@@ -42,8 +42,8 @@ class ResolverResult:
         source: the resolver's name.
         variables: name and value of each variable that it reads, where set.
         cluster: the job that it describes, or None.
-        error: why what it reads cannot be right; ``""`` if it can.
-        needs: what it takes to describe a job, for people.
+        error: why its variables are invalid; ``""`` if they are valid.
+        needs: what it needs to describe a job, in words.
     """
 
     source: str
@@ -66,7 +66,7 @@ class ResolverResult:
 
     @property
     def read(self) -> str:
-        """What it has read, each value cut to a readable length."""
+        """The variables read, each value truncated to a readable length."""
         return ", ".join(
             f"{name}={value if len(value) <= 160 else value[:157] + '...'}"
             for name, value in self.variables
@@ -89,7 +89,7 @@ def _resolve(resolver: Resolver, environ: Mapping[str, str]) -> ResolverResult:
 
 
 def decide(answers: Sequence[ResolverResult]) -> Cluster | None:
-    """The cluster of the first that describes one, if no other contradicts it.
+    """The cluster of the first resolver that finds one, if no other contradicts it.
 
     Raises:
         ClusterError: the first that matches is invalid, or another contradicts it.

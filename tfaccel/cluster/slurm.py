@@ -30,15 +30,15 @@ VARIABLES = (
 )
 NEEDS = "more than one task of srun"
 
-_FIRST_PORT, _PORTS = 10_000, 20_000  # below those that a kernel gives to outgoing connections
-_OPTIONS = ("pack", "nopack")  # of --distribution; they choose nodes and leave the order as it is
+_FIRST_PORT, _PORTS = 10_000, 20_000  # below the kernel's ephemeral ports
+_OPTIONS = ("pack", "nopack")  # of --distribution; they affect the choice of nodes, not the order
 
 
 def resolve(environ: Mapping[str, str]) -> Cluster | None:
     """Reads the tasks of a job step, in the order of their ranks.
 
-    Every task has a port of its own, also where nodes are one machine, and every step of every job
-    has others. The tasks can work them out by themselves.
+    Every task has its own port, even where several nodes are one machine, and every step of every
+    job has different ones. Each task can compute them all.
 
     Args:
         environ: an environment, for example ``os.environ``.
@@ -48,7 +48,8 @@ def resolve(environ: Mapping[str, str]) -> Cluster | None:
         launcher has started it inside a job.
 
     Raises:
-        ClusterError: the variables contradict each other, or do not tell which task is where.
+        ClusterError: the variables contradict each other, or do not determine which task runs
+            where.
 
     >>> resolve({"SLURM_PROCID": "2", "SLURM_STEP_NUM_TASKS": "3", "SLURM_STEP_NODELIST": "n[1-2]",
     ...          "SLURM_STEP_TASKS_PER_NODE": "2,1", "SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0"})
@@ -78,10 +79,10 @@ def resolve(environ: Mapping[str, str]) -> Cluster | None:
 
 
 def _nodes(environ: Mapping[str, str], counts: list[int]) -> list[int]:
-    """The node of each rank, as its place in the list of nodes.
+    """The node of each rank, as an index into the list of nodes.
 
-    Slurm deals planes of so many tasks to nodes in turn: of one task each with ``cyclic``, of all
-    that a node has with ``block``.
+    Slurm assigns planes of tasks to nodes in turn: of one task each with ``cyclic``, of all of a
+    node's tasks with ``block``.
     """
     if len(counts) == 1:
         return [0] * counts[0]  # in any distribution

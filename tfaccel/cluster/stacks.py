@@ -1,4 +1,4 @@
-"""The Python stacks of this process, as text: where each of its threads is."""
+"""The Python stacks of this process's threads, as text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def current_frames() -> dict[int, FrameType]:
     """The innermost frame of each thread, by the thread's number.
 
     Up to Python 3.11 `sys._current_frames` may collect garbage while it holds a lock that other
-    threads wait for with the interpreter's, and all stand still for ever
+    threads wait for while holding the interpreter's, which deadlocks
     (https://github.com/python/cpython/issues/106883).
     """
     collects = gc.isenabled()
@@ -30,8 +30,8 @@ def python_stacks(title: str, without: Collection[int] = ()) -> str:
     """The stack of each thread, the main one's last.
 
     Args:
-        title: what each is introduced with.
-        without: the numbers of threads that are of no interest.
+        title: heading of each stack.
+        without: the numbers of threads to leave out.
     """
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     main = threading.main_thread().ident

@@ -1,14 +1,15 @@
 """Which worker holds up a job: decided from heartbeats, about one per second.
 
-Workers that train together wait for each other in every step, so one that stops stops all, and
-nothing in a collective tells who it was. A job stalls when no worker has gone on for longer than
-three times the longest step that was seen, and than a floor. Who does not wait for the others then
-is at fault; who all wait have called different collectives.
+Workers that train together wait for each other in every step, so one that stops stops all, and a
+collective does not report which one it was. A job stalls when no worker has made progress for
+longer than three times the longest step seen, and longer than a floor. A worker that is not waiting
+for the others is then at fault; if all wait, they have called different collectives.
 
-What may take long by itself is not ended: compiling, validation (its batches count as steps), a
-callback, code between two calls of `fit`, the first batch of a pass over the data when no earlier
-one shows how long that takes. It is named once the others have waited for it that long. Compiling
-takes a processor's time, though: where no worker has taken any for three times as long, none does.
+Operations that may legitimately take long are not ended: compiling, validation (its batches count
+as steps), a callback, code between two calls of `fit`, the first batch of a pass over the data when
+no earlier one shows how long that takes. They are reported once the others have waited that long.
+Compiling uses CPU time, though: where no worker has used any for three times as long, none is
+compiling.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ STEP, COLLECTIVE, DATA, BUSY, TRACES, COMPILES, DEBUGGER = (
 WAITS = (STEP, COLLECTIVE)
 _BEGINS = (TRACES, COMPILES)
 _TIMES_LONGEST = 3.0
-_TIMES_UNUSED = 3.0  # without a processor's time, where a step is made
-_TIMES_SILENT = 10.0  # a call that holds Python's lock for so long, where it may take long
+_TIMES_UNUSED = 3.0  # without CPU time, while a step is traced or compiled
+_TIMES_SILENT = 10.0  # a call that holds the GIL this long, where it may take long
 SILENT_S = 6.0
 _DEADLOCK = "deadlock: workers are waiting for each other (possible collective mismatch)"
 
@@ -36,16 +37,16 @@ class WorkerStatus:
     """The status of a worker, sent with its heartbeat.
 
     Attributes:
-        state: `STEP` or `COLLECTIVE`, which the others may be waited for in; `DATA`, waiting for a
-            batch; `TRACES`, Python makes a step; `COMPILES`, until the first of its kind is done;
-            `DEBUGGER`; or `BUSY`.
-        place: the same for people, such as ``"in batch 7 of epoch 2"``.
-        batches: that it has begun in all.
+        state: `STEP` or `COLLECTIVE`, in which a worker may wait for the others; `DATA`, waiting
+            for a batch; `TRACES`, Python traces a step; `COMPILES`, until its first execution is
+            done; `DEBUGGER`; or `BUSY`.
+        place: the same in words, such as ``"in batch 7 of epoch 2"``.
+        batches: how many it has begun in all.
         since_s: for how long that has not changed.
         longest_s: the longest time that such a state has taken in this worker; 0 when none has
             ended.
-        unused_s: for how long the process has used next to no processor, or waited in MPI, which
-            uses one.
+        unused_s: for how long the process has used almost no CPU time, or waited in MPI, which
+            does.
     """
 
     state: str = BUSY
@@ -57,7 +58,7 @@ class WorkerStatus:
 
     @classmethod
     def parse(cls, text: str) -> WorkerStatus | None:
-        """Reads one; None when it is none.
+        """Parses a status; None when it is not one.
 
         >>> WorkerStatus.parse('{"state": "data", "batches": 3}').state
         'data'
@@ -78,12 +79,12 @@ class WorkerStatus:
 
 @dataclass(frozen=True)
 class Finding:
-    """A worker, or several, that the others wait for.
+    """One or more workers that the others wait for.
 
     Attributes:
-        ranks: of those.
+        ranks: of those workers.
         why: what is known of them, with `{N}` for the name of rank N.
-        ends: whether the job is to end for it.
+        ends: whether it ends the job.
         silent: whether they send no heartbeat.
     """
 
@@ -112,14 +113,14 @@ class _Worker:
         return self.report.unused_s + self.silent_s(now)
 
     def is_stuck(self, now: float, limit_s: float, batches: int, all_idle: bool) -> bool:
-        """Whether it holds up the others, where nothing that may take long explains it.
+        """Whether it holds up the others without a legitimately long operation.
 
         Args:
             now: the time.
-            limit_s: how long the job may stand still.
+            limit_s: how long the job may go without progress.
             batches: of the worker that has begun the most; one that is two behind has done more
                 since its last heartbeat.
-            all_idle: whether no worker uses a processor.
+            all_idle: whether no worker uses CPU time.
         """
         state, known = self.report.state, self.report.longest_s > 0
         if self.is_silent(now) and state != DEBUGGER:
@@ -140,7 +141,8 @@ class StallWatch:
 
     Attributes:
         size: the number of workers.
-        floor_s: how long a job may stand still at least, in seconds; 0 for any time.
+        floor_s: the shortest time without progress that counts as a stall, in seconds; 0 to
+            disable.
     """
 
     size: int
@@ -160,11 +162,11 @@ class StallWatch:
         self._workers.pop(rank, None)
 
     def forget(self, rank: int) -> None:
-        """Notes that a worker is gone."""
+        """Notes that a worker was lost."""
         self._workers.pop(rank, None)
 
     def reset_clock(self, now: float) -> None:
-        """Counts no time before now: the machine has slept."""
+        """Restarts all timing from now, after the machine was suspended."""
         self._began_at = now
         for one in self._workers.values():
             one.heard_at = now

@@ -40,7 +40,7 @@ def resolve(environ: Mapping[str, str]) -> Cluster | None:
         cluster, which all mean "this process alone".
 
     Raises:
-        ClusterError: TF_CONFIG is there and cannot be right.
+        ClusterError: TF_CONFIG is set but invalid.
 
     >>> resolve({"TF_CONFIG": '{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", '
     ...          '"index": 1}}'})
@@ -66,7 +66,7 @@ def resolve(environ: Mapping[str, str]) -> Cluster | None:
 
 
 def is_launched(environ: Mapping[str, str]) -> bool:
-    """Whether TF_CONFIG is from `tfaccel launch`, which starts its workers inside anything else."""
+    """Whether TF_CONFIG is from `tfaccel launch`, which may run inside any other launcher."""
     return bool(environ.get("TF_CONFIG") and environ.get("TFACCEL_JOB_ID"))
 
 
@@ -85,7 +85,7 @@ def to_tf_config(cluster: Cluster) -> str:
 
 
 def _jobs(spec: Any) -> dict[str, tuple[str, ...]]:
-    """The addresses of each job, every one checked."""
+    """The addresses of each job, each one checked."""
     if not isinstance(spec, dict):
         _wrong(f"has cluster {_shown(spec)}", "an object with a list of workers")
     jobs: dict[str, tuple[str, ...]] = {}
@@ -143,7 +143,7 @@ def _rank(task: Any, jobs: Mapping[str, tuple[str, ...]]) -> int:
 
 
 def _shown(value: Any) -> str:
-    """A value as the user wrote it, cut to a readable length."""
+    """A value as the user wrote it, truncated to a readable length."""
     text = json.dumps(value)
     return text if len(text) <= 80 else text[:77] + "..."
 

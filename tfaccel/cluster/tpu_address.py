@@ -17,7 +17,7 @@ class TpuAddress:
     Attributes:
         name: ``"local"`` on a TPU VM, an address such as ``"grpc://10.0.0.2:8470"``, or the name
             of a TPU in Google Cloud.
-        zone: of a TPU with a name; None for that of this machine.
+        zone: of a TPU with a name; None for the zone of this machine.
         project: the same.
         source: where it was found, for messages.
     """
@@ -38,7 +38,7 @@ class TpuAddress:
         return not self.is_local and not self.name.startswith("grpc://")
 
     def __str__(self) -> str:
-        """As a message names it."""
+        """The form used in messages."""
         where = ", ".join(part for part in (self.zone, self.project) if part)
         return f"TPU {self.name!r}{f' ({where})' if where else ''} from {self.source}"
 
@@ -46,11 +46,11 @@ class TpuAddress:
 def find(
     requested: str | None, zone: str | None, project: str | None, environ: Mapping[str, str]
 ) -> TpuAddress:
-    """Finds the TPU, as `TPUClusterResolver` does, and the source.
+    """Finds the TPU as `TPUClusterResolver` does, and records the source.
 
     Args:
-        requested: the option `tpu`; None for what the environment says (GKE, then ``TPU_NAME``),
-            and a TPU in this machine where it says nothing.
+        requested: the option `tpu`; None to read the environment (GKE, then ``TPU_NAME``), falling
+            back to a TPU in this machine.
         zone: the option `tpu_zone`.
         project: the option `tpu_project`.
         environ: the environment.

@@ -1,6 +1,6 @@
 """Unidentified connections: a limited number, for a limited time.
 
-Whoever reaches a port can open connections and leave them, or send a byte now and then.
+Any process that reaches a port can open connections and leave them idle, or send a byte at times.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 
 LIMIT = 256
 SECONDS = 10.0
-_NO_WAIT = struct.pack("ii", 1, 0)  # SO_LINGER: forget the connection, and its port is free
+_NO_WAIT = struct.pack("ii", 1, 0)  # SO_LINGER: drop the connection, which frees its port
 
 Peer = TypeVar("Peer")
 
@@ -36,17 +36,17 @@ class Unidentified(Generic[Peer]):
         self._deadlines: dict[Peer, float] = {}
 
     def add(self, peer: Peer) -> None:
-        """Somebody has come."""
+        """Registers a new connection."""
         self._deadlines[peer] = self._clock() + self._seconds
 
     def discard(self, peer: Peer) -> None:
-        """A connection was identified, or closed."""
+        """Removes a connection that was identified or closed."""
         self._deadlines.pop(peer, None)
 
     def pop_overdue(self) -> list[Peer]:
-        """Takes out those whose time is over, and the oldest when there are too many."""
+        """Removes and returns overdue connections, and the oldest when there are too many."""
         now, many = self._clock(), len(self._deadlines) - self._limit
-        # All have the same time, so that the first one to come is the first one to go.
+        # All have the same time limit, so they are removed first in, first out.
         overdue = [
             peer
             for place, (peer, deadline) in enumerate(self._deadlines.items())
@@ -57,13 +57,13 @@ class Unidentified(Generic[Peer]):
         return overdue
 
     def seconds_left(self) -> float | None:
-        """Until the next one's time is over; None when there is none."""
+        """Time until the next deadline; None when there is none."""
         first = next(iter(self._deadlines.values()), None)
         return None if first is None else max(0.0, first - self._clock())
 
 
 def abort(connection: socket.socket) -> None:
     """Closes a connection at once: this port is not busy for a minute after (TIME_WAIT)."""
-    with contextlib.suppress(OSError):  # it is broken already
+    with contextlib.suppress(OSError):  # already broken
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_WAIT)
     connection.close()

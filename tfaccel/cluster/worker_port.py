@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from tfaccel.errors import ClusterError
 
 DEFAULT = 2222
-"""As TensorFlow's own examples have it."""
+"""As in TensorFlow's own examples."""
 
 
 def worker_port(environ: Mapping[str, str]) -> int:

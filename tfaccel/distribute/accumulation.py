@@ -1,15 +1,15 @@
-"""Gradient accumulation that communicates once for each update.
+"""Gradient accumulation that communicates once per update.
 
 Under Keras's `gradient_accumulation_steps=K` gradients are reduced in every step and the sums
-accumulated: K all-reduces where one is enough, since a sum of sums may be taken in any order. With
-`gradient_accumulation="local"` each replica accumulates its own, and the all-reduce stands in the
+accumulated: K all-reduces where one is enough, since the order of sums does not matter. With
+`gradient_accumulation="local"` each replica accumulates its own, and the all-reduce is in the
 branch of the step that updates.
 
-What that changes: nothing but the order in which floats are added. Keras clips what it has
-accumulated, which is reduced before that. As in Keras, each of the K batches counts the same,
-however many rows it has. Every replica accumulates its gradient times its fraction of the rows
-times the number of replicas, so that the mean over replicas is what one device would have
-accumulated: that is what files hold.
+This only changes the order of floating-point additions. Keras clips the accumulated gradients,
+which are reduced before that. As in Keras, each of the K batches counts the same, however many rows
+it has. Every replica accumulates its gradient times its fraction of the rows times the number of
+replicas, so that the mean over replicas is what one device would have accumulated, which is saved
+in files.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tfaccel.errors import StrategyError
 
 
 class AccumulatesLocally(_private.BeforeClipping):
-    """Mixin for an optimizer adapted by `reduce_first`: reduces only what is to be applied."""
+    """Mixin for an optimizer adapted by `reduce_first`: reduces only before applying."""
 
     def apply(self, grads: Any, trainable_variables: Any = None) -> Any:
         """Accumulates our gradients, or applies the mean of all."""
@@ -41,7 +41,7 @@ class AccumulatesLocally(_private.BeforeClipping):
         return super().apply(grads, trainable_variables)  # type: ignore[misc]
 
     def reduced(self, grads: list[Any]) -> list[Any]:
-        """Our gradients as they are accumulated."""
+        """Our gradients, scaled for accumulation."""
         if step.is_checking():
             summed: list[Any] = super().reduced(grads)  # type: ignore[misc]
             return summed
@@ -59,8 +59,8 @@ class AccumulatesLocally(_private.BeforeClipping):
 class SynchronizesOverflow:
     """Mixin for a LossScaleOptimizer: one replica's overflow is an overflow of all.
 
-    The all-reduce of the optimizer inside stands in the branch for finite gradients: replicas
-    that took different branches would wait for each other forever.
+    The all-reduce of the inner optimizer is in the branch for finite gradients: replicas that took
+    different branches would deadlock.
     """
 
     def check_finite(self, grads: Any) -> tf.Tensor:
@@ -72,7 +72,7 @@ class SynchronizesOverflow:
 def accumulate_locally(optimizer: keras.optimizers.Optimizer) -> None:
     """Makes `optimizer`, which `reduce_first` has adapted, reduce only when it updates.
 
-    One that does not accumulate gradients stays as it is.
+    One that does not accumulate gradients is unchanged.
     """
     inner = getattr(optimizer, "inner_optimizer", None)
     if inner is not None and inner.gradient_accumulation_steps:
@@ -84,10 +84,9 @@ def accumulate_locally(optimizer: keras.optimizers.Optimizer) -> None:
 
 
 def synchronize(optimizer: keras.optimizers.Optimizer, strategy: tf.distribute.Strategy) -> None:
-    """Gives every replica the mean of what all have accumulated, as one device would hold it.
+    """Gives every replica the mean of all accumulated gradients, as one device would hold it.
 
-    Nothing changes for the update to come. Call it before the optimizer is saved; every worker
-    must call.
+    The next update is unaffected. Call it before the optimizer is saved; every worker must call.
     """
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)
     steps = optimizer.gradient_accumulation_steps
@@ -95,7 +94,7 @@ def synchronize(optimizer: keras.optimizers.Optimizer, strategy: tf.distribute.S
         return
     count, accumulated = _private.accumulation(optimizer)
     if int(count.numpy()) % steps == 0:
-        return  # all of it has been applied
+        return  # all have been applied
     if optimizer not in _synchronizers:
         _synchronizers[optimizer] = _averaging([v.value for v in accumulated], strategy)
     _synchronizers[optimizer]()

@@ -1,21 +1,22 @@
-"""What a strategy hands to Keras in place of a dataset: batches where they are needed.
+"""The iterable that a strategy gives Keras for a dataset: batches placed on their devices.
 
 Keras iterates it from Python. Three properties of its trainer are handled here:
 
-* before training it takes one batch only to see shapes, and throws it away together with its
+* before training it takes one batch only to inspect shapes, and discards it together with its
   iterator (https://github.com/keras-team/keras/issues/20585): the next iterator starts with that
   batch again, so that a generator loses no rows;
 * it calls `zip(range(steps_per_execution), iterator)` for each execution: at the end of the data
   an execution that has run some steps must stop quietly, one that has run none must raise;
-* it takes `OutOfRangeError` for the end of the data.
+* it treats `OutOfRangeError` as the end of the data.
 
-A `keras.utils.PyDataset` may change in its `on_epoch_end`, which Keras calls after that look: what
-was read ahead of it is of no use, and the pass restarts. It loses nothing, since its batches are
-asked for by their numbers. The order that Keras has drawn for the look is undone: on one device,
-where it does not look, the first order it draws is that of the first epoch.
+A `keras.utils.PyDataset` may change in its `on_epoch_end`, which Keras calls after that inspection:
+prefetched batches are then stale, and the pass restarts. It loses nothing, since its batches are
+requested by index. The order that Keras has drawn for the inspection is undone: on one device,
+without the inspection, the first order drawn is that of the first epoch.
 
-The threads of a `keras.utils.PyDataset` read ahead by themselves, and Keras stops them after that
-first look and after each epoch. Reading ahead of Keras would find them stopped, so it is not done.
+The threads of a `keras.utils.PyDataset` prefetch on their own, and Keras stops them after that
+inspection and after each epoch. Prefetching before Keras would find them stopped, so it is not
+done.
 """
 
 from __future__ import annotations
@@ -34,11 +35,11 @@ from tfaccel.errors import InputError
 
 
 def without_autotune(dataset: tf.data.Dataset) -> tf.data.Dataset:
-    """`dataset` without the thread that tunes it while it is read, unless that was requested.
+    """`dataset` without its autotuning thread, unless that was requested.
 
     At the end of a pass TensorFlow 2.21 waits for that thread, which sleeps for as long as the pass
     has taken so far: an epoch could take twice its time. Without it, parallelism is fixed to the
-    number of cores, and buffers grow when they are found empty.
+    number of cores, and buffers grow when found empty.
     """
     options = tf.data.Options()
     if dataset.options().autotune.enabled is None:
@@ -47,11 +48,11 @@ def without_autotune(dataset: tf.data.Dataset) -> tf.data.Dataset:
 
 
 class BatchIterable:
-    """Batches that can be iterated again and again; a subclass defines their source.
+    """Batches that can be iterated repeatedly; a subclass defines their source.
 
     Args:
-        threads: Keras's threads that read them ahead, or None.
-        inspected: as in `tfaccel.distribute._private.Caller`. Then this is made just before.
+        threads: Keras's prefetching threads, or None.
+        inspected: as in `tfaccel.distribute._private.Caller`. Then this is created just before.
     """
 
     _tfaccel_batches = True
@@ -59,7 +60,7 @@ class BatchIterable:
     def __init__(self, threads: Any = None, inspected: bool = False) -> None:
         self._threads = threads
         self._inspected = inspected
-        # Keras's threads may have drawn an order before the first pass is opened.
+        # Keras's threads may have drawn an order before the first pass opens.
         self._random_state = random.getstate() if inspected else None
         self._source: PushBackIterator | None = None
         self._reader: weakref.ref[BatchIterator] | None = None
@@ -75,7 +76,7 @@ class BatchIterable:
                 _private.restart_threads(self._threads)
         if self._source is None or not looked_at:
             first = self._source is None
-            self._source = None  # what it has read ahead is dropped before the next is read
+            self._source = None  # its prefetched batches are dropped before the next one reads
             batches = self._open()
             if first and self._inspected:
                 batches = self._inspecting(batches)
@@ -85,7 +86,7 @@ class BatchIterable:
         return iterator
 
     def _inspecting(self, batches: Iterator[Any]) -> Iterator[Any]:
-        """The pass of which Keras takes a batch to see shapes; what it has drawn is undone."""
+        """The pass in which Keras inspects a batch's shapes; its random draws are undone."""
         for batch in batches:
             if self._random_state is not None:
                 random.setstate(self._random_state)
@@ -93,16 +94,16 @@ class BatchIterable:
             yield batch
 
     def _open(self) -> Iterator[Any]:
-        """One more pass over the batches."""
+        """A new pass over the batches."""
         raise NotImplementedError
 
     def _reading(self, source: PushBackIterator) -> BatchIterator:
-        """What reads `source`."""
+        """The iterator over `source`."""
         return BatchIterator(source)
 
 
 class BatchIterator:
-    """One pass over the batches, in the way Keras's trainer reads it."""
+    """One pass over the batches, as Keras's trainer reads it."""
 
     _tfaccel_batches = True
 
@@ -139,7 +140,7 @@ class BatchIterator:
 
 
 class PushBackIterator:
-    """An iterator of batches that can take its only batch back."""
+    """An iterator of batches that can return its only batch to the start."""
 
     def __init__(self, source: Iterator[Any]) -> None:
         self.is_of_fit = False
@@ -157,12 +158,12 @@ class PushBackIterator:
             except StopIteration:
                 self._ended = True
                 raise
-        # One batch is enough to know whether only one was taken; do not hold on to more.
+        # One batch is enough to know whether only one was taken; do not keep more.
         self._consumed = [batch] if not self._consumed else [None, None]
         return batch
 
     def push_back(self) -> bool:
-        """Takes the one batch back that was read; False when it cannot (the pass is under way)."""
+        """Takes back the one batch read so far; False when it cannot (more have been read)."""
         if self._ended or len(self._consumed) != 1:
             return False
         self._pushed_back, self._consumed = self._consumed, []

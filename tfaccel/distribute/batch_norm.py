@@ -1,8 +1,8 @@
-"""`BatchNormalization` over the global batch, in models that were written for one device.
+"""`BatchNormalization` over the global batch, in models written for one device.
 
 On replicas a layer normalises its replica's own rows, as under TensorFlow's strategies, unless it
-was made with `synchronized=True`. Under `batch_norm="synchronized"` each does what such a layer
-does, on masked inputs too, where Keras's does not; what is saved stays as it was written.
+was created with `synchronized=True`. With `batch_norm="synchronized"` each layer acts like that, on
+masked inputs too, where Keras's does not; its saved config is unchanged.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class GlobalBatchMoments:
 
     @property
     def synchronized(self) -> bool:
-        """True in a replica; elsewhere, as in `get_config`, what the layer was made with."""
+        """True in a replica; elsewhere, as in `get_config`, the layer's original value."""
         across = tf.distribute.in_cross_replica_context()
         in_replica = tf.distribute.has_strategy() and not across
         return in_replica or bool(vars(self)["synchronized"])

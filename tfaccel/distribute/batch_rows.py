@@ -1,8 +1,8 @@
 """Rows of the batches of a `keras.utils.PyDataset`: each process computes those it trains on.
 
-A `PyDataset` gives whole batches, so each of several workers would compute all rows of each. One
-that has the two methods of `BatchRows` as well is asked for rows instead. Keras calls these where
-it would have asked for a batch: in the same order, with the dataset's own threads or processes.
+A `PyDataset` returns whole batches, so each of several workers would compute all rows of each. One
+that also has the two methods of `BatchRows` is read by rows instead. Keras calls these where it
+would have requested a batch: in the same order, with the dataset's own threads or processes.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ _warned = False
 class BatchRows(Protocol):
     """Two methods that a `keras.utils.PyDataset` may have, so that workers share its rows.
 
-    There is nothing to import: a dataset that has both is asked by them on several workers, and by
-    `__getitem__` elsewhere. A `__getitem__` that calls them cannot differ from them:
+    There is nothing to import: a dataset with both is read by them on several workers, and by
+    `__getitem__` elsewhere. A `__getitem__` that calls them is consistent with them:
 
     >>> import keras
     >>> class Squares(keras.utils.PyDataset):
@@ -53,33 +53,33 @@ class BatchRows(Protocol):
     """
 
     def batch_rows(self, index: int) -> int:
-        """The number of rows of a batch; it is asked before each, and should compute none.
+        """The number of rows of a batch; called before each, so it should not compute them.
 
         Args:
-            index: of the batch, as `__getitem__` is given it.
+            index: of the batch, as in `__getitem__`.
         """
 
     def get_rows(self, index: int, rows: Numbers) -> Any:
-        """What `__getitem__` returns for this batch, of some of its rows.
+        """Some rows of what `__getitem__` returns for this batch.
 
         Args:
             index: of the batch.
             rows: their positions in the batch (int64, shape `[n]`), from 0, in ascending order.
 
         Returns:
-            A batch whose parts all have `n` rows. What depends on other rows of the batch (the
-            length that texts are padded to) is what it is in the whole batch.
+            A batch whose parts all have `n` rows. Values that depend on other rows (the length that
+            texts are padded to) are those of the whole batch.
         """
 
 
 def adapter_of(caller: _private.Caller, worker: str = "worker") -> Any:
-    """Keras's adapter of a `PyDataset` that can be asked for rows; None for other data.
+    """Keras's adapter of a `PyDataset` that can be read by rows; None for other data.
 
-    Where a `PyDataset` cannot, the log says so.
+    Logs when a `PyDataset` cannot.
 
     Args:
         caller: that requests its data.
-        worker: what the log calls a process.
+        worker: the word for a process in the log.
     """
     adapter = caller.epoch.data_adapter
     if not isinstance(adapter, _private.PyDatasetAdapter):
@@ -98,23 +98,23 @@ def adapter_of(caller: _private.Caller, worker: str = "worker") -> Any:
 
 
 class OwnRows:
-    """The batches of a `PyDataset` of which this process computes its own rows alone.
+    """The batches of a `PyDataset` of which this process computes only its own rows.
 
-    The first batch is computed whole once more, to compare: Keras has read the first two, to see
-    shapes, before a strategy is asked for anything.
+    The first batch is computed whole once more, to compare: Keras has read the first two, to
+    inspect shapes, before it calls a strategy.
 
     Args:
-        adapter: Keras's, of a dataset that can be asked for rows; it reads them from now on.
-        own: gives the numbers of our rows, ascending, for the number of rows of a batch. Processes
-            of the dataset get a copy.
+        adapter: Keras's, of a dataset that can be read by rows; it reads them from now on.
+        own: returns the indices of our rows, ascending, for the number of rows of a batch.
+            Processes of the dataset get a copy.
 
     Attributes:
-        dataset: of our rows of each batch, the numbers of our rows (int64, shape `[n]`), the number
-            of all of its rows (int64), and what `check_order` takes (int64, shape `[k]`), which is
-            empty but for the first batch of a pass.
+        dataset: of our rows of each batch, the indices of our rows (int64, shape `[n]`), the number
+            of all of its rows (int64), and the input of `check_order` (int64, shape `[k]`), which
+            is empty except for the first batch of a pass.
 
     Raises:
-        InputError: when what the dataset says of its first batch does not go together.
+        InputError: when the dataset's methods disagree on its first batch.
     """
 
     def __init__(self, adapter: Any, own: Callable[[int], Numbers]) -> None:
@@ -127,7 +127,7 @@ class OwnRows:
         self.dataset = _private.read_instead(adapter, self._reader, self._with_order, beside)
 
     def elements(self, source: Iterator[Any]) -> Iterator[Any]:
-        """Those of an iterator over a dataset made of ours; an error of ours is raised as such."""
+        """The elements of an iterator over a dataset made from ours; re-raises our errors."""
         try:
             yield from source
         except tf.errors.InvalidArgumentError as error:
@@ -136,16 +136,16 @@ class OwnRows:
     def check_order(self, first: tf.Tensor, all_gather: dataset_consistency.AllGather) -> None:
         """Compares the order of the workers' rows at the beginning of a pass; all must call.
 
-        Workers may read rows of their own; and what one computes for its rows may use up other
-        random numbers than another's, from which the order of rows is drawn too. Where all parts
-        have other values, which augmentation gives too, a warning says so.
+        Workers may read different data; and computing different rows may consume different random
+        numbers, from which the order of rows is drawn too. If all parts have different values, as
+        augmentation also causes, it logs a warning.
 
         Args:
             first: the index of the first batch, and integers for some rows of it.
-            all_gather: gives the numbers of every worker, in the order of their ranks.
+            all_gather: returns the numbers of every worker, in rank order.
 
         Raises:
-            InputError: on every worker, when they begin with other batches.
+            InputError: on every worker, when they begin with different batches.
         """
         gathered = all_gather([int(number) for number in first])
         indices = [each[0] for each in gathered]
@@ -172,7 +172,7 @@ class OwnRows:
                 order = self._order(index, rows) if first else _NOTHING
                 yield batch, own, rows, order
                 first = False
-        except TfaccelError as error:  # of which `tf.data` would give the text alone
+        except TfaccelError as error:  # of which `tf.data` would only report the text
             self._failure = error
             raise
 
@@ -183,7 +183,7 @@ class OwnRows:
 
 
 class _Reader(keras.utils.PyDataset):  # type: ignore[misc]
-    """Gives own rows where a `PyDataset` gives batches, and beside them which they are."""
+    """Returns own rows where a `PyDataset` returns batches, together with their indices."""
 
     def __init__(self, source: Any, own: Callable[[int], Numbers]) -> None:
         super().__init__(source.workers, source.use_multiprocessing, source.max_queue_size)
@@ -200,7 +200,7 @@ class _Reader(keras.utils.PyDataset):  # type: ignore[misc]
         Raises:
             InputError: when there are more or fewer.
         """
-        batch = self.source.get_rows(index, numbers.copy())  # which the user may write to
+        batch = self.source.get_rows(index, numbers.copy())  # which the user may modify
         for leaf in keras.tree.flatten(batch):
             found = _rows_of(leaf)
             if found not in (None, len(numbers)):
@@ -228,7 +228,7 @@ def _name(dataset: Any) -> str:
 
 
 def _rows_of(leaf: Any) -> int | None:
-    """The number of rows of a part of a batch; None for one that is not given."""
+    """The number of rows of a part of a batch; None for an absent one."""
     if leaf is None:
         return None
     shape = getattr(leaf, "shape", None)
@@ -279,7 +279,7 @@ def _compare(reader: _Reader) -> None:
 
 
 def _fingerprint(leaf: Any) -> int | None:
-    """An integer for the values of an array; None for what is none."""
+    """A fingerprint of an array's values; None for anything else."""
     if not isinstance(leaf, (np.ndarray, tf.Tensor)):
         return None
     array = np.asarray(leaf)

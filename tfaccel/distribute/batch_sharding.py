@@ -1,8 +1,8 @@
 """Shards a global batch into the rows of each replica, inside `tf.data`.
 
 Replica `m` of `N` gets a contiguous block of the batch's rows; when the rows do not divide, the
-first replicas get one more. The blocks go to workers in turn (worker `w` of `W` holds
-`w, w + W, …`), which is the order in which Keras's `predict` reassembles them.
+first replicas get one more. Workers take the blocks in turn (worker `w` of `W` holds `w, w + W,
+…`), which is the order in which Keras's `predict` reassembles them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Placement:
 
     Attributes:
         workers: number of processes.
-        rank: which of them we are.
+        rank: our rank among them.
         local: number of replicas in each process.
     """
 
@@ -54,13 +54,12 @@ class Placement:
 
 @dataclass(frozen=True)
 class ShardingOptions:
-    """How batches are sharded where that is not plain.
+    """How batches are sharded in special cases.
 
     Attributes:
-        undersized: what the replicas beyond the rows of a batch get that has fewer rows than there
-            are replicas: ``"none"`` of them; ``"whole"``, as the first replica, which takes all
-            rows, so that it computes what one device would; ``"last"``, the last row. What they get
-            counts for nothing: their batch fraction is 0.
+        undersized: for a batch with fewer rows than replicas, what the replicas without a row get:
+            ``"none"``, no rows; ``"whole"``, all rows, as the first replica, which computes what
+            one device would; ``"last"``, the last row. Their batch fraction is 0.
         multiples: whether a part of a batch may have k times as many rows as another, and is then
             split by k rows for one; else only a part of one row may differ, and goes to all.
     """
@@ -79,19 +78,17 @@ def shard_batch(
     """Shards one global batch.
 
     Args:
-        batch: a nest of dense, ragged or sparse tensors, or of what `is_absent`.
+        batch: a nest of dense, ragged or sparse tensors, or absent values (`is_absent`).
         placement: which blocks are ours.
-        sharding: what becomes of few rows, and of parts with different numbers of rows.
+        sharding: how to handle few rows, and parts with different numbers of rows.
 
     Returns:
-        The part of `batch` for each of our replicas (None where nothing was given), each one's
-        fraction of all rows (float32, shape `[local]`), and the number of rows in the global batch
-        (int64).
+        The part of `batch` for each of our replicas (None for absent values), each one's fraction
+        of all rows (float32, shape `[local]`), and the number of rows in the global batch (int64).
 
     Raises:
-        InputError: when parts of the batch have numbers of rows that do not go together; in a
-            graph that does not know them, an InvalidArgumentError, of which `sharding_error` makes
-            it.
+        InputError: when parts of the batch have inconsistent numbers of rows; in a graph that does
+            not know them, an InvalidArgumentError, which `sharding_error` converts.
     """
     rows, factors = _row_counts([t for t in tf.nest.flatten(batch) if not is_absent(t)], sharding)
     parts, fractions = [], []
@@ -121,7 +118,7 @@ def shard_batch(
 def own_numbers(
     rows: int, placement: Placement, sharding: ShardingOptions = DEFAULT_SHARDING
 ) -> npt.NDArray[np.int64]:
-    """The rows of a batch that `shard_batch` gives to our replicas (int64), in ascending order.
+    """The rows of a batch that `shard_batch` assigns to our replicas (int64), in ascending order.
 
     >>> own_numbers(10, Placement(workers=2, rank=1, local=2)).tolist()
     [3, 4, 5, 8, 9]
@@ -146,14 +143,14 @@ def shard_own_rows(
     placement: Placement,
     sharding: ShardingOptions = DEFAULT_SHARDING,
 ) -> tuple[tuple[Any, ...], tf.Tensor, tf.Tensor]:
-    """Shards one global batch of which our rows alone are there.
+    """Shards one global batch of which only our rows are present.
 
     Args:
-        own: a nest of dense, ragged or sparse tensors, or of what `is_absent`, all of our rows.
-        numbers: of those rows in the batch, as `own_numbers` (int64, shape `[n]`).
+        own: a nest of dense, ragged or sparse tensors, or absent values, all with our rows.
+        numbers: their indices in the batch, as `own_numbers` (int64, shape `[n]`).
         rows: how many the batch has (int64 scalar).
         placement: which blocks are ours.
-        sharding: as in `shard_batch`; no part has other rows.
+        sharding: as in `shard_batch`; all parts have the same rows.
 
     Returns:
         As `shard_batch`.
@@ -179,25 +176,25 @@ _UNEVEN = (
 
 
 def sharding_error(error: tf.errors.InvalidArgumentError) -> Exception:
-    """What to raise for an error of a dataset that `shard_batch` is mapped over."""
+    """The error to raise for one of a dataset that `shard_batch` is mapped over."""
     found = re.search(re.escape(_UNEVEN) + r"\]? ?\[?([\d ]+)", error.message)
     return error if found is None else uneven(found[1].split())
 
 
 def uneven(found: list[Any]) -> InputError:
-    """What to raise for parts of a batch whose numbers of rows do not go together."""
+    """The error to raise for parts of a batch with inconsistent numbers of rows."""
     return InputError(f"{_UNEVEN} {', '.join(map(str, found))}.")
 
 
 def static_row_count(leaves: list[Any], multiples: bool) -> int | None:
-    """The number of rows of a batch, where it is known without looking at values.
+    """The number of rows of a batch, if known without reading values.
 
     Args:
         leaves: the tensors of a batch.
         multiples: as in `ShardingOptions`.
 
     Raises:
-        InputError: when the numbers of rows of the leaves do not go together.
+        InputError: when the leaves have inconsistent numbers of rows.
     """
     found = [leaf.shape[0] for leaf in leaves]
     if any(count is None for count in found):
@@ -213,7 +210,7 @@ def static_row_count(leaves: list[Any], multiples: bool) -> int | None:
 def _row_counts(leaves: list[Any], sharding: ShardingOptions) -> tuple[tf.Tensor, list[Any]]:
     """The rows of a batch, and how many rows of each leaf belong to one (None for one).
 
-    The factor of a leaf that goes whole to every replica is 0.
+    A leaf that goes whole to every replica has factor 0.
     """
     first, known = row_count(leaves[0]), leaves[0].shape[0]
     counts = [
@@ -233,7 +230,7 @@ def _row_counts(leaves: list[Any], sharding: ShardingOptions) -> tuple[tf.Tensor
         [tf.debugging.Assert(tf.reduce_all(fits), [_UNEVEN, found], summarize=32)]
     ):
         rows = tf.identity(rows)
-    # Of no rows, each leaf is split as the others.
+    # With no rows, each leaf is split like the others.
     factors = iter(tf.unstack(tf.where(rows == 0, tf.ones_like(found), found // one)))
     of_first = next(factors)
     return rows, [of_first, *(of_first if c is None else next(factors) for c in counts)]
@@ -254,13 +251,14 @@ def shard_dataset(
     Args:
         dataset: of global batches.
         placement: which blocks of rows are ours.
-        read_ahead: whether batches are made before they are requested.
+        read_ahead: whether batches are prefetched.
         sharding: as in `shard_batch`.
-        first: makes a fingerprint of the first batch, whole, which is a last element (int64, shape
-            `[n]`); of the others it is empty.
+        first: returns a fingerprint of the whole first batch, added as a last element (int64, shape
+            `[n]`); it is empty for the others.
 
     Raises:
-        InputError: when an element of `dataset` is not a batch, or has parts of different rows.
+        InputError: when an element of `dataset` is not a batch, or has parts with different numbers
+            of rows.
     """
     check_batched(dataset.element_spec)
 
@@ -300,13 +298,13 @@ def shard_dataset(
 def shard_rows_of(
     dataset: tf.data.Dataset, placement: Placement, sharding: ShardingOptions = DEFAULT_SHARDING
 ) -> tf.data.Dataset:
-    """As `shard_dataset`, of a dataset that has our rows of each batch alone.
+    """As `shard_dataset`, for a dataset that has only our rows of each batch.
 
-    What reads them ahead is in the dataset already.
+    The dataset prefetches them already.
 
     Args:
-        dataset: as `tfaccel.distribute.batch_rows.OwnRows.dataset`, whose last part takes the place
-            of a fingerprint.
+        dataset: as `tfaccel.distribute.batch_rows.OwnRows.dataset`, whose last part serves as the
+            fingerprint.
         placement: which blocks of rows are ours.
         sharding: as in `shard_own_rows`.
     """
@@ -319,7 +317,7 @@ def shard_rows_of(
 
 
 def _cut_moved_up(dataset: tf.data.Dataset, placement: Placement) -> own_rows.MovedCut | None:
-    """The cut in front of what makes rows, where several workers read the same; None for none."""
+    """The cut before the functions of rows, where several workers read the same; or None."""
     if placement.workers == 1 and not data_service.in_use():
         return None
     moved, over_all_rows = own_rows.move_cut(dataset)
@@ -331,7 +329,7 @@ def _cut_moved_up(dataset: tf.data.Dataset, placement: Placement) -> own_rows.Mo
 
 
 def _computed_elsewhere(cut: tf.data.Dataset, moved: own_rows.MovedCut) -> tf.data.Dataset:
-    """The user's rows of what was cut, made by data workers."""
+    """The user's rows after the cut, computed by data workers."""
 
     @tf.autograph.experimental.do_not_convert
     def compute(own: Any) -> Any:
@@ -352,7 +350,7 @@ def _computed_elsewhere(cut: tf.data.Dataset, moved: own_rows.MovedCut) -> tf.da
 
 
 def _and_computed(parts: Any, moved: own_rows.MovedCut) -> Any:
-    """`parts` of the rows that the cut takes from, and the user's rows made of them."""
+    """`parts` of the rows at the cut, and the user's rows computed from them."""
 
     @tf.autograph.experimental.do_not_convert
     def computed(*batch: Any) -> Any:
@@ -363,7 +361,7 @@ def _and_computed(parts: Any, moved: own_rows.MovedCut) -> Any:
 
 
 def _with_first(parts: Any, whole: Any, first: Callable[[Any], tf.Tensor]) -> Any:
-    """`parts` of numbered elements, and what `first` says of the `whole` first batch."""
+    """`parts` of numbered elements, and the result of `first` for the `whole` first batch."""
 
     @tf.autograph.experimental.do_not_convert
     def numbered(number: tf.Tensor, element: Any) -> Any:
@@ -395,7 +393,7 @@ def _gather_own(
     placement: Placement,
     sharding: ShardingOptions,
 ) -> Any:
-    """One batch of Keras's array pipeline, for our replicas' rows alone."""
+    """One batch of Keras's array pipeline, with only our replicas' rows."""
     own, fractions, rows = shard_batch(indices, placement, sharding)
     return tuple(gathered(functions, part, data) for part in own), fractions, rows
 
@@ -404,7 +402,7 @@ def check_batched(spec: Any) -> None:
     """Raises when an element of a dataset is not a batch.
 
     Raises:
-        InputError: says what the dataset yields.
+        InputError: reports what the dataset yields.
     """
     if any(s.shape.rank == 0 for s in tf.nest.flatten(spec) if hasattr(s, "shape")):
         given = [s for s in tf.nest.flatten(spec) if not is_absent(s)]
@@ -425,7 +423,7 @@ def row_count(tensor: Any) -> tf.Tensor:
 
 
 def _block(rows: tf.Tensor, block: int, blocks: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """Start and size of one of `blocks` blocks of `rows` rows."""
+    """Start and size of one of `blocks` blocks over `rows` rows."""
     base, rest = rows // blocks, rows % blocks
     size = base + tf.cast(block < rest, tf.int64)
     return block * base + tf.minimum(tf.constant(block, tf.int64), rest), size
@@ -452,9 +450,9 @@ def _take_rows(tensor: Any, start: tf.Tensor, size: tf.Tensor, factors: Iterator
 
 
 def is_absent(leaf: Any) -> bool:
-    """Whether a leaf of a batch, or of its spec, stands for None: an input or weights not given.
+    """Whether a leaf of a batch, or of its spec, stands for None: an absent input or weights.
 
-    Keras's generators hand None to `tf.data` as an Optional, and its steps take any for None.
+    Keras's generators pass None to `tf.data` as an Optional, and its steps treat any as None.
 
     >>> is_absent(None), is_absent(tf.OptionalSpec(None)), is_absent(tf.zeros(2))
     (True, True, False)

@@ -30,13 +30,13 @@ from tfaccel.distribute.read_ahead import read_ahead
 
 
 class Part(NamedTuple):
-    """What a replica is handed of a batch.
+    """A replica's part of a batch.
 
     Attributes:
         data: its rows.
         batch_fraction: its part of all rows (float32 scalar); None where only the replicas
             themselves can count them.
-        real: which of the rows are no copies (bool, shape `[rows]`); None where all are.
+        real: which of the rows are not padding copies (bool, shape `[rows]`); None where all are.
     """
 
     data: Any
@@ -72,7 +72,7 @@ def shard_own_batch(batch: Any, placement: Placement, multiples: bool) -> _priva
 
     Args:
         batch: a nest.
-        placement: of which only the replicas here count.
+        placement: only its local replicas matter.
         multiples: as in `Batches`.
 
     Raises:
@@ -94,7 +94,7 @@ def _host_tensors(batch: Any) -> tuple[Any, list[Any]]:
 def _shard(
     batch: Any, leaves: list[Any], placement: Placement, sharding: ShardingOptions
 ) -> tuple[list[Any], tf.Tensor, tf.Tensor]:
-    """As `shard_batch`, of what `_host_tensors` returns."""
+    """As `shard_batch`, for the result of `_host_tensors`."""
     parts, fractions, rows = shard_batch(leaves, placement, sharding)
     whole = []
     for part in parts:
@@ -104,7 +104,7 @@ def _shard(
 
 
 def sharded_by_tensorflow(batch: Any, placement: Placement) -> _private.PerReplicaBatch:
-    """A batch that `tf.distribute` has sharded already."""
+    """A batch that `tf.distribute` has already sharded."""
 
     def part(replica: int) -> Any:
         return tf.nest.map_structure(
@@ -116,7 +116,7 @@ def sharded_by_tensorflow(batch: Any, placement: Placement) -> _private.PerRepli
 
 
 def _counted_by_replicas(parts: Sequence[Any]) -> _private.PerReplicaBatch:
-    """A batch of which nobody says how many rows each replica has: maybe none."""
+    """A batch with an unknown number of rows on each replica: possibly none."""
     return _private.PerReplicaBatch([Part(part, None) for part in parts], has_empty_replicas=True)
 
 
@@ -137,7 +137,7 @@ def proportion(rows: list[int]) -> tuple[int, ...]:
 
 
 def keeps(rows: list[int], of: tuple[int, ...]) -> bool:
-    """Whether leaves with these numbers of rows are in a proportion.
+    """Whether leaves with these numbers of rows are in proportion.
 
     >>> keeps([3, 1, 1], (3, 1, 1)), keeps([2, 1], (3, 1)), keeps([2, 1], (1, 0))
     (True, False, True)
@@ -150,7 +150,7 @@ def keeps(rows: list[int], of: tuple[int, ...]) -> bool:
 def _known_rows(leaf: Any) -> int:
     if isinstance(leaf, tf.Tensor) and leaf.shape[0] is not None:
         return int(leaf.shape[0])
-    with tf.init_scope():  # a step that uses the batch may be being traced
+    with tf.init_scope():  # a step that uses the batch may be in tracing
         return int(row_count(leaf))
 
 
@@ -162,15 +162,15 @@ class Batches(BatchIterable):
         placement: which of all replicas are ours.
         devices: of our replicas.
         partial_batch: as in `tfaccel.distribute.fit.KerasFit`.
-        threads: Keras's threads that read them ahead, or None.
+        threads: Keras's prefetching threads, or None.
         multiples: as in `tfaccel.distribute.batch_sharding.ShardingOptions`.
         alike: whether all batches must have their parts in the proportion of the first one, which
-            is the one that is looked at.
-        all_gather: gives the numbers of every worker, where there are several.
+            is the one inspected.
+        all_gather: returns the numbers of every worker, where there are several.
         length: the number of batches, as `tfaccel.distribute.dataset_consistency.length_of`.
         inspected: as in `tfaccel.distribute._private.Caller`.
-        py_dataset: Keras's adapter of the `PyDataset` that `dataset` reads, where that is asked for
-            our rows alone; else None.
+        py_dataset: Keras's adapter of the `PyDataset` that `dataset` reads, where only our rows are
+            read; else None.
     """
 
     def __init__(
@@ -215,8 +215,8 @@ class Batches(BatchIterable):
             source = iter(self._dataset)
         elements = self._elements(source)
         if data_service.in_use():
-            # A pass over the user's dataset begins where it begins without a service, also one of
-            # which nothing will be read: the next one is shuffled after it.
+            # A pass over the user's dataset begins at the same point as without a service, even if
+            # it will not be read: the next one's shuffle depends on it.
             elements = _begun(elements)
         batches = self._placed(elements)
         copies = any("CPU" not in device.upper() for device in self._devices)
@@ -224,14 +224,14 @@ class Batches(BatchIterable):
         return read_ahead(batches, in_thread=False) if ahead else batches
 
     def _elements(self, source: Iterator[Any]) -> Iterator[Any]:
-        """The elements of a dataset that was split; what it refuses is raised as our own error."""
+        """The elements of a split dataset; its errors are raised as our own."""
         try:
             yield from source if self._own is None else self._own.elements(source)
         except tf.errors.InvalidArgumentError as error:
             raise sharding_error(error) from None
 
     def _placed(self, elements: Iterator[Any]) -> Iterator[Any]:
-        """The batches of a pass on our devices; `elements` are as `shard_dataset` makes them."""
+        """The batches of a pass on our devices; `elements` are those of `shard_dataset`."""
         if self._all_gather is not None:
             elements = dataset_consistency.end_together(elements, self._length, self._all_gather)
         for element in elements:
@@ -290,13 +290,13 @@ def _sharding_options(partial_batch: str, multiples: bool) -> ShardingOptions:
 
 
 def _begun(elements: Iterator[Any]) -> Iterator[Any]:
-    """`elements`, of which the first has been read."""
+    """`elements`, with the first already read."""
     first = list(itertools.islice(elements, 1))
     return itertools.chain(first, elements)
 
 
 def _copy_to_device(tensor: Any, device: str) -> Any:
-    # Strings, ragged and sparse tensors stay on the host, where their operations are.
+    # Strings, ragged and sparse tensors stay on the host, where their operations run.
     if "CPU" in device.upper() or not isinstance(tensor, tf.Tensor) or tensor.dtype == tf.string:
         return tensor
     with tf.device(device):
@@ -304,13 +304,13 @@ def _copy_to_device(tensor: Any, device: str) -> Any:
 
 
 def has_static_rows(spec: Any, placement: Placement) -> bool:
-    """Whether the parts of batches of `spec` have a static number of rows, as the batches have.
+    """Whether the parts of batches of `spec` have a static number of rows, like the batches.
 
     A step may then read `x.shape[0]`, as on one device.
     """
     leaves = [s for s in tf.nest.flatten(spec) if not is_absent(s)]
     rows = [s.shape[0] if isinstance(s, tf.TensorSpec) and s.shape.rank else None for s in leaves]
-    # With one row in each part, what is made for each row looks like what is made once.
+    # With one row in each part, per-row values look like per-batch values.
     least = 2 * placement.replicas
     divide = all(n is not None and n >= least and n % placement.replicas == 0 for n in rows)
     return divide and bool(rows)
@@ -326,7 +326,7 @@ def exact_batch(
     if undersized is None:
         each = [Part(*part) for part in zip(parts, fractions, strict=True)]
         return _private.PerReplicaBatch(each, static_rows)
-    # The first replica has all rows, and the others the same to compute for nothing.
+    # The first replica has all rows, and the others compute the same redundantly.
     real = [tf.repeat(fraction > 0, undersized) for fraction in fractions]
     each = [Part(*part) for part in zip(parts, fractions, real, strict=True)]
     return _private.PerReplicaBatch(each, has_empty_replicas=True)
@@ -339,14 +339,14 @@ def padded_batch(
     has_empty_replicas: bool,
     placed: Callable[[Sequence[Any]], Sequence[Any]] = lambda parts: parts,
 ) -> _private.PerReplicaBatch:
-    """Each replica's part filled up to `rows` rows.
+    """Each replica's part padded to `rows` rows.
 
     Args:
-        parts: of each replica here, with None where nothing was given.
+        parts: of each replica here, with None for absent values.
         fractions: of each.
-        rows: how many each shall have.
+        rows: how many each gets.
         has_empty_replicas: as of the batch.
-        placed: puts what each replica is handed on its device.
+        placed: puts each replica's part on its device.
     """
     filled, real = zip(
         *(padding.pad(*part, rows) for part in zip(parts, fractions, strict=True)), strict=True

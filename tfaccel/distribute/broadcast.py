@@ -9,11 +9,11 @@ import tensorflow as tf
 
 from tfaccel.distribute.step import transport_dtype
 
-_MAX_BYTES = 2000  # of a text; all workers send as much
+_MAX_BYTES = 2000  # of a text; all workers send this many
 
 
 class Workers(Protocol):
-    """What a strategy provides."""
+    """The interface of a strategy."""
 
     cluster: Any
 
@@ -36,14 +36,14 @@ def broadcast(strategy: Workers, values: list[Any]) -> list[tf.Tensor]:
         What the chief passed.
     """
     tensors = [tf.convert_to_tensor(value) for value in values]
-    # A sum in which all but one give zero.
+    # A sum in which all but one contribute zero.
     sent = [t if strategy.cluster.is_chief else tf.zeros_like(t) for t in tensors]
     sums = strategy.sum_over_workers([tf.cast(t, transport_dtype(t.dtype)) for t in sent])
     return [tf.cast(found, t.dtype) for found, t in zip(sums, tensors, strict=True)]
 
 
 def broadcast_text(strategy: Workers, text: str) -> str:
-    """As `broadcast`, of a text that is the chief's; its end is cut off after some 2000 bytes."""
+    """As `broadcast`, for the chief's text, truncated after some 2000 bytes."""
     (received,) = broadcast(strategy, [encode(text)])
     return decode(received)
 
@@ -55,7 +55,7 @@ def encode(text: str) -> np.ndarray:
 
 
 def decode(numbers: Any) -> str:
-    """The text that `encode` was given.
+    """The inverse of `encode`.
 
     >>> decode(encode("disk full"))
     'disk full'

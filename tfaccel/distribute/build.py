@@ -1,9 +1,9 @@
-"""Makes all variables of a model's steps before the steps run.
+"""Creates all variables of a model's steps before the steps run.
 
-On one device Keras lets the first step make what is not there yet: layers without a shape, slots
-of optimizers, metrics that learn their shape from data. In replicas, or on a mesh, nothing can be
-made while they run. So a step is traced once beforehand, over the shapes of a batch, in a graph
-that is thrown away: what it makes stays, and no value changes.
+On one device Keras lets the first step create missing variables: of layers without a shape, slots
+of optimizers, metrics that infer their shape from data. In replicas, or on a mesh, none can be
+created in a step. So a step is traced once beforehand, over the shapes of a batch, in a graph that
+is discarded: the variables stay, and no value changes.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _CREATION_ARGUMENTS = (
 
 
 class FromSteps(_private.BuildsFromSteps):
-    """Mixin for a model: its own steps make its variables, where it has any."""
+    """Mixin for a model: its own steps create its variables, where it has any."""
 
     _tfaccel_strategy: Any
     _tfaccel_spec: Any = None
@@ -56,7 +56,7 @@ class FromSteps(_private.BuildsFromSteps):
 
 
 def build_from_steps(model: Any, strategy: Any, spec: Any = None) -> None:
-    """Makes Keras leave it to `trace_step` to build `model`, where it has steps of its own.
+    """Makes Keras leave building `model` to `trace_step`, where it has its own steps.
 
     Args:
         model: whose variables belong to `strategy`.
@@ -70,7 +70,7 @@ def build_from_steps(model: Any, strategy: Any, spec: Any = None) -> None:
 
 
 def for_caller(caller: _private.Caller, spec: Any, strategy: Any) -> None:
-    """Makes the variables that the method of `caller` needs, and takes it over from Keras.
+    """Creates the variables that the method of `caller` needs, in place of Keras.
 
     Args:
         caller: requests its data.
@@ -83,7 +83,7 @@ def for_caller(caller: _private.Caller, spec: Any, strategy: Any) -> None:
 
 
 def for_method(model: Any, method: str, spec: Any, strategy: Any) -> None:
-    """Makes the variables that a method of `model` needs and Keras does not make.
+    """Creates the variables that a method of `model` needs and Keras does not create.
 
     Args:
         model: a Keras model whose variables belong to `strategy`.
@@ -97,7 +97,7 @@ def for_method(model: Any, method: str, spec: Any, strategy: Any) -> None:
 
 
 def trace_step(model: Any, kind: str, spec: Any, strategy: Any) -> bool:
-    """Traces a step of `model` over a batch of `spec`, unless Keras has made a function of it.
+    """Traces a step of `model` over a batch of `spec`, unless Keras has created its function.
 
     Args:
         model: a Keras model whose variables belong to `strategy`.
@@ -106,7 +106,7 @@ def trace_step(model: Any, kind: str, spec: Any, strategy: Any) -> bool:
         strategy: created by tfaccel.
 
     Returns:
-        Whether its variables are made.
+        Whether its variables exist.
     """
     if kind != "predict" and getattr(model, f"{kind}_function", None) is not None:
         return True
@@ -115,7 +115,7 @@ def trace_step(model: Any, kind: str, spec: Any, strategy: Any) -> bool:
     try:
         outside_graphs(lambda: trace(run, spec, strategy))
     except Exception as error:
-        # It is the step itself that shall fail, with its own words and in its own place.
+        # The step itself should fail, with its own message and at its own place.
         logging.info("tfaccel: %s_step of model %r was not traced: %s", kind, model.name, error)
         return False
     finally:
@@ -124,7 +124,7 @@ def trace_step(model: Any, kind: str, spec: Any, strategy: Any) -> bool:
 
 
 def is_tracing() -> bool:
-    """Whether what is called now is traced to make variables, and never run."""
+    """Whether the current trace only creates variables, and never runs."""
     graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
     while graph is not None and getattr(graph, "name", "") != _TRACE:
         graph = getattr(graph, "outer_graph", None)
@@ -132,7 +132,7 @@ def is_tracing() -> bool:
 
 
 def trace(run: Callable[[Any], Any], spec: Any, strategy: Any) -> None:
-    """Calls `run` as a replica of `strategy` does, in a graph that is never run.
+    """Calls `run` like a replica of `strategy`, in a graph that is never run.
 
     Args:
         run: a function of a batch.
@@ -151,7 +151,7 @@ def trace(run: Callable[[Any], Any], spec: Any, strategy: Any) -> None:
 
 
 class _OneReplica(tf.distribute.ReplicaContext):  # type: ignore[misc]
-    """The context of a replica that has no others."""
+    """The context of a single replica."""
 
     def all_reduce(self, reduce_op: Any, value: Any, options: Any = None) -> Any:
         return value
@@ -165,12 +165,12 @@ class _OneReplica(tf.distribute.ReplicaContext):  # type: ignore[misc]
 
 @contextlib.contextmanager
 def _variables_outside_graph(strategy: Any) -> Iterator[None]:
-    """Variables that are made in the current graph are created outside of it."""
+    """Lifts variable creation out of the current graph."""
     making = False
 
     def made(next_creator: Any, **kwargs: Any) -> Any:
         nonlocal making
-        if making:  # a graph's creators are those of what is outside of it too
+        if making:  # a graph inherits the creators outside of it
             return next_creator(**kwargs)
         value, beside = kwargs.get("initial_value"), kwargs.get("colocate_with")
         if not callable(value):
@@ -228,7 +228,7 @@ def specs(batch: Any) -> Any:
 
 
 def _is_custom(model: Any, kind: str) -> bool:
-    """Whether Keras's way to build may miss what a step of `model` makes, since it is its own."""
+    """Whether Keras's build may miss variables of a step of `model`, since it is custom."""
     names = (f"{kind}_step", "compute_loss", "compute_metrics")
     return kind in ("train", "test") and any(_is_overridden(model, name) for name in names)
 

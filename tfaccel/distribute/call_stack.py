@@ -15,7 +15,7 @@ from tfaccel.cluster.stacks import current_frames
 
 
 class Call:
-    """A function that is running.
+    """A running function.
 
     Args:
         frame: its frame.
@@ -26,7 +26,7 @@ class Call:
 
     @property
     def function(self) -> str:
-        """Its name, without those of its class and module."""
+        """Its name, without class and module."""
         return self._frame.f_code.co_name
 
     @property
@@ -36,28 +36,28 @@ class Call:
 
     @property
     def module(self) -> str:
-        """The name of the module that it is written in."""
+        """The name of its module."""
         return str(self._frame.f_globals.get("__name__", ""))
 
     def is_of(self, package: str) -> bool:
-        """Whether it is written in a module inside `package`."""
+        """Whether its module is inside `package`."""
         return self.module.startswith(f"{package}.")
 
     def is_of_a_library(self) -> bool:
-        """Whether it is not the user's, but of TensorFlow, Keras or tfaccel."""
+        """Whether it belongs to TensorFlow, Keras or tfaccel, not to the user."""
         return any(map(self.is_of, ("tensorflow", "keras", "tfaccel")))
 
     def local(self, name: str) -> Any:
-        """What its argument or local variable of that name holds now; None without one."""
+        """The current value of its argument or local variable of that name; None without one."""
         return self._frame.f_locals.get(name)
 
 
 def calls(above: int = 0) -> Iterator[Call]:
-    """The calls that led to the function that asks, the innermost first.
+    """The calls that led to the calling function, the innermost first.
 
     Args:
-        above: how many of them are left out: for 0 the first is that of the function that called
-            the one that asks.
+        above: how many of them to skip: for 0 the first is that of the caller of the calling
+            function.
 
     >>> def asks():
     ...     return [call.function for call in calls()][:2]
@@ -70,7 +70,7 @@ def calls(above: int = 0) -> Iterator[Call]:
 
 
 def calls_of_thread(number: int) -> Iterator[Call]:
-    """The calls of another thread that runs, the innermost first; none where there is no such one.
+    """The calls of another running thread, the innermost first; none if there is no such thread.
 
     Args:
         number: as `threading.get_ident` gave it there.

@@ -1,7 +1,7 @@
 """Which steps of a model have been checked since it was compiled.
 
-A model is looked at once for each kind of step. Keras's own steps show the same of a model, so that
-of several the first will do; one of the user's own is looked at by itself.
+A model is checked once for each kind of step. Keras's own steps are equivalent for this, so that
+checking the first of several is enough; a user's own step is checked separately.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class CheckedSteps:
         return True
 
     def is_known(self, model: keras.Model, kind: str) -> bool:
-        """Whether a step that was looked at before shows what is true of one of Keras's own.
+        """Whether an earlier check also covers this Keras step.
 
         Args:
             model: whose step it is.

@@ -1,7 +1,7 @@
-"""Constants in place of random operations, for a step that is compared.
+"""Constants in place of random operations, for comparing steps.
 
-Two runs of a step over the same rows, one of them in parts, draw other numbers for each row. While
-this is on, what is traced has a constant in place of each draw.
+Two runs of a step over the same rows, one of them in parts, draw different numbers for each row.
+While this is active, traces have a constant in place of each draw.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from tfaccel.distribute import _private
 
-_UNIFORM, _NORMAL = 0.9, 0.6  # units are kept by Dropout up to that rate
+_UNIFORM, _NORMAL = 0.9, 0.6  # Dropout keeps units up to that rate
 
 
 class UnknownRandomOpError(Exception):
@@ -23,10 +23,10 @@ class UnknownRandomOpError(Exception):
 
 @contextlib.contextmanager
 def constant_random_ops() -> Iterator[list[str]]:
-    """Makes random operations of the graphs that are traced now give constants.
+    """Makes random operations return constants in graphs traced meanwhile.
 
     Returns:
-        The types of those operations, one after the other, as they are traced.
+        The types of those operations, in the order traced.
     """
     replaced: list[str] = []
 
@@ -41,7 +41,7 @@ def constant_random_ops() -> Iterator[list[str]]:
 
 
 def constants(op: Any) -> list[tf.Tensor] | None:
-    """What to use in place of the outputs of an operation; None for those.
+    """Replacements for the outputs of an operation; None to keep them.
 
     Raises:
         UnknownRandomOpError: for a random operation whose result is unknown.
@@ -56,7 +56,7 @@ def constants(op: Any) -> list[tf.Tensor] | None:
 
 
 def constant_number(op: Any) -> tf.Tensor | None:
-    """The number that a random operation gives everywhere; None for an operation of another kind.
+    """The constant for a random operation; None for an operation of another kind.
 
     Raises:
         UnknownRandomOpError: as `constants`.
@@ -109,5 +109,5 @@ _CONSTANTS: dict[str, Callable[[Any], tf.Tensor]] = {
     "StatefulStandardNormalV2": _normal,
     "StatefulTruncatedNormal": _normal,
 }
-# Which input is the shape, where it is not the first.
+# Which input is the shape, if not the first.
 _SHAPES = {name: 2 for name in _CONSTANTS if name.startswith("Stateful")}

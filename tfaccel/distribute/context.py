@@ -1,4 +1,4 @@
-"""Collectives that a step calls by hand, on whatever it has."""
+"""Collectives that a step calls explicitly, on any kind of value."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from tfaccel.distribute.mixins import mix_in
 
 
 class AnyDtype:
-    """Mixin for a `tf.distribute.ReplicaContext`: booleans, small integers and nests may be sent.
+    """Mixin for a `tf.distribute.ReplicaContext`: supports booleans, small integers and nests.
 
-    TensorFlow 2.21 gathers and sums five dtypes over replicas, and the gradient of a nest that it
-    gathers is an error ("Shapes of all inputs must match").
+    TensorFlow 2.21 gathers and sums five dtypes over replicas, and the gradient of a gathered nest
+    is an error ("Shapes of all inputs must match").
     """
 
     def all_reduce(self, reduce_op: Any, value: Any, options: Any = None) -> Any:
         """Reduces each tensor of a nest over all replicas; booleans to whether any is True.
 
         Raises:
-            ValueError: in the first-step check, of rows, of which replicas have unequal numbers: a
-                collective that failed would break all others, or end the process.
+            ValueError: in the first-step check, for rows, if replicas have unequal numbers of them:
+                a failed collective would break all others, or end the process.
         """
         if step.is_checking_unequal_rows() and not next(calls()).is_of_a_library():
             shapes = [getattr(v, "shape", None) for v in tf.nest.flatten(value)]
@@ -39,7 +39,7 @@ class AnyDtype:
     def all_gather(self, value: Any, axis: Any, options: Any = None) -> Any:
         """Concatenates each tensor of a nest over all replicas, in the order of their ids."""
         gather = super().all_gather  # type: ignore[misc]
-        # A step's argument is on no device, and TensorFlow asks where it is.
+        # A step's argument has no device, which TensorFlow needs.
         return tf.nest.map_structure(
             lambda v: _to_original_dtype(
                 gather(tf.identity(_to_transport_dtype(v)), axis, options), v
@@ -59,7 +59,7 @@ def local_replica_id() -> int:
 
 
 def _transport_dtype(value: Any) -> tf.DType | None:
-    """The dtype in which a value is sent, where that is another than its own."""
+    """The dtype in which a value is sent, if not its own."""
     dtype = getattr(value, "dtype", None)
     if dtype is None or isinstance(value, tf.IndexedSlices):
         return None

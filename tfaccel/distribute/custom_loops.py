@@ -1,6 +1,6 @@
-"""Custom training loops, which no `fit` prepares.
+"""Custom training loops, without the preparation of a `fit`.
 
-Whatever is made under a strategy's scope may be used in such a loop: under `strategy.run`, where
+Anything created in a strategy's scope may be used in such a loop: under `strategy.run`, where
 gradients are summed over the replicas before the optimizer clips, tests or accumulates them, or
 outside of it, where the model's variables are those of all replicas and the loop is one device's.
 What was created outside the scope is taken over when the loop first uses it.
@@ -32,8 +32,8 @@ _traces = _Traces()
 def optimizer_was_built() -> bool:
     """Whether an optimizer was built in a trace of this thread since this was last called.
 
-    What such a trace holds of it is that of an optimizer that is not built: a LossScaleOptimizer
-    scales by its initial scale, as a constant.
+    Such a trace captures the optimizer unbuilt: a LossScaleOptimizer scales by its initial scale,
+    as a constant.
     """
     was, _traces.built_optimizer = _traces.built_optimizer, False
     return was
@@ -43,7 +43,7 @@ class Anywhere:
     """Mixin for a Keras optimizer whose `apply` may be called inside and outside a scope."""
 
     def build(self, variables: Any) -> None:
-        """Makes slots beside the variables, also where the scope has been left."""
+        """Creates slots next to their variables, even after the scope has been left."""
         strategy = self._distribution_strategy  # type: ignore[attr-defined]
         if not tf.executing_eagerly():
             _traces.built_optimizer = True
@@ -59,7 +59,8 @@ class Anywhere:
         return super().apply(grads, trainable_variables)  # type: ignore[misc]
 
     def _tf_apply(self, grads: Any, trainable_variables: Any = None) -> None:
-        # LossScaleOptimizer asks replica 0 whether gradients are finite; they are the same on all.
+        # LossScaleOptimizer checks on replica 0 whether gradients are finite; they are the same on
+        # all.
         self._common_apply(grads, trainable_variables)  # type: ignore[attr-defined]
 
 
@@ -68,10 +69,10 @@ class CreatedInScope(Anywhere, ReduceFirst):
 
 
 def adopt_new_optimizer(mixin: type = CreatedInScope) -> None:
-    """Prepares the optimizer whose first variable is being made, if one is.
+    """Prepares the optimizer whose first variable is being created, if any.
 
     Args:
-        mixin: what it becomes.
+        mixin: added to its class.
     """
     optimizer = _private.optimizer_being_made()
     if optimizer is not None:
@@ -79,10 +80,10 @@ def adopt_new_optimizer(mixin: type = CreatedInScope) -> None:
 
 
 class Parts(NamedTuple):
-    """What a custom step uses.
+    """The objects that a custom step uses.
 
     Attributes:
-        layers: those that are in no other, models too.
+        layers: the outermost layers, including models.
         losses: that it calls.
     """
 
@@ -90,27 +91,27 @@ class Parts(NamedTuple):
     losses: tuple[Any, ...]
 
 
-@tf.autograph.experimental.do_not_convert  # which the functions of users around a loop are
+@tf.autograph.experimental.do_not_convert  # as users' functions around a loop are
 def prepare(function: Any, strategy: Any, mixin: type = CreatedInScope) -> Parts:
-    """Makes what a custom step uses a part of `strategy`, before it first runs.
+    """Adopts the objects of a custom step into `strategy`, before it first runs.
 
-    A counter on one device would count each replica, and an optimizer would know nothing of the
-    others.
+    A counter on one device would count each replica, and an optimizer would ignore the other
+    replicas.
 
     Args:
-        function: that `strategy.run` is given.
+        function: passed to `strategy.run`.
         strategy: created by tfaccel.
-        mixin: what its optimizers become.
+        mixin: added to the class of its optimizers.
 
     Returns:
-        What it uses.
+        The objects it uses.
     """
     done = vars(strategy).setdefault("_prepared", weakref.WeakKeyDictionary())
     bound = isinstance(function, types.MethodType)
     owner, method = (function.__self__, function.__func__) if bound else (function, None)
     try:
         known = done.setdefault(owner, {})
-    except TypeError:  # nothing can be said of it: looked through each time
+    except TypeError:  # not hashable: inspected each time
         known = {}
     if method not in known:
         reachable = scope.check_function(function, strategy)
@@ -129,7 +130,7 @@ def _parts(reachable: ReachableObjects) -> Parts:
 
 
 def _weakly(parts: Parts) -> Parts:
-    # The step may be a method of its model, which nothing here shall keep alive.
+    # The step may be a method of its model, which must not be kept alive here.
     return Parts(*(tuple(map(weakref.ref, kind)) for kind in parts))
 
 

@@ -1,8 +1,8 @@
 """Whether a model has custom components, whose use of the rows of a batch is unknown.
 
-Those are its own steps, layers, losses and metrics, and the functions that Keras's layers are
-given: an activation or an activity regularizer may compare the rows of a batch, and so may an
-operation between the layers of a functional model.
+These are its own steps, layers, losses and metrics, and functions passed to Keras's layers: an
+activation or an activity regularizer may compare the rows of a batch, and so may an operation
+between the layers of a functional model.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ def has_custom_step(
 
     Args:
         model: any.
-        kinds: of the steps that count: ``"train"``, ``"test"``, ``"predict"``.
+        kinds: of the steps to consider: ``"train"``, ``"test"``, ``"predict"``.
     """
     names = [f"{kind}_step" for kind in kinds]
     return any(getattr(model.__class__, name) is not getattr(keras.Model, name) for name in names)
 
 
 def has_custom_parts(model: keras.Model, fn: Any) -> bool:
-    """Whether a model has a part that is not Keras's, besides functions of its weights alone.
+    """Whether a model has a part that is not Keras's, besides functions of only its weights.
 
     Args:
         model: compiled, if `fn` trains or tests.
@@ -61,7 +61,7 @@ def _is_standard_layer(layer: Any) -> bool:
 
 
 def _is_standard_operation(operation: Any) -> bool:
-    """Whether an operation between the layers of a functional model takes each row by itself."""
+    """Whether an operation between the layers of a functional model treats each row separately."""
     return isinstance(operation, keras.layers.Layer) or type(operation).__name__ in _ARITHMETIC
 
 
@@ -76,9 +76,9 @@ def _is_over_rows(layer: Any) -> bool:
 
 
 def _functions(layer: Any) -> Iterator[Any]:
-    """What `layer` applies to rows and was given: activations, regularizers of activities."""
+    """The functions passed to `layer` that apply to rows: activations, activity regularizers."""
     if isinstance(layer, keras.Model):
-        return  # what it holds was made by its trainer
+        return  # its contents were created by its trainer
     for name, value in vars(layer).items():
         if name.endswith(_OF_WEIGHTS) and name != "activity_regularizer":
             continue

@@ -1,12 +1,12 @@
-"""Rows of `tf.data` pipelines computed by workers of a `tf.data` service, with the same batches.
+"""Computes rows of `tf.data` pipelines on workers of a `tf.data` service, with the same batches.
 
-The service promises no order, and no row of a worker that dies. Neither matters here: what is
-computed elsewhere are functions of a row (`own_rows.py`), of numbered parts of global batches.
+The service guarantees neither order nor the rows of a worker that dies. Neither matters here: it
+only computes functions of a row (`own_rows.py`), on numbered parts of global batches.
 
     cut -> numbered parts -> server of this process -> data workers -> here, put in order
 
-A part that does not come back in time is computed here, to the same numbers. Rows and their order
-never depend on the service, only how long they take does.
+A part that does not return in time is computed here, with the same results. Rows and their order
+never depend on the service, only their latency does.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from absl import logging
 from tfaccel.hardware import cores
 
 WINDOW = 16
-"""How many parts may be on their way."""
+"""How many parts may be in flight."""
 
 FIRST_S, LEAST_S, TIMES = 20.0, 2.0, 5.0
-"""A part may take `FIRST_S` while none has come, then `TIMES` as long as the slowest that came,
-`LEAST_S` at least, in seconds."""
+"""A part may take `FIRST_S` until one has returned, then `TIMES` as long as the slowest so far, but
+at least `LEAST_S`, in seconds."""
 
 _address = ""
 
@@ -55,11 +55,11 @@ def computed_elsewhere(
 
     Args:
         cut: of tuples whose first part is a nest of dense tensors.
-        compute: a function of that part alone.
+        compute: a function of only that part.
 
     Returns:
-        The dataset that ``cut.map(lambda part, *rest: (compute(part), *rest))`` is; None where
-        `compute` needs what other processes do not have.
+        A dataset equal to ``cut.map(lambda part, *rest: (compute(part), *rest))``; None where
+        `compute` needs objects that other processes do not have.
     """
     part_spec = cut.element_spec[0]
     compute = tf.autograph.experimental.do_not_convert(compute)
@@ -71,7 +71,8 @@ def computed_elsewhere(
     @tf.function
     @tf.autograph.experimental.do_not_convert
     def compute_locally(part: Any) -> Any:
-        # In a dataset, as elsewhere: a function is optimized in other ways, to other bits.
+        # In a dataset, as on the service: a plain function is optimized differently and not
+        # bit-identical.
         return tf.data.Dataset.from_tensors((part,)).map(compute).get_single_element()
 
     def rows() -> Iterator[Any]:
@@ -82,14 +83,14 @@ def computed_elsewhere(
 
 
 def _that_waits(dataset: tf.data.Dataset, besides: int) -> tf.data.Dataset:
-    """`dataset`, whose generator waits, on threads of its own.
+    """`dataset`, whose generator waits, on its own threads.
 
-    A generator that waits takes one of the threads between operations, of which there are as many
-    as cores: two of them would stop a training on two cores.
+    A waiting generator occupies one of the inter-op threads, one per core: two of them would block
+    training on two cores.
 
     Args:
-        dataset: what is read.
-        besides: how many threads to have for all else of it.
+        dataset: to be read.
+        besides: the number of threads for the rest of it.
     """
     options = tf.data.Options()
     options.threading.private_threadpool_size = besides + 1
@@ -97,7 +98,7 @@ def _that_waits(dataset: tf.data.Dataset, besides: int) -> tf.data.Dataset:
 
 
 class _PendingElement(NamedTuple):
-    """One element of the cut, and when it was taken."""
+    """One element of the cut, and its time."""
 
     element: Any
     at: float
@@ -108,9 +109,9 @@ class _Pass:
 
     Args:
         cut: as above.
-        compute: what the service computes.
+        compute: the function that the service computes.
         compute_locally: computes the same in this process.
-        result_spec: the structure of what it computes.
+        result_spec: the structure of its results.
         address: of the service.
     """
 
@@ -133,7 +134,7 @@ class _Pass:
         self._completed: dict[int, list[Any]] = {}
         self._next = self._pulled = 0
         self._ended = self._stopped = self._broken = False
-        self._error: tf.errors.OpError | None = None  # with which the cut has ended
+        self._error: tf.errors.OpError | None = None  # with which the cut ended
         self._slowest_s = 0.0
         self._missed = 0  # in a row
 
@@ -169,7 +170,7 @@ class _Pass:
                 rows = tf.nest.flatten(self._compute_locally(pending.element[0]))
         with self._changed:
             element = self._pending.pop(self._next).element
-            self._completed.pop(self._next, None)  # late, and made here meanwhile
+            self._completed.pop(self._next, None)  # late, and computed here meanwhile
             self._next += 1
             self._changed.notify_all()
         return (tf.nest.pack_sequence_as(self._result_spec, rows), *element[1:])
@@ -178,7 +179,7 @@ class _Pass:
         return self._ended and self._next == self._pulled
 
     def _seconds_left(self) -> float:
-        """For how long the next part may still be waited for, in seconds."""
+        """How much longer to wait for the next part, in seconds."""
         if self._broken or self._missed > 2:
             return 0.0
         timeout_s = max(LEAST_S, TIMES * self._slowest_s) if self._slowest_s else FIRST_S
@@ -192,7 +193,7 @@ class _Pass:
             if not self._ended:
                 try:
                     element = next(self._cut, None)
-                except tf.errors.OpError as error:  # the next call would skip what it is about
+                except tf.errors.OpError as error:  # the next call would skip the failing element
                     self._error = error
             with self._changed:
                 number = self._pulled
@@ -207,8 +208,8 @@ class _Pass:
     def _parts(self) -> Iterator[Any]:
         """The numbered parts, for the server of this process.
 
-        When none is waited for, one without a number follows: what comes back ends `_receive`,
-        which else would wait for workers that have died.
+        When none is outstanding, an unnumbered one follows: its return ends `_receive`, which would
+        otherwise wait for workers that have died.
         """
         leaves: list[Any] = []
         while self._may_pull():
@@ -230,7 +231,7 @@ class _Pass:
             return not self._stopped
 
     def _receive(self) -> None:
-        """Takes what comes back, in any order."""
+        """Receives results, in any order."""
         try:
             for number, *rows in _through_service(
                 self._parts, tf.nest.flatten(self._spec), self._computed, self._address
@@ -263,14 +264,14 @@ def _through_service(
     compute: Callable[..., Any],
     address: str,
 ) -> Iterator[Any]:
-    """What the workers of the service at `address` make of `parts`, as it comes."""
+    """Results of the workers of the service at `address` for `parts`, as they arrive."""
     service = tf.data.experimental.service
     job = uuid.uuid4().hex
     spec = (tf.TensorSpec([], tf.int64), *specs)
     server_address = _server()
     source = _that_waits(tf.data.Dataset.from_generator(parts, output_signature=spec), 1)
     dataset_id = service.register_dataset(server_address, source, compression=None)
-    # A job that is named is shared: each part goes to one of the workers that ask for it.
+    # A named job is shared: each part goes to one of the workers that request it.
     parts_in = service.from_dataset_id(
         service.ShardingPolicy.OFF,
         server_address,
@@ -303,8 +304,8 @@ def _server() -> str:
 def kept(server: Any) -> Any:
     """`server`, which lives as long as this process.
 
-    One that Python frees, also when Python ends, holds Python's lock while it waits for its
-    threads, and those that read from here wait for that lock.
+    Freeing it, even at exit, holds the GIL while it joins its threads, and those that read from
+    here wait for the GIL.
     """
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(server))
     return server

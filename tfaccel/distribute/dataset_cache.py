@@ -1,11 +1,11 @@
-"""Dataset caches in files, of workers that share a directory.
+"""Dataset cache files of workers that share a directory.
 
-A script says `dataset.cache(path)` on every worker. TensorFlow takes the second writer of a file
-for an error, or reads what the first has not finished. So each worker has a file of its own, with
-its rank at the end of the name.
+A script calls `dataset.cache(path)` on every worker. For a second writer TensorFlow raises, or
+reads the unfinished file of the first. So each worker has its own file, with its rank at the end of
+the name.
 
-The name is part of the dataset when it is made, so the method of `tf.data.Dataset` is replaced,
-once in a process and permanently; a cache in memory is TensorFlow's.
+The name is fixed when the dataset is created, so the method of `tf.data.Dataset` is replaced, once
+per process and permanently; a cache in memory is TensorFlow's.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import tensorflow as tf
 
 
 def use_worker_files(rank: int) -> None:
-    """Makes `tf.data.Dataset.cache` write files of this worker's own.
+    """Makes `tf.data.Dataset.cache` write this worker's own files.
 
     Args:
         rank: of this worker.

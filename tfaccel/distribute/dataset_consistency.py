@@ -1,8 +1,8 @@
 """Dataset consistency: whether all workers iterate over the same global batches.
 
-A script that shards its data itself (`dataset.shard`, a file for each worker) gives every worker
-other batches. Of each, most rows would then not be trained on; and where one worker has fewer
-batches, the others would wait for it, or meet its next message in the middle of theirs.
+A script that shards its data itself (`dataset.shard`, a file per worker) gives every worker
+different batches. Most rows of each would then not be trained on; and where one worker has fewer
+batches, the others would wait for it, or receive an unrelated message.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _warned = False
 
 
 def length_of(dataset: tf.data.Dataset, steps: int | None) -> int:
-    """How many batches a pass over `dataset` has, or one of `tf.data`'s two negative numbers.
+    """The number of batches in a pass over `dataset`, or one of `tf.data`'s two negative numbers.
 
     Args:
         dataset: of global batches.
@@ -36,12 +36,12 @@ def length_of(dataset: tf.data.Dataset, steps: int | None) -> int:
 
 
 def check_equal(dataset: tf.data.Dataset, length: int, all_gather: AllGather) -> None:
-    """Compares what is known of the workers' datasets before anything is read; all must call.
+    """Compares static facts of the workers' datasets before reading; all must call.
 
     Args:
         dataset: of global batches.
         length: as `length_of`.
-        all_gather: gives the numbers of every worker, in the order of their ranks.
+        all_gather: returns the numbers of every worker, in rank order.
 
     Raises:
         InputError: on every worker, when they differ.
@@ -58,7 +58,7 @@ def check_equal(dataset: tf.data.Dataset, length: int, all_gather: AllGather) ->
 
 
 def check_elements(dataset: tf.data.Dataset, all_gather: AllGather) -> None:
-    """Compares what the rows of the workers' datasets are; all must call.
+    """Compares the row specs of the workers' datasets; all must call.
 
     Args:
         dataset: of batches.
@@ -86,15 +86,15 @@ def _refuse_other_elements(dataset: tf.data.Dataset, kinds: set[int], expected: 
 def end_together(batches: Iterator[Any], length: int, all_gather: AllGather) -> Iterator[Any]:
     """`batches` that end on all workers at once, with as many rows on each.
 
-    Where their number is known nothing is asked before the last one.
+    If their number is known, workers only communicate at the last one.
 
     Args:
-        batches: of this worker, as `shard_dataset` makes them.
+        batches: of this worker, from `shard_dataset`.
         length: as `length_of`.
         all_gather: as in `check_equal`.
 
     Raises:
-        InputError: on every worker, when one has more batches than another, or other rows.
+        InputError: on every worker, when numbers of batches or rows differ.
     """
     unknown = length == tf.data.UNKNOWN_CARDINALITY
     number = 0
@@ -127,16 +127,16 @@ def _check_batch(number: int, gathered: list[list[int]]) -> None:
 
 
 def check_first_batch(parts: Any, all_gather: AllGather) -> None:
-    """Warns when the first global batch of a worker has other values than another's.
+    """Warns when workers have different values in the first global batch.
 
     Args:
-        parts: what stands for the values of the batch: integers, one for each of its leaves.
+        parts: fingerprints of the batch: integers, one for each of its leaves.
         all_gather: as in `check_equal`.
     """
     global _warned
     gathered = all_gather([int(part) for part in parts])
     if _warned or not gathered or any(len(set(leaf)) == 1 for leaf in zip(*gathered, strict=True)):
-        return  # something is alike: noise that each worker adds to its own rows is no harm
+        return  # some parts match: noise that each worker adds to its own rows is harmless
     _warned = True
     logging.warning(
         "tfaccel: the first batch differs between workers. If that comes from random "
@@ -147,7 +147,7 @@ def check_first_batch(parts: Any, all_gather: AllGather) -> None:
 
 
 def fingerprints(batch: Any) -> tf.Tensor:
-    """An integer for the values of each leaf of a batch (int64, shape `[leaves]`)."""
+    """A fingerprint of each leaf of a batch (int64, shape `[leaves]`)."""
     hashes = [
         tf.strings.to_hash_bucket_fast(tf.io.serialize_tensor(leaf), 2**31 - 1)
         for leaf in tf.nest.flatten(batch, expand_composites=True)

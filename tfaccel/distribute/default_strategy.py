@@ -1,7 +1,7 @@
-"""Models and optimizers created outside every scope, and work on what was made inside one.
+"""Models and optimizers created outside any scope, and use of variables from inside one.
 
-Keras runs them under TensorFlow's default strategy, which knows nothing of those variables. It
-hands what concerns them to their strategy.
+Keras runs them under TensorFlow's default strategy, which does not know those variables. It
+delegates such calls to their strategy.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class DelegatesToModelStrategy:
 
 
 class DelegatesVariables:
-    """Mixin for its Extended, through which an optimizer makes slots and updates variables."""
+    """Mixin for its Extended, through which an optimizer creates slots and updates variables."""
 
     def colocate_vars_with(self, colocate_with_variable: Any) -> Any:
         """As the strategy of the variable."""
@@ -77,7 +77,7 @@ def _colocated_with(variable: Any, strategy: Any) -> Iterator[None]:
 
 
 def _strategy_of(variable: Any) -> Any:
-    """The tfaccel strategy that made a variable, or None."""
+    """The tfaccel strategy that created a variable, or None."""
     owner = getattr(variable, "distribute_strategy", None)
     return owner if owner is not None and hasattr(owner, "used") else None
 

@@ -1,4 +1,4 @@
-"""What of a step differs between replicas and one device."""
+"""The differences of a step between replicas and one device."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import numpy as np
 if TYPE_CHECKING:
     from tfaccel.distribute.step_result import StepResult
 
-_NOISE = 2e-5  # of a gradient beside the largest one: what is zero but for rounding
+_NOISE = 2e-5  # of a gradient relative to the largest: zero up to rounding
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One value that replicas make otherwise.
+    """One value that differs on replicas.
 
     Attributes:
         kind: ``"gradients"``, ``"slots"``, ``"metrics"``, ``"logs"``, ``"state"`` or ``"weights"``.
-        name: which of them: the number of the call, the metric, the key, the variable.
+        name: which of them: the index of the call, the metric, the key, the variable.
         what: the same in words.
         replicated: the number of replicas.
         reference: the number of one device.
-        advice: what may be done.
-        distance: the norm of the difference, infinite where it is not a number.
+        advice: a possible fix.
+        distance: the norm of the difference, infinite where it is NaN.
     """
 
     kind: str
@@ -39,11 +39,11 @@ class Difference:
 def differences(
     replicated: StepResult, reference: StepResult, tolerance: float
 ) -> list[Difference]:
-    """Compares two runs of a step, in the order in which one thing follows from another.
+    """Compares two runs of a step, causes before effects.
 
     Args:
-        replicated: what replicas made.
-        reference: what one device made.
+        replicated: the replicas' run.
+        reference: the single-device run.
         tolerance: relative, of the norm of each tensor.
     """
     differing: list[Difference] = []
@@ -59,9 +59,9 @@ def differences(
 
 
 def distances(result: StepResult, reference: StepResult) -> dict[tuple[str, str], float]:
-    """How far apart two runs of a step are, by the kind and the words of a `Difference`.
+    """How far apart two runs of a step are, by the kind and the description of a `Difference`.
 
-    What is zero but for rounding, and what is the same, is not there.
+    Equal values, and those that are zero up to rounding, are left out.
     """
     differing = differences(result, reference, 0.0) + _weight_differences(result, reference, 0.0)
     return {(one.kind, one.what): one.distance for one in differing}
@@ -96,7 +96,7 @@ def _gradient_differences(
 def _slot_differences(
     replicated: StepResult, reference: StepResult, tolerance: float
 ) -> list[Difference]:
-    """What optimizers keep of gradients: their means, squares and sums."""
+    """The gradient statistics of optimizers: means, squares and sums."""
     largest: dict[str, float] = {}
     for path, (was, b) in reference.slots.items():
         if np.isfinite(b).all():
@@ -165,7 +165,7 @@ def _log_differences(
 def _output_differences(
     replicated: StepResult, reference: StepResult, tolerance: float
 ) -> list[Difference]:
-    """Rows that are predicted: NaN for all where replicas predict another number of them."""
+    """Predicted rows: all NaN where replicas predict a different number of them."""
     differing = []
     for key, b in reference.outputs.items():
         a = replicated.outputs.get(key, np.full(1, np.nan))
@@ -182,7 +182,7 @@ def _output_differences(
 def _weight_differences(
     replicated: StepResult, reference: StepResult, tolerance: float
 ) -> list[Difference]:
-    """Where gradients are the same, updates are too, but for the sign of what is only rounding."""
+    """If gradients are the same, so are updates, except for the sign of rounding noise."""
     sizes: dict[str, np.ndarray] = {}
     largest: dict[str, float] = {}
     least = _least_gradient(reference)
@@ -214,7 +214,7 @@ def _weight_differences(
 
 
 def _least_gradient(reference: StepResult) -> float:
-    """The norm of a gradient that is zero but for rounding: a loss of about 1 leaves that much."""
+    """The norm of a gradient that is zero up to rounding, for a loss of about 1."""
     sizes = [
         float(np.max(np.abs(v))) for v in reference.logs.values() if v.size and np.isfinite(v).all()
     ]
@@ -229,7 +229,7 @@ def is_near(replicated: np.ndarray, reference: np.ndarray, tolerance: float) -> 
 
 
 def _near(replicated: np.ndarray, reference: np.ndarray, limit: float) -> bool:
-    """Whether two arrays are not farther apart; NaN is far from all numbers."""
+    """Whether two arrays are within a distance; NaN is far from all numbers."""
     return _norm(np.asarray(replicated, "float64") - reference) <= limit
 
 
@@ -240,7 +240,7 @@ def _norm(array: Any) -> float:
 def _difference(
     kind: str, name: str, what: str, replicated: np.ndarray, reference: np.ndarray, advice: str
 ) -> Difference:
-    """A difference, shown by the two numbers that are farthest apart."""
+    """A difference, illustrated by the two numbers that are farthest apart."""
     apart = np.abs(np.asarray(replicated, "float64") - np.asarray(reference, "float64"))
     apart = np.nan_to_num(apart, nan=np.inf)
     place = int(np.argmax(apart))

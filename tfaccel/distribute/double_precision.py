@@ -1,8 +1,8 @@
-"""A traced step in double precision, to distinguish an error from rounding.
+"""A traced step in double precision, to distinguish errors from rounding.
 
-Two runs of a step in float32 may be far apart and both right: thirty normalizations in a row make
-of the seventh digit the second. Which one is farther from the step in float64 than the other is a
-question that has an answer.
+Two runs of a step in float32 may be far apart and both right: thirty normalizations in a row turn
+an error in the seventh digit into one in the second. Which of them is farther from the step in
+float64 can be decided.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import tensorflow as tf
 from tfaccel.distribute import _private
 
 _SINGLE, _DOUBLE = tf.float32.as_datatype_enum, tf.float64.as_datatype_enum
-_SUFFIX = "/double"  # of functions: one process holds no two of a name
+_SUFFIX = "/double"  # of functions: names are unique in a process
 
 
 class DoublePrecision:
@@ -42,10 +42,10 @@ class DoublePrecision:
         self._call = tf.function(self._imported, autograph=False)
 
     def restart(self, moved: Callable[[tf.Tensor], tf.Tensor] = tf.identity) -> None:
-        """Makes the next call one from the values that the variables have.
+        """Makes the next call start from the variables' current values.
 
         Args:
-            moved: gives what is used in place of a float64 value of a variable or an argument.
+            moved: returns a replacement for a float64 value of a variable or an argument.
         """
         self._moved = moved
         for variable in self._graph.variables:
@@ -63,8 +63,8 @@ class DoublePrecision:
             Its outputs, flat.
 
         Raises:
-            ValueError, tf.errors.OpError: an operation takes no float64, or the arguments are
-                other ones.
+            ValueError, tf.errors.OpError: an operation does not support float64, or the arguments
+                do not match.
         """
         wide = [self._start(each) for each in arguments]
         if len(wide) != self._arguments:
@@ -72,9 +72,9 @@ class DoublePrecision:
         return list(self._call(wide))
 
     def value_of(self, variable: tf.Variable) -> np.ndarray | None:
-        """What the calls have made of a variable; None of one that the function does not have.
+        """The value of a variable after the calls; None for one that the function does not have.
 
-        Of one that was moved, that is its own value with the change that they have made.
+        For one that was moved, it is its own value plus the change made by the calls.
         """
         copy = self._variables.get(id(variable.handle))
         if copy is None:
@@ -103,7 +103,7 @@ class DoublePrecision:
 
 
 def widened(graph_def: Any) -> Any:
-    """A graph in which every float32 is a float64, those of its functions too.
+    """A graph in which every float32 is float64, including its functions.
 
     >>> with tf.Graph().as_default() as graph:
     ...     _ = tf.constant(0.5) + tf.compat.v1.placeholder(tf.float32, name="x")
@@ -121,7 +121,7 @@ def widened(graph_def: Any) -> Any:
 
 
 def _widen(nodes: Any, output: str = "") -> None:
-    """Widens nodes in place; `output` is what an output's name has after the node's."""
+    """Widens nodes in place; `output` is the part of an output's name after the node's."""
     for node in list(nodes):
         if node.op == "Bitcast" and node.attr["T"].type == _SINGLE:  # has as many bits
             cast = nodes.add(name=f"{node.name}/single", op="Cast", input=[node.input[0]])
@@ -133,7 +133,7 @@ def _widen(nodes: Any, output: str = "") -> None:
 
 
 def _widen_attribute(value: Any) -> None:
-    """A type, types, a constant; functions are named as they are in the widened library."""
+    """Widens a type, types, a constant; functions get their names in the widened library."""
     if value.HasField("type"):
         value.type = _widened_type(value.type)
     elif value.HasField("list"):

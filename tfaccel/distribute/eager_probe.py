@@ -1,7 +1,7 @@
-"""Runs something small eagerly on one device, in the middle of a step that is being traced.
+"""Runs a small function eagerly on one device, while a step is being traced.
 
-What a user's loss or layer computes cannot be read off; it can be probed on a few rows. A thread of
-its own has no strategy, no graph, no gradient tape, no step and none of Keras's scopes.
+What a user's loss or layer computes cannot be inspected, but it can be probed on a few rows. A
+separate thread has no strategy, graph, gradient tape, step or Keras scope.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class ProbeResult(NamedTuple):
 
     Attributes:
         value: what the function returned; None after an error.
-        error: what it raised, or None.
+        error: the exception it raised, or None.
     """
 
     value: Any
@@ -44,13 +44,13 @@ def probe(function: Callable[[], Any]) -> ProbeResult:
 
 
 def concrete_shape(shape: Any, rows: int, most: int | None = None) -> list[int]:
-    """A static shape of `rows` rows for a tensor that is being traced.
+    """A static shape of `rows` rows for a tensor of a trace.
 
     Args:
         shape: of a batch's tensor, rows first.
         rows: how many to take.
-        most: sizes above this become 4, the last one excepted; None keeps them. Unknown ones
-            become 5.
+        most: sizes above this become 4, except the last one; None keeps them. Unknown ones become
+            5.
 
     >>> concrete_shape(tf.TensorShape([None, 512, 512, 20]), 6, 16), concrete_shape([8, None], 2)
     ([6, 4, 4, 20], [2, 5])

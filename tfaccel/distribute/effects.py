@@ -1,14 +1,14 @@
-"""Side effects of replicas that are traced into one graph, in each replica's own order.
+"""Side effects of replicas traced into one graph, in each replica's own order.
 
-TensorFlow runs the operations of a function that have side effects on no variable (`tf.print`,
+TensorFlow runs the operations of a function that have side effects, but on no variable (`tf.print`,
 `tf.debugging.assert_*`, `tf.py_function`, a branch that holds one) in the order in which they were
 traced, and replicas are traced one after the other. An assertion of the second replica would then
 wait for the last one of the first. Where that one comes after a collective, it waits for the second
-replica's part of the collective, which may follow from the assertion: both would wait forever. A
-step that reduces twice and asserts something each time is such a program.
+replica's part of the collective, which may depend on the assertion: a deadlock. A step that reduces
+twice with an assertion each time is such a program.
 
-So these operations run in order within each replica, after those that were traced before the
-replicas and before those that are traced after them.
+So these operations run in order within each replica, after those traced before the replicas and
+before those traced after them.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ class InOrderOfReplicas:
         return returned
 
     def _around_replicas(self, function: Any) -> Any:
-        """A `tf.function` that runs in each replica, as one in which the replicas run.
+        """Turns a `tf.function` that runs in each replica into one that runs the replicas.
 
-        TensorFlow makes the same of it, and would not call this again.
+        TensorFlow does the same, but would not call this again.
         """
         wrapped = vars(self).setdefault("_tfaccel_functions_around", weakref.WeakKeyDictionary())
         if function not in wrapped:
@@ -57,7 +57,7 @@ class InOrderOfReplicas:
 
 
 class _Effects:
-    """The side effects of replicas that are traced into the current graph."""
+    """The side effects of replicas traced into the current graph."""
 
     def __init__(self) -> None:
         self.graph = tf.compat.v1.get_default_graph()
@@ -68,12 +68,12 @@ class _Effects:
         self._ordered = set[int]()
 
     def of_replica(self) -> _OfReplica:
-        """What a replica enters while it is traced."""
+        """The context of a replica while it is traced."""
         return _OfReplica(self)
 
     def put_in_order(self, operations: list[Any]) -> None:
-        """Lets the side effects among the operations of a replica run one after the other."""
-        # A replica that waits for another in the middle has traced operations of both.
+        """Makes the side effects of a replica's operations run one after the other."""
+        # A replica that synchronizes in the middle has traced operations of both.
         self._replicas.append(operations)
         new = [op for op in operations if id(op) not in self._ordered]
         effects = [op for op in new if _private.is_ordered_by_trace(op)]
@@ -88,7 +88,7 @@ class _Effects:
         self._last.append(before)
 
     def end(self) -> None:
-        """Lets what is traced from now on wait for the side effects of all replicas.
+        """Makes later operations wait for the side effects of all replicas.
 
         Raises:
             StrategyError: where replicas would wait for each other's use of a resource.
@@ -100,7 +100,7 @@ class _Effects:
 
 
 class _OfReplica:
-    """Those of one replica, which is traced while this is entered."""
+    """The side effects of one replica, traced while this context is active."""
 
     def __init__(self, effects: _Effects) -> None:
         self._effects = effects

@@ -1,19 +1,19 @@
-"""The first-step check: a model's step on replicas beside that of one device.
+"""The first-step check: compares a model's step on replicas with that of one device.
 
 Before a model takes its first step, the step is run twice over a few rows, from the same state: in
 replicas of unequal numbers of rows, through the same path as any step, and as one device runs it
-over all of those rows. Gradients, what the step leaves in variables and what it returns are
-compared, and all variables are restored. Random operations give constants in both, and
-BatchNormalization uses its moving statistics: they differ by nature.
+over all of those rows. Gradients, updated variables and results are compared, and all variables are
+restored. Random operations return constants in both, and BatchNormalization uses its moving
+statistics: they would differ otherwise.
 
-Where a step follows TensorFlow's convention (`step_reductions.py`), the check finds that out, and
-the step is combined accordingly. Where no reduction makes replicas equal to one device, and where
-only the global batch can be computed at all, each replica runs the step over all rows
-(`replicated_batch.py`), which is logged. If that does not do either, it is an error that names what
+Where a step follows TensorFlow's convention (`step_reductions.py`), the check detects that, and the
+step is combined accordingly. Where no reduction makes replicas equal to one device, and where only
+the global batch can be computed at all, each replica runs the step over all rows
+(`replicated_batch.py`), which is logged. If that fails too, it raises an error that names what
 differs.
 
-A `test_step` or `predict_step` of the user's own is compared in the same way before it is first
-taken, and so are Keras's where `evaluate` or `predict` is the first that a model does.
+A user's `test_step` or `predict_step` is compared in the same way before it is first taken, and so
+are Keras's where `evaluate` or `predict` is the first call on a model.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Checks:
         self._in_proportion: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def in_proportion(self, model: keras.Model) -> bool:
-        """Whether a step of `model` made one device's numbers of parts cut in proportion."""
+        """Whether a step of `model` matched one device with parts split in proportion."""
         return model in self._in_proportion
 
     def reductions(self, model: keras.Model, kind: str = "train") -> StepReductions:
@@ -70,22 +70,23 @@ class Checks:
 
         Args:
             model: of the strategy.
-            kind: ``"train"``, ``"test"`` or ``"predict"``; as the one before where it was not
-                looked at by itself.
+            kind: ``"train"``, ``"test"`` or ``"predict"``; as the previous kind if it was not
+                checked separately.
         """
         by_kind = self._reductions.get(model, {})
         before = KINDS[KINDS.index(kind) :: -1]
         return next((by_kind[each] for each in before if each in by_kind), StepReductions())
 
     def verdict(self, model: keras.Model) -> dict[str, Any]:
-        """The verdict on the step of `model`, for a file: a resumed run keeps it."""
+        """The verdict on the step of `model`, for a file: a resumed run reuses it."""
         reductions = dataclasses.asdict(self.reductions(model))
         return {**reductions, "in_proportion": self.in_proportion(model)}
 
     def keep_verdict(self, model: keras.Model, verdict: dict[str, Any]) -> None:
-        """Takes what an earlier process found of the step of `model`, in place of a check.
+        """Adopts an earlier process's verdict on the step of `model`, in place of a check.
 
-        Replicas may differ by now (`local_steps`), so that another check could find otherwise.
+        Replicas may differ by now (`local_steps`), so that another check could give a different
+        verdict.
         """
         self._checked_steps.is_new(model, "train")
         if verdict["in_proportion"]:
@@ -103,7 +104,7 @@ class Checks:
             fn: its bound `train_step`, `test_step` or `predict_step`.
 
         Raises:
-            CheckError: when replicas would make other numbers than one device.
+            CheckError: when replicas would compute other numbers than one device.
         """
         kind = kind_of(fn)
         if not self._checked_steps.is_new(model, kind):
@@ -128,7 +129,7 @@ class Checks:
 
     def _check(self, strategy: Any, model: keras.Model, fn: Any, batch: Any) -> None:
         parity_run, first = _PARITY_RUNS[kind_of(fn)], None
-        # A step that is written for one number of rows runs on no others.
+        # A step written for a fixed number of rows does not run on any other.
         for few in (True, False):
             try:
                 with strategy.scope(), parity_run(strategy, model, fn, batch, few) as parity:
@@ -175,7 +176,7 @@ class Checks:
             )
 
     def _with_all_rows(self, parity: ParityRun, model: keras.Model, fn: Any) -> bool:
-        """Whether replicas make one device's numbers of all rows; then they will."""
+        """Whether replicas match one device on all rows; if so, they switch to that."""
         reductions = StepReductions(all_rows=True)
         try:
             wrong = differences(*parity.run(reductions), parity.tolerance)
@@ -209,7 +210,7 @@ def kind_of(fn: Any) -> str:
 
 
 def _in_proportion(batch: Any) -> bool:
-    """Whether a part of a batch has several rows for each of another."""
+    """Whether a part of a batch has several rows per row of another."""
     if not isinstance(batch, _private.PerReplicaBatch):
         with tf.init_scope():
             batch = tf.nest.map_structure(
@@ -220,18 +221,18 @@ def _in_proportion(batch: Any) -> bool:
 
 
 def find_reductions(parity: ParityRun, may_choose: bool) -> StepReductions:
-    """The reductions under which replicas make one device's numbers.
+    """The reductions under which replicas match one device.
 
     Raises:
         CheckError: when there are none.
-        ParityRunError: when the step cannot be run so.
+        ParityRunError: when the step cannot be run that way.
     """
     reductions, first = StepReductions(), None
     hint: str | None = None
     for _ in range(_MAX_TRIES):
         replicated, reference = parity.run(reductions)
         differing = differences(replicated, reference, parity.tolerance)
-        # Workers may round to different sides of the tolerance: what one accepts, all accept.
+        # Workers may round to different sides of the tolerance: all accept what one accepts.
         if parity.strategy.min_over_workers(len(differing)) == 0:
             return reductions
         first = first or differing[0]

@@ -1,9 +1,9 @@
-"""What every data-parallel strategy of tfaccel does for `keras.Model.fit`.
+"""The behaviour of every data-parallel strategy of tfaccel in `keras.Model.fit`.
 
 `KerasFit` goes before a `tf.distribute.Strategy`, `KerasFitExtended` before its Extended. They
-override public methods of the two (and two hooks that TensorFlow names for subclasses), and
-nothing of Keras. docs/changed_in_keras.md lists all that is changed, and docs/architecture.md shows
-the way of a batch.
+override public methods of the two (and two hooks that TensorFlow provides for subclasses), and
+nothing in Keras. docs/changed_in_keras.md lists all changes, and docs/architecture.md follows one
+batch.
 """
 
 from __future__ import annotations
@@ -63,12 +63,12 @@ class KerasFit(KerasStrategy, RunsKerasSteps):
     """Mixin for a `tf.distribute.Strategy`.
 
     Attributes:
-        gradient_compression: how gradients are sent; None as they are.
+        gradient_compression: how gradients are sent; None for uncompressed.
         frequency: how often the replicas communicate.
-        integer: the integers that replicas can sum.
-        partial_batch: what becomes of a batch with fewer rows than the first: ``"exact"`` (trained
-            as it is), ``"pad"`` or ``"drop"`` (see `tfaccel.distribute.padding`).
-        steps_per_execution: how many steps run in one call, of static batches; None for one at a
+        integer: the integer dtype that replicas can sum.
+        partial_batch: how to handle a batch with fewer rows than the first: ``"exact"`` (trained
+            unchanged), ``"pad"`` or ``"drop"`` (see `tfaccel.distribute.padding`).
+        steps_per_execution: how many steps run per call, for static batches; None for one at a
             time.
         batch_norm: ``"synchronized"`` where every `BatchNormalization` normalises the global batch.
         input: ``"per_worker"`` where each worker passes its own part of every global batch.
@@ -107,10 +107,10 @@ class KerasFit(KerasStrategy, RunsKerasSteps):
     def num_replicas_in_sync(self) -> int:
         """The number of replicas.
 
-        Inside a Keras step, which runs the one-device program, it is 1 for Keras, and what it is
-        for the user's own code, which may gather over replicas by hand. For TensorFlow
-        (`tf.nn.scale_regularization_loss`) it is what it is in a step that was found to be written
-        in TensorFlow's way. For a loss in a loop outside of replicas, which is that of a whole
+        Inside a Keras step, which runs the one-device program, it is 1 for Keras, and the true
+        number for the user's own code, which may gather over replicas explicitly. For TensorFlow
+        (`tf.nn.scale_regularization_loss`) it is the true number in a step that was found to follow
+        TensorFlow's convention. For a loss in a loop outside of replicas, which covers a whole
         batch, it is 1.
         """
         if step.on_one_device():
@@ -133,7 +133,7 @@ class KerasFit(KerasStrategy, RunsKerasSteps):
         if self.frequency.replicas_diverge:
             sync_points.synchronize_before_saving(caller.callbacks, lambda: self.synchronize(model))
             self.synchronize(model)
-        # What is evaluated or predicted counts to the last row.
+        # Evaluation and prediction need every row.
         trains = caller.method == "fit" and not caller.validates
         partial_batch = "pad" if self.partial_batch == "drop" and not trains else self.partial_batch
         if self.steps_per_execution is not None:
@@ -164,13 +164,13 @@ class KerasFit(KerasStrategy, RunsKerasSteps):
     def synchronize(self, model: keras.Model) -> None:
         """Makes all replicas hold the same state of `model` and its optimizers.
 
-        It changes nothing under options that keep replicas equal (the default). Under
+        It has no effect with options that keep replicas equal (the default). Under
         `gradient_accumulation="local"` or `local_steps`, call it after `train_on_batch` and before
         you save the model or read its weights; every worker must call. `fit`, `evaluate` and
-        `predict` do so by themselves.
+        `predict` do so automatically.
 
         Args:
-            model: a model that is trained under this strategy.
+            model: a model trained under this strategy.
         """
         if self.frequency.gradient_accumulation == "local":
             for optimizer in optimizers_of(model):
@@ -181,7 +181,7 @@ class KerasFit(KerasStrategy, RunsKerasSteps):
     settle = deprecated.method("settle", "synchronize")
 
     def run(self, fn: Any, args: Any = (), kwargs: Any = None, options: Any = None) -> Any:
-        """Runs `fn` on every replica; a step of a Keras model gets what this module gives."""
+        """Runs `fn` on every replica; a step of a Keras model gets this module's treatment."""
         self.used = True
         if not tf.executing_eagerly():
             worker_activity.trace()
@@ -225,10 +225,10 @@ class KerasFit(KerasStrategy, RunsKerasSteps):
         return self.placement.replicas > 1 and not isinstance(self, tf.distribute.TPUStrategy)
 
     def _in_proportion(self, model: keras.Model, trains: bool) -> bool:
-        """Whether parts of a batch in proportion may be split so for steps of Keras's own.
+        """Whether to split parts of a batch in proportion for Keras's own steps.
 
-        A part that only happens to have a multiple of rows (a table beside the rows) would be split
-        too: the first-step check decides.
+        A part that only happens to have a multiple of rows (a table next to the rows) would be
+        split too: the first-step check decides.
         """
         checked = trains and self._compares and self.check != "off"
         return checked or self.checks.in_proportion(model)
@@ -244,15 +244,15 @@ class KerasFit(KerasStrategy, RunsKerasSteps):
         return shard_host_batch(batch, self.placement)
 
     def min_over_workers(self, number: int) -> int:
-        """The least of the workers' numbers; every worker must call."""
+        """The minimum of the workers' numbers; every worker must call."""
         return min(numbers[0] for numbers in self.gather_numbers([number]))
 
     def gather_numbers(self, numbers: list[int]) -> list[list[int]]:
-        """The numbers of every worker, in the order of their ranks; every worker must call."""
+        """The numbers of every worker, in rank order; every worker must call."""
         return [numbers]
 
     def _shard(self, batch: Any, multiples: bool) -> _private.PerReplicaBatch:
-        """Shards a global batch; one that `tf.distribute` has sharded already stays as it is."""
+        """Shards a global batch; one that `tf.distribute` has already sharded is unchanged."""
         leaves = tf.nest.flatten(batch)
         if any(isinstance(leaf, tf.distribute.DistributedValues) for leaf in leaves):
             return sharded_by_tensorflow(batch, self.placement)
@@ -292,7 +292,7 @@ class KerasFit(KerasStrategy, RunsKerasSteps):
                 "all-reduce; compile with jit_compile='auto', or use strategy 'one_device'."
             )
         for optimizer in optimizers_of(model):
-            if not isinstance(self, tf.distribute.TPUStrategy):  # XLA fuses by itself
+            if not isinstance(self, tf.distribute.TPUStrategy):  # XLA does its own fusion
                 fuse(optimizer)
             if self.frequency.local_steps > 1:
                 use_local_updates(optimizer, self)
@@ -324,10 +324,10 @@ class KerasFitExtended:
         return [seed for ref in getattr(self, "_seeds", []) if (seed := ref()) is not None]
 
     def _use_merge_call(self) -> bool:
-        # Inside a tf.function no replica pauses for another: collectives meet by themselves, and
-        # so updates may stand in a `cond` (gradient accumulation, loss scaling:
+        # Inside a tf.function no replica pauses for another: collectives match up directly, and so
+        # updates may be in a `cond` (gradient accumulation, loss scaling:
         # https://github.com/keras-team/keras/issues/17429). Eagerly, replicas run one after the
-        # other and must pause; a loop outside of replicas has none to pause.
+        # other and must pause; a loop outside of replicas has none.
         return bool(tf.executing_eagerly()) and not _private.updates_without_replica()
 
     def _create_variable(self, next_creator: Any, **kwargs: Any) -> Any:
@@ -338,19 +338,18 @@ class KerasFitExtended:
                 "create it in __init__ or build, or call what creates it once before fit."
             )
         if not tf.executing_eagerly() and callable(kwargs.get("initial_value")):
-            # Made in a function, as by a metric at its first update: there TensorFlow would give it
-            # its value in a `cond`, where no replica can see another's.
+            # Created in a function, as by a metric at its first update: there TensorFlow would
+            # initialize it in a `cond`, where no replica can see another's value.
             with tf.init_scope():
                 if tf.executing_eagerly():
                     return self._create_variable(next_creator, **kwargs)
         if kwargs.get("aggregation") == tf.VariableAggregation.ONLY_FIRST_REPLICA:
-            # Keras says so of its counters (iterations, learning rate). Every replica counts the
-            # same, and to ask the first one would pause the others.
+            # Keras sets this for its counters (iterations, learning rate). Every replica counts the
+            # same, and reading the first one would pause the others.
             kwargs["aggregation"] = tf.VariableAggregation.NONE
             custom_loops.adopt_new_optimizer()
         if kwargs.get("aggregation") == tf.VariableAggregation.SUM:
-            # Metric states are summed when they are read; before Keras 3.10 without a marker for
-            # it.
+            # Metric states are summed when they are read; Keras before 3.10 does not mark them.
             kwargs["synchronization"] = tf.VariableSynchronization.ON_READ
         none = kwargs.get("aggregation") in (None, tf.VariableAggregation.NONE)
         if none and kwargs.get("synchronization") == tf.VariableSynchronization.ON_READ:

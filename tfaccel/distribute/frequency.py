@@ -9,14 +9,14 @@ from tfaccel.errors import StrategyError
 
 @dataclass(frozen=True)
 class Frequency:
-    """What is sent less often than in every step.
+    """What is sent less often than every step.
 
     Attributes:
         gradient_accumulation: ``"local"``: an optimizer with `gradient_accumulation_steps` sums
             gradients over replicas only in the steps that update; ``"reduced"`` and None: in every
             step.
-        local_steps: each replica updates a copy of its own for so many steps before the copies are
-            averaged; 1: no step is taken alone.
+        local_steps: each replica updates its own copy for this many steps before the copies are
+            averaged; 1: no local steps.
 
     >>> Frequency(gradient_accumulation="local").replicas_diverge, Frequency().replicas_diverge
     (True, False)

@@ -1,14 +1,14 @@
-"""Adam as one operation a variable.
+"""Adam as one operation per variable.
 
-Keras writes an update as some ten operations, each of which goes over the whole of a variable, a
-gradient or a slot. TensorFlow has the same formula as one operation (Kingma and Ba, "Adam: A Method
-for Stochastic Optimization", 2014, https://arxiv.org/abs/1412.6980, the variant before section
-2.1), which goes over each of them once. What limits an update is memory, so it counts: an MLP of
-5.8 million parameters takes 43 ms per step on one core in place of 53.
+Keras writes an update as about ten operations, each of which passes over a whole variable, gradient
+or slot. TensorFlow has the same formula as one operation (Kingma and Ba, "Adam: A Method for
+Stochastic Optimization", 2014, https://arxiv.org/abs/1412.6980, the variant before section 2.1),
+which passes over each of them once. Updates are memory-bound, so it matters: an MLP of 5.8 million
+parameters takes 43 ms per step on one core instead of 53.
 
 The operation takes `1 - beta_2` in float32 where Keras takes it in Python's floats, so its velocity
-is a constant 1.3e-5 smaller (at 0.999). The learning rate and epsilon are made smaller by the root
-of that, which leaves the updates as Keras makes them.
+is a constant 1.3e-5 smaller (at 0.999). The learning rate and epsilon are reduced by the root of
+that, which gives the same updates as Keras.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class FusedAdam:
 
 
 def fuse(optimizer: keras.optimizers.Optimizer) -> None:
-    """Makes `optimizer` update with fewer passes over memory, where it is one that can.
+    """Makes `optimizer` update with fewer passes over memory, if it is supported.
 
     Args:
         optimizer: any Keras optimizer; Adam and AdamW change (without `amsgrad`, and not a

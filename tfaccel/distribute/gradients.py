@@ -1,27 +1,27 @@
 """Gradients of the global batch, where a step takes them.
 
-Keras's own step hands its gradients to the optimizer at once; a `train_step` that somebody wrote
-may clip them, take their norm, log them, or feed them to another optimizer than the one that
-scaled the loss. In either `tf.GradientTape.gradient` itself returns, for variables, the gradient of
-the global batch: the target is weighted by the replica's fraction of the rows, and the gradients
-are summed over replicas. What follows is the program of one device, and `optimizer.apply` reduces
-nothing more. Gradients with respect to anything else (inputs, activations: penalties, saliency)
-stay the replica's own.
+Keras's own step passes its gradients directly to the optimizer; a custom `train_step` may clip
+them, take their norm, log them, or pass them to another optimizer than the one that scaled the
+loss. In either `tf.GradientTape.gradient` itself returns, for variables, the gradient of the global
+batch: the target is weighted by the replica's fraction of the rows, and the gradients are summed
+over replicas. The rest is the program of one device, and `optimizer.apply` does not reduce again.
+Gradients with respect to anything else (inputs, activations: penalties, saliency) stay the
+replica's own.
 
-The weight is that of the target and not of the gradients, so that what the user gathers from other
-replicas inside the loss is differentiated rightly: the gradient of a gather sums what flows back
+The weight applies to the target rather than the gradients, so that values gathered from other
+replicas inside the loss are differentiated correctly: the gradient of a gather sums what flows back
 from all replicas, each with its weight.
 
 A target of several elements is differentiated as its sum, on one device too; it has no weight.
 
-An optimizer that needs each replica's own gradients (`accumulation.py`, PowerSGD) is given them
+An optimizer that needs each replica's own gradients (`accumulation.py`, PowerSGD) gets them
 weighted, and sums them itself.
 
 In a loop outside of `Strategy.run`, where a variable has no replica, its gradient is that of the
 copy that is read there.
 
-`tf.GradientTape` is a public class whose instances user code makes by itself, so its method is
-replaced, once in a process and permanently; outside a step of Keras it is TensorFlow's.
+User code creates instances of the public class `tf.GradientTape`, so its method is replaced, once
+per process and permanently; outside a Keras step it is TensorFlow's.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Gradients:
     """The gradients that a replica takes in one step.
 
     Attributes:
-        reduces: whether they are summed over replicas where they are taken.
+        reduces: whether they are summed over replicas when taken.
         calls: how many gradients with respect to variables have been taken.
     """
 
@@ -97,14 +97,14 @@ def plain_gradients() -> contextlib.AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def recorded() -> Iterator[list[tuple[list[Any], list[Any]]]]:
-    """Notes the gradients with respect to variables that this thread takes, as TensorFlow's are."""
+    """Records this thread's gradients with respect to variables, as TensorFlow computes them."""
     seen: list[tuple[list[Any], list[Any]]] = []
     with replaced(_thread_state, "seen", seen):
         yield seen
 
 
 def _local_derivative(method: Callable[..., Any]) -> Callable[..., Any]:
-    """A Jacobian is the replica's own: it is taken in a loop over elements of the target."""
+    """A Jacobian stays the replica's own: it is computed in a loop over target elements."""
 
     @functools.wraps(method)
     def own(*args: Any, **kwargs: Any) -> Any:
@@ -142,7 +142,7 @@ def _global_batch_gradient(plain: Callable[..., Any]) -> Callable[..., Any]:
         targets = tf.nest.flatten(target)
         means = [is_mean(t, ctx.rows, flat[chosen[0]]) for t in targets]
         weighted = _weighted(target, means, output_gradients, weight)
-        with plain_gradients():  # what is computed again on the way back has tapes of its own
+        with plain_gradients():  # recomputation in the backward pass has its own tapes
             grads = tf.nest.flatten(plain(self, target, flat, weighted, unconnected_gradients))
         of_variables = [grads[i] for i in chosen]
         if ctx.has_empty_replicas:
@@ -164,7 +164,7 @@ def _global_batch_gradient(plain: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def is_custom_step(fn: Any) -> bool:
-    """Whether a bound step of a model (to train, test or predict) is not Keras's throughout."""
+    """Whether a bound step of a model (train, test or predict) is not entirely Keras's."""
     name = getattr(fn, "__name__", "train_step")
     if getattr(fn, "__func__", None) is not getattr(keras.Model, name, None):
         return True
@@ -173,7 +173,7 @@ def is_custom_step(fn: Any) -> bool:
 
 
 def is_parameter(source: Any) -> bool:
-    """Whether a gradient's source is a variable that replicas hold alike."""
+    """Whether a gradient's source is a variable that is equal on all replicas."""
     held = source.value if isinstance(source, keras.Variable) else source
     if not isinstance(held, tf.Variable):
         return False
@@ -181,14 +181,14 @@ def is_parameter(source: Any) -> bool:
 
 
 def is_mean(target: Any, rows: int | None, owner: Any) -> bool:
-    """Whether a target is one number, which a loss is as a mean, and not one for each row.
+    """Whether a target is one number, as a mean loss is, rather than one per row.
 
-    Of a replica with one row, in a step that runs eagerly, both have the same shape. There it is
-    taken for one of each row, unless the same owner had that shape with more rows.
+    On a replica with one row, in an eager step, both have the same shape. There it is treated as
+    per row, unless the same owner had that shape with more rows.
 
     Args:
         target: of a gradient.
-        rows: how many we have, where that is known.
+        rows: how many we have, if known.
         owner: the optimizer, or the first variable, whose step it is.
     """
     shape = tf.TensorShape(getattr(target, "shape", None))
@@ -206,11 +206,11 @@ _never_of_rows: set[tuple[int, int]] = set()
 
 
 def _weight(ctx: step.StepContext, reduction: str) -> tf.Tensor | None:
-    """What a target is multiplied by; None for 1.
+    """The factor of a target; None for 1.
 
-    Replicas that all have the global batch have no weight: what flows back from one to another
-    (through synchronized statistics) is a part of what each makes of all rows. Afterwards only the
-    gradients of the first one count.
+    Replicas that all have the global batch have no weight: gradients that flow from one to another
+    (through synchronized statistics) are part of each one's result over all rows. Afterwards only
+    the gradients of the first one count.
     """
     if reduction == SUM:
         return None
@@ -224,7 +224,7 @@ def _weight(ctx: step.StepContext, reduction: str) -> tf.Tensor | None:
 def _weighted(
     target: Any, means: list[bool], output_gradients: Any, weight: tf.Tensor | None
 ) -> Any:
-    """The gradients to begin with: those given, times our weight where a target is a mean."""
+    """The initial output gradients: those passed, times our weight where a target is a mean."""
     targets = tf.nest.flatten(target)
     means = [m and tf.as_dtype(t.dtype).is_floating for m, t in zip(means, targets, strict=True)]
     if weight is None or not any(means):

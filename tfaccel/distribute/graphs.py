@@ -1,4 +1,4 @@
-"""Runs Python outside of every graph that is being traced."""
+"""Runs Python outside of any graph being traced."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import tensorflow as tf
 
 
 def outside_graphs(function: Callable[[], None]) -> None:
-    """Calls `function` where variables can be made.
+    """Calls `function` where variables can be created.
 
-    An `init_scope` leaves a graph, but not what the graph says of making variables, and it stops
-    tapes. Another thread is in no graph.
+    An `init_scope` leaves a graph, but keeps its variable creators, and it stops tapes. Another
+    thread is not in any graph.
 
     Args:
         function: may raise.

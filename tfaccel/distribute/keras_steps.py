@@ -1,4 +1,4 @@
-"""Runs a step of a Keras model on every replica, and combines what the replicas make of it."""
+"""Runs a step of a Keras model on every replica, and combines the results."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class RunsKerasSteps:
     def run_predict_step(
         self, fn: Any, batch: _private.PerReplicaBatch, host_batch: Any, kwargs: Any, options: Any
     ) -> Any:
-        """Runs a predict step: no loss, no state, nothing to combine but the rows."""
+        """Runs a predict step: no loss, no state, only rows to combine."""
         model = _private.predicting_model()
         if host_batch is not None and model is not None:
             scope.check(model, self)
@@ -78,12 +78,12 @@ class RunsKerasSteps:
         kwargs: Any = None,
         options: Any = None,
     ) -> Any:
-        """What each replica predicts of its rows.
+        """Each replica's predictions for its rows.
 
         Args:
             fn: a predict step.
             batch: sharded over the replicas.
-            all_rows: whether the step is given the rows of all replicas.
+            all_rows: whether the step gets the rows of all replicas.
             kwargs: of `run`.
             options: of `run`.
         """
@@ -113,7 +113,7 @@ class RunsKerasSteps:
             fn: its bound `train_step` or `test_step`.
             batch: sharded over the replicas.
             reductions: how the step is combined.
-            recorded: where to leave the gradients that each local replica takes, by its number.
+            recorded: collects the gradients that each local replica takes, by its index.
             kwargs: of `run`.
             options: of `run`.
         """
@@ -170,7 +170,7 @@ class RunsKerasSteps:
         return tf.nest.map_structure(self._first_merged, merged)
 
     def _gradients(self) -> Gradients | None:
-        """What takes the gradients of one step."""
+        """The object that takes the gradients of one step."""
         if self.frequency.local_steps > 1:
             return None
         together = self.frequency.gradient_accumulation != "local" and not isinstance(
@@ -179,7 +179,7 @@ class RunsKerasSteps:
         return Gradients(reduces=together)
 
     def reduce(self, reduce_op: Any, value: Any, axis: Any = None) -> Any:
-        """Reduces `value` over replicas; values that a Keras step has merged come back as is."""
+        """Reduces `value` over replicas; values merged by a Keras step are unchanged."""
         # Keras averages one batch only to learn its shapes.
         if isinstance(value, _private.PerReplicaBatch):
             return tf.nest.map_structure(_spec, value.values[0].data)
@@ -191,17 +191,17 @@ class RunsKerasSteps:
         return super().reduce(reduce_op, value, axis)  # type: ignore[misc]
 
     def _drop_padding(self, value: Any, real: Any) -> Any:
-        """What was predicted of rows that are not copies, as Keras puts it together."""
+        """The predictions for rows that are not copies, in the form Keras concatenates."""
         predicted = self.experimental_local_results(value)  # type: ignore[attr-defined]
         rows = padding.drop_padding(predicted, real)
         return _private.PerReplica(rows) if self.placement.workers > 1 else tf.concat(rows, axis=0)
 
     def _first_merged(self, value: Any) -> tf.Tensor:
-        """A log for Keras: every replica returned the same."""
+        """A log for Keras: the same on every replica."""
         return logs.mark_merged(self.experimental_local_results(value)[0])  # type: ignore[attr-defined]
 
     def averaging(self, model: keras.Model) -> ModelAveraging:
-        """What averages the replicas of `model` under `local_steps`."""
+        """The object that averages the replicas of `model` with `local_steps`."""
         by_model = vars(self).setdefault("_averagings", weakref.WeakKeyDictionary())
         if model not in by_model:
             by_model[model] = ModelAveraging(model, self, self.frequency.local_steps)
@@ -209,7 +209,7 @@ class RunsKerasSteps:
         return averaging
 
     def state_variables(self, model: keras.Model) -> list[tf.Variable]:
-        """What a run of `model` keeps in variables of this strategy, in a fixed order."""
+        """The variables of this strategy with state of a run of `model`, in a fixed order."""
         variables = list(getattr(self.gradient_compression, "variables", ()))
         if self.frequency.local_steps > 1:
             variables.append(self.averaging(model).steps_alone)

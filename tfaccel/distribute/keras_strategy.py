@@ -1,7 +1,7 @@
 """The methods that Keras calls on any strategy, and in which order: with replicas and on a mesh.
 
-`KerasStrategy` goes before a `tf.distribute.Strategy`. What the two kinds of strategies do
-differently are its methods that begin with an underscore.
+`KerasStrategy` goes before a `tf.distribute.Strategy`. The two kinds of strategies differ in its
+methods that begin with an underscore.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class KerasStrategy:
     used = False
 
     def scope(self) -> Any:
-        """As TensorFlow's; a model that Keras is about to build under it is made ready first."""
+        """As TensorFlow's; a model that Keras is about to build in it is prepared first."""
         default_strategy.delegate_default_strategy()
         install()
         if (model := _private.building_model()) is not None:
@@ -35,7 +35,7 @@ class KerasStrategy:
         return super().scope()  # type: ignore[misc]
 
     def experimental_distribute_dataset(self, dataset: Any, options: Any = None) -> Any:
-        """Distributes a dataset; one that `Model.fit` asks for, in tfaccel's way.
+        """Distributes a dataset; one that `Model.fit` requests, in tfaccel's way.
 
         Args:
             dataset: a `tf.data.Dataset` of global batches, the same on every worker.
@@ -58,19 +58,19 @@ class KerasStrategy:
         return self._batches(caller, dataset)
 
     def _adopt(self, model: keras.Model) -> None:
-        """Makes everything that the steps of `model` use a part of this strategy."""
+        """Adopts everything that the steps of `model` use into this strategy."""
         scope.check(model, self)
 
     def _check_data(self, model: keras.Model, dataset: tf.data.Dataset) -> None:
-        """Raises where `model` cannot be given the batches of `dataset`."""
+        """Raises if `model` cannot take the batches of `dataset`."""
 
     def _prepare_callbacks(self, callbacks: Any) -> None:
         """Called with the callbacks of a `fit` before any of them runs."""
 
     def _batches(self, caller: _private.Caller, dataset: tf.data.Dataset) -> Any:
-        """What Keras iterates over: the batches of `dataset`, where the steps take them."""
+        """The iterable for Keras: the batches of `dataset`, placed where the steps need them."""
         raise NotImplementedError
 
     def _distribute_for_loop(self, dataset: tf.data.Dataset, options: Any) -> Any:
-        """Distributes a dataset for a loop of a script's own: as TensorFlow's strategy does."""
+        """Distributes a dataset for a script's own loop, as TensorFlow's strategy does."""
         return super().experimental_distribute_dataset(dataset, options)  # type: ignore[misc]

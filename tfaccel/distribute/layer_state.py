@@ -1,9 +1,9 @@
 """The state of layers in custom training loops, the same on every replica.
 
-`fit` ends each step with an average of what replicas have learnt beside gradients, such as the
-moving means of BatchNormalization. Here a step that `strategy.run` was given ends the same way, and
-replicas draw different random numbers in it. Without, the file that is saved would hold what the
-first replica saw.
+`fit` ends each step with an average of the state that replicas update without gradients, such as
+the moving means of BatchNormalization. Here a step passed to `strategy.run` ends the same way, and
+replicas draw different random numbers in it. Otherwise a saved file would hold the state of the
+first replica.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ class AveragesLayerState:
     def _call_for_each_replica(self, fn: Any, args: Any, kwargs: Any) -> Any:
         run = super()._call_for_each_replica  # type: ignore[misc]
         layers = getattr(_thread_state, "layers", None)
-        # TensorFlow comes back with the Python function of a `tf.function`.
+        # TensorFlow calls again with the Python function of a `tf.function`.
         if layers is None or _private.is_function(fn):
             return run(fn, args, kwargs)
         seeds = self.seeds()  # type: ignore[attr-defined]
-        with averaged(None):  # what a step calls in its turn is part of it
+        with averaged(None):  # nested calls are part of the step
             return run(_averaging(fn, layers, seeds), args, kwargs)
 
 
@@ -63,7 +63,7 @@ def _averaging(fn: Callable[..., Any], layers: Sequence[Any], seeds: list[Any]) 
 
 
 def _rows(arguments: Any) -> tf.Tensor:
-    """How many rows a replica was given: those of its first argument that has any."""
+    """A replica's number of rows: that of its first argument with rows."""
     for leaf in tf.nest.flatten(arguments):
         if tf.is_tensor(leaf) and not is_absent(leaf) and leaf.shape.rank != 0:
             return tf.cast(row_count(leaf), tf.float32)
@@ -71,7 +71,7 @@ def _rows(arguments: Any) -> tf.Tensor:
 
 
 class _Written:
-    """The variables that a part of a graph may write; all of them where there is no graph."""
+    """The variables that a part of a graph may write; all of them without a graph."""
 
     def __init__(self, variables: Sequence[Any]) -> None:
         self._variables = list(variables)
@@ -79,7 +79,7 @@ class _Written:
         self._begin = 0 if self._graph is None else len(self._graph.get_operations())
 
     def since(self) -> list[Any]:
-        """Those that may have been written since this was made."""
+        """The variables that may have been written since this was created."""
         graph = self._graph
         if graph is None:
             return self._variables

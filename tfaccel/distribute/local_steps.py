@@ -1,26 +1,26 @@
-"""Local SGD: every replica trains alone for some steps, then the replicas are averaged.
+"""Local SGD: every replica trains independently for some steps, then they are averaged.
 
 With `local_steps=H` a replica updates its own copy of the model with the gradient of its own rows,
-as a worker that trains alone on them would; after every H steps all copies are replaced by their
-mean (Stich 2018, https://arxiv.org/abs/1805.09767; Lin et al. 2018,
-https://arxiv.org/abs/1808.07217). Gradients are never sent: the parameters are, once in H steps.
+as an independent worker would; after every H steps all copies are replaced by their mean (Stich
+2018, https://arxiv.org/abs/1805.09767; Lin et al. 2018, https://arxiv.org/abs/1808.07217).
+Gradients are never sent: the parameters are, once in H steps.
 
-What that changes: the numbers are no longer those of one device, for any H above 1.
+The numbers are no longer those of one device, for any H above 1.
 
 * A step uses the gradient at a replica's own parameters, not at their mean; between averagings the
   copies drift apart, the more so the larger H and the learning rate.
 * A replica's gradient is the mean over *its* rows, and every replica counts the same in the
   average: rows of a smaller fraction of the rows (a partial batch) weigh more. A replica without
   any rows takes a step with a gradient of zero.
-* Clipping, overflow tests and loss scales look at a replica's own gradient.
+* Clipping, overflow tests and loss scales use a replica's own gradient.
 * With the parameters, the optimizer's own variables (momenta, second moments, moving averages,
   loss scale) are averaged, as Yu et al. do for momentum (https://arxiv.org/abs/1905.03817). Lin et
-  al. leave them local, which sends less; but then there is no one state that a checkpoint could
-  hold. After an averaging all replicas are bit-identical.
+  al. leave them local, which sends less; but then a checkpoint could not hold a single state. After
+  an averaging all replicas are bit-identical.
 
 Moving statistics, metrics and logs still go through one small message in every step. The copies
-are also averaged at the end of every epoch and wherever else they may be read (`sync_points.py`);
-the count of H steps is then reset.
+are also averaged at the end of every epoch and wherever else they may be read (`sync_points.py`),
+which resets the count of H steps.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from tfaccel.distribute.optimizer import (
 
 
 class LocalUpdates(ReduceFirst):
-    """Mixin for a Keras optimizer: applies the gradients of its own replica, as they are."""
+    """Mixin for a Keras optimizer: applies its replica's own gradients, unreduced."""
 
     def global_batch_gradients(self, grads: list[Any], variables: list[Any]) -> list[Any]:
         """The gradients of our rows; in a custom training loop their sum over replicas."""
@@ -70,15 +70,15 @@ def use_local_updates(
 
 
 class ModelAveraging:
-    """Averages the replicas of one model, after every so many steps and on request.
+    """Averages the replicas of one model, every few steps and on request.
 
     Args:
         model: the model; not kept alive.
         strategy: the strategy it trains under.
-        steps: how many steps each replica takes alone.
+        steps: how many steps each replica takes between averages.
 
     Attributes:
-        steps_alone: a variable: how many it has taken since.
+        steps_alone: a variable: how many it has taken since the last.
     """
 
     def __init__(self, model: keras.Model, strategy: Any, steps: int) -> None:
@@ -87,7 +87,7 @@ class ModelAveraging:
         self._steps = steps
         self._synchronize: tuple[list[int], Callable[[], None]] = ([], self._average)
         with tf.init_scope(), strategy.scope():
-            # Alike on all replicas, whatever their loss scales skip.
+            # The same on all replicas, whatever their loss scales skip.
             self.steps_alone = tf.Variable(0, trainable=False, dtype=tf.int64, name="steps_alone")
 
     def after_step(self) -> None:
@@ -96,7 +96,7 @@ class ModelAveraging:
         tf.cond(self.steps_alone >= self._steps, self._average, lambda: None)
 
     def synchronize(self) -> None:
-        """Averages now, if any step has been taken alone; every worker must call."""
+        """Averages now, if any step has been taken since the last; every worker must call."""
         if int(self.steps_alone.numpy()) == 0:
             return
         ids = [id(v) for v in self._variables()]
@@ -122,7 +122,7 @@ class ModelAveraging:
         assert model is not None
         averaged = list(model.trainable_variables)
         for optimizer in optimizers_of(model):
-            # The learning rate is the same everywhere, and a mean of three might not be.
+            # The learning rate is the same everywhere, but a mean of three might round.
             rates = [one.learning_rate for one in leaves_of(optimizer)]
             averaged += [v for v in optimizer.variables if not any(v is rate for rate in rates)]
         return [v.value for v in averaged]

@@ -1,8 +1,7 @@
-"""Ends a Keras step: the logs of its replicas are merged to those of the global batch.
+"""Ends a Keras step: merges the logs of its replicas into those of the global batch.
 
 Keras takes the mean over replicas of each metric's result on its own rows, and reduces each log
-by itself; a mean of areas under curves is not an area under a curve, and every message between
-workers costs.
+separately; a mean of AUCs is not an AUC, and every message between workers has a cost.
 """
 
 from __future__ import annotations
@@ -21,16 +20,16 @@ from tfaccel.distribute.step import StepContext, all_reduce_packed
 def merge_logs(
     model: keras.Model, logs: Any, step: StepContext, averaged: StatisticsAverager
 ) -> Any:
-    """Ends a step: one message brings statistics, metrics and logs of all replicas together.
+    """Ends a step: one message combines statistics, metrics and logs of all replicas.
 
-    A log that is the result of a metric, as those of Keras's own steps are, is recomputed from
-    the metric states of all replicas. Any other is averaged by rows.
+    A log that is the result of a metric, as in Keras's own steps, is recomputed from the metric
+    states of all replicas. Any other is averaged by rows.
 
     Args:
         model: the model whose `train_step` or `test_step` returned `logs`.
         logs: what it returned, a nest of numbers.
         step: this replica's part of the step.
-        averaged: the statistics to bring together (may be empty).
+        averaged: the statistics to combine (may be empty).
 
     Returns:
         `logs` for the global batch, the same on every replica.
@@ -72,7 +71,7 @@ def merge_logs(
 
 
 def _sum(model: keras.Model, tensors: list[tf.Tensor]) -> list[tf.Tensor]:
-    """The last reduction of a step, beside which the optimizer updates the variables."""
+    """The last reduction of a step, which overlaps with the optimizer's updates."""
     if reduction_clock.current() is None:
         return all_reduce_packed(tensors)
     updated = [v.value.read_value() for v in model.trainable_variables]
@@ -82,9 +81,9 @@ def _sum(model: keras.Model, tensors: list[tf.Tensor]) -> list[tf.Tensor]:
 
 
 def mark_merged(log: tf.Tensor) -> tf.Tensor:
-    """A merged log, for Keras: `is_merged` distinguishes it from a value that is to be reduced.
+    """A merged log, for Keras: `is_merged` distinguishes it from a value to be reduced.
 
-    It stays a plain tensor, since a train function of the user's own may compute with it.
+    It stays a plain tensor, since a user's train function may compute with it.
     """
     merged = tf.identity(log)
     merged._tfaccel_merged = True
@@ -128,8 +127,8 @@ def _is_keras_step(model: keras.Model) -> bool:
 def _metric_states(model: keras.Model, step: StepContext) -> list[Any]:
     """The metric variables of `model` that are sums over replicas.
 
-    The others are the same on every replica already (`stateful_layers.py`); where one may not be,
-    none is returned.
+    The others are already the same on every replica (`stateful_layers.py`); if one may not be, none
+    is returned.
     """
     states = [v for metric in model.metrics for v in metric.variables]
     sums = [v for v in states if v.value.aggregation == tf.VariableAggregation.SUM]

@@ -1,9 +1,9 @@
 """Losses of the global batch.
 
 A step weighs each replica's loss by its fraction of the rows, which is right for a mean over rows.
-A sum is not one, and neither is a mean over what a mask or sample weights leave: those are
-brought into that form here. What cannot be (one number for a batch, rows compared with each
-other) is computed of the rows of all replicas, on each of them.
+A sum is not such a mean, nor is a mean over rows left by a mask or sample weights: those are
+converted to that form here. Losses that cannot be (one number for a batch, rows compared with each
+other) are computed on the rows of all replicas, on each of them.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class GlobalBatchLoss:
         if ctx is not None:
             ctx.loss_mask = _private.keras_mask(values)  # of classes to ignore
             if ctx.real is not None and values.shape.rank and not ctx.has_global_batch:
-                # Copies of rows: Keras leaves out what a mask does not hold.
+                # Copies of rows: Keras skips masked values.
                 mask = _combine_masks(ctx.loss_mask, row_weights(ctx.real, values))
                 values = tf.identity(values)
                 _private.set_keras_mask(values, mask)
@@ -73,7 +73,7 @@ class GlobalBatchLoss:
     def _with_gathered_rows(
         self, y_true: Any, y_pred: Any, sample_weight: Any, ctx: StepContext
     ) -> Any:
-        """Computes the loss of the rows of all replicas, which is the same on each."""
+        """Computes the loss over the rows of all replicas, the same on each."""
         self._warn_cost(y_true, y_pred)
         mask = _private.keras_mask(y_pred)
         block = row_gather.local_block(keras.tree.flatten(y_pred)[0], ctx)
@@ -87,7 +87,8 @@ class GlobalBatchLoss:
             loss = super().__call__(y_true, y_pred, sample_weight)  # type: ignore[misc]
         if loss.shape.rank == 0:
             return loss
-        # A vector counts as the sum of its rows. The local ones are reported; all have a gradient.
+        # A vector counts as the sum of its rows. Only the local ones are reported; all have a
+        # gradient.
         rows = row_gather.local_rows(tf.stop_gradient(loss), block)
         total = tf.reduce_sum(loss) * tf.cast(ctx.batch_fraction, loss.dtype)
         total = tf.math.divide_no_nan(total, tf.cast(tf.size(rows), loss.dtype))
@@ -122,7 +123,7 @@ class SummedOverRows:
 
 
 def use_global_batch_losses(model: keras.Model) -> None:
-    """Makes every loss of `model`, and every penalty on rows, add up over replicas."""
+    """Makes every loss of `model`, and every penalty on rows, additive over replicas."""
     for loss in [*_private.compiled_losses(model), *_attribute_losses(model)]:
         mix_in(loss, GlobalBatchLoss)
     if not isinstance(_private.additional_losses(model), AdditionalLoss):
@@ -137,18 +138,18 @@ def use_global_batch_losses(model: keras.Model) -> None:
 
 
 class AdditionalLoss:
-    """What one entry of `model.losses` adds to the loss: its sum, over the rows of all replicas.
+    """The contribution of one entry of `model.losses`: its sum, over the rows of all replicas.
 
-    One value per row is known by its first dimension: a step that is traced does not know its size,
-    and in one that runs eagerly or with static batches it is that of this replica's rows. A shape
-    that came with another number of rows is not of rows, though a later batch may have as many.
+    One value per row is recognized by its first dimension: its size is unknown in a trace, and in
+    an eager step or with static batches it is the number of this replica's rows. A shape seen with
+    another number of rows is not per row, even if a later batch has as many.
     """
 
     def __init__(self) -> None:
         self._not_of_rows: set[tuple[int, ...]] = set()
 
     def __call__(self, loss: Any) -> Any:
-        """What `loss` adds, in the scale of the global batch."""
+        """The contribution of `loss`, in the scale of the global batch."""
         loss = tf.convert_to_tensor(loss)
         if not loss.dtype.is_floating:
             loss = tf.cast(loss, keras.config.floatx())
@@ -168,7 +169,7 @@ class AdditionalLoss:
 
 
 def _attribute_losses(model: keras.Model) -> list[keras.losses.Loss]:
-    """The losses that a model keeps for a `train_step` of its own."""
+    """The losses that a model keeps for its own `train_step`."""
     losses: list[keras.losses.Loss] = []
     for value in vars(model).values():
         several = value.values() if isinstance(value, dict) else value
@@ -178,7 +179,7 @@ def _attribute_losses(model: keras.Model) -> list[keras.losses.Loss]:
 
 
 def _zero_if_empty(loss: Any, ctx: StepContext, reduction: str | None) -> Any:
-    """The loss of a replica's rows where there may be none: Keras leaves it unreduced, or NaN."""
+    """The loss of a replica that may have no rows: Keras leaves it unreduced, or NaN."""
     if not ctx.has_empty_replicas or (reduction in (None, "none") and loss.shape.rank):
         return loss
     return tf.where(ctx.batch_fraction > 0, tf.reduce_sum(loss), tf.zeros([], loss.dtype))
@@ -193,7 +194,7 @@ def _combine_masks(mask: Any, other: Any) -> Any:
 def _denominator(
     reduction: str | None, mask: Any, sample_weight: Any, real: Any
 ) -> tf.Tensor | None:
-    """What Keras divides a loss by, where that is not the number of rows."""
+    """Keras's divisor of a loss, if it is not the number of rows."""
     if reduction == "mean_with_sample_weight" and sample_weight is not None:
         weights = tf.cast(sample_weight, tf.float32)
         if mask is not None:

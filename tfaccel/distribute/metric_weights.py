@@ -1,10 +1,10 @@
-"""How much an update of a metric counts: replicas together count a batch as one device does.
+"""The weight of a metric's update: replicas together count a batch as one device does.
 
 Each metric gets one mixin. The update of a metric of `(y_true, y_pred)` has a value for each row,
 of which copies that pad a batch have zero weight (`padding.py`). The update of a mean may be
 one number for the batch: `keras.metrics.Mean().update_state(loss)` counts one value on one device,
-and one for each replica here, in which replicas of few rows count as much as those of many. Such a
-number is taken for a mean over the replica's rows, as every log is, and counts by their batch
+but one per replica here, where replicas with few rows would count as much as those with many. Such
+a number is treated as a mean over the replica's rows, as every log is, and weighted by their batch
 fraction.
 """
 
@@ -44,9 +44,9 @@ def weight_metrics(model: keras.Model) -> None:
 
 
 class TracksLoss:
-    """Mixin for the metric that tracks a model's loss, as Keras's steps and others update it.
+    """Mixin for the metric that tracks a model's loss, updated by Keras's and custom steps.
 
-    Keras gives it the number of rows where that is known when the step is traced; of copies too.
+    Keras passes the number of rows if known when the step is traced, including copies.
     """
 
     name: str
@@ -67,10 +67,9 @@ class TracksLoss:
 
 
 class TracksOutputLoss:
-    """Mixin for the metric that tracks one output's loss: it counts a batch, not a replica, once.
+    """Mixin for the metric that tracks one output's loss: counts once per batch, not per replica.
 
-    Keras gives it the number of rows only where that is known when the step is traced, and then
-    of copies too.
+    Keras passes the number of rows only if known when the step is traced, including copies.
     """
 
     def update_state(self, values: Any, sample_weight: Any = None) -> None:
@@ -87,7 +86,7 @@ class TracksOutputLoss:
 
 
 class WeightedScalar:
-    """Mixin for `keras.metrics.Mean` and `Sum`: the batch's one number counts once."""
+    """Mixin for `keras.metrics.Mean` and `Sum`: one number per batch counts once."""
 
     name: str
 
@@ -115,7 +114,7 @@ class IgnoresPadding:
                     ctx.real_rows(keras.tree.flatten(y_pred)[0]),
                     _private.keras_mask(y_pred),
                 )
-                # Keras multiplies weights by the mask as they are.
+                # Keras multiplies weights by the mask directly.
                 sample_weight = tf.cast(
                     real if mask is None else row_weights(real, mask), tf.float32
                 )
@@ -125,7 +124,7 @@ class IgnoresPadding:
 class WeightedBatchValue(IgnoresPadding):
     """Mixin for a metric of a user's function, which may return one number for its rows.
 
-    Where that is not a mean over rows (a Dice coefficient of the batch), it is computed of all
+    Where that is not a mean over rows (a Dice coefficient of the batch), it is computed on all
     rows.
     """
 
@@ -150,7 +149,7 @@ class WeightedBatchValue(IgnoresPadding):
 
 
 def _batch_value(name: str, values: Any, ctx: StepContext) -> tf.Tensor:
-    """The part of a metric's update that counts, by the replica's batch fraction."""
+    """A metric's update, weighted by the replica's batch fraction."""
     values = _zero_if_empty(tf.convert_to_tensor(values), ctx)
     if (reduction := ctx.reductions.of("metrics", name)) == WEIGHTED_MEAN:
         return values
@@ -165,7 +164,7 @@ def _zero_if_empty(values: tf.Tensor, ctx: StepContext) -> tf.Tensor:
 
 
 def _mean_of_rows(values: Any, ctx: StepContext) -> Any:
-    """What a tracker is to count of a loss that was not reduced: the mean over rows."""
+    """The value that a tracker counts for an unreduced loss: the mean over rows."""
     values = tf.convert_to_tensor(values)
     if not values.shape.rank:
         return values

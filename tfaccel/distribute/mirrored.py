@@ -1,4 +1,4 @@
-"""MirroredStrategy that Keras 3 fits under: the devices of one machine, a replica on each."""
+"""MirroredStrategy for Keras 3: the devices of one machine, a replica on each."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class MirroredExtended(
     KerasFitExtended,
     _private.MirroredExtended,  # type: ignore[misc]
 ):
-    """How the variables and steps of `MirroredStrategy` are made."""
+    """How `MirroredStrategy` creates variables and runs steps."""
 
 
 class MirroredStrategy(KerasFit, tf.distribute.MirroredStrategy):  # type: ignore[misc]
@@ -30,7 +30,7 @@ class MirroredStrategy(KerasFit, tf.distribute.MirroredStrategy):  # type: ignor
         devices: device names such as ``["GPU:0", "GPU:1"]``; by default all GPUs, else all CPUs.
         cross_device_ops: as for `tf.distribute.MirroredStrategy`.
         options: how the replicas train together; None for the defaults.
-        ring: reduce in TensorFlow's rings, also where NCCL could.
+        ring: reduce in TensorFlow's rings, even where NCCL is available.
     """
 
     def __init__(

@@ -1,10 +1,9 @@
-"""Mixes a class into one instance, and leaves its class, its name and its files as they are.
+"""Mixes a class into one instance; its original class, its name and its files are unchanged.
 
-Keras 3 has no hook where a strategy could reach an optimizer, a loss or a callback. Instead of
-patching Keras, tfaccel makes the *instances* in question those of a subclass of their own class.
-`isinstance` still holds, and asked for its `__class__` an instance names the class it came from:
-what Keras writes into a `.keras` file is the plain class, and the file loads anywhere, also
-without tfaccel.
+Keras 3 has no hook through which a strategy could reach an optimizer, a loss or a callback. Instead
+of patching Keras, tfaccel makes the *instances* in question those of a subclass of their own class.
+`isinstance` still holds, and `__class__` returns the original class: Keras writes the plain class
+into a `.keras` file, which loads anywhere, even without tfaccel.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ def _subclass(mixin: type, cls: type, plain: type) -> type:
     subclass: Any
 
     def reduce_as_plain(self: Any, protocol: Any) -> Any:
-        # A pickle names the plain class too, and gives a plain instance back.
+        # A pickle names the plain class too, and loads as a plain instance.
         how, arguments, *rest = super(subclass, self).__reduce_ex__(protocol)
         if getattr(how, "__self__", None) is subclass:
             how = getattr(plain, how.__name__)

@@ -44,7 +44,7 @@ class MpiExtended(
         )
 
     def __del__(self) -> None:
-        """There is no thread of TensorFlow's to stop."""
+        """There is no TensorFlow thread to stop."""
 
     def _get_variable_creator_initial_value(
         self, replica_id: int, device: Any, primary_var: Any, **kwargs: Any
@@ -67,8 +67,8 @@ class MpiStrategy(MultiWorkerMirroredStrategy):
     """Data parallelism over several workers that communicate over MPI.
 
     Behaves as `MultiWorkerMirroredStrategy`. Gradients are reduced while backpropagation still
-    runs, the last layer's first, small ones together. TensorFlow starts no server: each worker
-    sees its own devices alone.
+    runs, the last layer's first, small ones together. TensorFlow starts no server: each worker sees
+    only its own devices.
 
     Attributes:
         communication: ``"mpi"``.

@@ -1,7 +1,7 @@
 """Multi-step batches: a `tf.function` iterates over them, so that many steps run in one call.
 
-Keras runs the steps of an execution in one function when it is given an iterator of `tf.data`. So
-batches are sharded and padded inside `tf.data`, and what is iterated holds what a step takes.
+Keras runs the steps of an execution in one function when it gets a `tf.data` iterator. So batches
+are sharded and padded inside `tf.data`, and the iterator returns what a step takes.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class MultiStepBatches:
     def __iter__(self) -> Any:
         """A `tf.data.Iterator` of `PerReplicaBatch`es.
 
-        Keras takes one to look at a batch before it trains; that one is given again. Otherwise each
-        is new, as on one device: a dataset that shuffles draws its next order for each.
+        Keras takes one to inspect a batch before it trains; that one is reused. Otherwise each is
+        new, as on one device: a shuffling dataset draws its next order for each.
         """
         if self._pass is None or self._pass.started or not self._pass.was_inspected:
             with tf.device("/CPU:0"):
@@ -100,7 +100,7 @@ class _MultiStepIterator(_private.DatasetIterator):  # type: ignore[misc]
     """An iterator that knows whether it was inspected, and whether a step has taken it.
 
     Args:
-        dataset: what is iterated.
+        dataset: to iterate over.
         spec: of a global batch.
     """
 
@@ -111,12 +111,12 @@ class _MultiStepIterator(_private.DatasetIterator):  # type: ignore[misc]
 
     @property
     def _type_spec(self) -> Any:
-        # A function that is given an iterator requests this.
+        # A function that gets an iterator requests this.
         self.started = True
         return super()._type_spec
 
     def __next__(self) -> Any:
-        """The shapes of a batch, which are all that Keras looks at, and no batch."""
+        """The shapes of a batch without its values, as Keras only inspects shapes."""
         self.was_inspected = True
         return self._shapes
 
@@ -127,5 +127,5 @@ def _dynamic_rows(spec: Any) -> tf.TensorSpec | None:
 
 def _padded_batch(parts: Any, fractions: tf.Tensor, rows: int) -> _private.PerReplicaBatch:
     """Each replica's part padded to `rows` rows."""
-    # Which batches are so short that a replica has no rows is not known when a step is traced.
+    # It is unknown during tracing which batches leave a replica without rows.
     return padded_batch(parts, tf.unstack(fractions, len(parts)), rows, has_empty_replicas=True)

@@ -1,4 +1,4 @@
-"""MultiWorkerMirroredStrategy that Keras 3 fits under: the devices of several workers."""
+"""MultiWorkerMirroredStrategy for Keras 3: the devices of several workers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tfaccel.distribute.replica_options import ReplicaOptions
 from tfaccel.distribute.step import all_reduce_sum, transport_dtype
 from tfaccel.distribute.worker_activity import worker_activity
 
-_NUMBERS = 8  # what is gathered is padded to a multiple of so many, to be traced once
+_NUMBERS = 8  # gathered tensors are padded to a multiple of this, to be traced once
 
 
 class MultiWorkerMirroredExtended(
@@ -31,7 +31,7 @@ class MultiWorkerMirroredExtended(
     KerasFitExtended,
     _private.CollectiveAllReduceExtended,  # type: ignore[misc]
 ):
-    """How the variables and steps of `MultiWorkerMirroredStrategy` are made."""
+    """How `MultiWorkerMirroredStrategy` creates variables and runs steps."""
 
     def __init__(
         self, strategy: Any, resolver: Any, options: Any, device_type: str, devices: Sequence[int]
@@ -40,12 +40,12 @@ class MultiWorkerMirroredExtended(
         super().__init__(strategy, cluster_resolver=resolver, communication_options=options)
 
     def _initialize_local_devices(self, resolver: Any, worker: str) -> tuple[tuple[str, ...], str]:
-        # TensorFlow takes one CPU however many there are.
+        # TensorFlow uses one CPU however many there are.
         kind, numbers = self._local
         return tuple(f"{worker}/device:{kind}:{i}" for i in numbers), kind
 
     def __del__(self) -> None:
-        """Leaves TensorFlow's own clean-up to objects that were fully made."""
+        """Runs TensorFlow's own clean-up only on fully constructed objects."""
         if hasattr(self, "_check_health_thread_should_stop"):
             super().__del__()
 
@@ -53,12 +53,12 @@ class MultiWorkerMirroredExtended(
 class MultiWorkerMirroredStrategy(KerasFit, tf.distribute.MultiWorkerMirroredStrategy):  # type: ignore[misc]
     """Data parallelism over several workers, each with the same number of devices.
 
-    Make it before anything else uses a device of TensorFlow.
+    Create it before anything else uses a TensorFlow device.
 
     Args:
         cluster: the workers, and the rank of this one.
         device_type: ``"CPU"`` or ``"GPU"``.
-        devices: number of devices of that type in each worker, or the numbers that they have.
+        devices: number of devices of that type in each worker, or their indices.
         communication: ``"auto"``, ``"ring"`` or ``"nccl"``.
         timeout_s: seconds after which a collective gives up on a silent worker; None waits for
             TensorFlow's own heartbeat.
@@ -120,10 +120,10 @@ class MultiWorkerMirroredStrategy(KerasFit, tf.distribute.MultiWorkerMirroredStr
 
     @worker_activity.collective
     def gather_numbers(self, numbers: list[int]) -> list[list[int]]:
-        """The numbers of every worker, in the order of their ranks; every worker must call.
+        """The numbers of every worker, in rank order; every worker must call.
 
         Args:
-            numbers: as many on each of them.
+            numbers: equally many on each worker.
         """
         if not numbers:
             return [[] for _ in range(self.placement.workers)]
@@ -136,7 +136,7 @@ class MultiWorkerMirroredStrategy(KerasFit, tf.distribute.MultiWorkerMirroredStr
     def _gather_function(self, numbers: int) -> Any:
         """A function of a worker's int64 numbers, of shape `[1, numbers]`: those of all workers.
 
-        It is traced once, where `gather` is at each call.
+        It is traced once, while `gather` is traced at each call.
         """
         workers, rank, local = (self.placement.workers, self.placement.rank, self.placement.local)
 
@@ -199,8 +199,8 @@ class MultiWorkerMirroredStrategy(KerasFit, tf.distribute.MultiWorkerMirroredStr
 def _sigterm_kept() -> Iterator[None]:
     """Keeps the process's SIGTERM handler.
 
-    TensorFlow's preemption notifier takes SIGTERM when a multi-worker context is made, and the
-    process then trains on through it (seen with 2.21).
+    TensorFlow's preemption notifier takes SIGTERM when a multi-worker context is created, and the
+    process then ignores it and keeps training (seen with 2.21).
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -1,8 +1,8 @@
-"""Keeps what a model learns beside its gradients the same on every replica.
+"""Keeps the state that a model updates without gradients the same on every replica.
 
 Keras gives moving statistics no aggregation (https://github.com/keras-team/keras/pull/20703), so
 each replica would keep its own and the saved file the first one's. And it gives every replica the
-same random state, so that all would drop the same units.
+same random state, so all would drop the same units.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ import tensorflow as tf
 from tfaccel.distribute import object_graph
 from tfaccel.distribute.step import StepContext
 
-# Far apart, and odd, so that no two replicas of one seed meet (the golden ratio of 2**32).
+# Far apart, and odd, so that no two replicas of one seed collide (the golden ratio of 2**32).
 _STRIDE = 0x9E3779B9
 
 
 def statistics(model: keras.layers.Layer) -> list[Any]:
     """The floating variables of `model` that change without a gradient, such as moving means.
 
-    Weights that were frozen later (`layer.trainable = False`) were made trainable and are not
-    among them. Variables of TensorFlow that its steps reach, and Keras does not know, are.
+    Weights that were frozen later (`layer.trainable = False`) were created trainable and are not
+    among them. TensorFlow variables that its steps reach, unknown to Keras, are.
     """
     own = [v.value for v in model.non_trainable_weights if not v.value.trainable]
     raw = object_graph.reachable_objects(model).raw
@@ -39,7 +39,7 @@ def is_statistic(variable: Any) -> bool:
 
 
 class StatisticsAverager:
-    """Brings the statistics of all replicas together at the end of a step.
+    """Combines the statistics of all replicas at the end of a step.
 
     Each replica's *change* over the step is averaged by rows, so that a statistic that did not
     change stays bit-identical.
@@ -50,7 +50,7 @@ class StatisticsAverager:
         self._before = [tf.identity(tf.convert_to_tensor(v)) for v in self._variables]
 
     def keep(self, variables: Sequence[Any]) -> None:
-        """Leaves out what is not among `variables`."""
+        """Drops statistics that are not among `variables`."""
         kept = {id(variable) for variable in variables}
         pairs = [p for p in zip(self._variables, self._before, strict=True) if id(p[0]) in kept]
         self._variables, self._before = [v for v, _ in pairs], [old for _, old in pairs]
@@ -72,7 +72,7 @@ class StatisticsAverager:
 
 
 class CountedOnce:
-    """Counts of metrics in a step that every replica runs over all rows: the first one's.
+    """Metrics in a step that every replica runs over all rows: only the first replica counts.
 
     Args:
         model: whose metrics get the same rows from every replica.
@@ -84,7 +84,7 @@ class CountedOnce:
         self._before = [tf.identity(tf.convert_to_tensor(v)) for v in self._sums]
 
     def assign(self, step: StepContext) -> None:
-        """Takes back what a replica without a share has counted."""
+        """Reverts the counts of a replica without a share."""
         for variable, old in zip(self._sums, self._before, strict=True):
             if id(variable) not in step.aggregated:
                 variable.assign(
@@ -94,10 +94,10 @@ class CountedOnce:
 
 @contextlib.contextmanager
 def replica_seeds(seeds: Sequence[Any]) -> Iterator[None]:
-    """Gives this replica random numbers of its own for the length of a step.
+    """Gives this replica its own random numbers for the duration of a step.
 
-    The stored state stays the same on all replicas (it is moved by the replica's number, used, and
-    moved back), so saving and loading need no care.
+    The stored state stays the same on all replicas (it is offset by the replica's index, used, and
+    reset), so saving and loading need no special handling.
 
     Args:
         seeds: state variables of Keras seed generators, integers of shape `[2]`.

@@ -1,8 +1,8 @@
 """What a model's steps can reach: its layers, metrics, optimizers and variables, wherever they are.
 
-Keras lists what hangs on a model. A `train_step` uses more: a metric of its module or its class, a
-second model in a closure, an optimizer inside an object of the user's. All that its Python code
-names is looked through.
+Keras lists what is attached to a model. A `train_step` uses more: a metric of its module or its
+class, a second model in a closure, an optimizer inside a user's object. So everything that its
+Python code references is searched.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ _PARTS = (
     keras.regularizers.Regularizer,
     keras.constraints.Constraint,
 )
-# Their objects hold no variables of a model, or are none of its user's.
+# Their objects hold no variables of a model, or do not belong to its user.
 _LIBRARIES = {*sys.stdlib_module_names, "absl", "google", "h5py", "keras", "ml_dtypes", "numpy"} | {
     *("keras_cv", "keras_hub", "keras_nlp", "optree", "rich", "tensorflow", "tfaccel")
 }
 _LIBRARIES -= {"__main__"}
-# The first that fits counts.
+# The first match applies.
 _KINDS: dict[str, Any] = {
     "variable": keras.Variable,
     "tensorflow": tf.Variable,
@@ -51,22 +51,22 @@ _KINDS: dict[str, Any] = {
     "function": types.FunctionType,
     "class": type,
 }
-# TensorFlow's list of what an object tracks names everything a second time; calls of a layer lead
-# to all other models that share it.
+# TensorFlow's list of tracked objects repeats everything; calls of a layer lead to all other models
+# that share it.
 _SKIPPED = ("_self_", "_inbound_nodes", "_outbound_nodes", "_tfaccel")
 _MAX_OBJECTS = 10_000  # elements of a container: one with more holds data
 
 
 @dataclass
 class ReachableObjects:
-    """What was found, each once, in the order in which a walk from the model comes to it.
+    """The objects found, each once, in the order of a walk from the model.
 
     Attributes:
         variables: of Keras.
         owners: the innermost layer of a variable, by the variable's id.
         raw: variables of TensorFlow that no Keras variable holds.
-        places: by the id of such a variable, what puts another in each of its places; None for a
-            place that cannot be written.
+        places: by the id of such a variable, a setter for each place that holds it; None for a
+            read-only place.
         parts: layers (models too), metrics, optimizers, losses, seed generators.
         functions: `tf.function`s.
         generators: `tf.random.Generator`s, whose states are variables.
@@ -81,7 +81,7 @@ class ReachableObjects:
     generators: list[tf.random.Generator] = field(default_factory=list)
 
     def optimizers(self) -> list[keras.optimizers.Optimizer]:
-        """The optimizers, also those inside others."""
+        """The optimizers, including nested ones."""
         return [p for p in self.parts if isinstance(p, keras.optimizers.Optimizer)]
 
 
@@ -104,7 +104,7 @@ def reachable_objects(model: Any) -> ReachableObjects:
 
 
 def reached_by(function: Any) -> ReachableObjects:
-    """Everything that a function of the user's can reach.
+    """Everything that a user's function can reach.
 
     Args:
         function: a function, a bound method, a `tf.function` or a `functools.partial`.
@@ -124,11 +124,11 @@ def reached_by(function: Any) -> ReachableObjects:
 class _Traversal:
     def __init__(self) -> None:
         self.reachable = ReachableObjects()
-        self._seen: dict[int, Any] = {}  # the objects too, so that no id is used again
+        self._seen: dict[int, Any] = {}  # keeps the objects alive, so that no id is reused
         self._waiting: list[tuple[str, Any]] = []
 
     def visit(self, value: Any, replace: Replace | None) -> None:
-        """Notes `value`, which lies where `replace` would put another."""
+        """Records `value`, with the setter `replace` of its place."""
         kind = _kind(type(value))  # type: ignore[arg-type]
         if kind is None:
             return
@@ -150,7 +150,7 @@ class _Traversal:
         self._waiting.append((kind, value))
 
     def run(self) -> None:
-        """Looks into all that has been noted, depth first and in order."""
+        """Searches all recorded objects, depth first and in order."""
         while self._waiting:
             kind, value = self._waiting.pop()
             known = len(self._waiting)
@@ -161,7 +161,7 @@ class _Traversal:
 
 @functools.cache
 def _kind(cls: Any) -> str | None:
-    """What instances of `cls` are to a walk; None where nothing is in them."""
+    """The kind of `cls` for a walk; None if its instances hold nothing."""
     return next((kind for kind, classes in _KINDS.items() if issubclass(cls, classes)), None) or (
         "object" if _is_users(cls.__module__) else None
     )

@@ -1,12 +1,12 @@
 """Optimizers that see the global batch's gradient, as on one device.
 
-Keras hands a replica's own gradients to the optimizer, which clips them, tests them for overflow
-and accumulates them, and only then sums them over the replicas: a norm of a part is not a part of
-the norm (https://github.com/tensorflow/tensorflow/issues/33929), and workers that disagree about
-an overflow wait for each other forever (https://github.com/keras-team/keras/issues/18666). Here
-gradients are those of the global batch before anything looks at them, and all that follows is the
-same on every replica. In a step of Keras the tape has made them so (`gradients.py`); those of a
-custom loop, and those that no tape has taken, are summed here.
+Keras passes a replica's own gradients to the optimizer, which clips them, tests them for overflow
+and accumulates them, and only then sums them over the replicas: the norm of a part is not a part of
+the norm (https://github.com/tensorflow/tensorflow/issues/33929), and workers that disagree about an
+overflow deadlock (https://github.com/keras-team/keras/issues/18666). Here gradients are those of
+the global batch before anything reads them, and everything after is the same on every replica. In a
+Keras step the tape reduces them (`gradients.py`); those of a custom loop, or not taken by a tape,
+are summed here.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ _thread_state = threading.local()
 
 
 class ReduceFirst:
-    """Mixin for a Keras optimizer: gradients are reduced before anything looks at them."""
+    """Mixin for a Keras optimizer: gradients are reduced before anything reads them."""
 
     def apply(self, grads: Any, trainable_variables: Any = None) -> Any:
         """Applies the gradient of the global batch."""
         if _is_reduced() or not _in_replica():
             return super().apply(grads, trainable_variables)  # type: ignore[misc]
         if not self.built and trainable_variables is not None:  # type: ignore[has-type]
-            # An optimizer that `fit` does not know of is built here, out of the graph: a variable
-            # made in a graph is made in a `cond`, where no collective can be.
+            # An optimizer unknown to `fit` is built here, outside the graph: a variable created in
+            # a graph is created in a `cond`, where collectives are impossible.
             with tf.init_scope():
                 self.build(list(trainable_variables))  # type: ignore[attr-defined]
             self.built = True
@@ -45,14 +45,14 @@ class ReduceFirst:
             return super().apply(grads, trainable_variables)  # type: ignore[misc]
 
     def global_batch_gradients(self, grads: list[Any], variables: list[Any]) -> list[Any]:
-        """The global batch's gradients, of what a replica's step hands us."""
+        """The global batch's gradients, from those passed by a replica's step."""
         ctx = step.current()
         if ctx is None:
             return self.reduced(grads)
         taken = ctx.gradients
         if taken is not None and taken.calls:  # the tape has weighted them, and may have summed
             return grads if taken.reduces else self.reduced(grads)
-        # Taken by `tf.gradients`, or made by hand.
+        # Taken by `tf.gradients`, or computed manually.
         grads = self.reduced([ctx.weight(g) for g in grads])
         if ctx.recorded is not None:
             ctx.recorded.append((variables, grads))
@@ -69,16 +69,16 @@ class ReduceFirst:
         return super()._all_reduce_sum_gradients(grads_and_vars)  # type: ignore[misc]
 
     def _tf_apply(self, grads: Any, trainable_variables: Any = None) -> None:
-        # LossScaleOptimizer asks replica 0 whether gradients are finite. They are the same on
-        # all of them now, so each may ask its own and no replica needs to wait.
+        # LossScaleOptimizer checks on replica 0 whether gradients are finite. They are now the same
+        # on all of them, so each may check its own and no replica needs to wait.
         self._common_apply(grads, trainable_variables)  # type: ignore[attr-defined]
 
 
 def reduce_first(optimizer: keras.optimizers.Optimizer, strategy: tf.distribute.Strategy) -> None:
     """Makes `optimizer` reduce gradients before it clips, tests or accumulates them.
 
-    Keras's `fit` gets this by itself. In a custom training loop under `strategy.run`, call it once
-    for each optimizer; gradients are then summed over the replicas, as `tf.distribute` does.
+    Keras's `fit` does this automatically. In a custom training loop under `strategy.run`, call it
+    once for each optimizer; gradients are then summed over the replicas, as `tf.distribute` does.
 
     Args:
         optimizer: any Keras optimizer, also a LossScaleOptimizer around another.
@@ -91,9 +91,9 @@ def reduce_first(optimizer: keras.optimizers.Optimizer, strategy: tf.distribute.
 
 
 def parts_of(optimizer: keras.optimizers.Optimizer) -> list[keras.optimizers.Optimizer]:
-    """The optimizers inside a LossScaleOptimizer or a MultiOptimizer; none inside others.
+    """The optimizers inside a LossScaleOptimizer or a MultiOptimizer; none for others.
 
-    A MultiOptimizer that is given a function knows its own only when it is built.
+    A MultiOptimizer created from a function knows its own only when it is built.
     """
     inner = getattr(optimizer, "inner_optimizer", None)
     several = getattr(keras.optimizers, "MultiOptimizer", None)
@@ -103,15 +103,15 @@ def parts_of(optimizer: keras.optimizers.Optimizer) -> list[keras.optimizers.Opt
 
 
 def leaves_of(optimizer: keras.optimizers.Optimizer) -> list[keras.optimizers.Optimizer]:
-    """The optimizers inside that hold none themselves; a plain one alone."""
+    """The innermost optimizers; for a plain one, itself."""
     parts = parts_of(optimizer)
     return [leaf for part in parts for leaf in leaves_of(part)] if parts else [optimizer]
 
 
 def optimizers_of(model: keras.Model) -> list[keras.optimizers.Optimizer]:
-    """The compiled optimizer of `model` and every other one that its steps reach, as a GAN's do.
+    """The compiled optimizer of `model` and every other one that its steps reach, as in a GAN.
 
-    Those inside another one, such as a LossScaleOptimizer, are that one's.
+    Those inside another one, such as a LossScaleOptimizer, belong to that one.
     """
     found = reachable_objects(model).optimizers()
     inside = {

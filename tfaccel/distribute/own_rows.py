@@ -1,10 +1,10 @@
-"""Own rows: where several workers read a `tf.data` pipeline, each computes only what it trains on.
+"""Own rows: if several workers read a `tf.data` pipeline, each computes only its own rows.
 
-The pipeline ends in global batches. Cutting these would have every worker decode and augment all
-rows, to throw most of them away. So the cut moves up: in front of `batch`, and of every `map` whose
-result for a row depends on that row alone. What stays above the cut runs on every worker: the
+The pipeline ends in global batches. Cutting these would make every worker decode and augment all
+rows, only to discard most of them. So the cut moves up: before `batch`, and before every `map`
+whose result for a row depends only on that row. Everything above the cut runs on every worker:
 reading of file names or records, `shuffle`, `filter`, and maps that draw random numbers or call
-Python, which would give other rows if they were called for fewer.
+Python, which would give different rows if called for fewer.
 
     files -> shuffle -> map(decode) -> batch            as the user writes it
     files -> shuffle -> batch -> cut -> map(decode)     as a worker reads it
@@ -25,8 +25,8 @@ import tensorflow as tf
 
 from tfaccel.distribute import _private
 
-# Operations that are no pure function of tensors by TensorFlow's account, and whose result for a
-# row is the same whichever other rows there are.
+# Operations that TensorFlow does not consider pure, but whose result for a row does not depend on
+# the other rows.
 _ROW_BY_ROW = frozenset(
     {
         *("Assert", "ReadVariableOp"),
@@ -35,7 +35,7 @@ _ROW_BY_ROW = frozenset(
         *("TensorListSetItem", "TensorListStack", "EmptyTensorList", "TensorListPushBack"),
     }
 )
-# Datasets that give the same elements in each pass.
+# Datasets that yield the same elements in each pass.
 _REPRODUCIBLE = frozenset(
     {
         *("map", "batch", "prefetch", "options", "repeat", "take", "skip", "zip", "cache"),
@@ -51,11 +51,11 @@ class MovedCut:
     """A pipeline whose cut has moved up.
 
     Attributes:
-        batches: global batches of what the cut takes rows from.
-        compute: makes a row of the user's from one of those.
-        output: the structure of a row of the user's.
-        after: what the user does with the batches then: caches, repeats, takes some.
-        size: of a batch, in words that a file may have in its name.
+        batches: global batches at the cut.
+        compute: maps one of their rows to a user's row.
+        output: the structure of a user's row.
+        after: later transformations of the batches: cache, repeat, take.
+        size: of a batch, as text valid in a file name.
     """
 
     batches: tf.data.Dataset
@@ -65,11 +65,11 @@ class MovedCut:
     size: str
 
     def compute_rows(self, rows: Any) -> Any:
-        """The user's rows (a nest of tensors) from some of those that were cut."""
+        """The user's rows (a nest of tensors) from some rows at the cut."""
         return tf.map_fn(self.compute, rows, fn_output_signature=self.output)
 
     def finish(self, cut: tf.data.Dataset, key: str) -> tf.data.Dataset:
-        """The dataset of cut batches with what comes after.
+        """The dataset of cut batches with the later transformations.
 
         Args:
             cut: the dataset.
@@ -78,7 +78,7 @@ class MovedCut:
         key = f"{self.size}-{key}"
         for dataset, stage in self.after:
             if stage.kind == "cache":
-                # The rows that a cache in memory has are kept from one fit to the next.
+                # The rows of an in-memory cache are kept from one fit to the next.
                 kept = _caches.setdefault(dataset, {})
                 name = stage.filename and f"{stage.filename}.{key}"
                 cut = kept[key] = kept[key] if key in kept else cut.cache(name)
@@ -92,7 +92,7 @@ _caches: weakref.WeakKeyDictionary[Any, dict[str, Any]] = weakref.WeakKeyDiction
 
 @dataclass
 class _Report:
-    """The maps that run over all rows, and why."""
+    """The maps that run over all rows, and the reasons."""
 
     lines: list[str] = field(default_factory=list)
 
@@ -100,7 +100,7 @@ class _Report:
         self.lines.append(f"map of {_place(function.source)}: {why}")
 
     def last(self, dataset: tf.data.Dataset) -> None:
-        """The last transformation is the one that the cut cannot pass."""
+        """The last transformation, which the cut cannot pass."""
         found = _private.stage(dataset)
         why = f"{found.kind} comes after it"
         if found.function is not None:
@@ -126,8 +126,8 @@ def move_cut(dataset: tf.data.Dataset) -> tuple[MovedCut | None, list[str]]:
         dataset: of global batches.
 
     Returns:
-        The pipeline in parts, or None when nothing would be gained; and, for each `map` that every
-        worker runs over all rows, where it is and why.
+        The pipeline in parts, or None when it would gain nothing; and, for each `map` that every
+        worker runs over all rows, its location and the reason.
     """
     report, after, node = _Report(), list[Any](), dataset
     found = _private.stage(node)
@@ -167,7 +167,7 @@ def _without_prefetch(dataset: tf.data.Dataset) -> tf.data.Dataset:
 
 
 def _is_reproducible(dataset: tf.data.Dataset) -> bool:
-    """Whether each pass gives the same rows, so that a cache may be filled anew."""
+    """Whether each pass gives the same rows, so that a cache may be refilled."""
     found = _private.stage(dataset)
     if found.kind not in _REPRODUCIBLE:
         return False
@@ -178,10 +178,10 @@ def _is_reproducible(dataset: tf.data.Dataset) -> bool:
 
 @dataclass(frozen=True)
 class _Rows:
-    """A dataset as another one, of which each element is computed by itself."""
+    """A dataset as a source and a function of each element."""
 
     source: tf.data.Dataset
-    compute: Callable[[Any], Any] | None = None  # None: as it is
+    compute: Callable[[Any], Any] | None = None  # None: identity
 
 
 def _rows(dataset: tf.data.Dataset, report: _Report) -> _Rows:
@@ -235,7 +235,7 @@ def _zipped(dataset: tf.data.Dataset, found: _private.Stage, report: _Report) ->
 
 
 def _up_to(structure: Any, element: Any) -> list[Any]:
-    """The elements of the datasets in `structure`, of one of their zip."""
+    """The elements of the datasets in `structure`, from one of their zip."""
     if structure is None:
         return [element]
     keys = sorted(structure) if isinstance(structure, dict) else range(len(structure))
@@ -250,7 +250,7 @@ def _why_not(function: _private.MapFunction, given: Any) -> str:
 
 
 def _state(function: _private.MapFunction) -> str:
-    """Why a map may give another row when it is called for fewer; empty when it does not."""
+    """Why a map may give different rows when called for fewer; empty when it does not."""
     try:
         operations = function.operations()
     except ValueError:
@@ -271,7 +271,7 @@ def _is_dense(structure: Any) -> bool:
 
 
 def _place(function: Any) -> str:
-    """Where a function of the user's is: ``decode at train.py:40``."""
+    """The location of a user's function: ``decode at train.py:40``."""
     code = getattr(inspect.unwrap(function), "__code__", None)
     name = getattr(function, "__name__", type(function).__name__)
     if code is None:

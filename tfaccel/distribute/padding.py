@@ -1,10 +1,9 @@
-"""Batches of one static shape: XLA compiles a step once, and a TPU takes nothing else.
+"""Batches of one static shape: XLA compiles a step once, and a TPU requires it.
 
-A replica's rows are padded to the number that the first batch gave it, with copies of its own
-rows. What is a copy carries no weight: losses leave it out (`loss.py`), metrics too
-(`metric_weights.py`), and predictions of it are cut off. What sees a batch as a whole does not
-leave it out: the statistics of BatchNormalization, penalties on activities, and a `train_step` that
-sums over rows by itself.
+A replica's rows are padded to the number of rows it had in the first batch, with copies of its own
+rows. Copies have no weight: losses (`loss.py`) and metrics (`metric_weights.py`) skip them, and
+their predictions are cut off. Whatever uses a batch as a whole does not skip them: the statistics
+of BatchNormalization, penalties on activities, and a `train_step` with its own sums over rows.
 """
 
 from __future__ import annotations
@@ -18,12 +17,12 @@ from tfaccel.errors import InputError
 
 
 def pad(part: Any, fraction: tf.Tensor, rows: int) -> tuple[Any, tf.Tensor]:
-    """Fills one replica's part of a batch up.
+    """Pads one replica's part of a batch.
 
     Args:
         part: a nest of host tensors with the same number of rows; None stays None.
         fraction: of the batch's rows; where it is 0, those of `part` are copies.
-        rows: how many there shall be, at least as many as there are.
+        rows: the number to pad to, at least the current number.
 
     Returns:
         The nest with static shapes, and which rows are real: bool, shape `[rows]`.
@@ -65,10 +64,10 @@ def _fill(tensor: tf.Tensor, rows: int) -> tf.Tensor:
 
 
 def check_divides(rows: int, replicas: int) -> None:
-    """Raises when full batches, of which none is dropped, do not divide evenly themselves.
+    """Raises when full batches do not divide evenly, as they are not dropped.
 
     Raises:
-        InputError: names the number of rows of a batch.
+        InputError: reports the number of rows of a batch.
     """
     if rows % replicas:
         raise InputError(
@@ -85,7 +84,7 @@ def row_weights(real: tf.Tensor, like: Any) -> Any:
 
 
 def drop_padding(predicted: Sequence[tf.Tensor], real: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-    """Cuts copies off what each replica predicted.
+    """Removes copies from each replica's predictions.
 
     >>> rows = tf.constant([5, 6, 5])
     >>> drop_padding([rows], [tf.constant([True, True, False])])[0].numpy().tolist()

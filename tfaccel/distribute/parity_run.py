@@ -1,4 +1,4 @@
-"""Runs a step in replicas and as one device, and restores all it has changed."""
+"""Runs a step in replicas and as one device, and restores all changed state."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ class ParityRun:
         strategy: of tfaccel, of several replicas; its scope has been entered.
         model: compiled.
         fn: its bound `train_step` or `test_step`.
-        batch: the first batch, as `fit` or `train_on_batch` was given it.
-        few: whether a few rows of it are taken, or all.
+        batch: the first batch, as passed to `fit` or `train_on_batch`.
+        few: whether to take a few rows of it, or all.
 
     Raises:
-        ParityRunError: when the batch is too small, or of what cannot be split.
+        ParityRunError: when the batch is too small, or cannot be split.
     """
 
     def __init__(
@@ -61,12 +61,12 @@ class ParityRun:
 
     @property
     def tolerance(self) -> float:
-        """How far two runs may be apart, relative."""
+        """The relative tolerance between two runs."""
         return tolerance(self.model)
 
     @property
     def where(self) -> str:
-        """What is compared with one device."""
+        """What is compared with one device, in words."""
         return f"on {self.replicas} replicas"
 
     def __enter__(self) -> ParityRun:
@@ -81,7 +81,7 @@ class ParityRun:
         """Runs the step in replicas, and once as one device.
 
         Returns:
-            What replicas make of it, and one device.
+            The results of replicas and of one device.
 
         Raises:
             ParityRunError: when one of them fails.
@@ -110,7 +110,7 @@ class ParityRun:
         return replicated_result, self._reference
 
     def rows_of_replicas(self) -> list[int]:
-        """How many rows each replica is given; every worker must call."""
+        """How many rows each replica gets; every worker must call."""
         local_row_counts = [
             min(int(tf.shape(t)[0]) for t in _present(p.data)) for p in self._parts.values
         ]
@@ -166,7 +166,7 @@ class ParityRun:
 
 @contextlib.contextmanager
 def _reduced_in_every_step(strategy: Any) -> Iterator[None]:
-    """Sends gradients uncompressed and in every step, without which they are not one device's."""
+    """Sends gradients uncompressed and in every step, as required to match one device."""
     with Replacements() as replacements:
         replacements.replace(strategy, "gradient_compression", None)
         replacements.replace(strategy, "frequency", Frequency())
@@ -204,8 +204,8 @@ def _some_rows(strategy: Any, batch: Any, few: bool) -> _private.PerReplicaBatch
     if placement.workers > 1 and any(t.dtype == tf.string for t in leaves[0]):
         raise ParityRunError("the batch holds strings")
     if not few:
-        # With shapes that are known, a step for one number of rows fails when it is traced: an
-        # operation that fails in one replica breaks the collectives of all.
+        # With static shapes, a step written for a fixed number of rows fails in tracing: an
+        # operation that fails in one replica at run time breaks the collectives of all.
         return _private.PerReplicaBatch(batch.values, static_rows=True)
     least = [min(int(tf.shape(t)[0]) for t in part) for part in leaves]
     have = int(strategy.min_over_workers(min(least)))
@@ -254,12 +254,12 @@ def _all_rows(strategy: Any, batch: _private.PerReplicaBatch) -> _private.PerRep
         return tf.concat([parts[replica] for replica in order], axis=0)
 
     data = tf.nest.map_structure(whole, *(part.data for part in batch.values))
-    # As of a dataset: a number of rows that varies is not known when the step is traced.
+    # As from a dataset: a varying number of rows is unknown in tracing.
     return _private.PerReplicaBatch([data], batch.static_rows)
 
 
 def _read(variable: Any, strategy: Any, alone: bool) -> np.ndarray:
-    """The value of a variable; alone, that of the first local replica."""
+    """The value of a variable on the first local replica."""
     tf_variable = _private.tf_variable(variable)
     if alone:
         tf_variable = strategy.experimental_local_results(tf_variable)[0]

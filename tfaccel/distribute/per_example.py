@@ -1,10 +1,10 @@
-"""Whether a loss is per example, or one of the batch as a whole.
+"""Whether a loss is per example, or of the batch as a whole.
 
-A loss of each row is computed where the row is. One that mines hard triplets, contrasts rows with
-each other or returns one number must see all rows of the batch, and those must be sent: 4 bytes for
-each number of `y_true` and `y_pred` and step. Keras's own losses are known; any other is tried on a
-few rows, whose neighbours are changed, taken away and moved. The trial is the same on every
-worker, as it depends on shapes alone; a loss that cannot be tried is taken to be one of the batch.
+A per-example loss is computed where the row is. One that mines hard triplets, contrasts rows with
+each other or returns one number must see all rows of the batch, which must be sent: 4 bytes per
+number of `y_true` and `y_pred` and step. Keras's own losses are known; any other is probed on a few
+rows, whose neighbours are changed, removed and reordered. The trial is the same on every worker, as
+it depends only on shapes; a loss that cannot be probed is treated as one of the batch.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tfaccel.distribute import _private
 from tfaccel.distribute.eager_probe import concrete_shape, probe
 
 _BATCH_LOSSES = ("dice", "tversky", "circle")
-"""Keras's losses that may look at more than a row; depending on `axis`, so they are tried."""
+"""Keras's losses that may use more than a row, depending on `axis`, so they are probed."""
 
 _HALF = 3  # rows of the trial, in each of two halves
 _LARGE = 20_000  # numbers in a row above which a trial takes fewer
@@ -31,11 +31,11 @@ _probed: weakref.WeakKeyDictionary[Any, dict[Any, bool]] = weakref.WeakKeyDictio
 
 
 def is_per_example(loss: keras.losses.Loss, y_true: Any, y_pred: Any) -> bool:
-    """Whether `loss.call` returns one value for each row, which depends on that row alone.
+    """Whether `loss.call` returns one value per row, which depends only on that row.
 
     Args:
         loss: a Keras loss.
-        y_true: a nest of tensors of shape `[rows, ...]`; their values are not looked at.
+        y_true: a nest of tensors of shape `[rows, ...]`; their values are not read.
         y_pred: the same.
     """
     if loss.__class__.__call__ is not keras.losses.Loss.__call__:
@@ -94,7 +94,7 @@ def _probe_mean(function: Callable[..., Any], true: Any, pred: Any) -> bool:
 
 
 def _is_keras_loss(loss: Any) -> bool:
-    """Whether `loss` is one of Keras's, known to be of each row (of a `y_pred` of two axes)."""
+    """Whether `loss` is a Keras loss known to be per row (for a `y_pred` of two axes)."""
     function, options = _private.wrapped_function(loss)
     made_by = [loss.__class__.__module__, getattr(function, "__module__", None) or "keras."]
     if not all(str(module).startswith("keras.") for module in made_by):
@@ -124,7 +124,7 @@ def _is_large(*specs: Any) -> bool:
 
 
 def _traced_call(loss: Any, true: Any, pred: Any, most: int | None) -> Callable[..., Any]:
-    """`loss.call` on arrays, traced as Keras's steps are; None where it fails."""
+    """`loss.call` on arrays, traced like Keras's steps; None where it fails."""
 
     def spec(s: tf.TensorSpec) -> tf.TensorSpec:
         return tf.TensorSpec([None, *concrete_shape(s.shape, 1, most)[1:]], s.dtype)
@@ -144,14 +144,14 @@ def _traced_call(loss: Any, true: Any, pred: Any, most: int | None) -> Callable[
 
 
 def _refuse_effects(graph: Any) -> None:
-    """Raises when a trial would leave something behind."""
+    """Raises when a trial would leave side effects."""
     for node in itertools.chain(graph.node, *(f.node_def for f in graph.library.function)):
         if node.op.startswith(("Assign", "Print", "Resource")) or "PyFunc" in node.op:
             raise ValueError(f"{node.op} is more than a computation")
 
 
 def _random_inputs(true: Any, pred: Any, most: int | None) -> Iterator[tuple[Any, Any]]:
-    """Targets and predictions of different kinds, since it is unknown which a loss is made for.
+    """Targets and predictions of different kinds, since it is unknown which a loss expects.
 
     Each is a nest of arrays of two independent draws, shape `[2, rows, ...]`.
     """
@@ -185,10 +185,10 @@ def _random_inputs(true: Any, pred: Any, most: int | None) -> Iterator[tuple[Any
 
 
 def _rows_are_independent(call: Callable[..., Any], true: Any, pred: Any) -> bool | None:
-    """Whether each row's value depends on that row alone; None where these arrays do not show."""
+    """Whether each row's value depends only on that row; None if these arrays are inconclusive."""
 
     def take(rows: Any, second: Any = ()) -> Any:
-        """The loss of these rows of the first draw; those in `second` are of the second."""
+        """The loss of these rows of the first draw; those in `second` are from the second."""
 
         def one(both: np.ndarray) -> Any:
             array = both[0].copy()

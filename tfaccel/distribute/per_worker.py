@@ -1,10 +1,10 @@
-"""Datasets that each worker makes for itself: what it passes is its part of the global batch.
+"""Per-worker datasets: each worker passes its own part of the global batch.
 
 Under ``input="per_worker"`` a script shards its files or rows (`dataset.shard`, a file for each
-worker), and a global batch is what the workers' batches are together. No worker reads a row of
-another's. How many rows the others have is asked before each step, with one small collective, since
-gradients are weighted by rows: batches may have other sizes on each worker. A worker whose data end
-before those of others takes part with rows that count for nothing, so that each row trains once.
+worker), and a global batch is the union of the workers' batches. No worker reads another's rows.
+The workers exchange their numbers of rows before each step, with one small collective, since
+gradients are weighted by rows: batch sizes may differ between workers. A worker whose data end
+early participates with rows of zero weight, so that each row trains once.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _warned = False
 
 
 class PerWorkerBatches(Batches):
-    """Global batches, of each of which every worker has read its own rows.
+    """Global batches of which every worker reads only its own rows.
 
     Args:
         dataset: of the batches of this worker.
@@ -40,7 +40,8 @@ class PerWorkerBatches(Batches):
         inspected: as in `Batches`.
 
     Raises:
-        InputError: on every worker, when the elements of their datasets have other types or shapes.
+        InputError: on every worker, when the elements of their datasets have different types or
+            shapes.
     """
 
     def __init__(
@@ -112,11 +113,11 @@ class PerWorkerBatches(Batches):
         local = self._most if self._partial_batch != "exact" else most
         return padded_batch(parts, fractions, local, has_empty, self._on_devices)
 
-    _most = 0  # rows of a replica so far
+    _most = 0  # most rows of a replica so far
 
 
 def agree_on_length(epoch: Any, all_gather: AllGather) -> None:
-    """Makes Keras's epochs as long on every worker: as long as the longest.
+    """Makes Keras's epochs equally long on every worker: as long as the longest.
 
     Args:
         epoch: Keras's iterator over the steps of an epoch.
@@ -142,7 +143,7 @@ def _static_rows(spec: Any) -> int:
 
 
 def _one_row(parts: tuple[Any, ...], before: Any) -> Any:
-    """A row of a batch, to compute for nothing when there are no more; `before` if it has none."""
+    """A row to compute with zero weight when there are no more; `before` if it has none."""
     if before is not None and not all(numbers_of_rows(parts[0])):
         return before
     return tf.nest.map_structure(lambda t: None if t is None else t[:1], parts[0])
@@ -169,7 +170,7 @@ def _refuse_proportions(part: Any) -> None:
 
 
 def _check_first_batches(parts: Any, all_gather: AllGather) -> None:
-    """Says so when every worker's first batch has the same values."""
+    """Warns when every worker's first batch has the same values."""
     global _warned
     gathered = all_gather(dataset_consistency.fingerprints(parts).numpy().tolist())
     if _warned or any(leaf != gathered[0] for leaf in gathered[1:]):

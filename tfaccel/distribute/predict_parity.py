@@ -1,4 +1,4 @@
-"""Runs a predict step in replicas and as one device: the rows that are predicted are compared."""
+"""Runs a predict step in replicas and as one device, to compare the predicted rows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tfaccel.distribute.step_result import StepResult, TracedStep, flat_outputs
 class PredictParityRun(ParityRun):
     """A `ParityRun` of a model's `predict_step`.
 
-    A replica's rows are compared with the same rows of one device, by the worker that has them.
+    A replica's rows are compared with the same rows of one device, by the worker that holds them.
     """
 
     def _replicated(self, batch: Any, reductions: StepReductions) -> Any:
@@ -38,7 +38,7 @@ class PredictParityRun(ParityRun):
         return result
 
     def _local_rows(self, rows: np.ndarray) -> np.ndarray:
-        """What the local replicas shall predict, of all that one device does."""
+        """The local replicas' expected predictions, from those of one device."""
         placement = self.strategy.placement
         first = placement.rank * placement.local
         local_replicas = range(first, first + placement.local)

@@ -1,9 +1,9 @@
 """Every private name of TensorFlow and Keras that tfaccel uses or overrides, and where it is found.
 
-Public interfaces do not reach all that a strategy must change, and a private name may move with any
-release. `check` is called when a strategy is made: a missing name is an error,
-before any step could run without what hangs on it (gradients reduced twice, or not at all).
-`_private/` documents why each is used; `tests/distribute/test_private.py` watches what each does.
+Public interfaces do not cover all that a strategy must change, and a private name may move with any
+release. `check` is called when a strategy is created: a missing name is an error, before any step
+could run without what depends on it (gradients reduced twice, or not at all). `_private/` documents
+why each is used; `tests/distribute/test_private.py` watches what each does.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _TRAINER = f"{_KERAS}.trainers.trainer.Trainer"
 _OPTIMIZER = f"{_KERAS}.optimizers.base_optimizer.BaseOptimizer"
 
 NAMES: dict[str, tuple[str, ...]] = {
-    # How a strategy makes variables, runs steps and communicates.
+    # How a strategy creates variables, runs steps and communicates.
     _EXTENDED: (
         "_container_strategy",
         "_create_variable",
@@ -199,7 +199,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     ),
     f"{_KERAS}.optimizers.adam.Adam": ("_momentums", "_velocities"),
     f"{_KERAS}.optimizers.loss_scale_optimizer.LossScaleOptimizer": ("_common_apply", "_tf_apply"),
-    # Layers, models and what they are made of.
+    # Layers, models and their parts.
     f"{_KERAS}.layers.layer.Layer": ("_flatten_layers", "_non_trainable_variables", "_tracker"),
     f"{_KERAS}.ops.operation.Operation": ("_inbound_nodes", "_outbound_nodes"),
     f"{_KERAS}.models.sequential.Sequential": ("_functional",),
@@ -214,8 +214,8 @@ NAMES: dict[str, tuple[str, ...]] = {
 }
 """Modules and classes by their full names, and what each must have.
 
-A class has a name when it or a base defines it, or when one of their methods mentions it: what is
-set in a constructor exists on instances alone.
+A class has a name when it or a base defines it, or when one of their methods mentions it:
+attributes set in a constructor exist only on instances.
 """
 
 
@@ -225,7 +225,7 @@ def check() -> None:
     Logs a warning for a release outside of `TESTED`.
 
     Raises:
-        StrategyError: when a name of `NAMES` is not there.
+        StrategyError: when a name of `NAMES` is missing.
     """
     if message := _result():
         raise StrategyError(message)

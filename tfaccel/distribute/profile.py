@@ -24,7 +24,7 @@ import tensorflow as tf
 
 @dataclass(frozen=True)
 class ProfileRange:
-    """Which steps of a process are profiled, and where to.
+    """Which steps of a process are profiled, and where the profile goes.
 
     Attributes:
         first: the first one, counted from 1.
@@ -51,7 +51,7 @@ class ProfileRange:
 
 
 class Profiler:
-    """Starts and stops TensorFlow's profiler around a range of steps; one in a process."""
+    """Starts and stops TensorFlow's profiler around a range of steps; one per process."""
 
     def __init__(self) -> None:
         self._scheduled: ProfileRange | None = None
@@ -61,7 +61,7 @@ class Profiler:
         self._mark: Any = None
 
     def schedule(self, steps: ProfileRange) -> None:
-        """Sets which steps are profiled; those that are set already change nothing."""
+        """Sets which steps are profiled; setting the same again has no effect."""
         if steps == self._scheduled:
             return
         self._end()
@@ -71,7 +71,7 @@ class Profiler:
         atexit.register(self._at_exit)
 
     def step_begins(self) -> None:
-        """A batch of `fit` is here."""
+        """A batch of `fit` has arrived."""
         self._step += 1
         steps = self._range
         if steps is None or not steps.first <= self._step <= steps.last:
@@ -84,7 +84,7 @@ class Profiler:
         self._mark.__enter__()
 
     def step_was_none(self) -> None:
-        """Keras has only looked at the batch, and takes it again."""
+        """Keras has only inspected the batch, and takes it again."""
         self._leave_step()
         self._step -= 1
 

@@ -1,12 +1,12 @@
 """The random state that all workers start from.
 
-Workers that shuffle with seeds of their own see some rows twice and others never
-(https://github.com/tensorflow/tensorflow/issues/56513). They take over the chief's state before
-the first dataset is made; where the script has seeded all of them alike, that changes nothing.
+Workers that shuffle with different seeds see some rows twice and others never
+(https://github.com/tensorflow/tensorflow/issues/56513). They adopt the chief's state before the
+first dataset is created; if the script has set the same seed on all of them, that has no effect.
 
 A script without a global seed stays without one, so that `shuffle(1000, seed=3)` orders rows as on
-one device. Only what has no seed at all, and would draw from each worker's clock, is given seeds
-from a stream on which the workers agree.
+one device. Only operations without any seed, which would be seeded from each worker's clock, get
+seeds from a stream that all workers share.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _LARGEST_SEED = 2**31 - 1
 
 
 def serialize() -> bytes:
-    """The state of Python, NumPy and TensorFlow here, and a seed for what has none."""
+    """The random state of Python, NumPy and TensorFlow, and a seed for unseeded operations."""
     name, keys, *rest = np.random.get_state()
     state = {
         "python": random.getstate(),
@@ -36,7 +36,7 @@ def serialize() -> bytes:
 
 
 def restore(offered: bytes) -> None:
-    """Takes over a state that `serialize` gave."""
+    """Restores a state from `serialize`."""
     state: dict[str, Any] = json.loads(offered)
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
@@ -49,10 +49,10 @@ def restore(offered: bytes) -> None:
 
 
 class SeedStream:
-    """The seeds of random operations and datasets that were given none, alike on all workers.
+    """The seeds of unseeded random operations and datasets, the same on all workers.
 
     Args:
-        seed: on which the workers agree.
+        seed: shared by all workers.
     """
 
     def __init__(self, seed: int) -> None:
@@ -70,7 +70,7 @@ class SeedStream:
         if tf.executing_eagerly():
             return self._seed, self._stream.randrange(_LARGEST_SEED)
         # As TensorFlow does with a global seed: an operation's number in its graph. A graph that
-        # one worker alone makes then changes no other.
+        # only one worker creates then does not affect others.
         graph = tf.compat.v1.get_default_graph()
         number = getattr(graph, "_tfaccel_unseeded", 0)
         graph._tfaccel_unseeded = number + 1
@@ -81,12 +81,12 @@ _streams: list[SeedStream] = []  # the one in use, if any
 
 
 def _next_stream() -> int:
-    """A seed for another stream: from the one in use, on which workers agree, or from the clock."""
+    """A seed for another stream: from the current one, which workers share, or from the clock."""
     return _streams[0].draw() if _streams else random.SystemRandom().randrange(1, _LARGEST_SEED)
 
 
 def _in_replica() -> bool:
-    """Whether this is one of several replicas, each with rows and noise of its own."""
+    """Whether this is one of several replicas, each with its own rows and noise."""
     if not tf.distribute.has_strategy() or tf.distribute.in_cross_replica_context():
         return False
     return hasattr(tf.distribute.get_strategy(), "placement")

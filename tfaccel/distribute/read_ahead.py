@@ -1,4 +1,4 @@
-"""Reads batches ahead: the next one is made, and copied to its devices, while a step runs."""
+"""Prefetches batches: the next one is created, and copied to its devices, while a step runs."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 
 
 def read_ahead(batches: Iterator[Any], in_thread: bool) -> Generator[Any, None, None]:
-    """Yields each of `batches` when the one after it is being read.
+    """Yields each of `batches` while the one after it is being read.
 
-    Reads ahead from the second one on: Keras takes a first batch to see shapes, and for that alone
-    no other is made. An error of the data is raised where its batch would be.
+    Prefetches from the second one on: Keras takes a first batch to inspect shapes, which alone
+    should not create another. An error of the data is raised where its batch would be.
 
     Args:
         batches: none of them None.
-        in_thread: whether they are read in a thread, which is for batches whose reading takes time
-            and waits for no other worker: collectives must start in the same order everywhere.
-            Otherwise reading one must only start its copies, which then continue by themselves.
+        in_thread: whether to read them in a thread, for batches that take time to read and involve
+            no other worker: collectives must start in the same order everywhere. Otherwise reading
+            one must only start its copies, which then continue asynchronously.
     """
     if (first := next(batches, None)) is None:
         return

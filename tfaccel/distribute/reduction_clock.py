@@ -1,12 +1,12 @@
 """How long steps wait for sums over replicas: clocks in the graph of a step.
 
-A reduction that runs beside backpropagation costs a step nothing. It costs from the moment on when
-the last of what is summed is there, until the last sum is: those two moments are read inside of the
-graph, and the seconds between them are added up in a variable. Nothing waits for the clocks.
+A reduction that overlaps with backpropagation costs a step nothing. Its cost is the time from when
+its last input is ready until its last sum is: both times are read inside the graph, and the seconds
+between them are accumulated in a variable. Nothing waits for the clocks.
 
 They are read on this worker's first replica, in the order of the reductions: the second of a step
-counts from the end of the first one at the earliest. Kernels of a GPU run after the operation that
-starts them has returned, so that there a clock in the graph would show nothing.
+counts from the end of the first one at the earliest. GPU kernels run after the operation that
+launches them has returned, so there a clock in the graph would measure nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tfaccel.distribute import context, step
 
 
 class ReductionClock:
-    """Adds up what the steps wait that are traced while it is `active`.
+    """Accumulates the waits of the steps traced while it is `active`.
 
     Attributes:
         placed: how many reductions it was placed around.
@@ -37,7 +37,7 @@ class ReductionClock:
             with tf.device("/CPU:0"):
                 created.append(tf.Variable(0.0, trainable=False, dtype=tf.float64))
 
-        # A thread of its own is in no scope of a strategy, which would make it a distributed one.
+        # A separate thread is outside any strategy scope, which would make it a distributed one.
         thread = threading.Thread(target=make)
         thread.start()
         thread.join()
@@ -45,11 +45,11 @@ class ReductionClock:
 
     @property
     def seconds(self) -> float | None:
-        """In all steps so far; None where no step was traced with it."""
+        """Total over all steps so far; None if no step was traced with it."""
         return float(self._seconds.numpy()) if self.placed else None
 
     def start(self, inputs: Any, after: Any = ()) -> tf.Tensor:
-        """The moment at which all of `inputs` are there, and `after` too."""
+        """The time when all of `inputs` and `after` are ready."""
         self.placed += 1
         with tf.device("/CPU:0"):
             last = self._seconds.read_value()
@@ -57,7 +57,7 @@ class ReductionClock:
                 return _now(tf.identity(last))
 
     def stop(self, started: tf.Tensor, outputs: Any) -> None:
-        """All of `outputs` are there: the seconds since `started` are counted."""
+        """Adds the seconds from `started` until all of `outputs` are ready."""
         with tf.device("/CPU:0"):
             with tf.control_dependencies(_tensors(outputs)):
                 ended = _now(tf.identity(started))
@@ -78,7 +78,7 @@ def deactivate() -> None:
 
 
 def current() -> ReductionClock | None:
-    """The clock to place around a reduction that is being traced in a replica; None for none."""
+    """The clock to place around a reduction being traced in a replica, or None."""
     if not _active or tf.executing_eagerly() or step.is_checking():
         return None
     ctx = step.current()
@@ -92,11 +92,11 @@ def waiting(inputs: Any, after: Any = ()) -> Iterator[list[Any]]:
     """Counts how long a step waits for a reduction.
 
     Args:
-        inputs: what is reduced.
+        inputs: the values to reduce.
         after: what else the step computes meanwhile.
 
     Yields:
-        A list for what it is reduced to.
+        A list to fill with the results.
     """
     outputs: list[Any] = []
     clock = current()
@@ -109,9 +109,9 @@ def waiting(inputs: Any, after: Any = ()) -> Iterator[list[Any]]:
 
 
 def _now(after: tf.Tensor) -> tf.Tensor:
-    # TensorFlow runs operations with side effects in the order in which they were traced, and takes
-    # its clock for one: of several replicas, one would wait for the other. A call of a function
-    # declared to have none is not ordered.
+    # TensorFlow runs operations with side effects in trace order, and counts its clock as one: of
+    # several replicas, one would wait for the other. A call of a function declared to have none is
+    # not ordered.
     (now,) = tf.raw_ops.PartitionedCall(args=[after], Tout=[tf.float64], f=_clock())
     return tf.ensure_shape(now, [])
 

@@ -1,10 +1,10 @@
-"""Replaces attributes for a while: for the time of a trace, of a step or of a call.
+"""Replaces attributes temporarily: during a trace, a step or a call.
 
-What Keras and TensorFlow have no option for is replaced while it is needed: a layer's `call`, a
-method of a class, a function of a module, a flag of a thread. All of it goes through here, so that
-it is put back in reverse order, also where an error ends the trace.
+Where Keras and TensorFlow have no option, an attribute is replaced while needed: a layer's `call`,
+a method of a class, a function of a module, a flag of a thread. All of them go through here, so
+that they are restored in reverse order, even after an error in the trace.
 
-What lasts as long as an instance is the work of `mixins.py` instead.
+Changes for the lifetime of an instance belong to `mixins.py`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _ABSENT = object()
 class Replacements(contextlib.ExitStack):
     """Several replacements; all are undone on exit, the last one first.
 
-    An error while one is undone does not keep the others from being undone.
+    An error while one is undone does not prevent undoing the others.
 
     >>> class Greeter:
     ...     def greet(self): return "hello"
@@ -36,9 +36,9 @@ class Replacements(contextlib.ExitStack):
     def replace(self, owner: Any, name: str, value: Any) -> None:
         """Sets an attribute until exit.
 
-        What `owner` itself holds under that name is put back; where it is the class of `owner`, or
-        nobody, that holds it, the attribute is deleted again. Keras's tracking of attributes is
-        passed by: a replacement is not part of a layer.
+        A value that `owner` itself holds under that name is restored; if only its class holds it,
+        or nothing does, the attribute is deleted again. Keras's attribute tracking is bypassed: a
+        replacement is not part of a layer.
 
         Args:
             owner: an instance, a class, a module, or the state of a thread.
@@ -72,7 +72,7 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 
 def _held(owner: Any, name: str) -> Any:
-    """What `owner` itself holds, or `_ABSENT`; of a class, also a descriptor as it is."""
+    """The value that `owner` itself holds, or `_ABSENT`; for a class, also a raw descriptor."""
     for cls in type(owner).__mro__:
         if name in vars(cls) and hasattr(type(vars(cls)[name]), "__set__"):  # a slot or property
             return getattr(owner, name, _ABSENT)
@@ -80,7 +80,7 @@ def _held(owner: Any, name: str) -> Any:
 
 
 def _set(owner: Any, name: str, value: Any) -> None:
-    # These two kinds have a way of their own to set attributes, which `object` does not know.
+    # These two kinds set attributes in their own way, which `object` does not support.
     own_way = isinstance(owner, (type, threading.local))
     if value is not _ABSENT:
         (setattr if own_way else object.__setattr__)(owner, name, value)

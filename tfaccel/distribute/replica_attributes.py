@@ -1,9 +1,9 @@
-"""Attributes that each replica of an eager step sets for itself.
+"""Attributes that each replica of an eager step sets separately.
 
 With `run_eagerly=True` the replicas of one process take turns whenever they meet in a reduction or
-an update. What a step keeps on `self` meanwhile (``self.features = features``) must be its own.
-That holds for data; variables, layers and what Keras knows of them are made once for all, and so
-is what a layer's `build` keeps.
+an update. What a step stores on `self` meanwhile (``self.features = features``) must be its own.
+That applies to data; variables, layers and Keras's records of them are created once for all, as is
+what a layer's `build` stores.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class ReplicaAttributes:
                 self._builds.replace(each, "build", _kept(now, before))
 
     def wrap(self, step: Callable[..., Any]) -> Callable[..., Any]:
-        """A replica's `step`, which sees what was there before and what it has set itself."""
+        """A replica's `step`, which sees the earlier attributes and those it has set itself."""
 
         def replica(*args: Any) -> Any:
             context = tf.distribute.get_replica_context()
@@ -70,18 +70,18 @@ class ReplicaAttributes:
         return replica
 
     def end(self) -> None:
-        """Leaves what the first replica has set, as one device would."""
+        """Keeps what the first replica has set, as one device would."""
         if self._first is not None:
             _restore(self._first)
         self._builds.close()
 
     def undo(self) -> None:
-        """Takes back what has been set since."""
+        """Undoes what has been set since."""
         self._take()
         self._builds.close()
 
     def _take(self) -> SavedAttributes:
-        """The data that have been set, which are taken back."""
+        """The data that have been set, which are removed again."""
         saved: SavedAttributes = []
         for now, before in self._before:
             for name in [n for n, v in now.items() if before.get(n, self) is not v]:
@@ -96,7 +96,7 @@ class ReplicaAttributes:
 
 
 def _kept(now: dict[str, Any], before: dict[str, Any]) -> Callable[..., Any]:
-    """A layer's `build`, which Keras keeps on the instance; what it sets counts as set before."""
+    """A layer's `build`, stored on the instance by Keras; what it sets counts as set before."""
     build = now["build"]
 
     @functools.wraps(build)

@@ -15,15 +15,15 @@ class ReplicaOptions:
 
     Attributes:
         frequency: how often the replicas communicate.
-        gradient_compression: how gradients are sent; None as they are.
-        partial_batch: what becomes of a batch with fewer rows than the first; None for the
-            strategy's own way.
+        gradient_compression: how gradients are sent; None for uncompressed.
+        partial_batch: how to handle a batch with fewer rows than the first; None for the strategy's
+            default.
         check: which models' first step is compared with one device's.
         batch_norm: ``"synchronized"`` where every `BatchNormalization` normalises the global batch.
         input: ``"per_worker"`` where each worker passes its own part of every global batch.
 
     Raises:
-        StrategyError: when two of them do not go together.
+        StrategyError: when two of them are incompatible.
     """
 
     frequency: Frequency = field(default_factory=Frequency)

@@ -1,11 +1,11 @@
 """Replicated batches: steps that every replica runs over all rows.
 
-A step may be about the batch as a whole in ways that cannot be taken apart: it compares rows with
-each other, keeps them in a queue, or is written for the number of rows in the global batch. Where
-the first-step check finds that replicas with parts of the batch cannot make one device's numbers,
-each gets the rows of all others first, and the first replica's results count. That is one device's
-step, at one device's speed; what the replicas share is the memory of nothing and the work of the
-input. `predict` of such a model runs so too, as its rows may depend on each other in `call`.
+A step may use the batch as a whole in ways that cannot be split: it compares rows with each other,
+keeps them in a queue, or is written for the number of rows in the global batch. Where the
+first-step check finds that replicas with parts of the batch cannot match one device, each first
+gathers the rows of all others, and the first replica's results count. That is one device's step, at
+one device's speed; the replicas share only the input work, not memory. `predict` of such a model
+runs the same way, as its rows may depend on each other in `call`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def has_equal_parts(batch: _private.PerReplicaBatch, workers: int) -> bool:
 
     Args:
         batch: sharded over the replicas.
-        workers: how many there are: the parts of others are not seen.
+        workers: how many there are: the parts of others are not visible.
     """
     if batch.static_rows:
         return True
@@ -45,7 +45,7 @@ def gather(
         data: a replica's part of a batch.
         fraction: its part of all rows.
         real: which of its rows are not copies (bool, shape `[rows]`); None where all are.
-        equal: whether a number of rows that is known is that of every replica.
+        equal: whether a static number of rows is that of every replica.
 
     Returns:
         The batch, this replica's weight in the result (1 on the first replica, 0 on the others),
@@ -69,7 +69,8 @@ def predict(fn: Callable[[Any], Any], data: Any, real: Any, equal: bool) -> Any:
         equal: as in `gather`.
 
     Returns:
-        Our rows of each tensor that has as many rows as the batch; the first replica's, all others.
+        Our rows of each tensor that has as many rows as the batch; other tensors from the first
+        replica.
 
     Raises:
         StrategyError: for strings, ragged and sparse tensors.
@@ -89,7 +90,7 @@ def _gather(data: Any, ctx: StepContext, equal: bool) -> tuple[Any, row_gather.R
     for i, block in zip(chosen, blocks, strict=True):
         static_rows = flat[i].shape[0]
         gathered_rows = row_gather.gather_rows(flat[i], block, ctx, shared=False)
-        # One row that goes with all others has been given to every replica.
+        # One row that belongs to all others is on every replica.
         once = (block.total == replicas) & (max_rows > replicas)
         gathered_rows = gathered_rows[: tf.where(once, 1, block.total)]
         if static_rows is not None and ctx.real is None and equal:
@@ -107,7 +108,7 @@ def _own_rows(rows: Any, block: row_gather.RowBlock) -> Any:
     if not rows.shape.rank:
         return rows
     own = row_gather.local_rows(rows, block)
-    # What is not a row of the batch (a table, a summary) is returned once.
+    # Values without the batch's rows (a table, a summary) are returned once.
     first = tf.equal(row_gather.block_number(), 0)
     once = rows[: tf.where(first, tf.shape(rows)[0], 0)]
     return tf.cond(tf.shape(rows)[0] == block.total, lambda: own, lambda: once)

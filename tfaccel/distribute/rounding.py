@@ -1,15 +1,14 @@
-"""How far rounding alone can move a step, to distinguish a wrong number from a rounded one.
+"""How far rounding alone can change a step, to distinguish a wrong number from a rounded one.
 
-What a step computes in float32 is what it would compute without rounding from numbers that are
-slightly other ones: the backward error. For a sum of n terms, in whatever order they are added, the
-numbers are off by about sqrt(n) u, where u is half of the last digit (Higham and Mary, A new
-approach to probabilistic rounding error analysis, SIAM J. Sci. Comput. 41, 2019). So the step is
-taken in float64 from numbers that are moved by as much, at random, a few times.
+The float32 result of a step is the exact result for slightly perturbed inputs: the backward error.
+For a sum of n terms, in whatever order they are added, the perturbation is about sqrt(n) u, where u
+is half of the last digit (Higham and Mary, A new approach to probabilistic rounding error analysis,
+SIAM J. Sci. Comput. 41, 2019). So the step is taken in float64 from inputs perturbed by as much, at
+random, a few times.
 
 A step is not smooth everywhere. Of the two hundred thousand activations of a batch one may be 1e-6
-from the corner of a ReLU: which side it is on is a matter of rounding, and a gradient that passes
-there or does not moves all layers before it by a hundredth. One device in float32 shows those of
-its own order of sums alone.
+from the kink of a ReLU: its side depends on rounding, and whether a gradient passes there changes
+all earlier layers by a hundredth. One device in float32 shows only those of its own order of sums.
 """
 
 from __future__ import annotations
@@ -23,12 +22,12 @@ import tensorflow as tf
 from tfaccel.distribute.differences import Difference, differences, distances
 from tfaccel.distribute.step_result import StepResult
 
-TIMES = 3.0  # how much larger than one device's rounding that of another order of sums may be
+TIMES = 3.0  # how much another order of sums may exceed one device's rounding
 _HALF_A_DIGIT = 2.0**-24  # of float32
 
 
 class Rounding:
-    """What is known of the rounding of one step.
+    """The rounding error of one step.
 
     Args:
         exact: the step in float64.
@@ -40,12 +39,12 @@ class Rounding:
         self._moved: dict[tuple[str, str], float] = {}
 
     def add(self, result: StepResult, times: float = 1.0) -> None:
-        """Lets rounding move a step as far as it has moved `result`, `times` over."""
+        """Allows `times` the rounding error of `result`."""
         for key, distance in distances(result, self._exact).items():
             self._moved[key] = max(times * distance, self._moved.get(key, 0.0))
 
     def exceeded_by(self, result: StepResult) -> list[Difference]:
-        """What of `result` is farther from the step in float64 than rounding moves it."""
+        """The values of `result` farther from the float64 step than rounding explains."""
         return [
             found
             for found in differences(result, self._exact, self._tolerance)
@@ -60,13 +59,13 @@ def beyond_rounding(
     others: Iterator[StepResult],
     tolerance: float,
 ) -> list[Difference]:
-    """What of a step is not rounding.
+    """The differences of a step that rounding does not explain.
 
     Args:
         result: of the step as it will be taken.
         reference: of one device.
         exact: of one device in float64.
-        others: the same from numbers moved at random; taken as long as something is unexplained.
+        others: the same from randomly perturbed inputs; drawn as long as something is unexplained.
         tolerance: relative, of the norm of each tensor.
     """
     rounding = Rounding(exact, tolerance)
@@ -81,11 +80,11 @@ def beyond_rounding(
 
 
 def backward_error(graph: Any, rows: int) -> float:
-    """By how much, relative, rounding may move the numbers of a step.
+    """The relative perturbation by rounding in a step.
 
     Args:
         graph: of the step.
-        rows: of a batch, where the graph does not know it.
+        rows: of a batch, if the graph does not know it.
 
     >>> with tf.Graph().as_default() as graph:
     ...     _ = tf.matmul(tf.zeros([4, 64]), tf.zeros([64, 2]))
@@ -97,7 +96,7 @@ def backward_error(graph: Any, rows: int) -> float:
 
 
 def _terms(shape: tf.TensorShape, rows: int) -> int:
-    """How many numbers of a tensor may be added: those of a channel, or all channels."""
+    """How many elements of a tensor may be summed: those of a channel, or all channels."""
     if not shape.rank:
         return 1
     sizes = [rows if size is None else int(size) for size in shape]
@@ -105,11 +104,11 @@ def _terms(shape: tf.TensorShape, rows: int) -> int:
 
 
 def moved_at_random(size: float, seed: int) -> Callable[[tf.Tensor], tf.Tensor]:
-    """Gives a function that moves the numbers of a tensor; integers stay: they are not rounded.
+    """A function that perturbs a tensor; integers are unchanged, as they are not rounded.
 
     Args:
         size: relative.
-        seed: of the directions.
+        seed: of the perturbation.
     """
     generator = tf.random.Generator.from_seed(seed)
 

@@ -1,4 +1,4 @@
-"""All-gathers the rows of the global batch, for what cannot be combined from its parts."""
+"""All-gathers the rows of the global batch, for results that its parts cannot combine to."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class RowBlock(NamedTuple):
         start: where it begins in the global batch.
         rows: how many it has (int32 scalars, as all here).
         total: how many the global batch has.
-        padded: how many rows the replica's tensors have, with the copies that pad them.
+        padded: how many rows the replica's tensors have, including padding copies.
     """
 
     start: tf.Tensor
@@ -28,7 +28,7 @@ class RowBlock(NamedTuple):
 
 
 def has_other_replicas() -> bool:
-    """Whether there are other replicas, with rows of their own."""
+    """Whether there are other replicas with their own rows."""
     context = tf.distribute.get_replica_context()
     placement = getattr(getattr(context, "strategy", None), "placement", None)
     return placement is not None and placement.replicas > 1
@@ -38,7 +38,7 @@ def local_block(tensor: Any, ctx: StepContext) -> RowBlock:
     """Finds this replica's block among all; every replica must call.
 
     Args:
-        tensor: of which this replica's rows are the first dimension.
+        tensor: with this replica's rows as its first dimension.
         ctx: this replica's part of the step; copies among the rows are left out.
     """
     return blocks_of([tensor], ctx)[0]
@@ -48,7 +48,7 @@ def blocks_of(tensors: list[Any], ctx: StepContext) -> list[RowBlock]:
     """Finds this replica's block of the rows of each tensor, in one message.
 
     Args:
-        tensors: whose first dimensions are rows, not as many in each.
+        tensors: whose first dimensions are rows, of different numbers.
         ctx: as in `local_block`; with copies among the rows, all have the same number of rows.
     """
     placement = tf.distribute.get_strategy().placement
@@ -66,7 +66,7 @@ def blocks_of(tensors: list[Any], ctx: StepContext) -> list[RowBlock]:
 
 
 def block_number() -> Any:
-    """The index of this replica's block: blocks go to workers in turn (see `batch_sharding.py`)."""
+    """The index of this replica's block: workers take blocks in turn (see `batch_sharding.py`)."""
     context = tf.distribute.get_replica_context()
     placement = context.strategy.placement
     local = context.replica_id_in_sync_group - placement.rank * placement.local
@@ -78,12 +78,12 @@ def gather_rows(values: Any, block: RowBlock, ctx: StepContext, *, shared: bool 
 
     Args:
         values: a nest of tensors with this replica's rows as their first dimension; None and
-            numbers without rows stay as they are.
+            numbers without rows are unchanged.
         block: this replica's rows among all.
         ctx: this replica's part of the step.
-        shared: whether every replica makes the same number of what is gathered, a loss. Then each
-            knows its rows' part of the gradient without asking, and divides it by its batch
-            fraction, by which that will be multiplied. Otherwise the gradients of all replicas are
+        shared: whether every replica computes the same number from the gathered rows, a loss. Then
+            each knows its rows' part of the gradient locally, and divides it by its batch fraction,
+            by which it will later be multiplied. Otherwise the gradients of all replicas are
             summed.
 
     Raises:
@@ -97,7 +97,7 @@ def gather_rows(values: Any, block: RowBlock, ctx: StepContext, *, shared: bool 
 
 
 def local_rows(values: Any, block: RowBlock) -> Any:
-    """Our rows of each tensor of a nest, as long as they were before they were gathered."""
+    """Our rows of each gathered tensor of a nest, with their original number."""
 
     def own_rows(value: Any) -> Any:
         if value is None or not _has_rows(value):
@@ -129,7 +129,7 @@ def _all_gather(
     others = block.total - block.start - block.rows
 
     def send(local: tf.Tensor) -> tf.Tensor:
-        # A sum in which every row is a replica's own: no other collective is on all transports.
+        # A sum in which each row comes from one replica: all transports only share this collective.
         sides = [[block.start, others]] + [[0, 0]] * (local.shape.rank - 1)
         return tf.pad(tf.cast(local, transport_dtype(local.dtype)), sides)
 
@@ -182,7 +182,7 @@ def _summed(tensors: list[tf.Tensor]) -> list[tf.Tensor]:
 def _shaped(whole: tf.Tensor, local: tf.Tensor, ctx: StepContext) -> tf.Tensor:
     rows = None
     if ctx.rows is not None and local.shape[0] == ctx.rows and not tf.executing_eagerly():
-        # Parts of a static number of rows are equal parts, unless copies fill them up.
+        # Parts with a static number of rows are equal, unless padded with copies.
         replicas = tf.distribute.get_strategy().placement.replicas
         rows = None if ctx.real is not None or ctx.has_empty_replicas else ctx.rows * replicas
     return tf.cast(tf.ensure_shape(whole, [rows, *local.shape[1:]]), local.dtype)

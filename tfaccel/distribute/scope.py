@@ -1,8 +1,8 @@
-"""Takes over what was created outside the scope of the strategy that a model runs under.
+"""Adopts objects created outside the scope of the strategy that a model runs under.
 
-Scripts make layers that adapt to data, metrics of a module, optimizers and loaded models before or
-after their `with strategy.scope():`. The variables of these lie on one device. Each is recreated
-under the strategy, with its value and its name; the object that holds it stays who it is.
+Scripts create layers that adapt to data, metrics of a module, optimizers and loaded models before
+or after their `with strategy.scope():`. Their variables are on one device. Each is recreated under
+the strategy, with its value and its name; the object that holds it keeps its identity.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _MAX_NAMED = 8  # parts named in the log
 
 
 def check(model: Any, strategy: Any) -> None:
-    """Makes everything that the steps of `model` use a part of `strategy`.
+    """Adopts everything that the steps of `model` use into `strategy`.
 
     Args:
         model: that is about to run.
@@ -44,14 +44,14 @@ def check(model: Any, strategy: Any) -> None:
 
 
 def check_function(function: Any, strategy: Any) -> ReachableObjects:
-    """Makes everything that a function of the user's uses a part of `strategy`.
+    """Adopts everything that a user's function uses into `strategy`.
 
     Args:
         function: that is about to run under `strategy`.
         strategy: created by tfaccel.
 
     Returns:
-        What it uses.
+        The objects it uses.
 
     Raises:
         ScopeError: as `check`.
@@ -95,7 +95,7 @@ def _owner(variable: Any) -> Any:
 
 
 def _outside(variable: Any, strategy: Any, name: str) -> bool:
-    if variable is None:  # Keras has not made it yet
+    if variable is None:  # Keras has not created it yet
         return False
     owner = _owner(variable)
     if owner is None or owner is strategy:
@@ -160,9 +160,9 @@ def _agreed(variables: Sequence[Any], strategy: Any) -> Iterator[Any]:
     """The values of variables, read when requested; the chief's, where there are several."""
     workers = getattr(getattr(strategy, "cluster", None), "size", 1)
     for variable in variables:
-        # A variable of another strategy cannot be read in the scope of this one, its parts can.
+        # A variable of another strategy cannot be read in the scope of this one, but its parts can.
         value = getattr(variable, "values", (variable,))[0].numpy()
-        # Strategies with replicas send the chief's by themselves when a variable is made.
+        # Strategies with replicas broadcast the chief's value when a variable is created.
         if workers > 1 and hasattr(strategy, "mesh") and value.dtype.kind in "iuf":
             (value,) = (v.numpy() for v in strategy.broadcast([value]))
         yield value
@@ -180,7 +180,7 @@ def _recreated(old: Any, name: str, value: Any) -> Any:
     }
     if old.aggregation != tf.VariableAggregation.SUM:
         return tf.Variable(value, **options)
-    # Such a variable is the sum over its replicas: one of them has it all.
+    # Such a variable is the sum over its replicas: one of them holds all of it.
     new = tf.Variable(tf.zeros_like(value), **options)
     parts = getattr(new, "values", None)
     if parts is None:
@@ -192,7 +192,7 @@ def _recreated(old: Any, name: str, value: Any) -> Any:
 
 @contextlib.contextmanager
 def _named_as(path: str, layer: Any) -> Iterator[None]:
-    """Inside, what is made has the parents of `path`, and is built by `layer`."""
+    """Variables created inside get the parents of `path`, and are built by `layer`."""
     parents = path.split("/")[:-1]
     if not parents:
         yield
@@ -203,7 +203,7 @@ def _named_as(path: str, layer: Any) -> Iterator[None]:
 
 
 def _as_slot_of(variable: Any, strategy: Any) -> Any:
-    """Inside, what is made is a slot of `variable`."""
+    """Variables created inside are slots of `variable`."""
     if variable is None:
         return contextlib.nullcontext()
     return strategy.extended.colocate_vars_with(_private.tf_variable(variable))
@@ -227,7 +227,7 @@ def _keys(optimizer: Any, variables: Sequence[keras.Variable]) -> list[Any]:
 
 
 def _rename_keys(optimizer: Any, before: list[Any], variables: Sequence[keras.Variable]) -> None:
-    """An optimizer knows variables by keys, which are those of TensorFlow's variables."""
+    """Updates an optimizer's keys for variables, which are those of TensorFlow's variables."""
     after = _keys(optimizer, variables)
     new = {b: a for b, a in zip(before, after, strict=True) if b is not None and b != a}
     for attribute in list(vars(optimizer).values()):

@@ -1,9 +1,9 @@
-"""Finds replicas that would wait for each other forever, when they are traced into one graph.
+"""Detects replicas that would deadlock, when they are traced into one graph.
 
-TensorFlow lets what uses a resource (the state of a `tf.random.Generator`, a lookup table that
-changes) wait for its use before, as they were traced; replicas are traced one after the other.
-Where the last use of the first replica follows from a collective, and the second replica's part of
-that collective follows from its own first use, both would wait.
+TensorFlow orders uses of a resource (the state of a `tf.random.Generator`, a mutable lookup table)
+as they were traced; replicas are traced one after the other. If the last use by the first replica
+depends on a collective, and the second replica's part of that collective depends on its own first
+use, they deadlock.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def refuse_deadlock(replicas: Sequence[Sequence[Any]]) -> None:
 
 
 def _uses(operations: Iterable[Any]) -> dict[Any, list[Any]]:
-    """The operations that use each resource, of those that are changed."""
+    """The operations that use each mutated resource."""
     uses: dict[Any, list[Any]] = {}
     changed = set()
     for op in operations:
@@ -57,7 +57,7 @@ def _uses(operations: Iterable[Any]) -> dict[Any, list[Any]]:
 def _waits(
     replica_ops: Sequence[Any], uses: Sequence[Any], others: Sequence[Any], first: Any
 ) -> bool:
-    """Whether one of `uses` follows from a collective whose other part follows from `first`."""
+    """Whether one of `uses` depends on a collective whose other part depends on `first`."""
     collectives = [op for op in replica_ops if op.type.startswith(_COLLECTIVES)]
     parts = [op for op in others if op.type.startswith(_COLLECTIVES)]
     before = _leading_to(uses)
@@ -68,7 +68,7 @@ def _waits(
 
 
 def _leading_to(operations: Sequence[Any]) -> set[Any]:
-    """The operations from which some follow, and those themselves."""
+    """The operations that some depend on, including themselves."""
     ancestors: set[Any] = set()
     waiting = list(operations)
     while waiting:

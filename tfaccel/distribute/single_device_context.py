@@ -1,4 +1,4 @@
-"""A step of a replicated model as one device would take it, over rows that are all here."""
+"""A step of a replicated model as one device would take it, with all rows here."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from tfaccel.distribute import gradients, step
 
 
 class SingleDeviceContext(tf.distribute.ReplicaContext):  # type: ignore[misc]
-    """The context of such a step: this worker's first replica, and no other that it knows of."""
+    """The context of such a step: this worker's first replica, without visible others."""
 
     def __init__(self, strategy: Any) -> None:
         placement = strategy.placement
-        # Variables request the replica whose own they shall be.
+        # Variables request the replica that they belong to.
         super().__init__(strategy, replica_id_in_sync_group=placement.rank * placement.local)
 
     @property
@@ -51,5 +51,5 @@ def run_on_one_device(strategy: Any, fn: Any, data: Any) -> tuple[Any, list[Any]
         tf.device(device),
         gradients.recorded() as seen,
     ):
-        # Here, and not where all replicas are seen, a log may be a variable that is read.
+        # Here, unlike in the cross-replica context, a log may be a variable to read.
         return keras.tree.map_structure(tf.convert_to_tensor, fn(data)), seen

@@ -1,16 +1,16 @@
 """Sparse gradients of replicas, as one device would have them.
 
 The gradient of a lookup is an IndexedSlices with an entry for each row that was looked up. Keras's
-optimizers square entries one by one, so what they make of a row depends on how many entries it has.
-A lookup by the batch's rows (token ids) has on one device the entries of all replicas, one after
-the other, and so it is combined. A lookup that does not depend on the rows, as the positions
-of a text (`Embedding(arange(length))`), has on one device the same entries as on each replica, with
-the gradient of the global batch: those are summed entry by entry.
+optimizers square entries one by one, so their update of a row depends on how many entries it has. A
+lookup by the batch's rows (token ids) has on one device the entries of all replicas, one after the
+other, so they are concatenated. A lookup that does not depend on the rows, as the positions of a
+text (`Embedding(arange(length))`), has on one device the same entries as on each replica, with the
+gradient of the global batch: those are summed entry by entry.
 
-Which one a lookup is follows from the graph: its indices come from constants and from sizes of
-other dimensions than the first. A table that is looked up twice has the entries of both lookups in
-one gradient, joined by a ConcatV2; each is taken by itself. Eager tensors have no graph: there the
-entries are compared over the replicas.
+The graph shows the kind of lookup: the indices of the latter come from constants and from sizes of
+dimensions other than the first. A table that is looked up twice has the entries of both lookups in
+one gradient, joined by a ConcatV2; each is treated separately. Eager tensors have no graph: there
+the entries are compared over the replicas.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ _REPLICA_ID = "replica_id_in_sync_group"  # as TensorFlow names the constant in 
 def split_sparse(
     grads: list[Any],
 ) -> tuple[list[Any], list[tf.Tensor], Callable[[list[Any], list[Any]], list[Any]]]:
-    """Splits sparse gradients into what is summed entry by entry and what is concatenated.
+    """Splits sparse gradients into those summed entry by entry and those concatenated.
 
     Args:
         grads: tensors, IndexedSlices or None.
 
     Returns:
-        What to reduce as it is, one for each of `grads`; further tensors to sum; and a function
+        Values to reduce directly, one for each of `grads`; further tensors to sum; and a function
         that takes the sums of both and returns those of `grads`.
     """
     kept, dense_values = list(grads), list[tf.Tensor]()
     same: dict[int, list[tf.Tensor]] = {}
     for i, grad in enumerate(grads):
         if not isinstance(grad, tf.IndexedSlices) or step.current() is None:
-            continue  # in a custom training loop each replica may run a program of its own
+            continue  # in a custom training loop each replica may run a different program
         lookups = _lookups(grad.indices)
         same_lookups = [_same_on_all(indices) for indices in lookups]
         if not any(same_lookups):
@@ -82,7 +82,7 @@ def _lookups(indices: tf.Tensor) -> list[tf.Tensor]:
 
 
 def _same_on_all(indices: tf.Tensor) -> bool:
-    """Whether all replicas have looked up the same rows, whatever the rows of the batch."""
+    """Whether all replicas have looked up the same rows, independent of the batch."""
     if hasattr(indices, "numpy"):
         return _are_identical(indices)
     return _independent(indices) and not _repeats_by_rows(indices)
@@ -105,7 +105,7 @@ def _repeats_by_rows(indices: tf.Tensor) -> bool:
 
 
 def _constant(tensor: tf.Tensor) -> np.ndarray | None:
-    """The value of a tensor of a graph that follows from its constants alone; else None."""
+    """The value of a graph's tensor if it depends only on constants; else None."""
     if (value := tf.get_static_value(tensor)) is not None:
         return value  # type: ignore[no-any-return]
     nodes = tf.compat.v1.graph_util.extract_sub_graph(tensor.graph.as_graph_def(), [tensor.op.name])
@@ -136,7 +136,7 @@ def _are_identical(indices: tf.Tensor) -> bool:
 
 
 def _independent(tensor: tf.Tensor) -> bool:
-    """Whether a tensor of a graph depends on no row of the batch, nor on how many there are."""
+    """Whether a graph's tensor is independent of the batch's rows and their number."""
     waiting, seen = [tensor], set[int]()
     while waiting:
         tensor = waiting.pop()
@@ -183,7 +183,7 @@ _PLAIN = frozenset(_OPERATIONS.split())
 
 
 def _captured(placeholder: tf.Tensor) -> Any:
-    """What a placeholder of a function's graph stands for, outside; None for an argument."""
+    """The outer tensor that a placeholder of a function's graph captures; None for an argument."""
     for outer, inner in getattr(placeholder.graph, "captures", ()):
         if inner is placeholder:
             return outer
@@ -191,7 +191,7 @@ def _captured(placeholder: tf.Tensor) -> Any:
 
 
 def _of_another_dimension(op: Any) -> bool:
-    """Whether a StridedSlice of a shape takes only sizes of other dimensions than the first."""
+    """Whether a StridedSlice of a shape only reads sizes of dimensions other than the first."""
     begin, end = (tf.get_static_value(op.inputs[i]) for i in (1, 2))
     rank = op.inputs[0].op.inputs[0].shape.rank
     if begin is None or end is None or rank is None:

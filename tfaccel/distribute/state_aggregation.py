@@ -1,9 +1,9 @@
-"""How the states of replicas are aggregated to the state that one device would have.
+"""How the states of replicas are aggregated into the state that one device would have.
 
 A step counter is the same on every replica, a counter of rows is a sum, a moving average a mean
-over rows, a running maximum a maximum. How a layer writes its state does not show which (a moving
-average and a counter are both an addition). A probe on a few rows, in two parts and as a whole,
-does.
+over rows, a running maximum a maximum. The way a layer writes its state does not show which applies
+(a moving average and a counter are both an addition). A probe on a few rows, in two parts and as a
+whole, does.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ IDENTICAL, SUM, WEIGHTED_MEAN, MAXIMUM, MINIMUM = (
     "minimum",
 )
 AGGREGATIONS = (IDENTICAL, SUM, WEIGHTED_MEAN, MAXIMUM, MINIMUM)
-"""IDENTICAL: every replica makes one device's value. SUM: the changes add up. WEIGHTED_MEAN: their
-mean, weighted by rows, does. MAXIMUM, MINIMUM: of the values."""
+"""IDENTICAL: every replica computes one device's value. SUM: the sum of changes. WEIGHTED_MEAN:
+their mean, weighted by rows. MAXIMUM, MINIMUM: of the values."""
 
 
 def matching_aggregations(
     before: Any, parts: Sequence[Any], whole: Any, fractions: Sequence[float]
 ) -> set[str]:
-    """The aggregations by which values after a step on parts of a batch make that after the whole.
+    """The aggregations that turn values after steps on parts of a batch into that of the whole.
 
     Args:
         before: the value before the step, an array of numbers.
@@ -41,7 +41,7 @@ def matching_aggregations(
         fractions: the part of all rows that each of `parts` saw.
 
     Returns:
-        A subset of `AGGREGATIONS`; all of them where nothing changed, which shows nothing.
+        A subset of `AGGREGATIONS`; all of them where nothing changed, which is inconclusive.
 
     >>> sorted(matching_aggregations(1.0, [4.0, 3.0], 6.0, [0.6, 0.4]))
     ['sum']
@@ -70,7 +70,7 @@ def _close(a: Any, b: Any) -> bool:
 
 
 def preferred(rules: Iterable[str]) -> str | None:
-    """The one to use where several hold, as far as was observed."""
+    """The one to use where several match the observations."""
     matching = set(rules)
     return next((rule for rule in AGGREGATIONS if rule in matching), None)
 
@@ -84,7 +84,7 @@ def aggregate(
         rules: of each state.
         before: their values before the step, the same on every replica.
         after: this replica's after it.
-        ctx: this replica's part of the step. What a replica without rows has made has zero weight.
+        ctx: this replica's part of the step. The result of a replica without rows has zero weight.
     """
     replicas = tf.distribute.get_strategy().placement.replicas
     block_mask = tf.one_hot(block_number(), replicas, dtype=tf.int32)

@@ -1,9 +1,9 @@
-"""State that a custom layer or metric keeps: the value of one device on every replica.
+"""State of a custom layer or metric: the value of one device on every replica.
 
-A replica's layer sees its own rows. What it makes of a counter, a running maximum or a queue is
+A replica's layer sees its own rows. Its update of a counter, a running maximum or a queue is
 combined right after its call, by the aggregation that a probe has found (`state_aggregation.py`).
-Where none holds, such as for a queue of the newest rows, the layer is called with the rows of all
-replicas, on each of them, and each takes its own rows of what it returns.
+Where none matches, such as for a queue of the newest rows, the layer is called with the rows of all
+replicas, on each of them, and each takes its own rows of the result.
 
 Keras's own layers and metrics need none of this: moving statistics are averaged at the end of a
 step (`non_trainable.py`), and metrics are sums (`logs.py`).
@@ -44,13 +44,13 @@ _warned: set[str] = set()
 class ReplicaLocalAssign:
     """Mixin for a variable that TensorFlow averages whenever a replica assigns to it.
 
-    In a step of Keras a replica assigns to its own copy alone: what becomes of it depends on what
-    it is (a counter of rows is not a mean), and on how many rows each replica has.
+    In a Keras step a replica assigns only to its own copy: how it is combined depends on what it is
+    (a counter of rows is not a mean), and on how many rows each replica has.
     """
 
     @property
     def aggregation(self) -> tf.VariableAggregation:
-        """What TensorFlow does when a replica assigns."""
+        """TensorFlow's aggregation when a replica assigns."""
         if step.current() is not None or step.on_one_device():
             return tf.VariableAggregation.NONE
         return super().aggregation  # type: ignore[misc]
@@ -73,7 +73,7 @@ class StatefulMetric:
 
 
 def aggregate_states(model: keras.Model) -> None:
-    """Makes the layers and metrics of `model` that are the user's own keep one device's state."""
+    """Makes the user's own layers and metrics in `model` keep one device's state."""
     for layer in _private.layers_of(model):
         if _is_custom(layer) and _states(layer):
             mix_in(layer, StatefulLayer)
@@ -83,7 +83,7 @@ def aggregate_states(model: keras.Model) -> None:
 
 
 def _each_metric(metrics: Sequence[Any]) -> list[keras.metrics.Metric]:
-    """Metrics, and those inside them."""
+    """Metrics, including nested ones."""
     inner = [m for metric in metrics for m in _private.metrics_in(metric)]
     return [*metrics, *(_each_metric(inner) if inner else ())]
 
@@ -100,7 +100,7 @@ def _states(owner: Any) -> list[Any]:
 
 
 def _states_inside(owner: Any) -> list[Any]:
-    """Those of `owner`, and of the metrics inside of a metric, which its call changes too."""
+    """Those of `owner` and of metrics nested in a metric, which its call changes too."""
     if not isinstance(owner, keras.metrics.Metric):
         return _states(owner)
     return [state for metric in _each_metric([owner]) for state in _states(metric)]
@@ -149,7 +149,7 @@ def _call_and_aggregate(owner: Any, function: Callable[..., Any], args: Any, kwa
 def _call_with_global_batch(
     owner: Any, function: Callable[..., Any], args: Any, kwargs: Any, ctx: StepContext
 ) -> Any:
-    """Calls where every replica has all rows of a batch: each makes the state of one device."""
+    """Calls where every replica has all rows of a batch: each computes one device's state."""
     variables = [_private.tf_variable(v) for v in _states_inside(owner)]
     _load(variables)
     result = function(*args, **kwargs)
@@ -158,7 +158,7 @@ def _call_with_global_batch(
 
 
 def _is_reduced_later(rule: str, metric: bool) -> bool:
-    """Whether a sum over replicas can be left to them: it is not read within a step."""
+    """Whether a state can stay a sum over replicas: it is not read within a step."""
     return metric and rule in ("", SUM)
 
 
@@ -169,13 +169,13 @@ def _is_correct(variable: Any, rule: str, ctx: StepContext, metric: bool) -> boo
 
 
 def _is_sum(variable: Any) -> bool:
-    """Whether the value is the sum of what replicas hold."""
+    """Whether the value is the sum over replicas."""
     on_read = variable.synchronization == tf.VariableSynchronization.ON_READ
     return bool(on_read and variable.aggregation == tf.VariableAggregation.SUM)
 
 
 def _load(variables: Sequence[Any]) -> list[tf.Tensor]:
-    """The values of one device, which the replicas' copies then hold as well."""
+    """The values of one device, which the replicas' copies then hold too."""
     sums = [v for v in variables if _is_sum(v)]
     if sums:
         totals = all_reduce_packed([tf.convert_to_tensor(v) for v in sums])
@@ -185,7 +185,7 @@ def _load(variables: Sequence[Any]) -> list[tf.Tensor]:
 
 
 def _store(variables: Sequence[Any], values: Sequence[tf.Tensor], ctx: StepContext) -> None:
-    """Makes `values`, the same on every replica, those of one device."""
+    """Sets `values`, the same on every replica, as one device's."""
     for variable, value in zip(variables, values, strict=True):
         if _is_sum(variable):  # the first replica holds all of it
             first = tf.equal(row_gather.block_number(), 0)
@@ -242,10 +242,10 @@ def _has_local_rows(value: Any, ctx: StepContext) -> bool:
 
 
 def _aggregations(owner: Any, args: Any, kwargs: Any, ctx: StepContext) -> list[str | None] | None:
-    """The aggregation of each state of `owner`, as far as a probe with such arguments shows.
+    """The aggregation of each state of `owner`, from a probe with such arguments.
 
     Returns:
-        For each state a rule, ``""`` where nothing changed it, or None where no rule holds; and
+        For each state a rule, ``""`` where nothing changed it, or None where no rule matches; and
         None for all of them where no probe is possible.
     """
     flat = keras.tree.flatten((args, kwargs))
@@ -309,7 +309,7 @@ def _probe(owner: Any, packed: Any, rows: list[bool]) -> list[str | None]:
 def _random_arguments(
     packed: Any, rows: list[bool], kind: str, rng: np.random.Generator
 ) -> list[Any]:
-    """The arguments in flat order, random numbers in place of tensors."""
+    """The arguments, flattened, with random numbers in place of tensors."""
     result: list[Any] = []
     for value, is_rows in zip(keras.tree.flatten(packed), rows, strict=True):
         if not isinstance(value, tf.Tensor):
@@ -331,11 +331,11 @@ def _random_arguments(
 
 
 def _is_per_example(results: list[list[np.ndarray]]) -> bool:
-    """Whether what is returned of two parts is what is returned of the whole.
+    """Whether the results for two parts together equal the result for the whole.
 
     Args:
         results: of the first part, the last, the whole and the whole again, which shows whether
-            `owner` draws random numbers: then nothing is known.
+            `owner` draws random numbers: then the probe is inconclusive.
     """
     return all(
         not np.allclose(whole, again, equal_nan=True)
@@ -348,7 +348,7 @@ def _is_per_example(results: list[list[np.ndarray]]) -> bool:
 
 
 def _state_after_call(owner: Any, states: list[Any], values: list[Any], arguments: Any) -> Any:
-    """The states after a call of `owner`, which has them as they were when it is over.
+    """The states after a call of `owner`, which are restored afterwards.
 
     Returns:
         The states, and each array of rows that the call returned.
@@ -392,7 +392,7 @@ def _assign(variable: Any, values: Sequence[Any]) -> None:
 
 
 def _local_value(variable: Any) -> Any:
-    """The value of one device, in this process alone: what other workers hold is alike."""
+    """The value of one device, from this process only: other workers hold the same."""
     copies = [copy.numpy() for copy in _copies(variable)]
     if not _is_sum(_private.tf_variable(variable)):
         return copies[0]

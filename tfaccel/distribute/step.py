@@ -1,4 +1,4 @@
-"""What a replica knows while it runs its part of a Keras step: its fraction of the batch."""
+"""A replica's context while it runs its part of a Keras step: its fraction of the batch."""
 
 from __future__ import annotations
 
@@ -24,19 +24,18 @@ class StepContext:
         batch_fraction: scalar float32 tensor, this replica's rows over all rows of the batch.
         has_empty_replicas: whether some replica has no rows of its own, so that anything a replica
             computed may be NaN and must have zero weight where its batch fraction is zero.
-        has_global_batch: whether every replica has all rows of the batch, which are the first
-            one's: losses are those of one device, and only what comes of them is weighted by the
-            batch fractions.
+        has_global_batch: whether every replica has all rows of the batch, which count for the
+            first: losses are those of one device, and only their results are weighted by the batch
+            fractions.
         independent: whether this replica trains on its own rows as if there were no others.
-        real: which of our rows are no copies (bool, shape `[rows]`); None where all are.
-        loss_mask: what the loss that is being computed leaves out by itself; None for nothing.
-        rows: how many rows the replica has, copies counted, where that is known when the step is
-            traced.
+        real: which of our rows are not padding copies (bool, shape `[rows]`); None where all are.
+        loss_mask: the mask that the current loss applies itself; None for none.
+        rows: how many rows the replica has, including copies, if known in tracing.
         averages_statistics: whether the step ends with an average of the model's statistics.
-        aggregated: ids of variables that are one device's already, and not to be averaged.
+        aggregated: ids of variables that already have one device's value and are not averaged.
         gradients: those that a step takes to train (`tfaccel.distribute.gradients`); None where
             they stay the replica's own.
-        reductions: how what replicas say is combined.
+        reductions: how the replicas' values are combined.
         recorded: the gradients of the global batch, as pairs of variables and gradients, if
             they are requested.
     """
@@ -70,8 +69,8 @@ class StepContext:
     def real_rows(self, like: Any) -> Any:
         """Which rows of a tensor are not copies (bool, shape `[rows of it]`); None where all are.
 
-        In a step over all rows all count on the first replica and none on the others, also of a
-        tensor that has another number of rows than the batch.
+        In a step over all rows, all count on the first replica and none on the others, even for a
+        tensor with another number of rows than the batch.
         """
         if self.real is None or not self.has_global_batch:
             return self.real
@@ -88,7 +87,7 @@ class StepContext:
         )
 
     def contribution(self, value: tf.Tensor, reduction: str) -> tf.Tensor:
-        """Our part of a number about the batch, so that the sum over replicas is the whole."""
+        """Our part of a per-batch number, so that the sum over replicas is the whole."""
         if reduction == SUM:
             return self.zero_if_empty(value) if self.has_empty_replicas else value
         if reduction == SCALED_MEAN:
@@ -143,7 +142,7 @@ def is_checking() -> bool:
 
 
 def is_checking_unequal_rows() -> bool:
-    """Whether we are, with replicas that have other numbers of rows."""
+    """Whether this is inside `checking`, with replicas of unequal numbers of rows."""
     return bool(_active_checks) and not _active_checks[-1]
 
 
@@ -160,7 +159,7 @@ def all_reduce_sum(values: Any) -> Any:
 
 
 def known_rows(batch: Any) -> int | None:
-    """The number of rows of a replica's batch, where it is known when the step is traced."""
+    """The number of rows of a replica's batch, if known in tracing."""
     shapes = [getattr(leaf, "shape", None) for leaf in tf.nest.flatten(batch) if leaf is not None]
     sizes = [shape[0] for shape in shapes if shape is not None and shape.rank]
     return sizes[0] if sizes else None
@@ -200,7 +199,7 @@ def all_reduce_packed(tensors: list[tf.Tensor]) -> list[tf.Tensor]:
 def transport_dtype(dtype: tf.DType) -> tf.DType:
     """The dtype in which tensors of `dtype` can be sent between workers without loss.
 
-    TensorFlow's collectives take float16, float32, float64, int32 and int64.
+    TensorFlow's collectives support float16, float32, float64, int32 and int64.
 
     >>> transport_dtype(tf.bfloat16)
     tf.float32

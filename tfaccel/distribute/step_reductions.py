@@ -1,8 +1,8 @@
 """How the values of replicas are reduced to one device's, depending on how a step is written.
 
 There are two conventions. Keras's: a loss is a mean over the rows that the step sees. TensorFlow's:
-a sum over those rows, divided by the rows of the *global* batch. Which one a step follows cannot be
-seen in its graph; the first-step check (`first_step_check.py`) finds it out.
+a sum over those rows, divided by the rows of the *global* batch. Its graph does not show which one
+a step follows; the first-step check (`first_step_check.py`) determines it.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from dataclasses import dataclass, field, replace
 
 WEIGHTED_MEAN, SUM, SCALED_MEAN = "weighted_mean", "sum", "scaled_mean"
 """WEIGHTED_MEAN: the mean over replicas, weighted by rows. SUM: the plain sum. SCALED_MEAN: the
-mean weighted by rows, times the number of replicas: what was divided by that number."""
+mean weighted by rows, times the number of replicas: for values divided by that number."""
 
 
 @dataclass(frozen=True)
 class StepReductions:
-    """The reductions of one model's step; `WEIGHTED_MEAN` for what is not named.
+    """The reductions of one model's step; `WEIGHTED_MEAN` where not listed.
 
     Attributes:
         gradients: of each call of `GradientTape.gradient`, in order.
         metrics: of metrics that get one number for the batch, by name.
         logs: by key.
-        all_rows: whether every replica runs the step over all rows of the batch, since no other
-            way makes one device's numbers (`replicated_batch.py`).
+        all_rows: whether every replica runs the step over all rows of the batch, since nothing else
+            matches one device (`replicated_batch.py`).
     """
 
     gradients: tuple[str, ...] = ()
@@ -33,11 +33,11 @@ class StepReductions:
     all_rows: bool = False
 
     def gradient(self, call: int) -> str:
-        """The reduction of the gradient that is taken at this call."""
+        """The reduction of the gradient taken at this call."""
         return self.gradients[call] if call < len(self.gradients) else WEIGHTED_MEAN
 
     def __str__(self) -> str:
-        """What is not `WEIGHTED_MEAN`, for messages."""
+        """The reductions other than `WEIGHTED_MEAN`, for messages."""
         parts = [f"gradients {', '.join(self.gradients)}"] if self.gradients else []
         for kind in ("metrics", "logs"):
             parts += [

@@ -18,7 +18,7 @@ from tfaccel.distribute.optimizer import optimizers_of
 
 
 class ParityRunError(Exception):
-    """The step cannot be run for the check; it may train all the same."""
+    """The step cannot be run for the check; it may still train."""
 
 
 @dataclass
@@ -28,11 +28,11 @@ class StepResult:
     Attributes:
         gradients: for each call, names of variables and their gradients (None for none).
         logs: what it returned.
-        outputs: what it predicted.
+        outputs: its predictions.
         metrics: the change of each metric's variables, by path.
         state: variables without a gradient, by path: before and after.
-        weights: variables with one, the same.
-        slots: variables of optimizers, the same; empty where `gradients` are known on both sides.
+        weights: variables with a gradient, likewise.
+        slots: variables of optimizers, likewise; empty where `gradients` are known on both sides.
     """
 
     gradients: list[tuple[list[str], list[np.ndarray | None]]] = field(default_factory=list)
@@ -49,7 +49,7 @@ class StepResult:
         changes: Iterable[tuple[Any, np.ndarray, np.ndarray]],
         slots: bool = False,
     ) -> None:
-        """Adds what a step made of variables.
+        """Adds the changes of variables in a step.
 
         Args:
             model: whose step it was.
@@ -58,7 +58,7 @@ class StepResult:
         """
         of_metrics = {id(v) for m in model.metrics for v in m.variables}
         of_optimizers = {id(v) for o in optimizers_of(model) for v in o.variables}
-        # These count rows, or a batch where its rows are not known; their means are among the logs.
+        # These count rows, or batches where rows are unknown; their means are among the logs.
         trackers = [*_private.loss_trackers(model), _private.loss_tracker(model)] if slots else []
         of_trackers = {id(v) for m in trackers if m is not None for v in m.variables}
         for variable, before, after in changes:
@@ -79,7 +79,7 @@ class StepResult:
 
 
 class TracedStep:
-    """A step as a graph in which random operations give constants.
+    """A step as a graph in which random operations return constants.
 
     Args:
         fn: takes a batch; returns the results of the step, flat, and the gradients that its tapes
@@ -115,11 +115,11 @@ class TracedStep:
         self.graph = self.concrete.graph
 
     def run(self, data: Any) -> StepResult:
-        """Runs the step; the result has gradients and logs alone."""
+        """Runs the step; the result only has gradients and logs."""
         return self._result(*self._function(data))
 
     def run_in(self, double: DoublePrecision, data: Any) -> StepResult:
-        """Runs it in double precision, which leaves its variables as they are."""
+        """Runs it in double precision, which leaves its variables unchanged."""
         outputs = double(v for v in tf.nest.flatten(data, expand_composites=True) if v is not None)
         return self._result(*tf.nest.pack_sequence_as(self.concrete.structured_outputs, outputs))
 
@@ -131,7 +131,7 @@ class TracedStep:
 
 
 class HostState:
-    """What a step may leave on the host: attributes of a model and its layers, random states."""
+    """Host state that a step may change: attributes of a model and its layers, random states."""
 
     def __init__(self, model: keras.Model) -> None:
         parts = {id(part): part for part in [model, *_private.layers_of(model)]}
@@ -139,7 +139,7 @@ class HostState:
         self._random = random.getstate(), np.random.get_state()
 
     def restore(self) -> None:
-        """Makes all of it what it was."""
+        """Restores all of it."""
         for part, attributes in self._saved:
             _restore_attributes(part, attributes)
         random.setstate(self._random[0])
@@ -154,27 +154,27 @@ def variables_of(model: keras.Model) -> list[Any]:
 
 
 def tolerance(model: keras.Model) -> float:
-    """How far two runs of a step of `model` may be apart, relative."""
+    """The relative tolerance between two runs of a step of `model`."""
     dtypes = {layer.compute_dtype for layer in _private.layers_of(model)}
     return 5e-2 if dtypes & {"float16", "bfloat16"} else 2e-3
 
 
 def flat_logs(step_logs: Any) -> dict[str, tf.Tensor]:
-    """What a step returned, by name."""
+    """The results of a step, by name."""
     return {logs.name_of(path): tf.convert_to_tensor(v) for path, v in logs.leaves(step_logs)}
 
 
 def flat_outputs(predicted: Any) -> dict[str, tf.Tensor]:
-    """What a predict step returned, by number; without strings, which are not computed."""
+    """The results of a predict step, by index; without strings, which are not computed."""
     flat = [tf.convert_to_tensor(v) for v in keras.tree.flatten(predicted)]
     numbers = {str(i): v for i, v in enumerate(flat) if v.dtype != tf.string}
     return {i: tf.cast(v, tf.int32) if v.dtype.is_bool else v for i, v in numbers.items()}
 
 
 def _restore_attributes(part: Any, attributes: dict[str, Any]) -> None:
-    """Sets numbers and tensors that are attributes of `part` back; other objects stay.
+    """Restores numbers and tensors that are attributes of `part`; other objects stay.
 
-    What Keras itself keeps of a layer that was built meanwhile stays too.
+    Keras's own records of a layer built meanwhile stay too.
     """
     for name, value in list(vars(part).items()):
         if value is attributes.get(name, part) or name.startswith("_") or name == "built":
@@ -193,9 +193,9 @@ def _is_plain(value: Any) -> bool:
 
 @contextlib.contextmanager
 def _inlined_functions() -> Iterator[None]:
-    """Makes what a step calls part of its own graph.
+    """Inlines functions that a step calls into its own graph.
 
-    A `tf.function` of the user's is traced once, and the trace kept: it would hold the constants.
+    A user's `tf.function` is traced once, and the trace is kept: it would contain the constants.
     """
     before = tf.config.functions_run_eagerly()
     tf.config.run_functions_eagerly(True)
@@ -206,7 +206,7 @@ def _inlined_functions() -> Iterator[None]:
 
 
 def _dense_gradient(grad: Any, graph: Any) -> Any:
-    """A gradient as a dense tensor, or an empty one where it is in a branch or loop."""
+    """A gradient as a dense tensor, or an empty one if it is in a branch or loop."""
     if grad is None:
         return tf.zeros([0])
     dense = grad if isinstance(grad, tf.Tensor) else None

@@ -1,6 +1,6 @@
 """How many steps Keras runs in one call (`steps_per_execution`), where the user has not set it.
 
-A TPU waits for Python between two calls. Keras's own default is a call for each step.
+A TPU waits for Python between two calls. Keras's default is one call per step.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import tensorflow as tf
 from tfaccel.distribute._private import Caller
 
 MAX_STEPS = 32
-"""More would save little, and show progress seldom."""
+"""More would save little, and rarely update progress."""
 
 _HOOKS = tuple(
     f"on_{kind}batch_{when}" for kind in ("", "train_", "test_") for when in ("begin", "end")
@@ -40,14 +40,15 @@ class StepsPerExecution:
         """Settles the number for a method of a model that is about to run.
 
         The number that a model was compiled with takes precedence, unless it is Keras's default of
-        1. It stays the one that is saved with the model.
+        1. It is still the one saved with the model.
 
         Args:
             caller: the method.
             possible: whether its batches can be taken in one call.
 
         Returns:
-            How many steps to give batches for in one call; 1 where Keras takes each by itself.
+            The number of steps to provide batches for per call; 1 where Keras takes each
+            separately.
         """
         model, now = caller.model, int(caller.model.steps_per_execution)
         possible = possible and _keras_makes_steps(model)
@@ -59,7 +60,7 @@ class StepsPerExecution:
             steps = self._fixed or choose(batches, caller.limits, caller.callbacks)
         if steps != now:
             self._chosen[model] = model.steps_per_execution = steps
-            # Keras makes them for a number.
+            # Keras creates them for a number.
             model.train_function = model.test_function = model.predict_function = None
         caller.epoch.steps_per_execution = steps
         return steps
@@ -87,12 +88,12 @@ def choose(batches: int | None, limits: Sequence[int | None], callbacks: Any) ->
     most = min(MAX_STEPS, batches or MAX_STEPS)
     common = math.gcd(*(limit for limit in limits if limit))
     divides = max(n for n in range(1, most + 1) if (common or batches or most) % n == 0)
-    # Data may end within a call: what does not divide only looks odd in a progress bar.
+    # Data may end within a call: a remainder only looks odd in a progress bar.
     return divides if common or divides > most // 2 else most
 
 
 def _keras_makes_steps(model: keras.Model) -> bool:
-    """Whether it is Keras that runs a step, and not a function that the model makes by itself."""
+    """Whether Keras runs the step, rather than a function that the model itself creates."""
     return all(
         _is_keras_hook(getattr(model, name))
         for name in ("make_train_function", "make_test_function")
@@ -105,7 +106,7 @@ def _each(callbacks: Any) -> Iterable[Any]:
 
 
 def _sees_batches(callback: Any) -> bool:
-    """Whether a callback does something at batches of its choice."""
+    """Whether a callback acts at batches of its choice."""
     if getattr(callback, "sees_whole_calls", False):
         return False
     if any(isinstance(getattr(callback, name, None), int) for name in _COUNTS):

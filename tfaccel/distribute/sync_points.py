@@ -20,7 +20,7 @@ from tfaccel.distribute.mixins import mix_in
 
 
 class SynchronizesBeforeSaving(_private.BeforeSaving):
-    """Mixin for a callback that saves every so many batches, where this process is the job."""
+    """Mixin for a callback that saves every few batches, in a single-process job."""
 
     save_freq: Any
     _synchronize: Callable[[], None]
@@ -59,8 +59,7 @@ def synchronize_after_epochs(
 ) -> None:
     """Makes `fit` call `synchronize(model)` at the end of each epoch.
 
-    Its first act then, before validation and `on_epoch_end`, is to read from the model the results
-    of its metrics.
+    There it first reads the results of the model's metrics, before validation and `on_epoch_end`.
     """
     get_results = model.get_metrics_result
     if hasattr(get_results, "_tfaccel_synchronizes"):

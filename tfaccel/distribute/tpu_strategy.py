@@ -1,4 +1,4 @@
-"""TPUStrategy that Keras 3 fits under: a replica on each core of a TPU.
+"""TPUStrategy for Keras 3: a replica on each core of a TPU.
 
 Not yet run on a TPU; its steps have been traced (`tests/distribute/test_tpu_strategy.py`).
 """
@@ -17,7 +17,7 @@ from tfaccel.errors import StrategyError
 
 
 class TPUExtended(KerasFitExtended, _private.TPUExtended):  # type: ignore[misc]
-    """How the variables and steps of `TPUStrategy` are made."""
+    """How `TPUStrategy` creates variables and runs steps."""
 
     def _use_merge_call(self) -> bool:
         # A TPU's replicas are one program, traced once: none waits for another.
@@ -35,7 +35,7 @@ class TPUStrategy(KerasFit, tf.distribute.TPUStrategy):  # type: ignore[misc]
     """
 
     partial_batch = "pad"
-    integer = tf.int32  # a TPU sums no others over its cores
+    integer = tf.int32  # a TPU cannot sum other integers over its cores
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class TPUStrategy(KerasFit, tf.distribute.TPUStrategy):  # type: ignore[misc]
         tf.distribute.Strategy.__init__(self, TPUExtended(self, resolver))
         _private.pack_variables(self)
         if all("job:localhost" in device for device in self.extended.worker_devices):
-            # The data must lie where the steps run.
+            # The data must be where the steps run.
             self.steps_per_execution = StepsPerExecution(steps_per_execution)
 
     def _prepare(self, model: Any) -> None:

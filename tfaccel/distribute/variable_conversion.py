@@ -1,6 +1,6 @@
 """Conversion of distributed variables to and from NumPy arrays and Python numbers.
 
-TensorFlow's have `numpy()` alone, and callbacks use `int(optimizer.iterations)`.
+TensorFlow's only have `numpy()`, but callbacks use `int(optimizer.iterations)`.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class NumericConversion:
 class Sum:
     """Mixin for a variable whose value is the sum over replicas, such as the state of a metric.
 
-    TensorFlow gives each replica a part of what is assigned outside of replicas: a count of 3 over
-    two replicas, in integers, is then one of 2.
+    TensorFlow gives each replica a part of a value assigned outside of replicas: a count of 3 over
+    two replicas, in integers, then becomes 2.
     """
 
     values: tuple[Any, ...]

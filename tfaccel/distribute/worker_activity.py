@@ -1,8 +1,8 @@
 """What this process is doing: the batch, the phase, and for how long; sent to the coordinator.
 
-Batches, traces and collectives note themselves here (a few attributes, no lock). Once per second
-the failure detector's thread asks (`report`), and reads from the stack of the thread that trains
-whether it is in a callback, a trace or a debugger.
+Batches, traces and collectives are recorded here (a few attributes, no lock). Once per second the
+failure detector's thread calls `report`, which reads from the training thread's stack whether it is
+in a callback, a trace or a debugger.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from tfaccel.cluster.stalls import BUSY, COLLECTIVE, COMPILES, DATA, DEBUGGER, S
 from tfaccel.distribute import _private
 
 _F = TypeVar("_F", bound=Callable[..., Any])
-_USES = 0.1  # of a processor, at least: who compiles has that on a busy machine too
+_USES = 0.1  # of a CPU, at least: compilation gets that even on a busy machine
 
 
 class WorkerActivity:
-    """Of the thread that trains; one in a process.
+    """The activity of the training thread; one per process.
 
     Attributes:
         collective_s: seconds that this process has spent in collectives that Python calls.
@@ -34,7 +34,7 @@ class WorkerActivity:
         self._collective: list[str] = []
         self._pass: DataPass | None = None
         self._waits_for_data = self._in_step = False
-        self._explained = False  # by a trace or a callback, why the time since a batch is long
+        self._explained = False  # by a trace or a callback: why no batch has come for long
         self._traced = False
         self._longest: dict[str, float] = {}
         self._seen: Any = None
@@ -43,7 +43,7 @@ class WorkerActivity:
         self._in_mpi: list[None] = []
 
     def trace(self) -> None:
-        """The step is being traced, and compiled after that."""
+        """Marks that the step is being traced, then compiled."""
         self._traced = True
 
     def collective(self, function: _F) -> _F:
@@ -64,7 +64,7 @@ class WorkerActivity:
         return noted  # type: ignore[return-value]
 
     def in_mpi(self, function: _F) -> _F:
-        """Decorates a function in which MPI waits for the others, for which it uses a processor."""
+        """Decorates a function in which MPI waits for the others, which uses a CPU."""
 
         @functools.wraps(function)
         def noted(*args: Any, **kwargs: Any) -> Any:
@@ -96,7 +96,7 @@ class WorkerActivity:
         }
 
     def _unused_s(self, now: float) -> float:
-        """For how long the process has used no processor, as far as it was measured."""
+        """How long the process has used no CPU time, as far as measured."""
         used = time.process_time()
         share = (used - self._processor_s) / max(now - self._looked_at, 1e-3)
         if share > _USES and not self._in_mpi:
@@ -105,7 +105,7 @@ class WorkerActivity:
         return now - self._used_at
 
     def _state(self) -> tuple[str, str, str]:
-        """The state, the place for people, and the kind of what is compared with it."""
+        """The state, the place in words, and the kind of durations to compare it with."""
         activity = _private.activity(self._thread)
         where = activity.where
         if activity.debugger:
@@ -133,18 +133,18 @@ class DataPass:
     """One pass over batches.
 
     Args:
-        of: where it notes itself.
+        of: where it is recorded.
     """
 
     def __init__(self, of: WorkerActivity) -> None:
         self._of = of
         self._method = _private.training_method()
         self._batches = 0
-        self._began = time.monotonic()  # to wait for the first batch, or the step of one
+        self._began = time.monotonic()  # waiting for the first batch, or the step of one
 
     @property
     def kind(self) -> str:
-        """What else takes about as long as what is waited for now."""
+        """The kind of durations comparable with the current wait."""
         return self._method if self._batches else f"the first batch of {self._method}"
 
     def wait_for_batch(self) -> None:
@@ -158,7 +158,7 @@ class DataPass:
         of._waits_for_data = True
 
     def begin_batch(self) -> None:
-        """The batch is here, and its step begins: the time since the last one was its step's."""
+        """The batch has arrived and its step begins; the time since the last one was its step's."""
         of, now = self._of, time.monotonic()
         if not (of._explained or of._traced):
             of._longest[self.kind] = max(of._longest.get(self.kind, 0.0), now - self._began)

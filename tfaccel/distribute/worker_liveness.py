@@ -1,4 +1,4 @@
-"""Connects the workers of a job: one that fails, or holds up the others, is named.
+"""Connects the workers of a job, to name one that fails or holds up the others.
 
 Over MPI nothing else ends a worker whose peers are gone. TensorFlow's own collectives are made to
 raise an exception: a worker is given the time for the script's own handling of it.
@@ -44,7 +44,7 @@ def watch(
         grace_period_s: as in `FailureDetector`.
 
     Raises:
-        ClusterError: the coordinator is not reached.
+        ClusterError: the coordinator is unreachable.
     """
     line = coordinator.connect(host, port, cluster.rank, "liveness", secret)
     names = [f"worker {rank} of {cluster.size} ({w})" for rank, w in enumerate(cluster.workers)]
@@ -63,8 +63,8 @@ def watch(
 def watch_beside_tensorflow(cluster: Cluster, port: int, secret: str) -> None:
     """As `watch`, for workers whose collectives are TensorFlow's.
 
-    A worker that does not reach the coordinator trains without, with a warning: TensorFlow needs
-    the workers' own ports alone.
+    A worker that cannot reach the coordinator trains without it, with a warning: TensorFlow only
+    needs the workers' own ports.
     """
     host = cluster.host_and_port(0)[0]
     try:
@@ -79,14 +79,14 @@ def stop_all(code: int) -> None:
     """Ends all other workers of this job with an exit code, wherever they are.
 
     Args:
-        code: with which this one ends too.
+        code: this process's exit code too.
     """
     for detector in _detectors:
         detector.stop_all(code)
 
 
 def ended_by_error(detector: FailureDetector) -> bool:
-    """Whether this process ends because of an exception, or ends the others: they do not come."""
+    """Whether this process ends by an exception or ends the others, which then do not wait."""
     return detector.stops_all or getattr(sys, "last_value", None) is not None
 
 

@@ -2,7 +2,7 @@
 
     report = tfaccel.export_fpga(model, "firmware", check=(x_held_out, y_held_out))
 
-hls4ml writes the firmware and HGQ2 trains it quantized; this package refuses what they translate
+hls4ml writes the firmware and HGQ2 trains it quantized; this package rejects what they translate
 wrongly, and compares every export with Keras, bit by bit. Start with `export.py`.
 """
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Report", "calibrate", "emulate", "export_fpga", "main", "quantize", "sweep"]
 
-# No module is called as one of these: once imported, it would hide the function.
+# No module has one of these names: once imported, it would shadow the function.
 _HOME = {
     "Report": "tfaccel.fpga.report",
     "calibrate": "tfaccel.fpga.qat",

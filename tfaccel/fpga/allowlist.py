@@ -1,8 +1,8 @@
 """Which layers become firmware that agrees with Keras, and why the others do not.
 
 hls4ml silently translates some layers wrongly, and fails on others deep inside or in the
-compiler. So a layer is refused unless it stands in `CHECKS`, and then by what its check says.
-Everything here was found out by running hls4ml 1.3.0 on Vitis (`tests/fpga/test_layers.py`).
+compiler. So a layer is refused unless it is in `CHECKS` and passes its check. Everything here was
+found by running hls4ml 1.3.0 on Vitis (`tests/fpga/test_layers.py`).
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ _ALLOWED_NAMES = tuple("input")
 
 
 def stays_exact(layer: Layer) -> bool:
-    """Whether this layer of Keras stays exact among quantized ones.
+    """Whether this Keras layer stays exact among quantized ones.
 
     >>> stays_exact(Layer("flat", "Flatten")), stays_exact(Layer("act", "ReLU"))
     (True, False)
@@ -105,7 +105,7 @@ def _any(_: Layer) -> None:
 
 
 def _only(**allowed: tuple[object, ...]) -> Check:
-    """Refuses other values of these settings; one that the layer has not is no matter."""
+    """Refuses other values of these settings, if the layer has them."""
 
     def check(layer: Layer) -> str | None:
         for name, values in allowed.items():
@@ -139,7 +139,7 @@ def _all(*checks: Check) -> Check:
 
 def _activation(layer: Layer) -> str | None:
     name = layer.config.get("activation")
-    if isinstance(name, dict):  # a layer, or a function of the user's
+    if isinstance(name, dict):  # a layer, or a user's function
         kind = name.get("class_name")
         return f"its activation is a {kind}; expected one by name; put {kind} after it as a layer"
     if name == "softplus":
@@ -152,7 +152,7 @@ def _activation(layer: Layer) -> str | None:
 
 
 def _softmax(layer: Layer) -> str | None:
-    """Within a model it would be looked up by the ten highest bits of a very wide logit."""
+    """Inside a model, the lookup would use the ten highest bits of a very wide logit."""
     if not layer.last or layer.feeds:
         return "a softmax inside the model loses nearly all bits of its input; only the last may be"
     axis = layer.config.get("axis", -1)

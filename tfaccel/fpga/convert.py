@@ -1,4 +1,4 @@
-"""hls4ml's part: from a Keras model to a project of C++, and what is in it.
+"""hls4ml's part: from a Keras model to a C++ project, and its contents.
 
 Run as a module it converts in a separate process, since distributed arithmetic can take hours
 and gigabytes: python -m tfaccel.fpga.convert JOB.json
@@ -40,9 +40,9 @@ class Node:
         name: in the project; a Keras layer with an activation becomes two.
         index: its number in the C++ code.
         shape: of its output, without the batch.
-        multiplications: by weights that are not zero, for one row.
-        reuse_factor: how many of them a multiplier does, as hls4ml has rounded it.
-        traced: the code keeps what it gives.
+        multiplications: by nonzero weights, for one row.
+        reuse_factor: how many of them one multiplier performs, as rounded by hls4ml.
+        traced: the code records its output.
     """
 
     name: str
@@ -87,10 +87,10 @@ def convert(
         directory: where to write it.
         settings: how.
         log: gets the output of hls4ml.
-        trace: write code that keeps what every layer gives.
+        trace: write code that records every layer's output.
 
     Raises:
-        FpgaError: hls4ml failed; the layer is named where it can be known.
+        FpgaError: hls4ml failed; the layer is named if it can be determined.
         FpgaTimeoutError: distributed arithmetic took too long.
     """
     if settings.strategy != "distributed_arithmetic":
@@ -121,7 +121,7 @@ def convert(
 
 
 def require_compiler() -> None:
-    """Refuses to export without the compiler of the emulation.
+    """Refuses to export without the emulation's compiler.
 
     Raises:
         FpgaError: it is not on the PATH.
@@ -159,7 +159,7 @@ def compile_project(project: Project, settings: Settings, log: Path) -> None:
 
 
 def failing_layer(output: str, nodes: Iterable[Node]) -> str:
-    """The first layer that g++ complains of, by its number or its name in the code.
+    """The first layer in g++'s errors, by its number or its name in the code.
 
     >>> failing_layer("x.cpp:9: error: no softsign_config4", [Node("act", 4, (1,))])
     'act'
@@ -187,7 +187,7 @@ def _convert(saved: Path, directory: Path, settings: Settings, log: Path, trace:
                 io_type=settings.io_type,
                 part=settings.part,
                 clock_period=settings.clock_ns,
-                # What the allowlist holds has a translation of its own.
+                # Layers of the allowlist have their own translation.
                 allow_da_fallback=False,
             )
             graph.config.trace_output = trace
@@ -209,7 +209,7 @@ def _convert(saved: Path, directory: Path, settings: Settings, log: Path, trace:
 
 
 def load(saved: Path) -> Any:
-    """A saved model as it is on one device, HGQ2's layers too."""
+    """A saved model loaded on one device, including HGQ2's layers."""
     import zipfile
 
     import keras
@@ -221,7 +221,7 @@ def load(saved: Path) -> Any:
 
 
 def is_quantized(model: Any) -> bool:
-    """Whether HGQ2 has a part in the model."""
+    """Whether the model uses HGQ2."""
     return any(type(layer).__module__.startswith("hgq.") for layer in model.layers)
 
 
@@ -250,7 +250,7 @@ def _config(hls4ml: Any, model: Any, settings: Settings, quantized: bool) -> dic
 
 
 def _check_logits(graph: Any) -> None:
-    """Sees that no softmax is read from wide logits, whatever hls4ml made of the layers."""
+    """Ensures that no softmax reads wide logits, however hls4ml translated the layers."""
     bits, integer = check_precision(LOGITS)
     for node in graph.get_layers():
         if node.class_name != "Softmax":
@@ -274,7 +274,7 @@ def _conversion_error(error: Exception, names: set[str], log: Path) -> FpgaError
 
 
 def _layer_in(trace: TracebackType | None, names: set[str]) -> str:
-    """The layer that the failing function was at work on, from its local variables."""
+    """The layer that the failing function was processing, from its local variables."""
     longest = ""
     while trace is not None:
         for variable in ("layer", "node"):
@@ -305,7 +305,7 @@ def _node(layer: Any) -> Node:
 
 
 def main(argv: list[str]) -> None:
-    """Converts one job, and writes what came of it."""
+    """Converts one job, and writes the result."""
     saved, directory, settings, log, trace, result_file = json.loads(Path(argv[0]).read_text())
     result: dict[str, Any]
     try:

@@ -1,4 +1,4 @@
-"""The rows an export is checked on: given, or made up."""
+"""The rows an export is checked on: the user's, or generated."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Rows:
     Attributes:
         x: an array for each input of the model.
         y: class numbers, one for each row, if there are any.
-        generated: they were not given.
+        generated: they are not the user's.
     """
 
     x: tuple[np.ndarray, ...]
@@ -33,7 +33,7 @@ class Rows:
 
 
 def rows_of(data: Any, shapes: Sequence[Shape]) -> Rows:
-    """Reads rows from what a user may give.
+    """Reads rows from the forms a user may pass.
 
     Args:
         data: an array; a pair of inputs and class numbers; a mapping, or the path of an .npz file,
@@ -88,7 +88,7 @@ def _numbers(values: Any) -> np.ndarray:
 
 
 def _finite(arrays: Sequence[np.ndarray]) -> None:
-    """Firmware has no NaN and no infinity, so that it could not agree with Keras."""
+    """Refuses NaN and infinity, which firmware lacks, so that it could not agree with Keras."""
     with np.errstate(over="ignore"):
         bad = sum(int((~np.isfinite(one.astype(np.float32))).sum()) for one in arrays)
     if bad:
@@ -111,7 +111,7 @@ def _classes(y: np.ndarray, rows: int) -> np.ndarray | None:
 
 
 def generated(layers: Sequence[Layer], shapes: Sequence[Shape]) -> Rows:
-    """Normal rows, always the same; indices where an embedding wants them."""
+    """Normally distributed rows, always the same; indices for an embedding."""
     random = np.random.default_rng(0)
     sizes = [one.config["input_dim"] for one in layers if one.kind == "Embedding"]
     arrays = []

@@ -1,4 +1,4 @@
-"""Traces a quantized model with da4ml, in a process that can be ended.
+"""Traces a quantized model with da4ml, in a process that can be killed.
 
 Usage: python -m tfaccel.fpga.distributed_arithmetic MODEL.keras FIGURES.json
 """
@@ -32,7 +32,7 @@ def main(saved: str, figures: str) -> None:
 
 
 def _with_relu_layers(model: Any) -> Any:
-    """The same model for da4ml, which knows the layer ReLU and not Activation("relu")."""
+    """The same model for da4ml, which supports the layer ReLU but not Activation("relu")."""
     import keras
 
     def change(layer: Any) -> Any:

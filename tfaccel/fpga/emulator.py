@@ -1,7 +1,7 @@
-"""Runs firmware bit by bit, without an FPGA: the library that g++ made of the project's C++ code.
+"""Runs firmware bit by bit, without an FPGA: a library that g++ builds from the project's C++.
 
 In a separate process, which starts neither TensorFlow nor hls4ml: a crash there is an error here,
-and a long run can be ended. Usage: python -m tfaccel.fpga.emulator WORK_DIRECTORY
+and a long run can be killed. Usage: python -m tfaccel.fpga.emulator WORK_DIRECTORY
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MANIFEST = "tfaccel_fpga.json"
 def emulate(
     directory: str | Path, x: np.ndarray | Sequence[np.ndarray], *, limit_s: float = 600.0
 ) -> np.ndarray | list[np.ndarray]:
-    """What exported firmware answers, and the host makes of it.
+    """Runs exported firmware, with the host's post-processing.
 
     Args:
         directory: of an export.
@@ -35,7 +35,7 @@ def emulate(
         limit_s: seconds it may take.
 
     Returns:
-        The outputs, with softmax where it was left to the host; a list when there are several.
+        The outputs, with softmax if left to the host; a list when there are several.
 
     Raises:
         FpgaError: there is no export, or it crashed.
@@ -133,7 +133,7 @@ def main(work: Path) -> None:
     job = json.loads((work / "job.json").read_text())
     with np.load(work / "in.npz") as archive:
         inputs = [archive[f"arr_{n}"] for n in range(len(archive.files))]
-    os.chdir(Path(job["library"]).parent)  # where hls4ml's code looks for files of weights
+    os.chdir(Path(job["library"]).parent)  # where hls4ml's code looks for weight files
     library = ctypes.cdll.LoadLibrary(job["library"])
     function = getattr(library, job["function"])
     function.restype = None

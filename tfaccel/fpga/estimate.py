@@ -1,4 +1,4 @@
-"""What the firmware will cost, without the vendor's tool, and with it.
+"""The cost of the firmware, without the vendor's tool and with it.
 
 Without: multiplications by the reuse factor for every model; for quantized ones EBOPs, an upper
 bound of "LUT + 55 DSP" (https://arxiv.org/abs/2405.00645), and da4ml's count of look-up tables,
@@ -23,7 +23,7 @@ from tfaccel.fpga.convert import Node, Project
 from tfaccel.fpga.optional_imports import require
 from tfaccel.fpga.report import Figure
 
-#: The longest that da4ml may take for figures alone: it ran past ten minutes on plain models.
+#: The time limit of da4ml for figures only: it ran past ten minutes on plain models.
 DA4ML_LIMIT_S = 120.0
 
 _TOOLS = {
@@ -33,7 +33,7 @@ _TOOLS = {
     "Quartus": "i++",
     "Catapult": "catapult",
 }
-# The vendor's figure, by the name that hls4ml's parser gives it.
+# The vendor's figures, by their names in hls4ml's parser.
 _SYNTHESISED = {
     "LUT": ("LUT", ""),
     "FF": ("FF", ""),
@@ -47,7 +47,7 @@ _SYNTHESISED = {
 
 
 def multipliers(nodes: Iterable[Node]) -> tuple[Figure, ...]:
-    """Multiplications of a row, and the multipliers that do them.
+    """Multiplications per row, and the multipliers that perform them.
 
     >>> multipliers([Node("a", 1, (4,), 64, 4)])[1].value
     16

@@ -46,25 +46,26 @@ def export_fpga(
     Args:
         model: trained under any strategy; plain, or from `tfaccel.fpga.quantize`.
         directory: where the project goes: new, empty, or an earlier export. With several workers
-            all must call, and those that are not the chief write beside it.
+            all must call, and workers other than the chief write next to it.
         backend: ``"Vitis"``, ``"Vivado"``, ``"VivadoAccelerator"``, ``"Quartus"``, ``"Catapult"``.
         part: the FPGA; the backend's default when None.
         clock_ns: the clock's period.
-        precision: of every number in a plain model: bits in all, bits left of the point.
+        precision: of every number in a plain model: total bits, bits left of the point.
         io_type: ``"io_parallel"`` or ``"io_stream"``.
-        reuse_factor: multiplications that one multiplier does.
+        reuse_factor: multiplications per multiplier.
         strategy: hls4ml's: ``"latency"``, ``"resource"``, ``"distributed_arithmetic"``.
         softmax: where the last softmax runs: ``"host"`` cuts it off, ``"argmax"`` marks the class,
             ``"device"`` keeps it.
-        check: rows to compare on, at best held out: an array, ``(x, y)``, or an .npz file with x
-            and y. Without, rows are made up and the report says "unverified".
-        min_agreement: the part of the rows that must agree. A quantized model must be bit-exact.
+        check: rows to compare on, ideally held out: an array, ``(x, y)``, or an .npz file with x
+            and y. Without it, rows are generated and the report is "unverified".
+        min_agreement: the fraction of the rows that must agree. A quantized model must be
+            bit-exact.
         calibrate: training rows that set the ranges of a quantized model (its own change with it);
-            without, the ranges are those of training, widened by `check`.
+            without them, the ranges are those of training, widened by `check`.
         estimate: also estimate resources.
         build: also synthesise with the vendor's tool, and read its report.
-        timeout_s: seconds that each tool may take; hls4ml's own translation, which runs in this
-            process, is not bounded by it.
+        timeout_s: seconds that each tool may take; it does not limit hls4ml's own translation,
+            which runs in this process.
 
     Returns:
         The report.
@@ -72,7 +73,7 @@ def export_fpga(
     Raises:
         FpgaError: the model cannot be exported, or a tool failed; `log` holds its output.
         FpgaTimeoutError: a tool exceeded its timeout.
-        FpgaCheckError: the firmware does not agree with Keras; `report` says how far it is off.
+        FpgaCheckError: the firmware does not agree with Keras; `report` has the differences.
 
     Example:
         ```python
@@ -102,19 +103,19 @@ def export_fpga(
     return report
 
 
-_estimate = estimate  # the argument of the same name hides the module
+_estimate = estimate  # the argument of the same name shadows the module
 
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A model on its way.
+    """A model being exported.
 
     Attributes:
         home: the directory of the export.
         name: of the model.
         device: the functional model that becomes firmware.
         saved: its file.
-        quantized: HGQ2 has a part in it.
+        quantized: whether it uses HGQ2.
         host: for each output, whether softmax is left to the host.
         ends: for each output, the activation it comes from.
         rows: to compare on.
@@ -143,7 +144,7 @@ class _Prepared:
 def prepare(
     model: Any, directory: str | Path, settings: Settings, *, check: Any, calibrate: Any
 ) -> _Prepared:
-    """All that comes before hls4ml: refusals first, so that nothing is written for nothing."""
+    """Everything before hls4ml: refusals first, so that nothing is written in vain."""
     layers = layers_of(model)
     check_layers(layers)
     shapes = [tuple(one.shape) for one in model.inputs]
@@ -169,7 +170,7 @@ def prepare(
     made_up = rows.generated and calibrate is None
     notes = _calibrated(model, rows, calibrate) if quantized and not made_up else []
     device, host = _functional(model, home), (False,) * len(model.outputs)
-    if quantized and made_up:  # which shall not leave its mark in the user's model
+    if quantized and made_up:  # which must not change the user's model
         notes = _calibrated(device, rows, None)
     came_from = ends(device)
     if settings.softmax == "host":
@@ -234,7 +235,7 @@ def _export(
     if check.status == "failed":
         try:
             check = _with_layers(check, prepared, settings, x)
-        except FpgaError as error:  # the check has failed all the same
+        except FpgaError as error:  # the check has failed anyway
             notes.append(f"no error of each layer: {error}")
     figures: list[Figure] = []
     if estimated:
@@ -263,14 +264,14 @@ def _export(
 
 
 def reference(model: Any, x: list[np.ndarray]) -> list[np.ndarray]:
-    """What Keras answers.
+    """Keras's outputs.
 
     Raises:
         FpgaError: Keras fails on these rows.
     """
     try:
         expected = model.predict(x if len(x) > 1 else x[0], verbose=0)
-    except Exception as error:  # TensorFlow's own, for an index that an Embedding has not
+    except Exception as error:  # TensorFlow's own, for an index out of an Embedding's range
         lines = [one.strip() for one in str(error).splitlines() if one.strip()]
         reason = next((one for one in lines if one.startswith("indices[")), (lines or [""])[0])
         raise FpgaError(
@@ -282,7 +283,7 @@ def reference(model: Any, x: list[np.ndarray]) -> list[np.ndarray]:
 def _with_layers(
     check: Check, prepared: _Prepared, settings: Settings, x: list[np.ndarray]
 ) -> Check:
-    """Writes and compiles the project once more, with code that keeps what each layer gives."""
+    """Writes and compiles the project again, with code that records each layer's output."""
     some = [one[: verify.TRACED_ROWS] for one in x]
     home = prepared.home / "trace"
     try:
@@ -303,7 +304,7 @@ def _calibrated(model: Any, rows: Rows, data: Any) -> list[str]:
         return []
     trace_minmax = require("hgq.utils").trace_minmax
     arrays = [np.asarray(one, np.float32) for one in rows.x]
-    # Without a reset: the check alone may be less than what the model will meet.
+    # Without a reset: the check's range may be smaller than that of later data.
     trace_minmax(model, arrays[0] if len(arrays) == 1 else arrays, reset=False)
     by = "made-up rows" if rows.generated else "the rows of the check"
     return [
@@ -313,7 +314,7 @@ def _calibrated(model: Any, rows: Rows, data: Any) -> list[str]:
 
 
 def _functional(model: Any, home: Path) -> Any:
-    """A copy on one device, whatever strategy the model lives under."""
+    """A copy on one device, for a model of any strategy."""
     import keras
 
     path = home / "model.keras"

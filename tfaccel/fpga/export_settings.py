@@ -1,4 +1,4 @@
-"""What an export is configured with, checked before anything heavy is imported."""
+"""The settings of an export, checked before anything heavy is imported."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from tfaccel.errors import FpgaError
 
-# Those that g++ emulates: oneAPI wants icpx and Libero shls before the first comparison.
+# Those that g++ can emulate: oneAPI needs icpx and Libero shls before the first comparison.
 BACKENDS = ("Vitis", "Vivado", "VivadoAccelerator", "Quartus", "Catapult")
 IO_TYPES = ("io_parallel", "io_stream")
 STRATEGIES = ("latency", "resource", "distributed_arithmetic")
@@ -23,11 +23,11 @@ class Settings:
         backend: one of `BACKENDS`.
         part: the FPGA; the backend's own default when None.
         clock_ns: the clock's period.
-        precision: the type of numbers, as ``fixed<16,6>``: bits in all, bits left of the point.
-            A quantized model brings its own types.
+        precision: the type of numbers, as ``fixed<16,6>``: total bits, bits left of the point. A
+            quantized model has its own types.
         io_type: ``"io_parallel"`` or ``"io_stream"``.
-        reuse_factor: how many multiplications one multiplier does.
-        strategy: hls4ml's, one of `STRATEGIES`. It has nothing to do with `tf.distribute`.
+        reuse_factor: how many multiplications one multiplier performs.
+        strategy: hls4ml's, one of `STRATEGIES`. It is unrelated to `tf.distribute`.
         softmax: where the last softmax runs, see `tfaccel.fpga.softmax`.
         timeout_s: seconds that each tool may take.
     """
@@ -65,13 +65,13 @@ class Settings:
 
 
 def check_precision(text: str) -> tuple[int, int]:
-    """The bits of a fixed-point type, in all and left of the point.
+    """The bits of a fixed-point type, in total and left of the point.
 
     >>> check_precision("fixed<16,6>")
     (16, 6)
 
     Raises:
-        FpgaError: it is no such type.
+        FpgaError: it is not such a type.
     """
     match = re.fullmatch(r"fixed<\s*(\d+)\s*,\s*(-?\d+)\s*>", str(text))
     if match is None or not 2 <= int(match[1]) <= 64:

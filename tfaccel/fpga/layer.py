@@ -1,4 +1,4 @@
-"""A Keras model as a list of layers, with what the allowlist looks at and nothing else."""
+"""A Keras model as a list of layers, with only what the allowlist inspects."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from tfaccel.errors import FpgaError
 
-#: Those that hls4ml translates rightly.
+#: Those that hls4ml translates correctly.
 ACTIVATIONS = ("linear", "relu", "sigmoid", "tanh", "selu", "softmax")
 
 Shape = tuple[int | None, ...]
@@ -22,13 +22,14 @@ class Layer:
         name: its name in the model.
         kind: its class, such as ``"Dense"``.
         package: where the class comes from: ``"keras"``, ``"hgq"`` or another top-level module.
-        config: what its `get_config` says.
+        config: from its `get_config`.
         inputs: the shape of each input, the batch first.
         output: the shape of what it returns.
         last: its output is an output of the model.
         calls: how often the model calls it.
-        feeds: other layers take what it returns.
-        before: the layer whose numbers come in, if it is one, layers that let them through aside.
+        feeds: other layers take its output.
+        before: the layer that its input comes from, if it is a single one, skipping pass-through
+            layers.
     """
 
     name: str
@@ -50,7 +51,7 @@ def layers_of(model: Any) -> list[Layer]:
         model: a `keras.Model`.
 
     Raises:
-        FpgaError: its graph cannot be read: it is subclassed, or was never built.
+        FpgaError: its graph cannot be read: it is subclassed, or not built.
     """
     import keras
 
@@ -84,7 +85,7 @@ def layers_of(model: Any) -> list[Layer]:
 
 
 def _through(layer: Layer | None) -> Layer | None:
-    """The first layer on the way back that does something when the model is used."""
+    """The first layer, going back, that has an effect at inference."""
     while layer is not None and (
         layer.kind == "Dropout"
         or (layer.kind == "Activation" and layer.config.get("activation") == "linear")

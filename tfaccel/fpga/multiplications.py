@@ -1,4 +1,4 @@
-"""How many multiplications a layer of hls4ml's does for one row."""
+"""How many multiplications an hls4ml layer performs for one row."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _WITH_WEIGHTS = ("Dense", "Conv", "LSTM", "GRU", "Bidirectional", "BatchNormaliz
 
 
 def multiplications(layer: Any) -> int:
-    """Multiplications by weights that are not zero, for one row.
+    """Multiplications by nonzero weights, for one row.
 
     Args:
         layer: of hls4ml's model.
@@ -25,7 +25,7 @@ def multiplications(layer: Any) -> int:
 
 
 def _times(layer: Any, weights: list[Any]) -> int:
-    """How often a row uses each weight: at every pixel, step or place."""
+    """How often a row uses each weight: at every pixel, step or position."""
     kind = layer.class_name
     if "Conv" in kind:
         return int(layer.get_attr("out_height", 1)) * int(layer.get_attr("out_width", 1))

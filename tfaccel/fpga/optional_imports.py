@@ -1,4 +1,4 @@
-"""What `tfaccel[fpga]` brings, imported when it is needed."""
+"""Dependencies of `tfaccel[fpga]`, imported when needed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The directory of an export: made, or taken from an earlier export, and from nothing else."""
+"""The directory of an export: new, or reused from an earlier export only."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 from tfaccel.errors import FpgaError
 
 LOG = "export.log"
-_WRITTEN = "export.files"  # what the export put here, so that the next one removes nothing else
+_WRITTEN = "export.files"  # the files of the export, so that the next one removes nothing else
 
 
 def worker_directory(directory: str | Path, strategy: Any) -> Path:
-    """The directory, or one beside it for a worker that is not the chief.
+    """The directory, or one next to it for a worker other than the chief.
 
-    All workers of a job export, as all call `fit`: what computes with the model needs them all.
+    All workers of a job export, as all call `fit`: computing with the model needs them all.
 
     Args:
         directory: the chief's.
@@ -29,7 +29,7 @@ def worker_directory(directory: str | Path, strategy: Any) -> Path:
 
 
 def prepare(directory: str | Path) -> Path:
-    """Makes the directory, or empties that of an earlier export.
+    """Creates the directory, or empties that of an earlier export.
 
     Args:
         directory: new, empty, or an earlier export to which nothing was added.
@@ -38,7 +38,7 @@ def prepare(directory: str | Path) -> Path:
         Its full path; an empty log is in it.
 
     Raises:
-        FpgaError: there is something else in it, or it cannot be made.
+        FpgaError: there is something else in it, or it cannot be created.
     """
     home = Path(directory).expanduser().resolve()
     try:
@@ -58,7 +58,7 @@ def prepare(directory: str | Path) -> Path:
 
 
 def record_files(home: Path) -> None:
-    """Writes down what is there now, all of which the export wrote."""
+    """Records the current files, all written by the export."""
     names = {one.name for one in home.iterdir()} | {_WRITTEN, "model.keras"}
     (home / _WRITTEN).write_text("\n".join(sorted(names)))
 

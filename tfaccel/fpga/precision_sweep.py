@@ -64,18 +64,18 @@ class Sweep:
 
 
 def bit_operations(report: Report) -> float:
-    """Multiplications by the square of their bits: what grows with a design of fixed width."""
+    """Multiplications times the square of their bits: the cost of a fixed-width design."""
     figure = report.figure("multiplications")
     bits, _ = check_precision(report.precision)
     return 0.0 if figure is None else figure.value * bits**2
 
 
 def sweep(model: Any, directory: str | Path, precisions: Sequence[str], **options: Any) -> Sweep:
-    """Exports a plain model in several precisions; one that fails its check is a row like others.
+    """Exports a plain model in several precisions; one that fails its check is a row too.
 
     Args:
-        model: as for `export_fpga`; a quantized model brings its own types and is refused.
-        directory: gets a directory for each precision, and ``sweep.png``.
+        model: as for `export_fpga`; a quantized model has its own types and is refused.
+        directory: for a subdirectory per precision, and ``sweep.png``.
         precisions: such as ``["fixed<8,4>", "fixed<16,6>"]``.
         **options: further arguments of `export_fpga`.
 
@@ -122,10 +122,10 @@ def _plot(reports: Sequence[Report], path: Path) -> tuple[Path | None, str]:
 
 
 def draw(reports: Sequence[Report]) -> Any:
-    """The plot: a point for each precision, its cost to the right and its accuracy upwards.
+    """The plot: a point for each precision, cost on the x axis and accuracy on the y axis.
 
     Args:
-        reports: with an accuracy each; else their agreement with Keras is drawn.
+        reports: each with an accuracy; else their agreement with Keras is drawn.
 
     Returns:
         A `matplotlib.figure.Figure`.

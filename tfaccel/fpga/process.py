@@ -13,11 +13,11 @@ from tfaccel.errors import FpgaError, FpgaTimeoutError
 
 
 def run(command: Sequence[str], *, what: str, log: Path, limit_s: float, cwd: Path) -> None:
-    """Runs a command to its end, or ends it and all it started.
+    """Runs a command until it ends, or kills it and all it started.
 
     Args:
         command: its words.
-        what: what it does, for the error.
+        what: its purpose, for the error.
         log: where to append its output.
         limit_s: seconds it may take.
         cwd: where it runs.

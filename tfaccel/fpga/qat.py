@@ -36,15 +36,15 @@ _INSTEAD = {
 def quantize(model: Any, *, beta: float = 1e-6) -> Any:
     """The HGQ2 counterpart of a plain model, with its weights, to be compiled and trained.
 
-    Call it under `strategy.scope()`, as whatever makes a model.
+    Call it in `strategy.scope()`, like anything that creates a model.
 
     Args:
-        model: Sequential or functional, of layers that have a counterpart (`COUNTERPARTS`); it
-            stays as it is.
-        beta: how much a bit operation costs in the loss. Larger is smaller firmware.
+        model: Sequential or functional, of layers that have a counterpart (`COUNTERPARTS`); it is
+            unchanged.
+        beta: the cost of a bit operation in the loss. Larger values give smaller firmware.
 
     Returns:
-        A model of the same form and layer names. A softmax at the end stays plain, for the host.
+        A model of the same form and layer names. A final softmax stays plain, for the host.
 
     Raises:
         FpgaError: a layer has no counterpart, or trains in less than float32.
@@ -95,7 +95,7 @@ def _cloned(model: Any, change: Any) -> Any:
 
 
 def _counterpart(layer: Layer) -> str | None:
-    """The class that quantizes this layer; None for one that stays.
+    """The class that quantizes this layer; None for one that is kept.
 
     Raises:
         FpgaError: there is none.
@@ -126,14 +126,14 @@ def _counterpart(layer: Layer) -> str | None:
 
 
 def calibrate(model: Any, x: Any) -> int:
-    """Sets the ranges of a trained model's quantizers by the training set (`trace_minmax`).
+    """Sets the ranges of a trained model's quantizers from the training set (`trace_minmax`).
 
-    While training they follow the batches, on each replica its own rows; what is exported must
-    hold every row. `export_fpga` does it on the rows it is given as `calibrate`.
+    In training they follow the batches, on each replica its own rows; an export must cover every
+    row. `export_fpga` does it on the rows passed as `calibrate`.
 
     Args:
         model: from `quantize`; its ranges are set.
-        x: the training rows, as `fit` takes them: an array, or a list for several inputs.
+        x: the training rows, as in `fit`: an array, or a list for several inputs.
 
     Returns:
         The model's effective bit operations.

@@ -1,4 +1,4 @@
-"""What is known of an export, and how it is known: emulated, estimated or synthesised."""
+"""The results of an export, and their origin: emulated, estimated or synthesised."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class LayerError:
     Attributes:
         name: of the layer in the Keras model.
         maximum: the largest difference.
-        scale: the largest value that Keras has there.
+        scale: Keras's largest value there.
     """
 
     name: str
@@ -47,17 +47,17 @@ class LayerError:
 
 @dataclass(frozen=True)
 class Check:
-    """The emulated firmware beside Keras.
+    """The emulated firmware compared with Keras.
 
     Attributes:
         status: ``"passed"``, ``"failed"``, or ``"unverified"`` when the rows are generated: then
-            nothing is known about real data.
+            the result does not apply to real data.
         rows: how many were compared.
         exact: how many of them are bit-identical.
-        agreement: the part of the rows on which the answer is the same.
-        measure: what is the same answer: ``"argmax"``, or ``"within 1% of the range"``.
+        agreement: the fraction of the rows with the same answer.
+        measure: what counts as the same answer: ``"argmax"``, or ``"within 1% of the range"``.
         maximum: the largest difference of an output.
-        required: the agreement that was requested; of quantized models, exact rows.
+        required: the requested agreement; for quantized models, exact rows.
         accuracy: of the firmware, when labels were given.
         keras_accuracy: of Keras on the same rows.
         layers: the error of each layer, when the check failed.
@@ -82,7 +82,7 @@ class Report:
     Attributes:
         directory: the project, ready for the vendor's tool.
         model: the model's name.
-        quantized: HGQ2 gave the types; `precision` is then not used.
+        quantized: the types are HGQ2's; `precision` is then not used.
         backend: hls4ml's.
         precision: of every number, unless quantized.
         softmax: where it runs; ``"none"`` when the model has none at its end.
@@ -127,7 +127,7 @@ class Report:
         return verdict if check.status == "passed" else f"failed: {verdict}"
 
     def figure(self, name: str) -> Figure | None:
-        """The figure of that name, if there is one."""
+        """The figure of that name, if any."""
         return next((one for one in self.figures if one.name == name), None)
 
     def to_json(self) -> str:
@@ -136,7 +136,7 @@ class Report:
         return json.dumps(fields, indent=1, default=str)
 
     def show(self, console: Any = None) -> None:
-        """Prints it, for people.
+        """Prints the report.
 
         Args:
             console: a `rich.console.Console`; one on standard output when None.

@@ -1,11 +1,11 @@
 """Where the last softmax of a classifier runs.
 
-``host`` (the default) cuts it off: the firmware gives logits, of which the largest is the class,
-and who wants probabilities computes them on the host. ``argmax`` lets the firmware mark the class.
-``device`` keeps softmax in the firmware. There hls4ml's own choice is a trap: it looks the exponent
-up by the ten highest bits of the logits, whose type it makes wide enough for every possible sum
-(38 bits in a small model), so that all logits of real data fall into few entries and accuracy is
-silently lost. So the logits are pinned to a narrow type and the table is made larger.
+``host`` (the default) cuts it off: the firmware returns logits, the largest of which is the class,
+and probabilities are computed on the host if needed. ``argmax`` lets the firmware mark the class.
+``device`` keeps softmax in the firmware. There hls4ml's default is a pitfall: it looks up the
+exponent by the ten highest bits of the logits, whose type is wide enough for every possible sum (38
+bits in a small model), so that all logits of real data map to few entries and accuracy is silently
+lost. So the logits get a narrow type and the table is enlarged.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ def without_softmax(model: Any) -> tuple[Any, tuple[bool, ...]]:
     """Removes softmax from the outputs.
 
     Args:
-        model: a functional model of its own; its last layers are changed.
+        model: a functional model; its last layers are changed in place.
 
     Returns:
-        The model that gives logits, and for each output whether softmax is left to the host.
+        The model that returns logits, and for each output whether softmax is left to the host.
     """
     import keras
 
@@ -70,10 +70,10 @@ def without_softmax(model: Any) -> tuple[Any, tuple[bool, ...]]:
 
 
 def logits_of(model: Any) -> dict[str, list[str]]:
-    """The layers before each softmax layer that hand it logits, the nearest first.
+    """The layers that pass logits to each softmax layer, the nearest first.
 
-    hls4ml leaves Dropout out and Flatten has no type of its own, so that what stands before them
-    counts too.
+    hls4ml leaves Dropout out and Flatten has no type of its own, so the layers before them count
+    too.
     """
     givers = {id(layer.output): layer for layer in model.layers}
     logits: dict[str, list[str]] = {}
@@ -93,10 +93,10 @@ def on_device(config: dict[str, Any], mode: str, logits: Mapping[str, Sequence[s
     """Sets up the softmax layers of an hls4ml configuration, in place.
 
     Args:
-        config: of hls4ml, by layer name; a layer with an activation is two there, such as
+        config: of hls4ml, by layer name; a layer with an activation becomes two there, such as
             ``scores`` and ``scores_softmax``.
         mode: ``"device"`` or ``"argmax"``.
-        logits: the layers before each layer that is a softmax and nothing else.
+        logits: the layers before each pure softmax layer.
     """
     layers = config["LayerName"]
     for name, layer in layers.items():
@@ -130,7 +130,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def one_hot(scores: np.ndarray) -> np.ndarray:
-    """One where the largest is, and else zero: what the firmware gives under ``argmax``.
+    """One at the largest, otherwise zero: the firmware's output with ``argmax``.
 
     >>> one_hot(np.array([[0.1, 0.7, 0.2]]))
     array([[0., 1., 0.]])

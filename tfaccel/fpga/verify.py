@@ -1,4 +1,4 @@
-"""Compares what the firmware answers with what Keras answers."""
+"""Compares the firmware's outputs with Keras's."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ def compare(
 ) -> Check:
     """The check of all outputs.
 
-    A row of scores of classes (softmax, or `y` says so) agrees when the largest is in the same
-    place. A row of other numbers agrees when each differs by no more than a hundredth of the range
-    that Keras's answers span.
+    A row of class scores (softmax, or with `y`) agrees when the largest is at the same index. A row
+    of other numbers agrees when each differs by at most a hundredth of the range of Keras's
+    outputs.
 
     Args:
         firmware: each output, rows first.
         reference: the same of Keras.
         ends: the activation that each output comes from.
         y: class numbers, of the first output.
-        generated: the rows are made up, so that nothing can be passed or failed.
+        generated: the rows are generated, so the check neither passes nor fails.
         quantized: every row must be bit-identical.
-        min_agreement: else, the part of the rows that must agree.
+        min_agreement: otherwise, the fraction of the rows that must agree.
 
     Returns:
         The check, without the errors of layers.
@@ -56,7 +56,7 @@ def compare(
         if same.mean() <= agreement:
             agreement, measure = float(same.mean()), how
         difference = np.abs(emulated - expected)
-        # A NaN on either side is the largest error there is.
+        # A NaN on either side is an infinite error.
         maximum = max(maximum, float(np.where(np.isnan(difference), np.inf, difference).max()))
     good = bool(exact.all()) if quantized else agreement >= min_agreement
     accuracies: list[float | None] = [None, None]
@@ -79,7 +79,7 @@ def compare(
 def _agree(emulated: np.ndarray, expected: np.ndarray, classes: bool) -> tuple[np.ndarray, str]:
     rows = len(expected)
     if classes:
-        # The largest of what is NaN is in the first place, always.
+        # The argmax of NaN is always the first index.
         same = (emulated.argmax(-1) == expected.argmax(-1)) & np.isfinite(expected).all(-1)
         return same.reshape(rows, -1).all(axis=1), "argmax"
     allowed = RANGE_SHARE * float(expected.max() - expected.min())
@@ -100,13 +100,13 @@ def _accuracy(scores: np.ndarray, y: np.ndarray, end: str) -> float | None:
 def layer_errors(
     model: Any, x: Sequence[np.ndarray], traced: dict[str, np.ndarray]
 ) -> tuple[LayerError, ...]:
-    """How far each layer is off, in the order of the model.
+    """The error of each layer, in model order.
 
     Args:
         model: the functional Keras model that was converted.
         x: the rows that were traced.
-        traced: what each layer of the firmware gave, by its name there. hls4ml makes two of a
-            layer with an activation: `name` and `name_relu`.
+        traced: the output of each firmware layer, by its name there. hls4ml splits a layer with an
+            activation into two: `name` and `name_relu`.
     """
     import keras
 

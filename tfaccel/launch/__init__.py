@@ -1,7 +1,7 @@
-"""Start the workers of a job: one engine per file, what they share beside them.
+"""Start the workers of a job: one engine per file, and what they share.
 
-`environment`, `failure` and `output` are pure of any engine; `process` is for those that start
-the workers themselves.
+`environment`, `failure` and `output` are independent of engines; `process` is for engines that
+start the workers themselves.
 """
 
 from __future__ import annotations

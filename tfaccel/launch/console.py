@@ -11,7 +11,7 @@ from tfaccel.launch.show import Shown
 from tfaccel.launch.warnings_filter import LogRecord, subject
 
 HOLD_S = 10.0
-"""How long a warning waits for the same of a worker that is shown, in seconds."""
+"""How long to hold a warning in case a shown worker logs the same, in seconds."""
 
 
 @dataclass
@@ -24,15 +24,15 @@ class _PendingRecord:
 class Console:
     """Where each worker's lines are shown, or dropped.
 
-    Lines of a worker that is shown are passed on as they are. Of another one its warnings are, with
-    its rank: once for all that have the same, and not at all when a worker that is shown has it. As
-    it may have it later, they wait for `HOLD_S`.
+    Lines of a shown worker pass through unchanged. Of other workers only warnings are shown, with
+    the rank: once if several log the same, and not at all if a shown worker logs it. As it may log
+    it later, they are held for `HOLD_S`.
 
     Args:
-        shown: whose lines are.
+        shown: whose lines are shown.
         out: where stdout goes.
         err: where stderr goes, and the others' warnings.
-        hold_s: how long these wait, in seconds.
+        hold_s: how long to hold these, in seconds.
     """
 
     def __init__(
@@ -49,12 +49,12 @@ class Console:
         self._timer: threading.Timer | None = None
 
     def show(self, rank: int, stream: int, line: Line) -> None:
-        """Takes one line of one worker.
+        """Handles one line of one worker.
 
         Args:
             rank: the worker's.
             stream: 0 for stdout, 1 for stderr.
-            line: without what ends it.
+            line: without its line ending.
         """
         if rank not in self._shown:
             if not line.redrawn:
@@ -67,7 +67,7 @@ class Console:
         self._streams[stream].show(rank, line, ranks=ranks)
 
     def close(self) -> None:
-        """Shows what is held, and ends the lines that are not ended."""
+        """Shows what is held, and completes unfinished lines."""
         with self._lock:
             if self._timer is not None:
                 self._timer.cancel()
@@ -88,7 +88,7 @@ class Console:
         return last is not None and last[0] == about and last[1] != text and _is_log(text, last[1])
 
     def _collect(self, rank: int, stream: int, text: str) -> None:
-        """Takes a line of a worker that is not shown."""
+        """Handles a line of a worker that is not shown."""
         record = self._open.get((rank, stream))
         if record is not None and record.takes(text):
             return
@@ -130,5 +130,5 @@ class Console:
 
 
 def _is_log(*texts: str) -> bool:
-    """Whether one of the lines is Python's logging and the other absl's."""
+    """Whether one of the lines is from Python's logging and the other from absl."""
     return {text[:1] in "WEF" and text[1:5].isdigit() for text in texts} == {True, False}

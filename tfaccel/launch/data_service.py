@@ -1,4 +1,4 @@
-"""`--data-workers`: a `tf.data` service beside the workers of a job, on this machine."""
+"""`--data-workers`: a `tf.data` service next to the workers of a job, on this machine."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DATA_WORKERS = Option(
 _ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "-1", "PYTHONUNBUFFERED": "1"}
 AGAIN_S = 1.0
 TRIES = 3
-"""A process that ends so often within `SOON_S` of its start is not started again."""
+"""A process that ends this often within `SOON_S` of its start is not started again."""
 SOON_S = 10.0
 
 
@@ -40,12 +40,12 @@ def running(
     """Runs a dispatcher and its workers, each of which is started again when it ends.
 
     Args:
-        number: of workers; with 0 of them there is nothing.
+        number: of workers; 0 starts nothing.
         env: their environment. They see no GPU.
         log_dir: a directory for `data-worker-N.log`, or None.
 
     Yields:
-        The variables of a job's workers.
+        The environment variables of a job's workers.
 
     Raises:
         LaunchError: the logs cannot be written.
@@ -63,7 +63,7 @@ def running(
 
 
 def shell_lines(number: int) -> tuple[list[str], dict[str, str]]:
-    """The same as lines of a shell, which keeps their processes in ``$data``; and the variables."""
+    """The same as shell lines, which keep the process ids in ``$data``; and the variables."""
     words = _words(number)
     variables = [f"{name}={value}" for name, value in _ENVIRONMENT.items()]
     lines = [shlex.join(["env", *variables, *_command(each)]) for each in words]
@@ -141,7 +141,7 @@ class _Kept:
             self._over.wait(AGAIN_S)
 
     def _once(self) -> Exit | None:
-        """Runs it to its end; None where it is no longer needed."""
+        """Runs it until it ends; None where it is no longer needed."""
         with self._lock:
             if self._over.is_set():
                 return None

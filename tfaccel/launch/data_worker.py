@@ -11,10 +11,10 @@ from collections.abc import Sequence
 
 
 def main(argv: Sequence[str]) -> None:
-    """Serves until it is ended.
+    """Serves until it is stopped.
 
     Args:
-        argv: the port to listen on; of a worker, also the dispatcher's.
+        argv: the port to listen on; for a worker, also the dispatcher's.
     """
     import tensorflow as tf
 

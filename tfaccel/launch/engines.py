@@ -10,22 +10,22 @@ from tfaccel.launch.spec import Job
 
 
 class Engine(Protocol):
-    """What the module of an engine holds."""
+    """The contents of an engine's module."""
 
     HELP: str
-    """What it is, in a few words."""
+    """A short description."""
 
     OPTIONS: tuple[Option, ...]
     """Its own options."""
 
     SCRIPT_IS_LOCAL: bool
-    """Whether a script must be a file of this machine."""
+    """Whether a script must be a file on this machine."""
 
     COUNTS_WORKERS: bool
-    """Whether ``--nproc`` says how many workers there are."""
+    """Whether ``--nproc`` sets the number of workers."""
 
     TAKES_RANGES: bool
-    """Whether it may say MIN:MAX."""
+    """Whether it may be MIN:MAX."""
 
     def render(self, job: Job, options: Options) -> str:
         """What would run, as text.
@@ -41,7 +41,7 @@ class Engine(Protocol):
             The exit code.
 
         Raises:
-            LaunchError: an option that this engine cannot take, or a program that is not there.
+            LaunchError: an option that this engine cannot take, or a missing program.
         """
 
 

@@ -37,15 +37,14 @@ def worker_environment(
     """The environment of one worker.
 
     Args:
-        base: what the worker inherits; thread counts set there are left as they are.
+        base: what the worker inherits; thread counts set there are kept.
         workers: `host:port` of every worker, in rank order.
         rank: which of them this one is.
         job_id: the same for all workers of this job, and for no other job.
-        secret: that only the workers of this job hold; one that `base` has is kept
-            where it is empty.
+        secret: that only the workers of this job hold; where it is empty, that of `base` is kept.
         start_timeout_s: how long the workers wait for each other, in seconds.
         cores: the processor cores to share when all workers are on one machine, else None.
-        arrivals: a directory in which each leaves a file when it has come to meet the others; or
+        arrivals: a directory in which each leaves a file when it has joined the rendezvous; or
             empty.
 
     >>> made = worker_environment({}, workers=("a:1", "a:2"), rank=1, job_id="7f", cores=8,

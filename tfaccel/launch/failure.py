@@ -13,14 +13,14 @@ SAME_MOMENT_S = 1.0
 
 _TRACEBACK = "Traceback (most recent call last)"
 
-# What a worker's last words are when it died only because another one did.
+# The last output of a worker that died only because another one did.
 _PEER_LOST = re.compile(
     r"UnavailableError|DeadlineExceededError|AbortedError"
     r"|Connection reset by peer|Socket closed|[Cc]oordination ?service|CoordinationService"
     r"|failed to connect to all addresses|Collective ops is aborted"
     r"|aborting this worker"
 )
-# The message of one that has waited for the others (`tfaccel/cluster/rendezvous.py`).
+# The message of a worker that timed out waiting for the others (`tfaccel/cluster/rendezvous.py`).
 _NOT_COME = re.compile(r"workers did not connect within|did not reach worker 0")
 
 
@@ -32,9 +32,9 @@ class Exit:
         rank: which worker.
         pid: its process.
         status: as `subprocess` gives it: the exit code, or minus the signal that killed it.
-        at: when, in seconds of a clock that is common to all workers.
+        at: when, in seconds of a clock shared by all workers.
         stderr: its last lines there.
-        stopped: whether it had been told to stop before it ended.
+        stopped: whether it had been sent a stop signal before it ended.
         stdout: its last lines there, if they were not shown.
     """
 
@@ -48,12 +48,12 @@ class Exit:
 
     @property
     def failed(self) -> bool:
-        """Whether it ended otherwise than well, of itself."""
+        """Whether it failed on its own."""
         return self.status != 0 and not self.stopped
 
     @property
     def code(self) -> int:
-        """The exit code as a shell gives it.
+        """The exit code as a shell reports it.
 
         >>> Exit(0, 1, -9, 0.0).code
         137
@@ -62,7 +62,7 @@ class Exit:
 
     @property
     def description(self) -> str:
-        """The exit code or the signal's name, for people.
+        """The exit code or the signal's name, in words.
 
         >>> Exit(0, 1, -9, 0.0).description
         'killed by SIGKILL'
@@ -76,10 +76,10 @@ class Exit:
 
     @property
     def lost_peer(self) -> bool:
-        """Whether it died of another worker's end, as its exception or its last lines say."""
+        """Whether another worker's end caused its own, by its exception or last lines."""
         words = error_tail(self.stderr)
         if words and _TRACEBACK in words[0]:
-            # Only the exception itself: TensorFlow may log about its peers on any way out.
+            # Only the exception itself: TensorFlow may log about its peers on any exit.
             words = next(((line,) for line in words[1:] if line and not line[0].isspace()), ())
         return any(_PEER_LOST.search(line) for line in words)
 
@@ -88,12 +88,12 @@ def first_failure(exits: Sequence[Exit], window_s: float = SAME_MOMENT_S) -> Exi
     """The failure that most likely caused the others.
 
     Args:
-        exits: how workers ended, in the order in which that was seen.
-        window_s: failures so close to the first count as one moment, in seconds. Of these the
-            first that does not complain of a lost peer is the cause.
+        exits: how workers ended, in the order observed.
+        window_s: failures this close to the first count as simultaneous, in seconds. Of these, the
+            first that does not report a lost peer is the cause.
 
     Returns:
-        The cause, or None when no worker failed of itself.
+        The cause, or None when no worker failed on its own.
     """
     failures = [one for one in exits if one.failed]
     if not failures:
@@ -103,15 +103,15 @@ def first_failure(exits: Sequence[Exit], window_s: float = SAME_MOMENT_S) -> Exi
 
 
 def missing_workers(exits: Sequence[Exit], arrived: Collection[int]) -> list[int]:
-    """The workers without which the others would have begun.
+    """The workers that kept the others from starting.
 
     Args:
-        exits: how all workers of a failed job ended, in the order in which that was seen.
-        arrived: the ranks of those that had come to meet the others.
+        exits: how all workers of a failed job ended, in the order observed.
+        arrived: the ranks of those that had joined the rendezvous.
 
     Returns:
-        The ranks of those that failed before they came, or did not come in time; none where it
-        failed of something else.
+        The ranks of those that failed before they joined, or did not join in time; none if the job
+        failed for another reason.
     """
     cause = first_failure(exits)
     absent = [one for one in exits if one.rank not in arrived]
@@ -131,12 +131,12 @@ def error_tail(stderr: Sequence[str]) -> tuple[str, ...]:
 
 
 def summary(cause: Exit, exits: Sequence[Exit], log: str = "") -> str:
-    """What to print last: the cause, how the others ended, and what the cause said.
+    """What to print last: the cause, how the others ended, and the output of the cause.
 
     Args:
         cause: the failure.
         exits: how all workers ended.
-        log: the path of the file that holds all that the cause said, if there is one.
+        log: the path of the file with the cause's whole output, if there is one.
     """
     lines = [f"rank {cause.rank} failed first: {cause.description} (pid {cause.pid})"]
     others = [
@@ -150,11 +150,11 @@ def summary(cause: Exit, exits: Sequence[Exit], log: str = "") -> str:
 
 
 def output_tail(cause: Exit, log: str = "") -> list[str]:
-    """The last output of a worker, line by line; of its stdout only what was not shown.
+    """The last output of a worker, line by line; of its stdout, only what was not shown.
 
     Args:
         cause: how it ended.
-        log: the path of the file that holds all that it said, if there is one.
+        log: the path of the file with its whole output, if there is one.
     """
     lines = [f"full log: {log}"] if log else []
     if cause.stdout:

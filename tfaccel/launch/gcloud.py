@@ -37,18 +37,18 @@ class TpuJob:
         arguments: of the script.
         name: of the TPU, and of the directory on it.
         zone: of Google Cloud.
-        project: of Google Cloud; None for gcloud's own setting.
+        project: of Google Cloud; None for gcloud's default.
         accelerator: such as ``"v5litepod-4"``.
         runtime: software of the TPU VM; None for the one that fits the accelerator.
         queued: wait in the queue of Google Cloud for the TPU.
-        spot: a cheaper one that may be taken away.
-        install: what pip installs beside TensorFlow for TPUs; the tfaccel of this machine.
+        spot: a cheaper TPU that may be preempted.
+        install: what pip installs in addition to TensorFlow for TPUs; this machine's tfaccel.
         environment: variables of the script.
-        mark: a label of the TPU, by which a run knows the one that it has made; none where empty.
-        folder: where the code is packed here.
+        mark: a label by which a run recognizes the TPU that it created; none where empty.
+        folder: where the code is packed on this machine.
         module: what to run instead of a script; `script` is then a directory, which is copied.
         restarts: how often the script is started again on the TPU after it has failed; None to run
-            it once, whatever its exit code means.
+            it once, whatever its exit code.
         log_dir: a directory of this machine for `rank-N.log`, of all workers.
     """
 
@@ -81,23 +81,23 @@ class TpuJob:
 
     @property
     def chips(self) -> int:
-        """How many chips, or cores with older TPUs, the accelerator's name says."""
+        """The number of chips, or cores with older TPUs, in the accelerator's name."""
         number = self.accelerator.rpartition("-")[2]
         return int(number) if number.isdigit() else 0
 
     @property
     def is_pod(self) -> bool:
-        """Whether the TPU has several hosts: one has at most eight of them."""
+        """Whether the TPU has several hosts: one host has at most eight of them."""
         return self.chips > 8 or "-pod" in self.software
 
     @property
     def archive(self) -> str:
-        """Where the code is packed here; on the TPU it lies under the same name in the home."""
+        """Where the code is packed here; on the TPU, the same name in the home directory."""
         return f"{self.folder}/{self.name}.tar.gz"
 
 
 def create(job: TpuJob) -> Command:
-    """Makes the TPU: from here on it costs money."""
+    """Creates the TPU: billing starts here."""
     spot = ["--spot"] if job.spot else []
     kind = [f"--accelerator-type={job.accelerator}"]
     kind += [f"--labels={_MARK}={job.mark}"] if job.mark else []
@@ -110,7 +110,7 @@ def create(job: TpuJob) -> Command:
 
 
 def mark(job: TpuJob) -> Command:
-    """Prints the mark of the TPU of that name, which need not be of this run."""
+    """Prints the mark of the TPU of that name, which may belong to another run."""
     if job.queued:
         words = ["queued-resources", "describe", job.name, *_where(job)]
         return _gcloud(*words, f"--format=value(tpu.nodeSpec[0].node.labels.{_MARK})")
@@ -119,7 +119,7 @@ def mark(job: TpuJob) -> Command:
 
 
 def wait(job: TpuJob) -> Command:
-    """Waits until a queued TPU is there; fails when it will not come."""
+    """Waits until a queued TPU is ready; fails if the request fails."""
     ask = shlex.join(
         _gcloud(
             "queued-resources", "describe", job.name, *_where(job), "--format=value(state.state)"
@@ -161,7 +161,7 @@ def clean(job: TpuJob) -> Command:
 def install(job: TpuJob) -> Command:
     """Unpacks the code and installs what it needs, on every worker."""
     folder = shlex.quote(job.name)
-    # The servers of a pod brought their TensorFlow along, and the script must use the same.
+    # The servers of a pod come with their own TensorFlow, and the script must use the same.
     pip = "pip install" if job.is_pod else INSTALL_TPU
     words = [f"python3 -m {pip}", *map(shlex.quote, job.install)]
     return _ssh(
@@ -173,12 +173,12 @@ def install(job: TpuJob) -> Command:
 
 
 def start(job: TpuJob) -> Command:
-    """Starts the script; it continues when the connection ends."""
+    """Starts the script, which keeps running if the connection ends."""
     pod = {"TPU_NAME": job.name, "TPU_LOAD_LIBRARY": "0"} if job.is_pod else {}
     variables = [f"{name}={value}" for name, value in {**pod, **dict(job.environment)}.items()]
     script = ["-m", job.module] if job.module else [job.script.name]
     run = shlex.join(["env", *variables, "python3", "-u", *script, *job.arguments])
-    # The code that the script ends with is written beside its output.
+    # The script's exit code is written next to its output.
     inner = shlex.quote(f"{_until_it_ends(run, job.restarts)} > run.exit")
     return _ssh(
         job,
@@ -189,7 +189,7 @@ def start(job: TpuJob) -> Command:
 
 
 def _until_it_ends(run: str, restarts: int | None) -> str:
-    """Shell that runs a line, again after a failure, and prints its last exit code."""
+    """Shell code that runs a line, retries failures, and prints the last exit code."""
     if restarts is None:
         return f"{run} > run.log 2>&1; echo $?"
     return (
@@ -200,7 +200,7 @@ def _until_it_ends(run: str, restarts: int | None) -> str:
 
 
 def follow(job: TpuJob) -> Command:
-    """Shows the output of worker 0 until its script ends, and ends with its code."""
+    """Shows the output of worker 0 until its script ends, and exits with its code."""
     return _ssh(
         job,
         "0",
@@ -210,7 +210,7 @@ def follow(job: TpuJob) -> Command:
 
 
 def delete(job: TpuJob) -> Command:
-    """Deletes the TPU: from here on it costs none."""
+    """Deletes the TPU: billing ends here."""
     if job.queued:
         words = ["queued-resources", "delete", job.name, *_where(job), "--force"]
     else:
@@ -219,7 +219,7 @@ def delete(job: TpuJob) -> Command:
 
 
 def collect(job: TpuJob) -> list[Command]:
-    """Copies the output of all workers to this machine, if that is wanted."""
+    """Copies the output of all workers to this machine, if requested."""
     if job.log_dir is None:
         return []
     folder = shlex.quote(job.log_dir)

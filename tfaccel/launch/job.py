@@ -1,4 +1,4 @@
-"""The workers of one job on this machine, from their first line to their common end."""
+"""The workers of one job on this machine, from start to end."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def supervise(
         command: program and arguments.
         environments: each worker's whole environment, in rank order.
         log_dir: a directory for `rank-N.log`, or None.
-        grace_s: how long a worker that was asked to stop may take, in seconds.
+        grace_s: how long a worker may take to stop, in seconds.
         shown: whose output is.
 
     Returns:
@@ -61,7 +61,7 @@ class JobResult:
     Attributes:
         code: its exit code, as `tfaccel.launch.local.run` describes it.
         signalled: whether it was stopped by a signal to this launcher.
-        exits: how its workers ended, in the order in which that was seen.
+        exits: how its workers ended, in the order observed.
     """
 
     code: int
@@ -71,7 +71,7 @@ class JobResult:
 
 @dataclass(frozen=True)
 class _WorkerExit:
-    """A worker's process has ended, at this time."""
+    """A worker's process ended at this time."""
 
     worker: Worker
     at: float
@@ -81,7 +81,7 @@ _Events: TypeAlias = "queue.SimpleQueue[_WorkerExit | signal.Signals]"
 
 
 class _Job:
-    """The workers of one run. All that happens to them arrives in one queue, in order."""
+    """The workers of one run. All their events arrive in one queue, in order."""
 
     def __init__(
         self,
@@ -139,12 +139,12 @@ class _Job:
             if isinstance(event, _WorkerExit):
                 ended = self._ended(event)
                 if ended.failed and ended.status < 0:
-                    # It cannot say what it was doing, and the others may.
+                    # It cannot report what it was doing, but the others may.
                     stop_at = ended.at + _LAST_WORDS_S
                 elif ended.failed and not ended.lost_peer:
                     stop_at = ended.at
                 elif ended.failed and stop_at is None:
-                    # The worker that this one misses may be about to say what it died of.
+                    # The lost peer may be about to report why it died.
                     stop_at = ended.at + SAME_MOMENT_S
             elif event is not None:
                 self._signalled(event)
@@ -176,7 +176,7 @@ class _Job:
         status = worker.reap()
         stopped = self._stopped_at is not None and event.at >= self._stopped_at
         output, errors = self._pumps[worker.rank]
-        if status and not stopped:  # Its last words may still be on their way.
+        if status and not stopped:  # Its last output may still be in the pipe.
             errors.join(_OUTPUT_S)
         hidden = () if worker.rank in self._shown else output.last_lines
         ended = Exit(worker.rank, worker.pid, status, event.at, errors.last_lines, stopped, hidden)
@@ -187,7 +187,7 @@ class _Job:
         if self._stopped_at is None:
             self._signal = number
             self._stop(number)
-        elif number == signal.SIGINT:  # The second Ctrl-C: the grace is over.
+        elif number == signal.SIGINT:  # The second Ctrl-C ends the grace period.
             self._kill_at = time.monotonic()
 
     def _stop(self, number: int) -> None:
@@ -214,7 +214,7 @@ class _Job:
         return JobResult(cause.code, exits=tuple(self._exits))
 
     def _end_all(self) -> None:
-        """Leaves no process behind, whatever happened, and no output unread."""
+        """Leaves no process behind and no output unread, whatever happened."""
         deadline = self._kill_at or time.monotonic() + self._grace_s
         while any(worker.send(0) for worker in self._workers) and (
             not self._running and time.monotonic() < deadline
@@ -228,7 +228,7 @@ class _Job:
 
 
 def _handled() -> list[signal.Signals]:
-    """The signals that stop a job. Under nohup a lost terminal is no reason to."""
+    """The signals that stop a job. Under nohup, SIGHUP does not."""
     return [
         number
         for number in _FORWARDED

@@ -1,4 +1,4 @@
-"""Jobs of Kubernetes: a JobSet, or by ``--kind job`` an indexed Job with its headless Service.
+"""Kubernetes jobs: a JobSet, or with ``--kind job`` an indexed Job with its headless Service.
 
 In each pod `JOB_COMPLETION_INDEX` is the rank, and a template gives the hosts of all, so that one
 manifest serves all pods. https://jobset.sigs.k8s.io,
@@ -45,16 +45,16 @@ OPTIONS: tuple[Option, ...] = (
 
 
 def render(job: Job, options: Options) -> str:
-    """The manifest as YAML, of one or two objects.
+    """The manifest as YAML, with one or two objects.
 
     Raises:
-        LaunchError: an option that Kubernetes would not take.
+        LaunchError: an option that Kubernetes would reject.
     """
     return dump(*manifests(job, options))
 
 
 def launch(job: Job, options: Options) -> int:
-    """Gives the manifest to ``kubectl apply``."""
+    """Passes the manifest to ``kubectl apply``."""
     manifest = render(job, options)
     if shutil.which("kubectl") is None:
         raise LaunchError(
@@ -68,7 +68,7 @@ def launch(job: Job, options: Options) -> int:
 
 
 def manifests(job: Job, options: Options) -> list[Manifest]:
-    """The objects to make: a pure function."""
+    """The objects to create: a pure function."""
     if options["kind"] == "jobset":
         return [_jobset(job, options)]
     return [_service(job, options), _indexed_job(job, options)]
@@ -76,7 +76,7 @@ def manifests(job: Job, options: Options) -> list[Manifest]:
 
 def _jobset(job: Job, options: Options) -> Manifest:
     """All workers are one Job, which a restart recreates: never one worker alone."""
-    failed = {"action": "FailJob"}  # of the reason PodFailurePolicy, which the rule below takes up
+    failed = {"action": "FailJob"}  # with the reason PodFailurePolicy, which the rule below matches
     return {
         "apiVersion": "jobset.x-k8s.io/v1alpha2",
         "kind": "JobSet",
@@ -89,7 +89,7 @@ def _jobset(job: Job, options: Options) -> Manifest:
             },
             "failurePolicy": {
                 "maxRestarts": job.max_restarts,
-                # The new pods have the names of the old ones, which must be gone.
+                # The new pods reuse the names of the old ones, which must be gone.
                 "restartStrategy": "BlockingRecreate",
                 "rules": [
                     {
@@ -115,7 +115,7 @@ def _jobset(job: Job, options: Options) -> Manifest:
 
 
 def _indexed_job(job: Job, options: Options) -> Manifest:
-    """Here each worker is started again by itself: the others fail with it and follow it."""
+    """Here each worker is restarted separately: the others fail with it and restart too."""
     ignored = {"action": "Ignore"}
     limit = job.max_restarts * job.workers
     spec = _job_spec(job, options, ignored, limit, f"{job.name}-{{rank}}.{job.name}")

@@ -31,7 +31,7 @@ NODE_SELECTOR = Option(
 )
 TPUS = Option("--tpus", "TPU chips of each worker (GKE)", "N", type=count)
 
-# Kubernetes's own forms; what they do not match the API server would refuse later.
+# Kubernetes's own formats; the API server would reject anything else later.
 _QUANTITY = re.compile(r"[0-9]+(\.[0-9]+)?(m|[kMGTPE]|[KMGTPE]i)?")
 _IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]*")
 _LABEL = re.compile(
@@ -51,7 +51,7 @@ def pod(job: Job, options: Options, hosts: str) -> Manifest:
         hosts: of all workers, with ``{rank}`` in place of the completion index.
 
     Raises:
-        LaunchError: an option that Kubernetes would not take.
+        LaunchError: an option that Kubernetes would reject.
     """
     claims = [_claim(text) for text in options["volume"]]
     mounts = [{"name": f"volume-{i}", "mountPath": path} for i, (_, path) in enumerate(claims)]
@@ -59,12 +59,12 @@ def pod(job: Job, options: Options, hosts: str) -> Manifest:
         {"name": f"volume-{i}", "persistentVolumeClaim": {"claimName": claim}}
         for i, (claim, _) in enumerate(claims)
     ]
-    if options["gpus"]:  # NCCL wants more shared memory than the 64 MB of a container.
+    if options["gpus"]:  # NCCL needs more shared memory than a container's 64 MB.
         mounts.append({"name": "shared-memory", "mountPath": "/dev/shm"})
         volumes.append({"name": "shared-memory", "emptyDir": {"medium": "Memory"}})
     grace_s = GRACE_S if options["grace"] is None else options["grace"]
     if job.show is None and job.log_dir is not None:
-        job = replace(job, show=ALL)  # what a pod has said is asked for by its name
+        job = replace(job, show=ALL)  # its logs are looked up by its name
     manifest: Manifest = {
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": int(grace_s),
@@ -94,8 +94,8 @@ def _environment(job: Job, hosts: str) -> list[Manifest]:
         "TFACCEL_WORKER_PORT": str(PORT),
         **job.variables(),
     }
-    # The same in all pods of one try, and another in the next one: 122 random bits, which only
-    # those know who may read the objects of the namespace. Workers that have a secret show neither.
+    # The same in all pods of one attempt, and different in the next: 122 random bits, known only to
+    # those who may read the objects of the namespace. Workers that have a secret send neither.
     uid = {"fieldRef": {"fieldPath": "metadata.labels['batch.kubernetes.io/controller-uid']"}}
     named: list[Manifest] = [
         {"name": name, "valueFrom": uid} for name in ("TFACCEL_JOB_ID", job_secret.VARIABLE)
@@ -124,7 +124,7 @@ def _resources(options: Options) -> Manifest:
         if options[option.dest] is not None
     }
     if "memory" in requests:
-        # More than it requested would be taken from its neighbours, until one of them is killed.
+        # Memory beyond the request would be taken from other pods, until one of them is killed.
         limits["memory"] = requests["memory"]
     return {"requests": requests, "limits": limits}
 
@@ -156,7 +156,7 @@ def _checked(option: Option, value: str, form: re.Pattern[str], example: str) ->
 
 
 def _without_empty(value: Any) -> Any:
-    """The same without fields that hold nothing."""
+    """The same without empty fields."""
     if isinstance(value, dict):
         inner_values = {key: _without_empty(inner) for key, inner in value.items()}
         return {key: inner for key, inner in inner_values.items() if inner not in ({}, [])}

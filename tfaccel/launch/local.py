@@ -1,4 +1,4 @@
-"""Start the workers of a job as processes of this machine, and end them together."""
+"""Start the workers of a job as processes on this machine, and end them together."""
 
 from __future__ import annotations
 
@@ -46,25 +46,25 @@ def run(
     Args:
         command: program and arguments, the same for all workers.
         nproc: the number of workers.
-        min_nproc: the fewest: the job is started without those that fail before they have met the
-            others, or do not come in `start_timeout_s`; a restart tries all again. None: `nproc`.
-        env: variables for the workers on top of this process's own. Where neither speaks of oneDNN,
-            workers use it if the processor gains.
+        min_nproc: the minimum: the job is started without those that fail before the rendezvous, or
+            do not join within `start_timeout_s`; a restart tries all again. None: `nproc`.
+        env: variables for the workers on top of this process's own. Where neither configures
+            oneDNN, workers use it if the processor benefits.
         log_dir: a directory for `rank-N.log`, one per worker; files of earlier jobs are replaced.
         start_timeout_s: how long the workers wait for each other when they start, in seconds.
-        grace_s: how long a worker that was asked to stop may take, in seconds.
+        grace_s: how long a worker may take to stop, in seconds.
         max_restarts: how often to start all workers again after one has failed. A script that
             fits with `tfaccel.checkpoint.resume` resumes where it was. A worker that ends with
             `exit_codes.PREEMPTED` leads to a restart that does not count.
         show: whose output is shown: `chief`, without TensorFlow's start-up messages unless
             `TF_CPP_MIN_LOG_LEVEL` is set; `all`; or ranks such as `0,3`. Of the others, warnings
-            that no shown worker gives, and the end of the output of one that fails.
+            that no shown worker logs, and the last output of one that fails.
         data_workers: how many processes of a `tf.data` service compute rows for all workers
             (`tfaccel.distribute.data_service`). One that ends is started again.
 
     Returns:
-        0 when all workers ended well; else the exit code of the one that failed first (128 plus
-        the signal's number when one killed it), or of the signal that ended this launcher;
+        0 when all workers succeeded; else the exit code of the one that failed first (128 plus the
+        signal's number when one killed it), or of the signal that ended this launcher;
         `exit_codes.PREEMPTED` when all workers had saved by then.
 
     Raises:
@@ -81,7 +81,7 @@ def run(
     shown = shown_by(show, nproc)
     environment = {**os.environ, **(env or {})}
     onednn.prefer(environment)
-    beside = dict(environment)  # as many threads as a worker has, for the same bits
+    beside = dict(environment)  # as many threads as a worker has, for bit-identical results
     share_cores(beside, nproc, hardware.cores())
     with data_service.running(data_workers, beside, log_dir) as service_env:
         base = {**environment, **service_env}
@@ -108,7 +108,7 @@ def _run_tries(
     max_restarts: int,
     shown: Shown,
 ) -> int:
-    """Starts all workers, and again as `run` describes it."""
+    """Starts all workers, and restarts them as `run` describes."""
     min_nproc, nproc = numbers
     restarts, size = 0, nproc
     for attempt in itertools.count():
@@ -132,7 +132,7 @@ def _run_tries(
         if restarts == max_restarts:
             break
         restarts, size = restarts + 1, nproc
-        # All of them: a worker that is started alone kills the others and waits for them.
+        # All of them: a single restarted worker would kill the others and wait for them.
         log_message(f"restarting all {size} workers (restart {restarts} of {max_restarts})")
     return end.code
 
@@ -140,7 +140,7 @@ def _run_tries(
 def _environments(
     base: Mapping[str, str], nproc: int, start_timeout_s: float, secret: str, arrivals: str = ""
 ) -> list[dict[str, str]]:
-    """The environment of each worker of a new job, on ports of its own."""
+    """The environment of each worker of a new job, on its own ports."""
     addresses = [f"127.0.0.1:{port}" for port in free_ports(nproc)]
     job_id = uuid.uuid4().hex
     return [
@@ -168,7 +168,7 @@ TAKES_RANGES = True
 
 
 def render(job: Job, options: Options) -> str:
-    """The workers as lines of a shell, which makes their secret; all ports are free now."""
+    """The workers as shell lines, which create their secret; all ports are free now."""
     lines = [f"export {job_secret.VARIABLE}={shell.NEW_SECRET}\n"]
     number = options["data_workers"] or 0
     service, service_env = data_service.shell_lines(number) if number else ([], {})

@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
     """Starts the workers of a job, or prints what would start them.
 
     Args:
-        argv: the words after ``tfaccel launch``.
+        argv: the arguments after ``tfaccel launch``.
 
     Returns:
         The exit code, as far as the engine reports it.
@@ -71,7 +71,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _workers(parsed: argparse.Namespace, engine: Engine) -> tuple[int | None, int]:
-    """The fewest workers, where a range is given, and the most."""
+    """The minimum number of workers, where a range is given, and the maximum."""
     nproc: str | None = parsed.nproc
     if not engine.COUNTS_WORKERS:
         if nproc is not None:

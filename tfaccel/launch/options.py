@@ -16,10 +16,10 @@ class Option:
 
     Attributes:
         flag: such as ``"--image"``.
-        help: for people.
+        help: its help text.
         metavar: its value in the help; empty for a switch.
-        default: where it is not given.
-        type: what reads the value.
+        default: its value when not given.
+        type: parses the value.
         choices: the only values, if not empty.
         repeated: whether it may be given again; its value is then a list.
         required: whether it must be given.
@@ -44,7 +44,7 @@ class Option:
         return self.flag.strip("-").replace("-", "_")
 
     def add_to(self, group: argparse._ArgumentGroup) -> None:
-        """Declares it; where it is not given, it leaves no trace."""
+        """Declares it; it leaves no value when not given."""
         settings: dict[str, Any] = {
             "dest": self.dest,
             "default": argparse.SUPPRESS,
@@ -66,7 +66,7 @@ Options = Mapping[str, Any]
 
 
 def count(text: str) -> int:
-    """Reads a number of things, of which there is at least one."""
+    """Parses a count of at least one."""
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not valid; expected a positive integer")
     return int(text)
@@ -82,12 +82,12 @@ def values_of(
 
     Args:
         engine: its name.
-        accepted: what it takes.
+        accepted: the options it accepts.
         values: the values from the command line, of any engine.
         every: the options of all engines, by `Option.dest`.
 
     Raises:
-        LaunchError: another engine's option is given, or one that it needs is not.
+        LaunchError: another engine's option is given, or a required one is missing.
     """
     takes = ", ".join(option.flag for option in accepted) or "no options of its own"
     known = {option.dest for option in accepted}

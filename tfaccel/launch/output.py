@@ -19,8 +19,8 @@ LAST_LINES = 400
 MAX_LINE_BYTES = 1 << 16
 BAR_EVERY_S = 60.0
 
-# A \r at the very end waits, as a \n may follow. One backspace is not a bar's: it makes letters
-# bold.
+# A \r at the very end is held, as a \n may follow. A single backspace is not a bar's: it makes
+# letters bold.
 _BACK = rb"(?:\r|\x08{2,}|\x1b\[\d*A)"
 _END = re.compile(rb"(\r\n|\n|" + _BACK + rb"(?:" + _BACK + rb"|\x08|\x1b\[\d*K)*(?=[^\n\r\x08]))")
 _COLOURS = ("cyan", "green", "magenta", "yellow", "blue", "red")
@@ -35,9 +35,9 @@ class Line:
 
 
 class LineSplitter:
-    r"""Turns chunks of bytes into lines, at ``\n``, ``\r\n`` and what progress bars go back with.
+    r"""Splits chunks of bytes into lines, at ``\n``, ``\r\n`` and progress bar redraws.
 
-    That is ``\r``, backspaces, or the sequence that moves the cursor up.
+    A redraw is ``\r``, backspaces, or the sequence that moves the cursor up.
 
     >>> split = LineSplitter()
     >>> list(split.feed(b"1/2\r2/2\r\nnext"))
@@ -60,7 +60,7 @@ class LineSplitter:
             yield from self.end()
 
     def end(self) -> Iterator[Line]:
-        """The last line, when it has no end."""
+        """The last line, if unterminated."""
         text = _text(self._partial_line)
         self._partial_line = b""
         if text.strip():
@@ -72,10 +72,10 @@ def _text(content: bytes) -> str:
 
 
 class Terminal:
-    """Where all lines go: one at a time, however many threads bring them.
+    """Where all lines go: one at a time, from any number of threads.
 
-    On a terminal a progress bar stays on the last row and is redrawn in place. In a file it
-    would be a thousand lines; there its last state counts, and one state every `BAR_EVERY_S`.
+    On a terminal a progress bar stays on the last row and is redrawn in place. In a file it would
+    be a thousand lines; there only its last state is written, and one every `BAR_EVERY_S`.
     """
 
     def __init__(self, stream: TextIO, *, terminal: bool, colour: bool) -> None:
@@ -91,9 +91,9 @@ class Terminal:
         """Writes one line of one rank.
 
         Args:
-            rank: whose it is.
+            rank: the worker it belongs to.
             line: what to write.
-            ranks: what to put before it; nothing where there are none.
+            ranks: to prefix it with; no prefix where empty.
         """
         before = self._prefix(ranks)
         row = f"{before}{line.text}"
@@ -114,7 +114,7 @@ class Terminal:
             self._write(f"\r\x1b[K{row}\n{self._bar}")
 
     def close(self) -> None:
-        """Leaves the last progress bar on a row of its own."""
+        """Leaves the last progress bar on its own row."""
         with self._lock:
             if self._bar:
                 self._write("\n")
@@ -148,12 +148,12 @@ def _label(ranks: Sequence[int]) -> str:
 
 
 class OutputForwarder(threading.Thread):
-    """Carries one pipe of one worker to a console and to its log, until the pipe's end.
+    """Copies one pipe of one worker to a console and to its log, until end of file.
 
     Args:
         pipe: to be read and closed.
         name: of the thread.
-        show: takes each line.
+        show: called with each line.
         log: gets each line, but not what a progress bar redraws.
         show_startup: whether TensorFlow's start-up messages are shown; they are in the log anyway.
     """
@@ -176,11 +176,11 @@ class OutputForwarder(threading.Thread):
 
     @property
     def last_lines(self) -> tuple[str, ...]:
-        """The last lines that came, without those that a progress bar redrew."""
+        """The last lines received, without those that a progress bar redrew."""
         return tuple(self._last)
 
     def run(self) -> None:
-        """Reads to the end, whatever becomes of console and log: a full pipe stops a worker."""
+        """Reads to the end, even if console or log fail: a full pipe blocks a worker."""
         split = LineSplitter()
         with contextlib.suppress(OSError, ValueError), self._pipe:
             while chunk := os.read(self._pipe.fileno(), 1 << 16):

@@ -16,16 +16,16 @@ _RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 def free_ports(count: int) -> tuple[int, ...]:
     """Free ports, all different.
 
-    They stay below the range from which the system gives outgoing connections theirs, where it
-    says which that is: a port from that range may be gone before its server has started.
+    They stay below the system's ephemeral port range, where it reports one: a port from that range
+    may be taken before its server has started.
 
     Raises:
-        LaunchError: there are not so many.
+        LaunchError: there are not enough.
     """
     end = _ephemeral_start()
     candidates: list[int] = []
     if end - _FIRST >= 100 * count:
-        # Of its own seed: two launchers in one second must not try the same ports.
+        # With its own seed: two launchers in the same second must not try the same ports.
         candidates = random.SystemRandom().sample(range(_FIRST, end), 50 * count)
     with contextlib.ExitStack() as listeners:
         ports: list[int] = []

@@ -1,4 +1,4 @@
-"""One worker process and all it starts: begun in a group of its own, and ended with it."""
+"""One worker process and all it starts, in its own process group, and ended with it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Worker:
 
     Args:
         command: program and arguments.
-        rank: its place among the workers.
+        rank: its rank among the workers.
         env: its whole environment.
 
     Raises:
@@ -64,7 +64,7 @@ class Worker:
     def reap(self) -> int:
         """The status of the ended process: its exit code, or minus the signal that killed it.
 
-        What it left behind in its group is asked to end.
+        What it left behind in its group is sent SIGTERM.
         """
         self.send(signal.SIGTERM)
         status = self._process.wait()
@@ -72,19 +72,19 @@ class Worker:
         return status
 
     def send(self, number: int) -> bool:
-        """Signals the process and all that it started; False when nothing is left of them."""
+        """Signals the process and all that it started; False when none of them is left."""
         if self._group_is_ours:
             try:
                 os.killpg(self.pid, number)
             except ProcessLookupError:
-                # From here on the number may belong to strangers: never signal it again.
+                # From here on the number may be reused: never signal it again.
                 self._group_is_ours = False
-            except PermissionError:  # macOS, for a group of dead processes.
+            except PermissionError:  # macOS, for a process group of zombies.
                 pass
         return self._group_is_ours
 
     def close(self) -> None:
-        """Ends whatever is left, at once."""
+        """Kills whatever is left, at once."""
         self.send(signal.SIGKILL)
         self._process.wait()
 

@@ -15,14 +15,14 @@ PROFILE = Option(
 
 
 def variables(steps: str, log_dir: str | None) -> dict[str, str]:
-    """What tells the strategies of all workers.
+    """The environment variables that configure it in all workers.
 
     Args:
-        steps: as `--profile` has them.
-        log_dir: where to.
+        steps: the value of `--profile`.
+        log_dir: where to write.
 
     Raises:
-        LaunchError: there is nowhere to write to, or these are not steps.
+        LaunchError: there is no directory to write to, or `steps` is invalid.
 
     >>> variables("10:20", "logs")
     {'TFACCEL_PROFILE': '10:20', 'TFACCEL_PROFILE_DIR': 'logs'}

@@ -1,4 +1,4 @@
-"""Jobs of Ray: a program of a few lines that gives the script to Ray Train's TensorflowTrainer.
+"""Ray jobs: a program of a few lines that runs the script in Ray Train's TensorflowTrainer.
 
 https://docs.ray.io/en/latest/train/api/doc/ray.train.tensorflow.TensorflowTrainer.html
 """
@@ -68,7 +68,7 @@ def render(job: Job, options: Options) -> str:
     """The program.
 
     Raises:
-        LaunchError: an option that Ray would not take.
+        LaunchError: an option that Ray would reject.
     """
     folder = options["working_dir"]
     config = {
@@ -101,7 +101,7 @@ def render(job: Job, options: Options) -> str:
 
 
 def launch(job: Job, options: Options) -> int:
-    """Runs the program with this Python, which it replaces."""
+    """Runs the program with this Python, replacing this process."""
     program = render(job, options)
     if importlib.util.find_spec("ray") is None:
         raise LaunchError(
@@ -113,7 +113,7 @@ def launch(job: Job, options: Options) -> int:
 
 
 def _indented(config: dict[str, Any]) -> str:
-    """A dict as Python writes it, an entry a line."""
+    """A dict as Python source, one entry per line."""
     lines = "".join(f"    {key!r}: {value!r},\n" for key, value in config.items())
     return f"{{\n{lines}}}"
 

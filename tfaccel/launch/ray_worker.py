@@ -1,7 +1,7 @@
 """What runs inside Ray: the script, once in each worker of Ray Train.
 
-The script gets a process of its own. Ray calls this in a thread, in which a script could set no
-signal handlers, and where its exit code would be lost.
+The script gets its own process. Ray calls this in a thread, in which a script could set no signal
+handlers, and where its exit code would be lost.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from tfaccel.launch.worker import run
 
 
 def fit(make_trainer: Callable[[str], Any], name: str) -> int:
-    """Trains until the job is done; when its workers have saved and left, again.
+    """Trains until the job is done; restarts it when its workers have saved and exited.
 
     Args:
-        make_trainer: makes a trainer, from the name of a run.
+        make_trainer: makes a trainer for a run of that name.
         name: of the first run.
 
     Returns:
@@ -54,7 +54,8 @@ def run_worker(config: Mapping[str, Any]) -> int:
 
     Args:
         config: its ``script``, whether that is a ``module``, its variables ``env``, a ``log_dir``,
-            whom to ``show``, the ``folder`` to run in, or None for Ray's, and the job's ``secret``.
+            which workers to ``show``, the ``folder`` to run in, or None for Ray's, and the job's
+            ``secret``.
 
     Returns:
         The exit code, if it is one of those that Ray's failure policy must not count.
@@ -96,7 +97,7 @@ def script_environment(
     environment = dict(base)
     environment.pop("TF_USE_LEGACY_KERAS", None)  # Ray Train sets it, and tfaccel is for Keras 3.
     environment.update(variables)
-    # All workers of one try have the same list of addresses, and no other try has it.
+    # All workers of one attempt have the same list of addresses, and no other attempt has it.
     cluster = environment.get("TF_CONFIG", "").partition('"task"')[0]
     environment["TFACCEL_JOB_ID"] = f"ray-{ray_job}-{zlib.crc32(cluster.encode()):08x}"
     environment[job_secret.VARIABLE] = secret

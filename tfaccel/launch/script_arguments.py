@@ -1,4 +1,4 @@
-"""The words that every launcher takes: what to run, and variables for it."""
+"""The arguments that every launcher takes: what to run, and variables for it."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def script_of(
     """The script, module or program and its arguments, as they were given.
 
     Args:
-        parser: where to say what is wrong.
+        parser: reports errors.
         options: parsed after `add_command`.
-        is_here: whether a script must be a file of this machine.
+        is_here: whether a script must be a file on this machine.
     """
     argv = options.command[1:] if options.command[:1] == ["--"] else options.command
     if not argv:
@@ -44,7 +44,7 @@ def script_of(
 
 
 def python_command(argv: Sequence[str], *, module: bool, python: str = sys.executable) -> list[str]:
-    """Puts a Python, by default this one, before a script or a module; a program runs as it is.
+    """Puts a Python, by default this one, before a script or a module; a program runs unchanged.
 
     >>> python_command(["pkg.train", "--lr=1"], module=True)[1:]
     ['-m', 'pkg.train', '--lr=1']
@@ -57,7 +57,7 @@ def python_command(argv: Sequence[str], *, module: bool, python: str = sys.execu
 
 
 def variable(text: str) -> tuple[str, str]:
-    """Reads one `K=V`.
+    """Parses one `K=V`.
 
     >>> variable("TF_CPP_MIN_LOG_LEVEL=2")
     ('TF_CPP_MIN_LOG_LEVEL', '2')

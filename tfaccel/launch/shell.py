@@ -1,4 +1,4 @@
-"""Shell snippets of several launchers."""
+"""Shell snippets shared by several launchers."""
 
 NEW_SECRET = "$(od -An -N16 -tx1 /dev/urandom | tr -d ' \\n')"
-"""As `tfaccel.cluster.job_secret.new`, and it stands in no list of processes."""
+"""As `tfaccel.cluster.job_secret.new`, without appearing in process lists."""

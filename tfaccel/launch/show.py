@@ -24,7 +24,7 @@ class Shown:
     """The workers whose output is shown, line by line.
 
     Attributes:
-        ranks: theirs; None: of all, and TensorFlow's start-up messages too.
+        ranks: their ranks; None for all, with TensorFlow's start-up messages too.
     """
 
     ranks: frozenset[int] | None
@@ -34,7 +34,7 @@ class Shown:
 
     @property
     def labelled(self) -> bool:
-        """Whether their lines carry a rank, as several may be shown.
+        """Whether their lines are prefixed with a rank, as several may be shown.
 
         >>> shown_by("chief").labelled, shown_by("0,3").labelled
         (False, True)
@@ -46,8 +46,8 @@ def shown_by(text: str, workers: int | None = None) -> Shown:
     """Reads `--show`.
 
     Args:
-        text: `all`, `chief`, or ranks with commas between.
-        workers: how many there are at most, if that is known.
+        text: `all`, `chief`, or comma-separated ranks.
+        workers: the maximum number of workers, if known.
 
     Raises:
         LaunchError: it is none of these.

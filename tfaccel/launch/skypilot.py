@@ -1,4 +1,4 @@
-"""Managed jobs of SkyPilot: a task file for `sky jobs launch`, on any cloud that it knows.
+"""SkyPilot managed jobs: a task file for `sky jobs launch`, on any cloud that it supports.
 
 https://docs.skypilot.co/en/latest/reference/yaml-spec.html
 """
@@ -47,13 +47,13 @@ def render(job: Job, options: Options) -> str:
     """The task as YAML.
 
     Raises:
-        LaunchError: an option that SkyPilot would not take.
+        LaunchError: an option that SkyPilot would reject.
     """
     return dump(task(job, options))
 
 
 def launch(job: Job, options: Options) -> int:
-    """Gives the task to ``sky jobs launch``."""
+    """Passes the task to ``sky jobs launch``."""
     text = render(job, options)
     if shutil.which("sky") is None:
         raise LaunchError(

@@ -1,4 +1,4 @@
-"""Jobs of Slurm: an sbatch script that is submitted, or `srun` inside an allocation.
+"""Slurm jobs: an sbatch script to submit, or `srun` inside an allocation.
 
 https://slurm.schedmd.com/sbatch.html, https://slurm.schedmd.com/srun.html
 """
@@ -38,12 +38,12 @@ OPTIONS: tuple[Option, ...] = (
 )
 
 _NOTICE_S = 120
-# What an #SBATCH line can hold without quotes, which Slurm reads in a way of its own.
+# What an #SBATCH line can hold without quotes, which Slurm parses in its own way.
 _DIRECTIVE = re.compile(r"[A-Za-z0-9@%+=:.,/\[\]()*_-]+")
 
-# Slurm sends SIGTERM to this script too when it takes the nodes away, or the job is cancelled; what
-# becomes of the job then is Slurm's. Of a step with --kill-on-bad-exit, srun's own code is that of
-# a task it has killed; the first line that it says itself names the first failure.
+# Slurm sends SIGTERM to this script too when it preempts the nodes or the job is cancelled; what
+# happens to the job then is up to Slurm. With --kill-on-bad-exit, srun's own exit code is that of a
+# task it has killed; the first line that srun itself prints names the first failure.
 _LOOP = """\
 stopped=
 trap 'stopped=yes' TERM
@@ -76,12 +76,12 @@ _NO_REQUEUE = '    ((code == {preempted})) && exit "$code"'
 
 
 def render(job: Job, options: Options) -> str:
-    """The script that sbatch gets, or that runs in the allocation that this process is in."""
+    """The script for sbatch, or to run in the allocation of this process."""
     return _inside(job, options) if _allocation(os.environ) else sbatch_script(job, options)
 
 
 def launch(job: Job, options: Options) -> int:
-    """Submits the script, or runs the workers in the allocation that this process is in."""
+    """Submits the script, or runs the workers in the allocation of this process."""
     allocation = _allocation(os.environ)
     script = render(job, options)
     _need("srun" if allocation else "sbatch")
@@ -138,7 +138,7 @@ def sbatch_script(job: Job, options: Options) -> str:
 
 
 def _inside(job: Job, options: Options) -> str:
-    """The script for an allocation that is there: a pure function."""
+    """The script for an existing allocation: a pure function."""
     no_use = [one.flag for one in (TIME, PARTITION, ACCOUNT, SBATCH, WAIT) if options[one.dest]]
     if no_use:
         raise LaunchError(
@@ -154,7 +154,7 @@ def _inside(job: Job, options: Options) -> str:
 
 
 def _size(job: Job, options: Options) -> list[str]:
-    """How many nodes and workers sbatch is asked for; of a range, Slurm chooses."""
+    """How many nodes and workers to request from sbatch; Slurm chooses within a range."""
     if job.min_workers is None:
         return [f"--nodes={options['nodes'] or job.workers}", f"--ntasks={job.workers}"]
     if options["nodes"]:
@@ -162,7 +162,7 @@ def _size(job: Job, options: Options) -> list[str]:
             f"--nodes is {options['nodes']}, and --nproc {job.min_workers}:{job.workers} runs one "
             "worker on each of the nodes that Slurm gives; leave it out"
         )
-    # With a number of tasks, also with one per node, Slurm gives no more nodes than the fewest.
+    # With a number of tasks, even with one per node, Slurm allocates only the minimum of nodes.
     return [f"--nodes={job.min_workers}-{job.workers}"]
 
 
@@ -177,7 +177,7 @@ def _loop(job: Job, options: Options, preempted: str) -> str:
     else:
         srun = ["srun", "--ntasks-per-node=1"]
     srun += [*_resources(job, options), "--kill-on-bad-exit=1"]
-    # Where there is something around the worker, that puts the rank before each line.
+    # Where the worker has a wrapper, that prefixes each line with the rank.
     srun += ["--label"] if job.log_dir is None and job.show is None else []
     return _LOOP.format(
         srun=shlex.join([*srun, *job.logged_command()]),
@@ -189,7 +189,7 @@ def _loop(job: Job, options: Options, preempted: str) -> str:
 
 
 def _resources(job: Job, options: Options) -> list[str]:
-    """What sbatch and srun are both told: srun does not take the cores from sbatch."""
+    """Options for both sbatch and srun: srun does not inherit the cores from sbatch."""
     if options["cpus"] and not options["cpus"].isdigit():
         raise LaunchError(f"--cpus is {options['cpus']!r}; expected an integer, as Slurm requires")
     cpus = [f"--cpus-per-task={options['cpus']}"] if options["cpus"] else []

@@ -13,7 +13,7 @@ from tfaccel.launch.script_arguments import python_command
 
 START_TIMEOUT_S = 300.0
 
-_NAME_LENGTH = 40  # with what an engine appends, a host's name may have 63 characters
+_NAME_LENGTH = 40  # with an engine's suffix, a host name may have 63 characters
 _NAME = re.compile(rf"[a-z]([-a-z0-9]{{0,{_NAME_LENGTH - 2}}}[a-z0-9])?")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -27,13 +27,13 @@ class Job:
         module: whether the first word is a module's name.
         name: of the job, a DNS label.
         workers: how many run it.
-        min_workers: with how many it continues where there are not that many; None: with no fewer.
+        min_workers: the minimum to continue with where there are fewer; None for exactly `workers`.
         env: variables for each of them.
         log_dir: where each writes `rank-N.log`, or None.
         max_restarts: how often all of them are started again after a failure.
         start_timeout_s: how long they wait for each other, in seconds.
-        show: whose output is shown, as `tfaccel.launch.show.shown_by` reads it; None: the engine's
-            choice.
+        show: whose output is shown, as `tfaccel.launch.show.shown_by` reads it; None for the
+            engine's default.
     """
 
     script: tuple[str, ...]
@@ -56,22 +56,22 @@ class Job:
         return python_command(self.script, module=self.module, python=python)
 
     def logged_command(self, python: str = sys.executable) -> list[str]:
-        """The command of one worker, which also writes its log where one is asked for.
+        """The command of one worker, which also writes its log if requested.
 
-        Where neither a log nor whose output is shown is asked for, it is the plain command.
+        With neither a log nor a choice of shown output, it is the plain command.
         """
         if self.log_dir is None and self.show is None:
             return self.command(python)
         return [*self.wrapper(python), "--", *self.command(python)]
 
     def wrapper(self, python: str) -> list[str]:
-        """What runs a worker's command, up to that."""
+        """The wrapper of a worker's command, up to the command itself."""
         logs = [] if self.log_dir is None else ["--log-dir", self.log_dir]
         show = [] if self.show is None else ["--show", self.show]
         return [python, "-m", "tfaccel.launch.worker", *logs, *show]
 
     def variables(self) -> dict[str, str]:
-        """What each worker's environment gets, whatever the engine.
+        """What each worker's environment gets with any engine.
 
         Raises:
             LaunchError: a name that a shell or a manifest cannot hold.
@@ -88,10 +88,10 @@ class Job:
 
 
 def numbers_of_workers(text: str) -> tuple[int | None, int]:
-    """Reads ``--nproc``: a number, or the fewest and the most.
+    """Parses ``--nproc``: a number, or a minimum and a maximum.
 
     Returns:
-        The fewest, None where only one number will do; and the most.
+        The minimum, None where it is a single number; and the maximum.
 
     Raises:
         LaunchError: it is neither.
@@ -123,10 +123,11 @@ def default_name(script: Sequence[str], module: bool = False) -> str:
 
 
 def check_name(name: str, what: str = "--name") -> str:
-    """The name as it is.
+    """The name, validated.
 
     Raises:
-        LaunchError: it is no DNS label (RFC 1123) that begins with a letter, as Services need it.
+        LaunchError: it is not a DNS label (RFC 1123) that begins with a letter, as Services
+            require.
     """
     if not _NAME.fullmatch(name):
         raise LaunchError(

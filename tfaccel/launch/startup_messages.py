@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 
 VARIABLE = "TF_CPP_MIN_LOG_LEVEL"
-"""TensorFlow's own setting of how much its C++ says; who sets it, gets it."""
+"""TensorFlow's own log level of its C++ code; a user's setting is respected."""
 
 _STARTUP_MESSAGE = re.compile(
     r"""
@@ -14,7 +14,7 @@ _STARTUP_MESSAGE = re.compile(
     # TensorFlow's C++ at level INFO, in its newer and in its older form; not Python's.
     | I\d{4}\ [\d:.]+\ +\d+\ \S+\.(cc|h):\d+\]
     | \d{4}-\d\d-\d\d\ [\d:.]+:\ I\ \S+\.(cc|h):\d+\]
-    # The second line of what cpu_feature_guard says.
+    # The second line of the message of cpu_feature_guard.
     | To\ enable\ the\ following\ instructions:.*\ rebuild\ TensorFlow
     | .*(
         Unable\ to\ register\ cu(DNN|FFT|BLAS)\ (factory|plugin|kernel)
@@ -42,5 +42,5 @@ def is_startup_message(text: str) -> bool:
 
 
 def is_level_set(environment: Mapping[str, str]) -> bool:
-    """Whether a worker with this environment was told how much TensorFlow's C++ shall say."""
+    """Whether this environment sets the log level of TensorFlow's C++ code."""
     return VARIABLE in environment

@@ -1,4 +1,4 @@
-"""`tfaccel tpu run`: the options of its own with which a TPU is rented for a script."""
+"""`tfaccel tpu run`: its options for renting a TPU for a script."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def main(argv: Sequence[str]) -> int:
     """Runs a script on a TPU of Google Cloud; without ``--yes`` it only prints the commands.
 
     Args:
-        argv: the words after ``tfaccel tpu run``.
+        argv: the arguments after ``tfaccel tpu run``.
 
     Returns:
         The script's exit code.
 
     Raises:
-        LaunchError: gcloud is missing, or makes no TPU.
+        LaunchError: gcloud is missing, or creates no TPU.
     """
     args = _parser().parse_args(argv)
     job = _job(args)

@@ -1,4 +1,4 @@
-"""Rents a TPU of Google Cloud, runs a script on it and gives it back."""
+"""Rents a TPU of Google Cloud, runs a script on it and deletes it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _KNOWN = (
 
 
 def shown(job: TpuJob, keep: bool) -> str:
-    """The commands, a line each."""
+    """The commands, one per line."""
     return "".join(f"{shlex.join(command)}\n" for command in gcloud.plan(job, keep))
 
 
@@ -64,15 +64,15 @@ def run_if_agreed(job: TpuJob, *, keep: bool, agreed: bool) -> int:
 def run(job: TpuJob, keep: bool = False) -> int:
     """Rents the TPU, runs the script and deletes the TPU again, whatever happens in between.
 
-    After an interrupt while the TPU is being created it is unknown whether it was: then one
-    is deleted only if it bears the mark of this job. Another's of that name stays.
+    After an interrupt during creation it is unknown whether the TPU exists: then it is deleted only
+    if it has the mark of this job. Another user's TPU of that name stays.
 
     Returns:
         The script's exit code; that of the first command that failed before it; 130 when
         interrupted.
 
     Raises:
-        LaunchError: the TPU could not be made.
+        LaunchError: the TPU could not be created.
     """
     created = False
     try:
@@ -82,7 +82,7 @@ def run(job: TpuJob, keep: bool = False) -> int:
         steps = gcloud.plan(job, keep=True)[1:]
         steps = steps[: len(steps) - len(after)]
         code = next((code for code in map(_print_and_call, steps) if code != 0), 0)
-        for command in after:  # also of a script that has failed
+        for command in after:  # even after a failed script
             _print_and_call(command)
         return code
     except KeyboardInterrupt:
@@ -111,7 +111,7 @@ def _make(job: TpuJob) -> None:
 
 
 def _is_ours(job: TpuJob) -> bool:
-    """Whether there is a TPU of that name, and this job has made it."""
+    """Whether there is a TPU of that name, created by this job."""
     with _interrupts_ignored():
         result = subprocess.run(gcloud.mark(job), capture_output=True, text=True)
     is_own = bool(job.mark) and result.stdout.strip() == job.mark
@@ -132,7 +132,7 @@ def _print_and_call(command: Sequence[str]) -> int:
 
 
 def _delete(job: TpuJob) -> None:
-    """Deletes the TPU; another interrupt does not keep it from that."""
+    """Deletes the TPU; another interrupt does not prevent it."""
     with _interrupts_ignored():
         code = _print_and_call(gcloud.delete(job))
     if code != 0:
@@ -146,7 +146,7 @@ def _delete(job: TpuJob) -> None:
 
 @contextlib.contextmanager
 def _interrupts_ignored() -> Iterator[None]:
-    """Signals interrupt neither this process nor its children."""
+    """Shields this process and its children from signals."""
     handlers = {s: signal.signal(s, signal.SIG_IGN) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
@@ -170,7 +170,7 @@ def _sigterm_interrupts() -> Iterator[None]:
 
 
 def with_servers(job: TpuJob) -> TpuJob:
-    """The job as it is.
+    """The job, validated.
 
     Raises:
         LaunchError: it is for several hosts, and their software has no TensorFlow.
@@ -215,7 +215,7 @@ OPTIONS: tuple[Option, ...] = (
 
 
 def render(job: Job, options: Options) -> str:
-    """The commands of gcloud, a line each."""
+    """The commands of gcloud, one per line."""
     return shown(tpu_job(job, options), options["keep"])
 
 
@@ -228,7 +228,7 @@ def tpu_job(job: Job, options: Options) -> TpuJob:
     """The arguments that `tfaccel tpu run` would get.
 
     Raises:
-        LaunchError: a TPU that cannot be, or a program that is no Python.
+        LaunchError: an invalid TPU, or a program that is not Python.
     """
     script, *arguments = job.script
     if not job.module and not script.endswith(".py"):

@@ -20,15 +20,15 @@ _THREAD = re.compile(r"(?P<message>Exception (in thread|ignored in).*|Task excep
 _ERROR = re.compile(r"[EF]\d{4} |.{0,60}?\b(ERROR|CRITICAL|FATAL)\b")
 _TRACEBACK = "Traceback (most recent call last)"
 
-# What differs between workers in messages about the same.
+# What differs between workers in otherwise equal messages.
 _OWN = re.compile(r"0x[0-9a-f]+|task:\d+|\d{1,3}(\.\d{1,3}){3}:\d+|\bpid \d+|\d{5,}")
 
 
 def subject(text: str) -> str | None:
-    """What a warning or an error is about, if the line begins one.
+    """The normalized text of a warning or an error, if the line begins one.
 
-    Times, addresses, and numbers of tasks and threads are left out: who says the same on another
-    worker, or through another logger, is about the same.
+    Times, addresses, and numbers of tasks and threads are left out: the same message from another
+    worker, or through another logger, compares equal.
 
     >>> subject("WARNING:tensorflow:rows were dropped") == subject(
     ...     "W1129 08:05:04.064800 139888070650752 own_rows.py:44] rows were dropped"
@@ -56,7 +56,7 @@ class LogRecord:
         self._ends_with_exception = False
 
     def takes(self, text: str) -> bool:
-        """Adds a line, if it belongs to this: what is indented does, and an error's traceback."""
+        """Adds a line, if it belongs to this: indented lines do, and an error's traceback."""
         if self._has_traceback and _TRACEBACK in text:
             self._ends_with_exception = True
         elif text[:1].isspace():

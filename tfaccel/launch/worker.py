@@ -1,9 +1,9 @@
-"""Runs one worker of a job that an engine has started: its log, its signals and its exit code.
+"""Runs one worker of a job started by an engine: its log, its signals and its exit code.
 
     python -m tfaccel.launch.worker --log-dir logs -- python train.py
 
-Every line of the worker is written to ``logs/rank-N.log``, and here as ``--show`` says. With
-``--hosts`` it also gets the cluster, for engines with other means to pass it.
+Every line of the worker is written to ``logs/rank-N.log``, and printed here depending on
+``--show``. With ``--hosts`` it also gets the cluster, for engines that cannot pass it otherwise.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ def run(
         environment: all of its variables.
         rank: of this worker.
         log_dir: a directory for `rank-N.log`, to which it appends; or None.
-        shown: whose output is. If this worker's is not, its warnings still are.
+        shown: whose output is shown. If this worker's is not, its warnings still are.
         forward_signals: whether it gets the signals of this process; only in the main thread.
 
     Returns:
         How it ended.
 
     Raises:
-        LaunchError: the command cannot be started, or the log not be written.
+        LaunchError: the command cannot be started, or the log cannot be written.
     """
     log = None if log_dir is None else _open_log(log_dir, rank)
     console = Console(shown, *(_plain(stream) for stream in (sys.stdout, sys.stderr)), hold_s=0.0)
@@ -121,7 +121,7 @@ def _open_log(log_dir: str | os.PathLike[str], rank: int) -> IO[bytes]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the worker whose words these are.
+    """Runs the worker that these arguments describe.
 
     Returns:
         Its exit code.

@@ -1,7 +1,7 @@
 """Writes YAML: mappings, lists and scalars, in block style.
 
-Only what a reader of YAML 1.1 or 1.2 cannot misunderstand stands without quotes: ``no``, ``1e3``
-and ``0x10`` are texts here and get theirs.
+Only text that no YAML 1.1 or 1.2 parser can misread is left unquoted: ``no``, ``1e3`` and ``0x10``
+are strings here and are quoted.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def _entry(key: str, value: Any) -> Iterator[str]:
 
 
 def _is_block(text: str) -> bool:
-    """Whether a text of whole lines can stand as it is."""
+    """Whether a text of whole lines can be a literal block."""
     lines = text.split("\n")
     return (
         len(lines) > 1
@@ -75,6 +75,6 @@ def _scalar(value: Any) -> str:
 
 
 def _quoted(text: str) -> str:
-    """A JSON string, but beyond the first plane of Unicode, where JSON writes two surrogates."""
+    """A JSON string, except beyond the Basic Multilingual Plane, where JSON writes surrogates."""
     escaped = "".join(json.dumps(c)[1:-1] if ord(c) < 0x10000 else f"\\U{ord(c):08x}" for c in text)
     return f'"{escaped}"'

@@ -37,12 +37,13 @@ def monitor(
         directory: for `worker-N.jsonl` of each worker, scalars of TensorBoard and `report.html`;
             None writes no files.
         every: steps of a window; None for about ten seconds.
-        peak_tflops: what one device can do at most, in TFLOP/s, for the part of it that is used
-            (MFU); None takes it from a table of accelerators, and from nowhere for others.
+        peak_tflops: the peak of one device in TFLOP/s, for the utilization (MFU); None takes it
+            from a table of accelerators, if listed there.
         verbose: whether the chief prints.
 
     Raises:
-        MonitorError: `every` is less than one step; in `fit`, the model is another strategy's.
+        MonitorError: `every` is less than one step; in `fit`, the model belongs to another
+            strategy.
 
     Example:
         ```python
@@ -56,10 +57,10 @@ def monitor(
 
 
 class Monitor(keras.callbacks.Callback):  # type: ignore[misc]
-    """See `monitor`, which makes it.
+    """See `monitor`, which creates it.
 
     Attributes:
-        async_safe: so that Keras runs the callbacks beside the training where it would without it.
+        async_safe: so that Keras runs callbacks asynchronously wherever it would without this one.
         sees_whole_calls: so that a TPU still runs several steps in a call.
     """
 
@@ -74,7 +75,7 @@ class Monitor(keras.callbacks.Callback):  # type: ignore[misc]
 
     @property
     def record(self) -> Record:
-        """What was measured so far of the last `fit`, of all workers."""
+        """The measurements of the last `fit` so far, of all workers."""
         return Record() if self._session is None else self._session.record
 
     @property
@@ -83,7 +84,7 @@ class Monitor(keras.callbacks.Callback):  # type: ignore[misc]
         return None if self._session is None else self._session.verdict
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Begins to measure."""
+        """Starts measuring."""
         fit = _private.running_fit()
         if fit is None:
             raise MonitorError(
@@ -106,12 +107,12 @@ class Monitor(keras.callbacks.Callback):  # type: ignore[misc]
             self._session.epoch_begins(self)
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        """Ends a window, if it is time to."""
+        """Ends a window, if it is due."""
         if self._measures and self._session is not None:
             self._session.call_begins(batch)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """The results of a call are there."""
+        """The results of a call have arrived."""
         if self._measures and self._session is not None:
             self._session.results_are_there(batch)
 

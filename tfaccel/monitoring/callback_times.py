@@ -24,7 +24,7 @@ class CallbackTimes:
         self._last = 0.0
 
     def marked(self, callbacks: list[Any], monitor: Any) -> list[Any]:
-        """A list of callbacks with marks; as it is where all are Keras's own, which cost little.
+        """A list of callbacks with marks; unchanged if all are Keras's own, which cost little.
 
         Args:
             callbacks: of a `fit`.
@@ -38,9 +38,9 @@ class CallbackTimes:
         return marked
 
     def passed(self, callback: Any, hook: str) -> None:
-        """A callback has run since the last mark, or None has."""
+        """A callback, or None, has run since the last mark."""
         if threading.get_ident() != self._thread:
-            return  # Keras runs them beside the training
+            return  # Keras runs them asynchronously
         now = time.perf_counter()
         if callback is not None:
             key = callback, hook
@@ -48,7 +48,7 @@ class CallbackTimes:
         self._last = now
 
     def causes(self, steps: int) -> list[Cause]:
-        """What took how long, in so many steps; since the last call."""
+        """The callbacks and their times in this many steps, since the last call."""
         taken, self.seconds = self.seconds, {}
         return [
             Cause("host", f"in {type(one).__name__}.{hook}{_place(one, hook)}", seconds, steps)
@@ -60,7 +60,7 @@ class _Mark(keras.callbacks.Callback):  # type: ignore[misc]
     """Runs after a callback.
 
     Args:
-        of: what it tells.
+        of: where it reports.
         callback: the one before it.
     """
 
@@ -80,7 +80,7 @@ class _Mark(keras.callbacks.Callback):  # type: ignore[misc]
 
 
 def _place(callback: Any, hook: str) -> str:
-    """Where a hook is written: `` at train.py:40``."""
+    """The location of a hook: `` at train.py:40``."""
     function = inspect.unwrap(getattr(type(callback), hook))
     hook_function = vars(callback).get(hook)  # a LambdaCallback's
     code = getattr(hook_function, "__code__", None) or getattr(function, "__code__", None)

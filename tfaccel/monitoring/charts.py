@@ -17,7 +17,7 @@ class Series:
 
     Attributes:
         name: in the legend.
-        values: for each place on the x axis; None where nothing is known.
+        values: for each place on the x axis; None where unknown.
         style: the class that gives it its colour.
     """
 
@@ -27,7 +27,7 @@ class Series:
 
 
 def ticks(most: float) -> list[float]:
-    """Round numbers from 0 up to `most` at least.
+    """Round numbers from 0 to at least `most`.
 
     >>> ticks(37.0)
     [0.0, 10.0, 20.0, 30.0, 40.0]
@@ -77,7 +77,7 @@ def bars(places: Sequence[str], layers: Sequence[Series], unit: str) -> str:
 
 
 def lines(places: Sequence[str], series: Sequence[Series], unit: str) -> str:
-    """Lines with a point for each place; a gap where nothing is known."""
+    """Lines with a point for each place; a gap where unknown."""
     known = [v for line in series for v in line.values if v is not None]
     axis = _Axis(ticks(max(known, default=0.0)), len(places))
     drawn = [axis.drawn(unit)]
@@ -98,7 +98,7 @@ def lines(places: Sequence[str], series: Sequence[Series], unit: str) -> str:
 
 
 def legend(series: Sequence[Series]) -> str:
-    """What the colours mean."""
+    """The legend."""
     keys = (
         f'<span class="key"><svg width="12" height="12"><rect class="{one.style}" width="12" '
         f'height="12"/></svg> {escape(one.name)}</span>'
@@ -108,7 +108,7 @@ def legend(series: Sequence[Series]) -> str:
 
 
 class _Axis:
-    """Where values lie.
+    """The coordinates of values.
 
     Args:
         values: with a line each.
@@ -124,7 +124,7 @@ class _Axis:
         return _LEFT + self.step * (place + 0.5)
 
     def y(self, value: float) -> float:
-        """Where a value is."""
+        """The y coordinate of a value."""
         return HEIGHT - _BOTTOM - value / self._values[-1] * (HEIGHT - _TOP - _BOTTOM)
 
     def drawn(self, unit: str) -> str:

@@ -1,4 +1,4 @@
-"""What is read once of a `fit`: the worker, its devices, and what can be measured."""
+"""Facts read once per `fit`: the worker, its devices, and what can be measured."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def devices_of(strategy: Any) -> tuple[str, ...]:
 
 
 def device_description(devices: tuple[str, ...]) -> str:
-    """What the devices are, as their maker calls them; a processor's model, where Linux says it."""
+    """The vendor's name of the devices; for a processor its model, where Linux reports it."""
     if not devices or devices[0].startswith("CPU"):
         return _processor()
     kind = devices[0].partition(":")[0]
@@ -44,7 +44,7 @@ def _processor() -> str:
 
 
 def dtype_of(model: keras.Model) -> str:
-    """In which dtype the products of a model are computed."""
+    """The dtype in which a model's products are computed."""
     return str(model.dtype_policy.compute_dtype)
 
 
@@ -57,7 +57,7 @@ def peak_of(
         devices: of this process.
         device: what they are.
         model: that is trained.
-        stated: by the user, for one device, in TFLOP/s.
+        stated: the user's figure for one device, in TFLOP/s.
     """
     one = stated * 1e12 if stated is not None else peak_flops(device, dtype_of(model))
     return None if one is None else one * max(1, len(devices))
@@ -100,7 +100,7 @@ def run_of(
 
 
 def of_all_workers(run: Run, strategy: Any) -> tuple[Run, ...]:
-    """What a worker knows of itself, and so of all, by rank: only their names are others."""
+    """A worker's own facts, by rank, for all: only their names differ."""
     cluster = getattr(strategy, "cluster", None)
     names = (run.name,) if cluster is None else cluster.workers
     return tuple(replace(run, worker=rank, name=name) for rank, name in enumerate(names))

@@ -1,12 +1,12 @@
 """Counts the floating-point operations of a traced step: matrix multiplications and convolutions.
 
-A multiplication and an addition are two. What is added, scaled or looked up element by element is
-not counted, as is usual where a part of a device's peak is given (Chowdhery et al., "PaLM", 2022,
-appendix B, https://arxiv.org/abs/2204.02311). The graph has the forward and the backward pass, and
-what is computed twice (`keras.remat`) counts twice.
+A multiplication and an addition count as two. Element-wise additions, scaling and lookups are not
+counted, as is usual for utilization figures (Chowdhery et al., "PaLM", 2022, appendix B,
+https://arxiv.org/abs/2204.02311). The graph has the forward and the backward pass, and
+recomputation (`keras.remat`) counts twice.
 
-The shapes that a trace leaves open, such as the rows of a batch, are inferred by TensorFlow from
-those of a batch that was seen.
+Unknown shapes in a trace, such as the rows of a batch, are inferred by TensorFlow from an observed
+batch.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ _Shapes = Callable[[str], Shape]
 
 @dataclass(frozen=True)
 class Flops:
-    """Of one call of a step.
+    """The operations of one call of a step.
 
     Attributes:
         count: of the operations whose shapes are known.
-        unknown: operations that multiply and whose shapes are not known, or whose number of calls
-            is not (loops), by type.
+        unknown: multiplying operations with unknown shapes or an unknown number of calls (loops),
+            by type.
     """
 
     count: float
@@ -67,7 +67,7 @@ def of_step_or_why(function: Any, batch: Any) -> tuple[float | None, str]:
 
     Args:
         function: as for `of_step`, or None.
-        batch: its argument, or None where none was seen.
+        batch: its argument, or None if none was observed.
     """
     if function is None or batch is None:
         return None, "the step is not one function of TensorFlow that takes a batch"
@@ -120,7 +120,7 @@ def _make_placeholder(node: Any, shape: Sequence[int | None]) -> None:
 
 
 def _without_variables(graph_def: Any, traced: Any) -> None:
-    """Puts placeholders in the place of what is read from variables.
+    """Replaces reads of variables with placeholders.
 
     An imported graph has lost the shapes of variables; the traced one knows them.
     """

@@ -17,7 +17,7 @@ REPORT = "report.html"
 
 
 class LogFiles:
-    """Those of one worker; nothing is written without a directory.
+    """The files of one worker; nothing is written without a directory.
 
     Args:
         directory: of the monitor, or None.
@@ -44,7 +44,7 @@ class LogFiles:
             self._scalars.write(windows)
 
     def end(self, causes: Sequence[Cause], record: Record) -> str:
-        """Ends the files; the chief writes the report.
+        """Closes the files; the chief writes the report.
 
         Returns:
             The report's path; empty where there is none.

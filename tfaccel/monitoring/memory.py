@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class Memory(NamedTuple):
-    """Bytes now and at most; None where they cannot be read."""
+    """Current and peak bytes; None where they cannot be read."""
 
     now: float | None = None
     peak: float | None = None
@@ -37,7 +37,7 @@ def _peak() -> float | None:
 
 
 def parse_status(text: str) -> Memory | None:
-    r"""Reads Linux's figures for a process (proc(5)); None where that is something else.
+    r"""Reads Linux's figures for a process (proc(5)); None if the text has another form.
 
     >>> parse_status("VmHWM:\t 20 kB\nVmRSS:\t 10 kB\n")
     Memory(now=10240.0, peak=20480.0)

@@ -1,6 +1,6 @@
-"""Peak rates of devices, from their makers' data sheets: dense matrix multiplications.
+"""Peak rates of devices, from the vendors' data sheets: dense matrix multiplications.
 
-NVIDIA's sheets give twice as much for 16 bits and TF32, "with sparsity"; half of it is meant here.
+NVIDIA's sheets give twice as much for 16 bits and TF32, "with sparsity"; half of it is used here.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ class Peak:
 
     Attributes:
         half: with bfloat16 (float16 where a card has no bfloat16).
-        single: with float32, as TensorFlow computes it by default: as TF32 where a card has that.
+        single: with float32, as TensorFlow computes it by default: as TF32 where a card supports
+            it.
         source: the data sheet.
     """
 
@@ -25,7 +26,7 @@ class Peak:
     source: str
 
 
-# The first name that a card's contains.
+# The first name contained in a card's applies.
 PEAKS = {
     "H100 PCIe": Peak(756.0, 378.0, _DATACENTER),
     "H100": Peak(989.0, 494.0, _DATACENTER),
@@ -38,7 +39,7 @@ def peak_flops(device: str, dtype: str) -> float | None:
     """Floating-point operations per second; None for a device or a dtype that is not in the table.
 
     Args:
-        device: its maker's name for it.
+        device: the vendor's name for it.
         dtype: in which the matrices are multiplied: ``"float32"``, ``"bfloat16"`` or ``"float16"``.
 
     >>> peak_flops("NVIDIA H200", "bfloat16")

@@ -1,4 +1,4 @@
-"""Names what the batches of a `fit` come from, and the parts of it that can be waited for."""
+"""Names the source of a `fit`'s batches, and its parts that steps can wait for."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _READS = ("tfrecord", "text_line", "fixed_length_record", "csv", "sql", "list_fi
 
 @dataclass(frozen=True)
 class InputSource:
-    """What batches come from.
+    """The source of batches.
 
     Attributes:
-        name: for people.
+        name: in words.
         candidates: the parts that compute or read, in order, as `map of decode at train.py:40`.
-        advice: what would make it faster, by its form.
+        advice: how to make it faster, by its form.
         dataset: the user's `tf.data.Dataset`; None for another source.
     """
 
@@ -33,10 +33,10 @@ class InputSource:
 
 
 def source_of(adapter: Any, workers: int) -> InputSource:
-    """What an adapter of Keras's reads.
+    """The source that a Keras adapter reads.
 
     Args:
-        adapter: what Keras has made of the data of a `fit`.
+        adapter: Keras's, of the data of a `fit`.
         workers: how many read it.
     """
     if isinstance(adapter, _private.TFDatasetAdapter):
@@ -54,7 +54,7 @@ def source_of(adapter: Any, workers: int) -> InputSource:
 
 def _of_py_dataset(adapter: Any) -> InputSource:
     dataset = _private.source_of_py_dataset(adapter)
-    # On several workers rows may be asked for in place of batches (`batch_rows.py`).
+    # On several workers rows may be read instead of batches (`batch_rows.py`).
     method = "__getitem__" if dataset is adapter.py_dataset else "get_rows"
     what = f"{type(dataset).__name__}.{method}{place(getattr(type(dataset), method))}"
     workers = int(getattr(dataset, "workers", 1))
@@ -64,7 +64,7 @@ def _of_py_dataset(adapter: Any) -> InputSource:
 
 
 def of_dataset(dataset: tf.data.Dataset, workers: int = 1) -> InputSource:
-    """What a pipeline consists of."""
+    """The parts of a pipeline."""
     stages = list(_stages(dataset))
     kinds = [found.kind for _, found in stages]
     candidates = tuple(
@@ -99,7 +99,7 @@ def _stages(dataset: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def _name(dataset: Any, operation: Any) -> str | None:
-    """A transformation that computes or reads, for people; None for one that does neither."""
+    """A transformation that computes or reads, in words; None for any other."""
     function = _private.user_function(dataset)
     if function is not None:
         module = str(getattr(inspect.unwrap(function), "__module__", ""))
@@ -116,7 +116,7 @@ def _name(dataset: Any, operation: Any) -> str | None:
 
 
 def place(function: Any) -> str:
-    """Where a function of the user's is written: `` at train.py:40``."""
+    """The location of a user's function: `` at train.py:40``."""
     code = getattr(inspect.unwrap(function), "__code__", None)
     if code is None:
         return ""

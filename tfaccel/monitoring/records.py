@@ -5,8 +5,8 @@
     {"kind": "cause", "run": 1764403200000, "worker": 0, "part": "host", "what": ..., ...}
     {"kind": "end", "run": 1764403200000, "worker": 0}
 
-Each worker writes its own lines. The chief's file also has the windows of the others, so that it
-says everything where they do not share a disk. Figures that could not be measured are null.
+Each worker writes its own lines. The chief's file also has the windows of the others, so that it is
+complete even without a shared disk. Figures that could not be measured are null.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _KINDS = {"run": Run, "window": Window}
 
 @dataclass(frozen=True)
 class Record:
-    """All that is known of one run.
+    """The record of one run.
 
     Attributes:
         runs: of the workers that have written, by rank.
@@ -69,7 +69,7 @@ def file_name(worker: int) -> str:
 def read(lines: Iterable[str]) -> Record:
     """The newest run in lines of JSON.
 
-    A last line that is not complete yet is left out.
+    An incomplete last line is ignored.
     """
     items = [item for text in lines if (item := _parse(text)) is not None]
     newest = max((item["run"] for item in items), default=0)

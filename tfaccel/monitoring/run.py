@@ -1,4 +1,4 @@
-"""What does not change while a `fit` runs."""
+"""Facts that do not change while a `fit` runs."""
 
 from __future__ import annotations
 
@@ -16,12 +16,11 @@ class Run:
         name: its address, or its host's.
         strategy: the class of the strategy.
         devices: names of this worker's devices.
-        device: what they are, as their maker calls them; empty where that is not known.
+        device: the vendor's name of them; empty if unknown.
         communication: how workers communicate; empty for one worker.
-        input: what the batches come from, for people.
-        input_candidates: the parts of it that compute or read, and so can be what is waited for,
-            in order.
-        input_advice: what would make it faster.
+        input: the source of the batches, in words.
+        input_candidates: its parts that compute or read, which steps can wait for, in order.
+        input_advice: how to make it faster.
         not_measured: why a figure is missing, one reason each.
     """
 
@@ -41,12 +40,12 @@ class Run:
 
 @dataclass(frozen=True)
 class Cause:
-    """What was found to take the time within a part of the steps.
+    """The cause of the time of a part of the steps.
 
     Attributes:
         part: ``"input"`` or ``"host"``.
-        what: for people: ``"map of decode at train.py:40"``.
-        seconds: that it took; None where only its place is known.
+        what: in words: ``"map of decode at train.py:40"``.
+        seconds: that it took; None if only its location is known.
         steps: in how many steps.
     """
 

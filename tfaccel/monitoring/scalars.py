@@ -11,10 +11,10 @@ _MOST_WORKERS = 16  # with scalars of their own
 
 
 def scalars(windows: Sequence[Window]) -> dict[str, float]:
-    """What one window of all workers is in TensorBoard, by tag.
+    """The scalars of one window of all workers, by tag.
 
     What is the same for all workers, and the chief's parts, have plain tags; each worker's busy
-    time has one with its rank. What could not be measured is not there.
+    time has one with its rank. Missing measurements are left out.
 
     Args:
         windows: of one number, one for each worker.
@@ -43,7 +43,7 @@ def scalars(windows: Sequence[Window]) -> dict[str, float]:
 
 
 class ScalarWriter:
-    """Writes them into a directory that TensorBoard reads.
+    """Writes scalars into a directory that TensorBoard reads.
 
     Args:
         directory: where.
@@ -63,5 +63,5 @@ class ScalarWriter:
                 self._tf.summary.scalar(name, value, step=step)
 
     def close(self) -> None:
-        """Ends the file."""
+        """Closes the file."""
         self._writer.close()

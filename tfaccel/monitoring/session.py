@@ -37,7 +37,7 @@ class Session:
         settings: of the user.
 
     Attributes:
-        record: what was measured so far: on every worker of all workers.
+        record: the measurements so far: of all workers, on every worker.
         verdict: what bounds the run, once it has ended.
     """
 
@@ -60,7 +60,7 @@ class Session:
         self._began = int(time.time() * 1e3)
         self._epoch_begins = True
         self._between_s = self._own_s = 0.0
-        # Of the window that is open: its number, the steps before it, and how many it shall have.
+        # Of the open window: its number, the steps before it, and its planned number of steps.
         self._number, self._before, self._length = COMPILES, 0, 1
         self._function: Any = None
         self._traces = 0
@@ -73,7 +73,7 @@ class Session:
     # --- what happens ------------------------------------------------------------------------
 
     def epoch_begins(self, monitor: keras.callbacks.Callback) -> None:
-        """Every callback's `on_train_begin` has run by now, so that the list of them stays.
+        """Every callback's `on_train_begin` has run by now, so the list of them is final.
 
         Args:
             monitor: the callback of this session.
@@ -101,7 +101,7 @@ class Session:
         self._step.label = batch + self._step.steps_in_call - 1
 
     def results_are_there(self, batch: int) -> None:
-        """The results of a call have been read, maybe by another thread.
+        """The results of a call have been read, possibly by another thread.
 
         Args:
             batch: the number of its last one.
@@ -113,7 +113,8 @@ class Session:
         """The `fit` has ended: reports what bounds the run.
 
         Args:
-            stopped: whether a callback has stopped it; the other workers may not have come here.
+            stopped: whether a callback has stopped it; the other workers may not have reached this
+                point.
         """
         self._clocks.close()
         self._between_s += self._step.begin()
@@ -125,7 +126,7 @@ class Session:
     # --- a window ----------------------------------------------------------------------------
 
     def _end_window(self, together: bool) -> None:
-        """Takes what was measured since the last one.
+        """Records the measurements since the last one.
 
         Args:
             together: whether every worker ends its window now.
@@ -151,7 +152,7 @@ class Session:
         self._before += local_window.steps
         self._number += 1
         own_s = time.perf_counter() - began - (worker_activity.collective_s - collective_s)
-        # What is done once, after the step that compiles, is no cost of the steps.
+        # One-time work after the step that compiles does not count towards the steps.
         self._own_s = own_s if local_window.number > COMPILES else 0.0
 
     def _measured(self) -> Window:
@@ -199,7 +200,7 @@ class Session:
         return new
 
     def _look_at_step(self) -> list[str]:
-        """Reads from the first step what holds for all of them.
+        """Reads from the first step what applies to all of them.
 
         Returns:
             Why figures are missing.
@@ -248,7 +249,7 @@ class Session:
 
 
 def _planned(window: Window) -> int:
-    """How many steps take about as long as a window shall."""
+    """How many steps take about as long as a window should."""
     if window.number == COMPILES:
         return _FIRST_STEPS
     return max(1, round(_WINDOW_S * window.steps / max(window.seconds, 1e-6)))

@@ -1,4 +1,4 @@
-"""What the user has chosen of a monitor."""
+"""The user's settings of a monitor."""
 
 from __future__ import annotations
 

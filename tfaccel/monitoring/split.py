@@ -1,12 +1,12 @@
 """Splits the time of steps into waiting for input, the steps themselves, and Python between them.
 
-A pure function of the moments that were noted. Where steps block (CPUs) these follow each other:
+A pure function of the recorded times. Where steps block (CPUs) these follow each other:
 
     requested_at --input--> received_at --step--> ended --Python--> requested_at --input--> ...
 
-Where devices compute beside Python (GPUs), `ended` is when the step was started, and `done` when
-its results were read. A device that is still busy with the step before loses nothing by an input
-that is waited for meanwhile, so that only the time counts in which it has nothing to do.
+Where devices run asynchronously (GPUs), `ended` is when the step was started, and `done` when its
+results were read. Waiting for input while the device is still busy with the previous step costs
+nothing, so only the time in which it is idle counts.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from typing import NamedTuple
 
 
 class Moments(NamedTuple):
-    """Of one step; seconds of one clock.
+    """The times of one step; seconds of one clock.
 
     Attributes:
-        before: when the step before it ended, or the epoch began.
+        before: when the previous step ended, or the epoch began.
         requested_at: when its batch was requested.
-        received_at: when it was there.
+        received_at: when it arrived.
         ended: when the call of the step returned, or the next batch of the same call was requested.
-        done: when its results were there; None for `ended`.
+        done: when its results arrived; None for `ended`.
         collective_host: seconds of `before` to `requested_at` in collectives.
         collective_input: seconds of `requested_at` to `received_at` in collectives.
     """
@@ -56,7 +56,7 @@ class Parts:
 
     @property
     def seconds(self) -> float:
-        """All of them together."""
+        """The sum of all."""
         return self.input_s + self.step_s + self.host_s + self.collective_s
 
 
@@ -69,7 +69,7 @@ def split(steps: Iterable[Moments]) -> Parts:
     >>> split([Moments(0.0, 1.0, 4.0, 9.0), Moments(9.0, 9.0, 10.0, 12.0)])
     Parts(input_s=4.0, step_s=7.0, host_s=1.0, collective_s=0.0)
 
-    The second batch came while the device still computed:
+    The second batch arrived while the device was still computing:
 
     >>> split([Moments(0.0, 0.0, 1.0, 1.5, 9.0), Moments(1.5, 2.0, 8.0, 8.5, 14.0)])
     Parts(input_s=1.0, step_s=13.0, host_s=0.0, collective_s=0.0)

@@ -1,4 +1,4 @@
-"""Puts clocks around the steps of a `fit`, and takes them away again."""
+"""Adds clocks around the steps of a `fit`, and removes them again."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from tfaccel.distribute.replacements import Replacements
 from tfaccel.monitoring.timed_step import TimedStep
 
 _timed: weakref.WeakKeyDictionary[Any, tuple[Any, ReductionClock]] = weakref.WeakKeyDictionary()
-"""Functions of steps that are traced with clocks, by their models, and those clocks."""
+"""Step functions traced with clocks, by model, and those clocks."""
 
 
 class StepClocks:
-    """Those of one `fit`; `close` takes them away.
+    """The clocks of one `fit`; `close` removes them.
 
     Args:
         strategy: of the model.
-        model: whose function of a step Keras has made.
+        model: whose step function Keras has created.
         blocks: whether a step has ended when its function returns, as on CPUs.
-        see_batch: is given each batch.
+        see_batch: called with each batch.
 
     Attributes:
         step: Keras's function of a step, timed.
@@ -40,7 +40,7 @@ class StepClocks:
         see_batch: Callable[[Any], None],
     ) -> None:
         function = model.train_function
-        while isinstance(function, TimedStep):  # of a fit that an error has ended
+        while isinstance(function, TimedStep):  # of a failed fit
             function = function.function
         self._clock: ReductionClock | None = None
         self._reduced_before = 0.0
@@ -57,7 +57,7 @@ class StepClocks:
         timed_function, clock = _timed.get(model, (None, None))
         if clock is None or timed_function is not function:
             clock = ReductionClock()
-            # A function that was traced before has no clock in it.
+            # A function traced earlier has no clock.
             model.make_train_function(force=True)
             function = model.train_function
             _timed[model] = function, clock
@@ -67,7 +67,7 @@ class StepClocks:
         return function
 
     def reduced(self) -> float | None:
-        """Seconds that steps have waited for others since it was asked last; None if unknown."""
+        """Seconds that steps have waited for others since the last call; None if unknown."""
         if not self.communicates:
             return 0.0
         total = self._clock.seconds if self._clock is not None else None
@@ -78,11 +78,11 @@ class StepClocks:
 
     @property
     def sees_reductions(self) -> bool:
-        """Whether the step that was traced has a reduction with a clock around it."""
+        """Whether the traced step has a reduction with a clock."""
         return self._clock is not None and self._clock.placed > 0
 
     def close(self) -> None:
-        """Puts back what was there before."""
+        """Restores the previous state."""
         self._replacements.close()
         reduction_clock.deactivate()
 

@@ -1,4 +1,4 @@
-"""The windows of each worker, added up."""
+"""The windows of each worker, summed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class WorkerSummary:
     Attributes:
         worker: its rank.
         steps: in all windows.
-        seconds: the same; the other times are parts of it, as in `Window`.
+        seconds: of all windows; the other times are parts of it, as in `Window`.
     """
 
     worker: int
@@ -40,7 +40,7 @@ class WorkerSummary:
 
     @property
     def own_step_s(self) -> float | None:
-        """Of them, those in which it does not wait for others; None where that is not known."""
+        """Of them, those in which it does not wait for others; None if unknown."""
         if self.communication_s is None or not self.steps:
             return None
         return (self.seconds - self.communication_s) / self.steps
@@ -60,7 +60,7 @@ def steady(windows: Iterable[Window]) -> list[Window]:
 
 
 def summarize(windows: Iterable[Window]) -> tuple[WorkerSummary, ...]:
-    """Adds up the windows of each worker, by rank.
+    """Sums the windows of each worker, by rank.
 
     Args:
         windows: of one run; those that compile count only where there are no others.
@@ -93,7 +93,7 @@ def _of_worker(windows: Sequence[Window]) -> WorkerSummary:
 
 
 def _total(values: Sequence[float | None]) -> float | None:
-    """The sum; None where one is not known.
+    """The sum; None if one is unknown.
 
     >>> _total([1.0, 2.0]), _total([1.0, None])
     (3.0, None)
@@ -112,8 +112,8 @@ class Slowest:
 
     Attributes:
         worker: its rank.
-        own_s: what it takes by itself for a step, in seconds.
-        others_s: what the others take, their median.
+        own_s: its own time for a step, in seconds.
+        others_s: the median of the others' times.
     """
 
     worker: int
@@ -122,12 +122,12 @@ class Slowest:
 
     @property
     def lag_s(self) -> float:
-        """By how much it is slower, in seconds per step."""
+        """How much slower it is, in seconds per step."""
         return self.own_s - self.others_s
 
 
 def slowest(summaries: Sequence[WorkerSummary]) -> Slowest | None:
-    """The slowest of several workers; None for one, or where their own times are not known."""
+    """The slowest of several workers; None for one, or if their own times are unknown."""
     own = {s.worker: s.own_step_s for s in summaries}
     known = {rank: seconds for rank, seconds in own.items() if seconds is not None}
     if len(known) < 2 or len(known) < len(own):

@@ -15,7 +15,7 @@ class Throughput:
     """Counts the batches that it sees.
 
     Args:
-        model: that is trained; its inputs are tokens where it looks them up in an embedding.
+        model: being trained; its inputs are tokens if it looks them up in an embedding.
     """
 
     def __init__(self, model: keras.Model) -> None:
@@ -32,7 +32,7 @@ class Throughput:
         """Counts a batch.
 
         Args:
-            batch: as Keras's function of a step takes it.
+            batch: as passed to Keras's step function.
         """
         self.last_batch = batch
         if self._of_rows is None:
@@ -43,7 +43,7 @@ class Throughput:
         self._rows, self._tokens = _sum(self._rows, rows), _sum(self._tokens, tokens)
 
     def take(self) -> tuple[int | None, int | None]:
-        """Rows and tokens since it was asked the last time; None where they are not known."""
+        """Rows and tokens since the last call; None if unknown."""
         taken = self._rows, self._tokens
         self._rows = self._tokens = 0
         return taken
@@ -54,7 +54,7 @@ def _sum(total: int | None, number: int | None) -> int | None:
 
 
 def _rows_of(batch: Any) -> Callable[[Any], int | None]:
-    """What gives the rows of a global batch."""
+    """A function that returns the rows of a global batch."""
     if isinstance(batch, _private.PerReplicaBatch):
         return lambda each: each.global_rows
     number = _first(batch, lambda t: t.shape.rank)
@@ -62,13 +62,13 @@ def _rows_of(batch: Any) -> Callable[[Any], int | None]:
 
 
 def _length_of(batch: Any) -> Callable[[Any], int | None]:
-    """What gives the length of the sequences in a batch."""
+    """A function that returns the sequence length of a batch."""
     number = _first(_inputs(batch), lambda t: t.shape.rank == 2 and t.dtype.is_integer)
     return lambda each: None if number is None else _size(tf.nest.flatten(_inputs(each))[number], 1)
 
 
 def _inputs(batch: Any) -> Any:
-    """What the model is given of a batch, whose parts are inputs, targets and weights."""
+    """The model's inputs in a batch of inputs, targets and weights."""
     if isinstance(batch, _private.PerReplicaBatch):
         (batch, *_) = batch.values
         batch = getattr(batch, "data", batch)
@@ -76,7 +76,7 @@ def _inputs(batch: Any) -> Any:
 
 
 def _first(nest: Any, wanted: Callable[[Any], Any]) -> int | None:
-    """The number of the first leaf of a nest that is wanted."""
+    """The index of the first matching leaf of a nest."""
     leaves = enumerate(tf.nest.flatten(nest))
     return next((n for n, leaf in leaves if isinstance(leaf, tf.Tensor) and wanted(leaf)), None)
 

@@ -1,9 +1,9 @@
-"""Records when Keras's function of a step requests a batch, receives it, and returns.
+"""Records when Keras's step function requests a batch, receives it, and returns.
 
-`fit` hands an iterator to that function, which takes its batches from it: a call that is timed and
-an iterator that is timed see all there is. With the iterator of a `tf.data.Dataset` (strategy
-`one_device`) Keras takes the batch inside of a `tf.function`, where nothing can be seen: with one
-step in a call it is taken before, and with several the wait for input is not measured.
+`fit` passes an iterator to that function, which takes its batches from it: a timed call and a timed
+iterator see everything. With the iterator of a `tf.data.Dataset` (strategy `one_device`) Keras
+takes the batch inside a `tf.function`, where it is invisible: with one step per call it is taken
+beforehand, and with several the wait for input is not measured.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ Clock = Callable[[], float]
 
 
 class TimedStep:
-    """Keras's function of a step, as one that is timed.
+    """Keras's step function, timed.
 
     Args:
         function: as `model.train_function`.
         steps: in a call of it.
-        see_batch: is given each batch.
+        see_batch: called with each batch.
         clock: in seconds.
 
     Attributes:
         function: the same.
         steps_in_call: the same number.
-        label: of the next call, by which `done` knows it.
+        label: of the next call, which identifies it in `done`.
         steps_seen: how many steps it has taken.
         input_is_seen: whether the wait for input could be measured so far.
     """
@@ -60,7 +60,7 @@ class TimedStep:
         self._collective_host = self._collective_input = 0.0
 
     def begin(self) -> float:
-        """Counts time from now on: the first step of an epoch begins.
+        """Restarts the clock: the first step of an epoch begins.
 
         Returns:
             The seconds since the last step, which are not counted.
@@ -85,7 +85,7 @@ class TimedStep:
             self._end_call(len(self._moments) - before)
 
     def _whole(self, iterator: Any) -> Any:
-        """A call that takes its batches where they are not seen."""
+        """A call that takes its batches invisibly."""
         self.input_is_seen = False
         self.request_batch()
         self.receive_batch(None)
@@ -96,14 +96,14 @@ class TimedStep:
             self._end_call(self.steps_in_call)
 
     def request_batch(self) -> None:
-        """A batch is requested; the step before it in this call has ended."""
+        """A batch is requested; the previous step in this call has ended."""
         now = self._clock()
         self._end_step(now)
         self._requested_at = now
         self._collective_host = worker_activity.collective_s - self._collective
 
     def receive_batch(self, batch: Any) -> None:
-        """It is there."""
+        """The batch has arrived."""
         self._received_at = self._clock()
         collective_s = worker_activity.collective_s - self._collective
         self._collective_input = collective_s - self._collective_host
@@ -111,15 +111,15 @@ class TimedStep:
             self._see_batch(batch)
 
     def end_data(self) -> None:
-        """There is no further one."""
+        """There is no further batch."""
         self._requested_at = None
 
     def done(self, label: int) -> None:
-        """The results of a call are there; maybe said by another thread, and later."""
+        """The results of a call have arrived; possibly called by another thread, and later."""
         self._done[label] = self._clock()
 
     def leave_out(self, seconds: float, collective_s: float) -> None:
-        """Does not count so much of the time since the last step, which was the monitor's own."""
+        """Subtracts the monitor's own time since the last step."""
         self._before += seconds
         self._collective += collective_s
 
@@ -140,7 +140,7 @@ class TimedStep:
             self._last_of_call[self.label] = len(self._moments) - 1
 
     def take(self) -> list[Moments]:
-        """The steps since it was asked the last time."""
+        """The steps since the last call."""
         steps, self._moments = self._moments, []
         for label, at in self._last_of_call.items():
             if (done := self._done.get(label)) is not None and done > steps[at].received_at:
@@ -173,7 +173,7 @@ class _Timed:
 
 
 class _OutsideOfGraph(_Timed):
-    """That of a dataset, from which one batch is taken."""
+    """A dataset's iterator, from which one batch is taken."""
 
     def __next__(self) -> Any:
         try:

@@ -1,9 +1,9 @@
-"""Figures for people."""
+"""Formats figures for display."""
 
 from __future__ import annotations
 
 NONE = "-"
-"""What could not be measured."""
+"""Shown for missing measurements."""
 
 
 def percent(value: float | None) -> str:

@@ -1,15 +1,15 @@
 """The verdict: what bounds a training run, in a sentence, and what to change.
 
-A pure function of what was measured. A step of synchronous training ends when the slowest worker
-and the sum over all of them are done, so its time is put down to
+A pure function of the measurements. A step of synchronous training ends when the slowest worker and
+the sum over all of them are done, so its time is attributed to
 
-- the slowest worker: by how much longer it is busy than the others;
-- the input and Python between steps: what a typical worker waits for them, so that a worker that
-  alone has to wait is a slow worker;
-- communication: what the worker that waits least for the others still waits;
+- the slowest worker: how much longer it is busy than the others;
+- the input and Python between steps: a typical worker's wait for them, so that a single waiting
+  worker counts as slow;
+- communication: the wait of the worker that waits least for the others;
 - computing: the rest.
 
-The largest that can be avoided names the verdict, if it is a fifth of a step at least.
+The largest avoidable part determines the verdict, if it is at least a fifth of a step.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tfaccel.monitoring.summary import PARTS, Slowest, WorkerSummary, slowest
 from tfaccel.monitoring.units import percent
 
 BOUND = 0.2
-"""The part of a step from which on it is the input, the network, … that bounds it."""
+"""The share of a step from which the input, the network, … bounds it."""
 
 INPUT, COMMUNICATION, HOST = "input-bound", "communication-bound", "host-bound"
 STRAGGLER, COMPUTE, UNKNOWN = "straggler", "compute-bound", "unknown"
@@ -47,7 +47,7 @@ class Verdict:
     Attributes:
         kind: one of the names above.
         share: of a step, from 0 to 1; None where it is not known.
-        sentence: for people.
+        sentence: the verdict in words.
         advice: what to change.
     """
 
@@ -68,8 +68,8 @@ def verdict(
 
     Args:
         summaries: of all workers.
-        runs: what is known of them.
-        causes: what was found within the parts.
+        runs: the facts about them.
+        causes: found within the parts.
     """
     if not summaries or not all(s.steps and s.seconds > 0 for s in summaries):
         return Verdict(UNKNOWN, None, "No step was measured.", "")
@@ -94,7 +94,7 @@ def verdict(
 
 
 def _shares(summaries: Sequence[WorkerSummary]) -> dict[str, float | None]:
-    """What a typical worker spends on each part; None where it is not known of one of them."""
+    """A typical worker's time for each part; None if unknown for one worker."""
     shares: dict[str, float | None] = {}
     for part in PARTS:
         each = [s.share(part) for s in summaries]

@@ -1,4 +1,4 @@
-"""What was measured of one worker over one window of steps."""
+"""The measurements of one worker over one window of steps."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ COMPILES = 0
 
 @dataclass(frozen=True)
 class Window:
-    """One worker's steps, one after the other, within a `fit`. None is what cannot be measured.
+    """One worker's consecutive steps within a `fit`. None stands for missing measurements.
 
     The four parts add up to `seconds`. Where communication is None, it is within `compute_s`.
 
@@ -20,11 +20,11 @@ class Window:
         number: of the window, the same on every worker; 0 is the one that compiles.
         step: the number of steps of the `fit` before it.
         steps: how many it has.
-        seconds: that they took, without what lies between two epochs.
+        seconds: that they took, without the time between epochs.
         input_s: waiting for batches.
-        compute_s: in the steps, without what waits for other workers.
-        communication_s: waiting for sums over replicas after the last of what is summed was there,
-            and in collectives outside of steps.
+        compute_s: in the steps, without waiting for other workers.
+        communication_s: waiting for sums over replicas after the last input was ready, and in
+            collectives outside of steps.
         host_s: Python between two steps: callbacks, and Keras's loop.
         between_s: between epochs: validation, callbacks of epochs, opening the data.
         traces: how often the step was traced, and so compiled.
@@ -32,11 +32,11 @@ class Window:
         tokens: elements of their first integer sequence.
         memory: bytes of the process (resident) at the end of the window.
         peak_memory: the most until then.
-        device_memory: bytes on its accelerators, all together.
+        device_memory: bytes on its accelerators, in total.
         peak_device_memory: the most until then.
         flops: floating-point operations of this worker's part of a step.
         peak_flops: of its devices, per second.
-        monitor_s: that the monitor itself took.
+        monitor_s: the monitor's own time.
     """
 
     run: int
@@ -63,7 +63,7 @@ class Window:
 
     @property
     def own_s(self) -> float | None:
-        """What this worker takes by itself, without waiting for others; None if not known."""
+        """The worker's own time, without waiting for others; None if unknown."""
         return None if self.communication_s is None else self.seconds - self.communication_s
 
     @property
@@ -75,12 +75,12 @@ class Window:
 
     @property
     def steady(self) -> bool:
-        """Whether nothing was compiled in it."""
+        """Whether it contains no compilation."""
         return self.number > COMPILES and not self.traces
 
 
 def share(part: float | None, whole: float) -> float | None:
-    """A part of a whole; None where either is not known.
+    """A part of a whole; None if either is unknown.
 
     >>> share(1.0, 4.0), share(None, 4.0), share(1.0, 0.0)
     (0.25, None, None)
@@ -89,5 +89,5 @@ def share(part: float | None, whole: float) -> float | None:
 
 
 def rate(amount: float | None, seconds: float) -> float | None:
-    """A rate per second; None where either is not known."""
+    """A rate per second; None if either is unknown."""
     return share(amount, seconds)

@@ -21,7 +21,7 @@ def encode(window: Window) -> np.ndarray:
 
 
 def decode(numbers: Sequence[float]) -> Window:
-    """The window that `encode` was given.
+    """The inverse of `encode`.
 
     >>> decode(encode(Window(run=1, worker=0, number=2, step=5, steps=10, seconds=0.5))).seconds
     0.5
@@ -34,7 +34,7 @@ def decode(numbers: Sequence[float]) -> Window:
 
 
 def gather(strategy: Any, window: Window, plan: int) -> tuple[list[Window], int]:
-    """The windows of all workers, and what the chief plans; every worker must call.
+    """The windows of all workers, and the chief's plan; every worker must call.
 
     Args:
         strategy: of the `fit`.

@@ -1,1 +1,1 @@
-"""Where the variables of a model lie: the facts, and pictures of them."""
+"""The placement of a model's variables, as data and as pictures."""

@@ -25,9 +25,9 @@ class Row:
         dtype: as Keras calls it.
         storage: for each dimension, the axis of the mesh it is stored over, or None.
         compute: the same while a layer uses it.
-        reason: why it lies so.
+        reason: of this layout.
         bytes_whole: of the whole variable.
-        bytes_per_device: of what one device stores.
+        bytes_per_device: stored by one device.
     """
 
     path: str
@@ -57,20 +57,20 @@ class Total:
 
     @property
     def fraction(self) -> float:
-        """The share of the whole that each device holds; 1 of nothing."""
+        """The share of the whole that each device holds; 1 if empty."""
         return self.bytes_per_device / self.bytes_whole if self.bytes_whole else 1.0
 
 
 @dataclass(frozen=True)
 class Report:
-    """Where the variables of a model lie.
+    """The placement of a model's variables.
 
     Attributes:
         model: its name.
         mesh: name and size of each axis, the last one's neighbours being neighbouring devices;
             empty without a mesh, where every device holds everything.
         devices: their names, in the order of the mesh.
-        rows: one a variable.
+        rows: one per variable.
     """
 
     model: str
@@ -85,7 +85,7 @@ class Report:
         return (*each, self._total("all", KINDS))
 
     def to_dict(self) -> dict[str, Any]:
-        """What `json.dumps` takes."""
+        """JSON-serializable data."""
         totals = [{**asdict(total), "fraction": total.fraction} for total in self.totals]
         return {**asdict(self), "totals": totals}
 
@@ -128,10 +128,10 @@ def holders(
     Args:
         axes: the axis each dimension is stored over, or None.
         mesh: name and size of each axis.
-        devices: how many there are; counts where there is no mesh.
+        devices: their number; used without a mesh.
 
     Returns:
-        For the place of a part along every dimension, the indices of devices.
+        For each part's position along every dimension, the indices of devices.
 
     >>> holders((None, "model"), (("batch", 2), ("model", 2)), 4)
     {(0, 0): (0, 2), (0, 1): (1, 3)}
@@ -163,7 +163,7 @@ def _variables(model: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _row(kind: str, variable: Any) -> Row:
-    # Outside a layer's call Keras casts nothing: this is the variable that the strategy made.
+    # Outside a layer's call Keras does not cast: this is the strategy's variable.
     value = variable.value
     shape = tuple(int(size) for size in variable.shape)
     plan = getattr(value, "plan", None)

@@ -1,4 +1,4 @@
-"""Shows people which device holds which part of a model."""
+"""Shows which device holds which part of a model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _WIDTH = 140
 
 
 def visualize(model: Any, *, console: Console | None = None, file: IO[str] | None = None) -> None:
-    """Prints where each variable of a model lies, pictures of the layouts, and bytes per device.
+    """Prints the placement of each variable, pictures of the layouts, and bytes per device.
 
     `tfaccel.placement.report.report` gives the same as data.
 
@@ -55,7 +55,7 @@ def render(placement: Report) -> Iterator[RenderableType]:
 
 
 def examples(rows: Sequence[Row]) -> tuple[Row, ...]:
-    """The first variable of every distinct layout that can be drawn, scalars aside."""
+    """The first variable of every distinct drawable layout, except scalars."""
     first: dict[Axes, Row] = {}
     for row in rows:
         sharded = [axis for axis in row.storage if axis is not None]
@@ -144,7 +144,7 @@ def _shown(parts: int) -> list[int | None]:
 
 
 def named(devices: Sequence[str]) -> str:
-    """Names of devices, in short.
+    """Names of devices, abbreviated.
 
     >>> named(["CPU:0", "CPU:1", "CPU:3"])
     'CPU:0-1,3'
@@ -167,7 +167,7 @@ def named(devices: Sequence[str]) -> str:
 
 
 def _axes(axes: Axes) -> str:
-    """Axes as they are read: ``(-, model)``."""
+    """Axes in readable form: ``(-, model)``."""
     return "(" + ", ".join(axis or "-" for axis in axes) + ("," if len(axes) == 1 else "") + ")"
 
 

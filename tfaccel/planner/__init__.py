@@ -1,1 +1,1 @@
-"""Plans before anything is rented: does a model fit, how should it be split, how fast is a step."""
+"""Plans before renting machines: does a model fit, how to split it, how fast is a step."""

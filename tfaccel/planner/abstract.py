@@ -1,4 +1,4 @@
-"""A strategy whose variables have shapes and no values: a model is built without its memory."""
+"""A strategy whose variables have shapes but no values: builds a model without its memory."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import tensorflow as tf
 from tfaccel.distribute import _private
 from tfaccel.distribute.model_parallel.strategy import ModelParallelExtended
 
-# Variables up to this many elements have their first value: seeds, counters, rates.
+# Variables up to this many elements have their initial value: seeds, counters, rates.
 _SMALL = 1 << 10
 
 
 @dataclass(frozen=True)
 class Made:
-    """A variable that a builder has made.
+    """A variable that a builder has created.
 
     Attributes:
         path: its Keras path.
@@ -46,10 +46,10 @@ class Made:
 
 
 class AbstractStrategy(tf.distribute.Strategy):  # type: ignore[misc]
-    """Under its scope an ordinary Keras model is built and compiled, and its steps are traced.
+    """In its scope an ordinary Keras model is built and compiled, and its steps are traced.
 
     Attributes:
-        made: the variables, in the order in which they were made.
+        made: the variables, in creation order.
     """
 
     def __init__(self) -> None:
@@ -58,7 +58,7 @@ class AbstractStrategy(tf.distribute.Strategy):  # type: ignore[misc]
 
 
 class AbstractExtended(ModelParallelExtended):
-    """How variables are made: as on a mesh, and without a value."""
+    """How variables are created: as on a mesh, but without a value."""
 
     def _create_variable(self, next_creator: Any, **kwargs: Any) -> tf.Variable:
         owner = self._container_strategy()
@@ -104,14 +104,14 @@ class AbstractExtended(ModelParallelExtended):
 
 
 def spec_of(value: Any, dtype: Any) -> tuple[tuple[int, ...], tf.DType]:
-    """The shape and dtype of a variable's first value, which is not computed.
+    """The shape and dtype of a variable's initial value, without computing it.
 
     Args:
         value: as of `tf.Variable`: a tensor, an array, or a function that makes one.
         dtype: what was requested, or None.
     """
     if callable(value):
-        # Keras's function knows the variable that it makes a value for.
+        # Keras's function knows the variable that it initializes.
         held = inspect.getclosurevars(value).nonlocals.get("self")
         if held is not None and hasattr(held, "shape") and dtype is not None:
             return tuple(held.shape), tf.as_dtype(dtype)

@@ -1,4 +1,4 @@
-"""What makes a model fit that does not: single changes, each planned again."""
+"""Single changes that make a model fit, each planned again."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Advice:
 
     Attributes:
         change: in words.
-        estimate: what is taken then.
+        estimate: with the change.
         command: the line that runs it.
     """
 
@@ -32,7 +32,7 @@ class Advice:
 def advise(
     found: Sequence[Estimate], batch: int, machines: Machines, models: Models, target: str
 ) -> Iterator[Advice]:
-    """The smallest change of each kind that makes something fit, those without one left out.
+    """The smallest change of each kind that makes a candidate fit, if any.
 
     Args:
         found: all candidates, none of which fits.
@@ -67,9 +67,9 @@ def advise(
 def eased(
     found: Sequence[Estimate], batch: int, machines: Machines, models: Models
 ) -> Iterator[Estimate]:
-    """Further candidates: those that do not fit, with the fewest steps of accumulation that do.
+    """Further candidates: those that do not fit, with the fewest accumulation steps that do.
 
-    None is traced where the variables alone, with one more for each gradient, fill the device.
+    None is traced if the variables alone, plus one per gradient, fill the device.
 
     Args:
         found: all candidates, as they are.
@@ -121,9 +121,9 @@ def _accumulation(
 def _devices(
     batch: int, machines: Machines, models: Models, precision: str
 ) -> tuple[Machines, Estimate] | None:
-    """The fewest more devices, twice as many at a time, on which a candidate fits.
+    """The smallest number of devices, doubling each time, on which a candidate fits.
 
-    The most are asked first: where nothing fits on them, nothing does on fewer.
+    The largest number is tried first: if nothing fits there, nothing does on fewer.
     """
     sizes = [machines]
     while sizes[-1].count * 2 <= _MOST_DEVICES:

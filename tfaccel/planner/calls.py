@@ -1,10 +1,10 @@
-"""Blocks of a model that repeat: found in the calls of its builder, and left out of a second run.
+"""Repeating blocks of a model: found in its builder's calls, and skipped in a second run.
 
-A builder runs whole, since it may be any Python. What it calls on symbolic tensors, layers and
-operations, is watched. The first time a call that was seen before makes no variables and computes
-no shapes; which calls repeat with the same inputs, counted from where they are, is then known. The
-second time all blocks but the first three are answered with the tensors of the third one, so that
-the model which the builder returns has three.
+A builder runs completely, since it may be any Python. Its calls of layers and operations on
+symbolic tensors are recorded. In the first run a repeated call creates no variables and computes no
+shapes; this shows which calls repeat with the same relative inputs. In the second run all blocks
+but the first three return the tensors of the third one, so the model that the builder returns has
+three.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tfaccel.distribute.replacements import Replacements
 KEPT = 3
 """Blocks of a shortened model: a first, a last, and one between that stands for all others."""
 FEWEST = 5
-"""Blocks from which on three are enough."""
+"""The number of blocks from which three are enough."""
 
 _Ref = tuple[int, int]  # a call and which of its results; -1 and a number for an input
 
@@ -45,7 +45,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Repeats:
-    """Equal blocks, one behind the other.
+    """Equal blocks, one after the other.
 
     Attributes:
         start: the first call of the first block.
@@ -61,18 +61,18 @@ class Repeats:
 
     @property
     def end(self) -> int:
-        """The first call behind the last block."""
+        """The first call after the last block."""
         return self.start + self.period * self.count
 
 
 @dataclass
 class Shortened:
-    """What a builder did whose blocks were left out.
+    """A run of a builder with skipped blocks.
 
     Attributes:
         blocks: the layers of each block that is kept.
         cut: the layers of all others.
-        differs: why the run is not the one that was recorded; "" where it is.
+        differs: why the run differs from the recorded one; "" if it does not.
     """
 
     blocks: list[list[Any]] = field(default_factory=lambda: [[] for _ in range(KEPT)])
@@ -80,7 +80,7 @@ class Shortened:
     differs: str = ""
 
     def unlike(self) -> str:
-        """Why a block that was left out is not like those kept; "" where all are."""
+        """Why a skipped block differs from those kept; "" if none does."""
         frozen = [[_frozen(layer) for layer in block] for block in self.blocks]
         size = len(frozen[0]) or 1
         rest = [_frozen(layer) for layer in self.cut]
@@ -89,10 +89,10 @@ class Shortened:
 
 
 def find(build: Callable[[], keras.Model]) -> Repeats | None:
-    """Runs a builder for what it calls, and returns the blocks that repeat; None where none do.
+    """Runs a builder to record its calls, and returns the repeating blocks, or None.
 
-    What the builder returns is not usable. An error in it counts as no repetition: the builder may
-    look at weights that were not made.
+    The builder's result is not usable. An error counts as no repetition: the builder may read
+    weights that were not created.
     """
     calls: list[Call] = []
     numbers: dict[int, _Ref] = {}
@@ -113,7 +113,7 @@ def find(build: Callable[[], keras.Model]) -> Repeats | None:
         said = (signature(operation), _plain(args, kwargs))
         token = tokens.setdefault(said, len(tokens))
         number = len(calls)
-        # A layer that was called before shares its weights: it is as a tensor from there.
+        # A layer that was called before shares its weights: it acts like a tensor from there.
         first = firsts.setdefault(id(operation), number)
         made = Call(token, (*refs(tensors), (first, -1)), type(operation))
         alive.append(operation)
@@ -137,7 +137,7 @@ def find(build: Callable[[], keras.Model]) -> Repeats | None:
 
 
 def repeats(calls: Sequence[Call], outputs: Sequence[_Ref]) -> Repeats | None:
-    """The blocks that spare most calls when only `KEPT` of them are made.
+    """The blocks that save most calls when only `KEPT` of them are created.
 
     Args:
         calls: in order.
@@ -167,10 +167,10 @@ def repeats(calls: Sequence[Call], outputs: Sequence[_Ref]) -> Repeats | None:
 
 @contextlib.contextmanager
 def shortened(found: Repeats | None) -> Iterator[Shortened]:
-    """Inside, a builder that was recorded makes `KEPT` of its blocks.
+    """Makes a recorded builder create only `KEPT` of its blocks, inside.
 
     Args:
-        found: from `find`; None leaves the builder as it is.
+        found: from `find`; None leaves the builder unchanged.
     """
     seen = Shortened()
     if found is None:
@@ -204,7 +204,7 @@ def shortened(found: Repeats | None) -> Iterator[Shortened]:
 
 
 class _Known(keras.Operation):  # type: ignore[misc]
-    """Stands for a call whose results are known, and makes no variables."""
+    """Stands for a call with known results; creates no variables."""
 
     def __init__(self, results: Any) -> None:
         super().__init__()
@@ -226,7 +226,7 @@ _Handle = Callable[[Any, Any, Any, Callable[[], Any]], Any]
 
 @contextlib.contextmanager
 def _watched(handle: _Handle) -> Iterator[None]:
-    """Inside, `handle` answers the calls on symbolic tensors that no other such call makes."""
+    """Inside, `handle` handles outermost calls on symbolic tensors."""
     inside = [False]
 
     def watching(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -261,7 +261,7 @@ def _frozen(operation: Any) -> bool:
 
 @contextlib.contextmanager
 def _layers_guarded(looked: Callable[[], None]) -> Iterator[None]:
-    """Inside, `looked` is told when others than Keras ask for the layers of a model."""
+    """Inside, `looked` is called when code outside Keras reads the layers of a model."""
 
     def guarded(owner: type) -> property:
         original = vars(owner)["layers"]
@@ -288,9 +288,9 @@ def _symbolic(value: Any) -> bool:
 
 
 def signature(operation: Any) -> Any:
-    """Equal for operations that compute the same, with variables of their own."""
+    """Equal for operations that compute the same, with their own variables."""
     if not isinstance(operation, keras.Model):
-        with contextlib.suppress(Exception):  # what a layer without a configuration raises
+        with contextlib.suppress(Exception):  # raised by a layer without a config
             return type(operation), json.dumps(_nameless(operation.get_config()), default=_as_text)
     return id(operation)
 
@@ -314,9 +314,9 @@ def _plain(args: Any, kwargs: Any) -> str:
 
 
 def _way(first: Sequence[_Ref], second: Sequence[_Ref], period: int) -> tuple[bool, ...] | None:
-    """For each argument whether the second takes the same as the first, or what lies a block on.
+    """For each argument, whether the second takes the same as the first, or one block later.
 
-    None where it takes neither.
+    None if it takes neither.
     """
     if len(first) != len(second) or not all(
         a == b or (a[0] >= 0 and b == (a[0] + period, a[1]))
@@ -327,7 +327,7 @@ def _way(first: Sequence[_Ref], second: Sequence[_Ref], period: int) -> tuple[bo
 
 
 def _only_the_last_is_used(found: Repeats, calls: Sequence[Call], outputs: Sequence[_Ref]) -> bool:
-    """Whether what follows takes nothing from blocks before the last one."""
+    """Whether later calls take nothing from blocks before the last one."""
     taken = [ref for call in calls[found.end :] for ref in call.refs] + list(outputs)
     last = found.end - found.period
     return not any(found.start <= number < last for number, _ in taken)

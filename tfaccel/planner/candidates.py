@@ -11,13 +11,13 @@ from tfaccel.planner.devices import Device, Machines
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way.
+    """One way to train.
 
     Attributes:
         strategy: its name, as `tfaccel.strategy` takes it.
         devices: how many it uses.
-        hosts: on how many machines.
-        precision: a policy of Keras's.
+        hosts: the number of machines.
+        precision: a Keras dtype policy.
         mesh: of a model that is split.
         layouts: ``"auto"`` or ``"fully_sharded"`` on a mesh.
         accumulate: steps of the optimizer's gradient accumulation, each with its part of the batch.
@@ -33,7 +33,7 @@ class Candidate:
 
     @property
     def name(self) -> str:
-        """What a table calls it.
+        """Its name in a table.
 
         >>> Candidate("mirrored", 8, 1, "float32").name
         'mirrored x8'
@@ -46,7 +46,7 @@ class Candidate:
 
     @property
     def replicas(self) -> int:
-        """Into how many parts the rows of a batch are divided."""
+        """The number of parts into which the rows of a batch are divided."""
         if self.mesh is None:
             return self.devices
         axis = self.mesh.batch_axis
@@ -61,8 +61,7 @@ class Candidate:
     def rows(self, batch: int) -> int:
         """Rows of a step that the fullest device gets of a global batch of `batch`.
 
-        Replicas share a batch that does not divide as evenly as it goes; a mesh gives it whole to
-        every device.
+        Replicas share a batch that does not divide as evenly as possible; a mesh replicates it.
         """
         step = -(-batch // self.accumulate)
         if self.mesh is not None and step % self.replicas:
@@ -77,9 +76,9 @@ def candidates(machines: Machines, precisions: list[str]) -> Iterator[Candidate]
 
 
 def precisions(device: Device) -> list[str]:
-    """Those that a device computes faster than float32, after it.
+    """The precisions that a device computes faster than float32, after it.
 
-    A processor is given float32 alone: what others cost there depends on the processor.
+    A CPU gets only float32: the cost of others depends on the processor.
     """
     faster = [p for p in ("mixed_bfloat16", "mixed_float16") if p in device.peak]
     return ["float32", *faster[:1]]

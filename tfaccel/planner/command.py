@@ -22,13 +22,13 @@ def main(argv: Sequence[str]) -> int:
     """Plans a model and prints the table.
 
     Args:
-        argv: the words after ``tfaccel plan``.
+        argv: the arguments after ``tfaccel plan``.
 
     Returns:
         The exit code.
     """
     args = _parser().parse_args(argv)
-    # No device here has a part in it.
+    # Devices of this machine are not used.
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from rich.console import Console

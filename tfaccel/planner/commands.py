@@ -1,4 +1,4 @@
-"""The line that runs a candidate."""
+"""The command line that runs a candidate."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from tfaccel.planner.devices import Machines
 
 
 def command(target: str, candidate: Candidate, machines: Machines, batch: int) -> str:
-    """The line that trains with a candidate; "" for a model that no file builds.
+    """The command line that trains with a candidate; "" for a model without a file.
 
     A script with tfaccel's flags is run itself. Any other file's builder is trained for a few steps
-    on made-up data by `tfaccel.planner.trial`.
+    on synthetic data by `tfaccel.planner.trial`.
 
     Args:
         target: ``path.py:function`` or a ``.keras`` file.
         candidate: what runs.
-        machines: on what.
+        machines: that it runs on.
         batch: rows of the global batch.
     """
     path = target.rpartition(":")[0] or target

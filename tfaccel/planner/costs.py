@@ -1,7 +1,7 @@
 """The terms of the cost model, each a formula with its units and its source.
 
-Bytes on the wire are those that one device sends. They are what an optimal ring moves, and no
-latency is counted.
+Bytes on the wire are those that one device sends. They are those of an optimal ring; latency is not
+counted.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def all_reduce(size: float, devices: int) -> float:
 
 
 def all_gather(size: float, devices: int) -> float:
-    """Bytes that each device sends so that all have `size` bytes, of which each had 1/N.
+    """Bytes that each device sends to gather `size` bytes, of which each has 1/N.
 
     (N - 1) / N of them, on a ring; source as of `all_reduce`.
 
@@ -99,7 +99,7 @@ def megatron_block(rows: int, length: int, width: int, bytes_each: int, devices:
 
 
 def roofline(flops: float, moved: float, peak: float, bandwidth: float) -> float:
-    """Seconds that an operation takes at least: max(flops / peak, moved / bandwidth).
+    """The minimum seconds of an operation: max(flops / peak, moved / bandwidth).
 
     Williams, Waterman and Patterson, "Roofline: an insightful visual performance model for
     multicore architectures", 2009 (https://doi.org/10.1145/1498765.1498785).

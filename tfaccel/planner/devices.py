@@ -29,9 +29,9 @@ class Device:
     Attributes:
         name: as in the catalogue.
         kind: ``"gpu"``, ``"tpu"`` or ``"cpu"``.
-        memory: bytes, as the vendor tells them.
+        memory: bytes, as stated by the vendor.
         usable: bytes that a program may use.
-        bandwidth: bytes/s of that memory; None where nobody has measured it.
+        bandwidth: bytes/s of that memory; None if not measured.
         link: bytes/s that it sends to the others of its host, one direction; None as above.
         network: bytes/s that its host sends to another; None as above.
         peak: FLOP/s of dense matrix products for each precision it has.
@@ -79,7 +79,7 @@ def catalogue(file: Path | str | None = None) -> dict[str, Device]:
     """All devices by name.
 
     Args:
-        file: a TOML file of the same form as ``devices.toml``, for devices of the user's.
+        file: a TOML file of the same form as ``devices.toml``, for the user's devices.
 
     Raises:
         StrategyError: when that file cannot be read, or a device in it is not complete.
@@ -93,14 +93,14 @@ def catalogue(file: Path | str | None = None) -> dict[str, Device]:
 def parse(text: str, devices: Mapping[str, Device]) -> Machines:
     """Reads ``8xH100``, ``2x4xA100`` (two hosts of four), ``v5e-8``, ``4xcpu`` or ``here``.
 
-    What is here is measured, once. Logical CPUs, as in ``4xhere``, share what it has.
+    The local machine is measured, once. Logical CPUs, as in ``4xhere``, share its resources.
 
     Args:
         text: how many, of what.
         devices: as from `catalogue`.
 
     Raises:
-        StrategyError: says what there is.
+        StrategyError: lists what is available.
 
     >>> print(parse("2x4xA100", catalogue()))
     2x4xA100-80
@@ -133,7 +133,7 @@ def parse(text: str, devices: Mapping[str, Device]) -> Machines:
 
 
 def here() -> Device:
-    """A CPU device with the memory of this machine; how fast it is is not known.
+    """A CPU device with the memory of this machine; its speed is unknown.
 
     Logical CPUs share the memory of their host.
     """
@@ -142,7 +142,7 @@ def here() -> Device:
 
 
 def measured(count: int | None = None) -> Machines:
-    """The devices of this machine, with rates that were measured on it.
+    """The devices of this machine, with measured rates.
 
     Args:
         count: how many; None for all GPUs, or one CPU.

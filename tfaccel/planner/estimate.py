@@ -1,4 +1,4 @@
-"""What one candidate takes: memory of a device, bytes on the wire, operations, time of a step."""
+"""The cost of one candidate: device memory, bytes on the wire, operations, step time."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Time:
     """Seconds of a step at the rates of the catalogue, which a program never quite reaches.
 
     Attributes:
-        compute: of operations that arithmetic limits.
-        memory: of operations that the device's memory limits.
-        network: of what is sent, with nothing computed meanwhile.
+        compute: of compute-bound operations.
+        memory: of memory-bound operations.
+        network: of communication, without overlap.
     """
 
     compute: float
@@ -33,7 +33,7 @@ class Time:
 
     @property
     def total(self) -> float:
-        """All of it."""
+        """The sum."""
         return self.compute + self.memory + self.network
 
     @property
@@ -45,18 +45,18 @@ class Time:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A candidate with what it takes. All bytes are of one device, the fullest.
+    """A candidate with its cost. All bytes are of one device, the fullest.
 
     Attributes:
-        candidate: what was asked about.
+        candidate: the one estimated.
         rows: of a step on one device.
         parameters: bytes of weights, trained or not.
         slots: bytes of the optimizer's variables.
         other: bytes of metrics, random states and constants.
         gradients: bytes of the gradients that are alive at the peak.
-        activations: bytes of the batch and of what the forward pass has made by then; None where
-            they are not counted, and then there is no peak.
-        workspace: bytes of all else.
+        activations: bytes of the batch and of forward results at that time; None where they are not
+            counted, and then there is no peak.
+        workspace: all other bytes.
         peak: the most at any moment.
         all_gradients: bytes of the gradients of all variables.
         wire: bytes that the device sends in a step, by collective.
@@ -64,7 +64,7 @@ class Estimate:
         time: None where the device's rates are not known.
         fits: True where a device has room for `MARGIN` more than the peak, or `MESH_MARGIN`, False
             where it has none for the peak, None between the two, and where there is no peak.
-        why_not: what is not known, and why.
+        why_not: what is unknown, and why.
     """
 
     candidate: Candidate
@@ -90,27 +90,27 @@ class Estimate:
 
     @property
     def needed(self) -> float:
-        """Bytes that a device must have for the candidate to fit; infinite where nobody knows."""
+        """Bytes that a device must have for the candidate to fit; infinite if unknown."""
         if self.peak is None:
             return float("inf")
         return self.peak * (1 + (MARGIN if self.candidate.mesh is None else MESH_MARGIN))
 
 
-# What was run took up to 15 % more than was counted, on a mesh up to 53 % (docs/planner.md).
+# Measured runs took up to 15 % more than counted, on a mesh up to 53 % (docs/planner.md).
 MARGIN, MESH_MARGIN = 0.2, 0.6
-# Up to so many equal blocks are counted one by one.
+# Up to this many equal blocks are counted one by one.
 EXACT = 6
-# Results of unknown shapes that are a few numbers.
+# Results of unknown shape but few elements.
 _SMALL = frozenset({"BroadcastGradientArgs", "Placeholder", "VarHandleOp", "NoOp"})
 
 
 def estimate(candidate: Candidate, batch: int, machines: Machines, models: Models) -> Estimate:
-    """Counts what a candidate takes.
+    """Counts the cost of a candidate.
 
     Args:
         candidate: the way to train.
         batch: rows of the global batch of an update.
-        machines: what it runs on.
+        machines: that it runs on.
         models: makes the model's variants.
     """
     replicas = candidate.strategy in ("one_device", "mirrored", "multi_worker_mirrored")
@@ -155,14 +155,14 @@ def estimate(candidate: Candidate, batch: int, machines: Machines, models: Model
 
 
 def _planner(candidate: Candidate) -> LayoutPlanner | None:
-    """A new one: what it answers depends on what it was asked before."""
+    """A new planner: its answers depend on earlier calls."""
     if candidate.mesh is None:
         return None
     return LayoutPlanner(candidate.mesh, candidate.layouts or "auto")
 
 
 def _counts(count: int | None, items: Sequence[Item], state: State) -> list[tuple[int | None, int]]:
-    """The numbers of blocks that are counted, each with the `ends` of `Extension.to`."""
+    """The numbers of blocks to count, each with the `ends` of `Extension.to`."""
     if count is None or count <= EXACT:
         return [(count, 1)]
     if not state.plans:
@@ -187,7 +187,7 @@ def _alternate(items: Sequence[Item], state: State, apart: int, count: int) -> b
 
 
 def _figures(candidate: Candidate, rows: int, machines: Machines, sized: Sized) -> Figures:
-    """What is counted of a step, whole."""
+    """The counts of a whole step."""
     planner = _planner(candidate)
     state = count_items(sized.items, planner)
     step, sequence, roles = sized.step, sized.sequence, list(sized.roles)
@@ -244,7 +244,7 @@ def _model_dims(state: State, planner: LayoutPlanner) -> dict[int, int | None]:
 
 
 def _gathered(sized: Sized, state: State, planner: LayoutPlanner) -> dict[int, int]:
-    """Bytes of each read that a layer makes of a variable which is stored in more parts."""
+    """Bytes of each layer's read of a variable that is stored in more parts."""
     found = {}
     seen_backward = False
     for i, op in enumerate(sized.step.operations):
@@ -261,7 +261,7 @@ def _gathered(sized: Sized, state: State, planner: LayoutPlanner) -> dict[int, i
 def _stored(
     step: Step, sizes: list[int], sized: Sized, state: State, planner: LayoutPlanner
 ) -> list[int]:
-    """Sizes where what the optimizer computes for a variable is divided as the variable is."""
+    """Sizes with the optimizer's results divided like their variable."""
     share: dict[int, int] = {}
     for variable, value in step.gradients.items():
         plan = state.plans[variable]
@@ -301,7 +301,7 @@ def _busy(
     candidate: Candidate,
     machines: Machines,
 ) -> tuple[int, tuple[float, float] | None]:
-    """Operations of a step, and the seconds that arithmetic and memory limit."""
+    """Operations of a step, and its compute-bound and memory-bound seconds."""
     device, total, compute, memory = machines.device, 0, 0.0, 0.0
     known = device.bandwidth is not None and "float32" in device.peak
     for op in step.operations:

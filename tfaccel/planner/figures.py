@@ -1,4 +1,4 @@
-"""What is counted of a step, and how it grows with the blocks of a model that are equal."""
+"""The counts of a step, and how they grow with a model's equal blocks."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from tfaccel.planner.unroll import Role
 
 @dataclass(frozen=True)
 class Figures:
-    """Of one device and step.
+    """The counts of one device and step.
 
     Attributes:
-        constants: bytes of tensors that the step uses and that are no variables.
+        constants: bytes of tensors that the step uses besides variables.
         flops: operations.
-        compute: seconds of operations that arithmetic limits; None where no rates are known.
-        memory: seconds of operations that memory limits; None as above.
+        compute: seconds of compute-bound operations; None if rates are unknown.
+        memory: seconds of memory-bound operations; None as above.
         wire: bytes sent, by collective.
-        why_not: what is not known of its memory.
-        peak: the worst moment; None where it is not known.
+        why_not: what is unknown about its memory.
+        peak: the worst moment; None if unknown.
         walk: all moments; None as above.
         roles: of the operations, to compare steps of models with more and fewer blocks.
     """
@@ -39,13 +39,13 @@ class Figures:
 def extended(counted: Sequence[Figures], counts: Sequence[int | None], count: int) -> Figures:
     """The figures of `count` equal blocks from those of two smaller numbers of them.
 
-    All of it is linear in the blocks, but for the peak: it is the largest of all moments, each of
-    which is linear. So every moment is extended, and the largest is taken then.
+    All of it is linear in the blocks, except the peak, which is the maximum over moments that are
+    each linear. So every moment is extended, and then the maximum is taken.
 
     Args:
         counted: of the two.
         counts: their blocks.
-        count: those asked for, more than both.
+        count: the requested number, more than both.
     """
     fewer, more = counted
     assert counts[0] is not None

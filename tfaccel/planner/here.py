@@ -1,11 +1,11 @@
-"""`--devices here`: how fast the devices of this machine are, measured once and kept.
+"""`--devices here`: the speed of this machine's devices, measured once and cached.
 
 A matrix product gives operations/s, a copy bytes/s of memory, an all-reduce bytes/s between
-devices. It is done by a process of its own, since a plan uses no device, for a few seconds. The
-result is kept in the user's cache directory, by the names of machine and processor and the number
-of cores.
+devices. They run in a separate process for a few seconds, since a plan uses no device. The result
+is kept in the user's cache directory, by the names of machine and processor and the number of
+cores.
 
-    python -m tfaccel.planner.here        # measures anew, and prints it
+    python -m tfaccel.planner.here        # measures again, and prints it
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tfaccel import hardware
 from tfaccel.errors import StrategyError
 
 _SECONDS = 0.5  # of each measurement
-_LIMIT = 300  # of all, with the start of TensorFlow on a busy machine
+_LIMIT = 300  # in total, including TensorFlow's start on a busy machine
 _FAILED = "tfaccel: devices are 'here', and they could not be measured ({}), expected {}."
 
 
@@ -56,7 +56,7 @@ def measured() -> dict[str, Any]:
 
 
 def cache_file() -> Path:
-    """Where the rates of this machine are kept; another machine has another file."""
+    """The cache file of this machine's rates; each machine has its own."""
     folder = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     machine = (platform.node(), _processor(), hardware.cores(), gpus if gpus != "-1" else "")
@@ -74,7 +74,7 @@ def _processor() -> str:
 
 def _in_a_process() -> dict[str, Any]:
     command = [sys.executable, "-m", "tfaccel.planner.here"]
-    # A plan hides the GPUs from itself, not from this.
+    # A plan hides the GPUs from itself, but not from this process.
     env = {k: v for k, v in os.environ.items() if (k, v) != ("CUDA_VISIBLE_DEVICES", "-1")}
     try:
         done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=_LIMIT)
@@ -111,7 +111,7 @@ def measure() -> dict[str, Any]:
         parts = [tf.config.LogicalDeviceConfiguration()] * 2
         tf.config.set_logical_device_configuration(processor, parts)
         devices, name = ["CPU:0", "CPU:1"], _processor().partition(": ")[2] or "CPU"
-        # A plan gives processors float32 alone, and so it is all that is measured.
+        # A plan only uses float32 on CPUs, so only that is measured.
         precisions, size = {"float32": tf.float32}, 1536
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     with tf.device(devices[0]):
@@ -132,7 +132,7 @@ def measure() -> dict[str, Any]:
 
 
 def gpu_memory() -> int:
-    """Bytes of the first GPU, as its driver tells them."""
+    """Bytes of the first GPU, as reported by its driver."""
     command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
     said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
     return int(said.splitlines()[0]) << 20
@@ -172,7 +172,7 @@ def _all_reduce(tf: Any, devices: list[str], size: int) -> float:
 
 
 def _seconds(run: Callable[[], Any]) -> float:
-    """The shortest of some runs, behind one that is not counted."""
+    """The shortest of several runs, after a warm-up."""
     run()
     shortest, end = float("inf"), time.perf_counter() + _SECONDS
     while time.perf_counter() < end:

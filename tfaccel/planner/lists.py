@@ -1,8 +1,8 @@
 """Equal layers that a model keeps in a list and calls one after the other in its own `call`.
 
-Such a model has not made its variables when its builder returns, so the list can be shortened
-before it does. That all of them are called once, in order and at the same distance, is seen by one
-call on symbolic tensors in which all but the first hand on what the first one gave.
+Such a model has no variables yet when its builder returns, so the list can be shortened before they
+are created. One call on symbolic tensors, in which all but the first return the first one's result,
+shows whether all are called once, in order and at equal distances.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from tfaccel.planner.calls import FEWEST, KEPT, Shortened, signature
 class Listed:
     """Lists of a model, all of one length.
 
-    The first of each may take the batch itself, for which no gradient is computed, and so is no
-    part of what repeats.
+    The first of each may take the batch itself, for which no gradient is computed, so it is not
+    part of the repetition.
 
     Attributes:
         names: the attributes that hold them.
-        count: layers of each behind the first.
+        count: layers of each after the first.
     """
 
     names: tuple[str, ...]
     count: int
 
     def shorten(self, model: keras.Model) -> Shortened:
-        """Keeps the first and `KEPT` more of each list of a model that is not built yet."""
+        """Keeps the first and `KEPT` more of each list of an unbuilt model."""
         short = Shortened()
         for name in self.names:
             layers = list(getattr(model, name))
@@ -47,7 +47,7 @@ class Listed:
 
 
 def find(model: keras.Model, shape: Sequence[int] | None, dtype: str) -> Listed | None:
-    """The longest lists of equal layers in a model that is not built; None where there are none.
+    """The longest lists of equal layers in an unbuilt model, or None.
 
     Args:
         model: it is not usable afterwards.
@@ -101,7 +101,7 @@ def _in_turn(
     try:
         with replaced(keras.layers.Layer, "__call__", call):
             model.compute_output_spec(keras.KerasTensor((None, *shape), dtype))
-    except Exception:  # of whatever the model's own call does
+    except Exception:  # anything that the model's own call raises
         return False
     size, count = len(lists), len(lists[0])
     if [one[1] for one in seen] != [i for i in range(count) for _ in range(size)]:

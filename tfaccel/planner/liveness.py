@@ -1,8 +1,8 @@
-"""The peak memory of a step: a walk over its operations that knows what is alive.
+"""The peak memory of a step: a walk over its operations that tracks live buffers.
 
-A tensor lives from the operation that makes it to the last one that takes it. Operations run as
-TensorFlow's executor runs them on one thread: in the order in which their inputs are there.
-Some make no buffer of their own: a reshape, or an addition whose operand nobody else needs.
+A tensor lives from the operation that creates it to the last one that uses it. Operations run as in
+TensorFlow's executor on one thread: in the order in which their inputs become ready. Some make no
+buffer of their own: a reshape, or an addition whose operand has no other use.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ IN_PLACE = frozenset(
 
 @dataclass(frozen=True)
 class Peak:
-    """What is alive at the worst moment of a step, in bytes of one device.
+    """Live memory at the worst moment of a step, in bytes of one device.
 
     Attributes:
-        activations: the batch, and what the forward pass made.
+        activations: the batch, and forward results.
         gradients: of variables, those that are alive then.
-        workspace: all else.
-        operation: the one that runs then.
+        workspace: everything else.
+        operation: the one that runs at that moment.
     """
 
     activations: int
@@ -55,7 +55,7 @@ class Peak:
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """The sum."""
         return self.activations + self.gradients + self.workspace
 
 
@@ -82,12 +82,12 @@ def order(step: Step) -> list[int]:
 
 @dataclass(frozen=True)
 class Walk:
-    """A step, and when each buffer of it lives.
+    """A step, and the lifetime of each of its buffers.
 
     Attributes:
         names: of the operations.
-        live: bytes that are alive while each operation runs, by its index, with `scratch`.
-        scratch: of those, what the operation needs besides operands and results.
+        live: live bytes while each operation runs, by its index, with `scratch`.
+        scratch: of those, the operation's needs besides operands and results.
         turn: when each operation runs, by its index.
         buffers: bytes of each, the turns at which it begins and ends, and which kind it is.
     """
@@ -138,8 +138,8 @@ def walk(
         step: what runs.
         sequence: as from `order`.
         sizes: bytes of each value on one device.
-        gathered: of operations that read a variable, the bytes of what they make of it, where a
-            device stores a part of it.
+        gathered: for operations that read a variable, the bytes of the result, where a device
+            stores a part of it.
         scratch: bytes that an operation needs while it runs, besides its operands and results.
     """
     sizes = list(sizes)
@@ -220,7 +220,7 @@ def _reusable(
     held: Sequence[int],
     forever: set[int],
 ) -> int | None:
-    """The buffer of an operand that nobody else needs any more, or None."""
+    """The buffer of an operand without further uses, or None."""
     for value in inputs:
         source = root[value]
         last = uses[source] == inputs.count(value)

@@ -1,4 +1,4 @@
-"""Builds the model of a plan under an abstract strategy, and traces its step, once a variant."""
+"""Builds the model of a plan under an abstract strategy, and traces its step, once per variant."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Sized:
         return {}
 
     def exchange(self, replicas: int) -> tuple[Step, Sequence[int]]:
-        """The step of so many replicas, and its operations as they run."""
+        """The step with this many replicas, and its operations as they run."""
         if replicas not in self._exchanged:
             step = exchanged(self.step, replicas)
             self._exchanged[replicas] = step, liveness.order(step)
@@ -65,11 +65,11 @@ class Variant:
     """A model as some candidates run it.
 
     Attributes:
-        model: without values; of the blocks that repeat it has three.
+        model: without values; it has three of the repeating blocks.
         made: its variables, and those of its optimizer, in the order in which they were made.
         notes: what was assumed.
         traced: traces a step of its training.
-        count: the blocks that repeat; None where the model is as it was built.
+        count: the number of repeating blocks; None where the model is as built.
         blocks: the block of each variable, 0 to 2; None for those in none.
     """
 
@@ -87,17 +87,17 @@ class Variant:
 
     @functools.cached_property
     def extension(self) -> Extension:
-        """Makes it the step of a model with more blocks.
+        """Extends it to the step of a model with more blocks.
 
         Raises:
-            UnevenError: when that cannot be done.
+            UnevenError: when that is impossible.
         """
         likes = [(one.shape, one.dtype, one.trainable) for one in self.made]
         return Extension(self.step, self.blocks, likes)
 
     @functools.cached_property
     def items(self) -> list[Item]:
-        """What each variable of `model` is."""
+        """The role of each variable of `model`."""
         return items(self.model, self.made)
 
     @functools.cached_property
@@ -135,12 +135,12 @@ class Variant:
 
 
 class Models:
-    """Makes variants, each once.
+    """Creates variants, each once.
 
     Args:
         source: ``path.py:function``, a ``.keras`` file, a function that builds a model, or a model.
-        rows: the fewest and the most rows of a step that are asked about.
-        shape: of one row, for a model that does not say its input.
+        rows: the minimum and maximum rows of a step to estimate.
+        shape: of one row, for a model with unknown input shape.
         dtype: of that input.
         whole: traces equal blocks one by one, for this reason.
     """
@@ -162,12 +162,12 @@ class Models:
 
     @property
     def has_own_precision(self) -> bool:
-        """Whether the model's layers have their precision already, as those of a file do."""
+        """Whether the model's layers already have a precision, as from a file."""
         return isinstance(self._source, keras.Model) or str(self._source).endswith(".keras")
 
     @property
     def repetition(self) -> tuple[str, ...]:
-        """What is to be said of equal blocks, of which three were traced."""
+        """A note on equal blocks of which three were traced."""
         if self._found is None:
             return ()
         if self._whole:
@@ -178,8 +178,8 @@ class Models:
         """A model built under a policy.
 
         Args:
-            precision: of the policy; without effect on a model that has its own.
-            fused: whether Adam updates with one operation a variable, as on replicas.
+            precision: of the policy; no effect on a model with its own.
+            fused: whether Adam updates with one operation per variable, as on replicas.
             accumulate: the optimizer's gradient accumulation.
         """
         key = (precision, fused, min(accumulate, 2))  # how often is a number in the graph
@@ -237,7 +237,7 @@ class Models:
     def _build(
         self, precision: str, accumulate: int, found: calls.Repeats | lists.Listed | None
     ) -> _Built:
-        """A model whose Adam is fused, which serves for a plain one too."""
+        """A model whose Adam is fused, also used for a plain one."""
         strategy = AbstractStrategy()
         before = keras.config.dtype_policy()
         keras.config.set_dtype_policy(precision)
@@ -268,7 +268,7 @@ class Models:
 
 
 def _plain_updates() -> AbstractContextManager[None]:
-    """Inside, an Adam that was fused updates as Keras writes it."""
+    """Inside, a fused Adam updates as in Keras."""
     return replaced(FusedAdam, "update_step", keras.optimizers.Adam.update_step)
 
 

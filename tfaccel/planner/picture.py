@@ -1,4 +1,4 @@
-"""A plan as a picture: what fills the memory of a device, beside how much there is."""
+"""A plan as a picture: what fills the memory of a device, and how much it has."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _LEFT, _WIDTH, _ROW, _TOP = 300, 560, 26, 64
 
 
 def svg(found: Plan) -> str:
-    """Stacked bars, one a candidate, and the line that none may cross."""
+    """Stacked bars, one per candidate, and the line that none may cross."""
     shown = [one for one in found.estimates if one.peak is not None]
     limit = found.machines.device.usable
-    # A bar far over the limit is cut there: how far does not help.
+    # A bar far over the limit is cut there: its height is irrelevant.
     most = min(max([limit, *(one.peak or 0 for one in shown)]), 2 * limit)
     scale = _WIDTH / most
     height = _TOP + _ROW * len(shown) + 40

@@ -22,14 +22,14 @@ class Plan:
     """The answer for one model on some machines.
 
     Attributes:
-        target: what was planned, for people.
-        machines: what for.
+        target: what was planned, in words.
+        machines: planned for.
         batch: rows of the global batch.
-        estimates: one a candidate, in the order of the table.
-        recommended: the one to take; None where none fits.
+        estimates: one per candidate, in the order of the table.
+        recommended: the best one; None where none fits.
         reason: why, in a sentence.
         command: the line that runs it; "" where there is nothing to run.
-        advice: single changes that make a candidate fit, where none does as it is.
+        advice: single changes that make a candidate fit, where none does.
         notes: what was assumed.
     """
 
@@ -44,7 +44,7 @@ class Plan:
     notes: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """What `json.dumps` takes; bytes and seconds."""
+        """JSON-serializable data; bytes and seconds."""
         return {
             "target": self.target,
             "devices": str(self.machines),
@@ -72,17 +72,17 @@ def plan(
     dtype: str = "float32",
     device_file: str | None = None,
 ) -> Plan:
-    """Plans the training of a model. Nothing is allocated, and nothing is run.
+    """Plans the training of a model, without allocating or running anything.
 
     Args:
         model: a function that builds a Keras model, ``path.py:function``, a ``.keras`` file, or a
-            model, which is built anew from its configuration.
+            model, which is rebuilt from its configuration.
         devices: such as ``"8xH100"``, ``"2x4xA100"`` (two hosts of four), ``"v5e-8"`` or
             ``"4xcpu"``; or such machines themselves.
         batch_size: rows of the global batch.
-        precision: plans this one alone, such as ``"mixed_bfloat16"``; None plans float32 and the
+        precision: plans only this one, such as ``"mixed_bfloat16"``; None plans float32 and the
             faster one of the device, and recommends float32 where that fits.
-        input_shape: of one row, for a model that does not say its input.
+        input_shape: of one row, for a model with unknown input shape.
         dtype: of that input.
         device_file: a TOML file with more devices.
 
@@ -90,7 +90,7 @@ def plan(
         All candidates, the one recommended, and what would make the model fit where nothing does.
 
     Raises:
-        StrategyError: when devices, batch or model are none.
+        StrategyError: when devices, batch or model are invalid.
         InputError: when the model's input has unknown sizes.
 
     Example:
@@ -131,10 +131,10 @@ def plan(
 
 
 def recommend(found: Sequence[Estimate], machines: Machines) -> tuple[Estimate | None, str]:
-    """The candidate to take, and why.
+    """The recommended candidate, and the reason.
 
-    Of those that fit, the fastest one at the first precision of which any fits. Where rates are not
-    known, the first one in the table that uses all devices: simple ones come first there.
+    Of those that fit, the fastest one at the first precision at which any fits. If rates are
+    unknown, the first one in the table that uses all devices: simple ones come first there.
     """
     fitting = [one for one in found if one.fits]
     if not fitting:
@@ -175,7 +175,7 @@ def _seconds(one: Estimate) -> float:
 
 
 def size(number: float) -> str:
-    """Bytes for people.
+    """Formats bytes.
 
     >>> size(3 << 29), size(5 << 20), size(300)
     ('1.50 GiB', '5.0 MiB', '0.3 KiB')
@@ -186,7 +186,7 @@ def size(number: float) -> str:
 
 
 def as_dict(one: Estimate) -> dict[str, Any]:
-    """An estimate as JSON has it."""
+    """An estimate as JSON."""
     found = dataclasses.asdict(one)
     candidate: Candidate = one.candidate
     found["candidate"] = {
@@ -205,16 +205,16 @@ def as_dict(one: Estimate) -> dict[str, Any]:
 
 
 def target_name(model: Any) -> str:
-    """What a plan calls its model."""
+    """The name of a plan's model."""
     if isinstance(model, str):
         return model
     return str(getattr(model, "name", None) or getattr(model, "__name__", type(model).__name__))
 
 
 def _rows(batch: int, machines: Machines) -> tuple[int, int]:
-    """The fewest rows of a step, and the most: a number which hardly is another size.
+    """The minimum rows of a step, and the maximum: a number unlikely to equal another size.
 
-    Of one row nothing is told: what is broadcast along it looks as what is not.
+    One row is not enough: broadcasting along it is indistinguishable.
     """
     most = max(batch, 3)
     while any(most % n == 0 for n in range(2, math.isqrt(most) + 1)):

@@ -1,4 +1,4 @@
-"""A plan for people: the table of candidates, the recommendation, and advice."""
+"""A plan as text: the table of candidates, the recommendation, and advice."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def render(found: Plan) -> Iterator[RenderableType]:
 
 
 def table(found: Plan) -> Table:
-    """One row a candidate."""
+    """One row per candidate."""
     from rich.table import Table
 
     made = Table()
@@ -86,7 +86,7 @@ def _cells(one: Estimate) -> tuple[str, ...]:
 
 
 def seconds(one: Estimate) -> str:
-    """The time of a step for people."""
+    """Formats the time of a step."""
     if one.time is None:
         return "-"
     total = one.time.total

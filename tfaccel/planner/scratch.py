@@ -1,12 +1,12 @@
-"""What TensorFlow's own kernels for processors allocate while they run, besides their results.
+"""Memory that TensorFlow's own CPU kernels allocate while they run, besides their results.
 
-Those of gradients of convolutions lay patches of images out as rows of a matrix, as many images at
-a time as fit into 30 MB (`conv_grad_filter_ops.cc`, `conv_grad_input_ops_cpu` of TensorFlow 2.21).
-A product of matrices on several threads copies all of both operands into blocks, a slice of the
+Kernels of convolution gradients lay out image patches as rows of a matrix, as many images at a time
+as fit into 30 MB (`conv_grad_filter_ops.cc`, `conv_grad_input_ops_cpu` of TensorFlow 2.21). A
+product of matrices on several threads copies all of both operands into blocks, a slice of the
 summed dimension at a time and the next one meanwhile (`packed_mem_` in Eigen's
-`TensorContractionThreadPool.h`). Seen were slices of 256: 17.4 MB for (16384, 256) x (256, 256),
-1.7 MB for (256, 16384) x (16384, 256). oneDNN's kernels, and a GPU's, have other needs, which are
-not counted.
+`TensorContractionThreadPool.h`). Observed slices were 256: 17.4 MB for (16384, 256) x (256, 256),
+1.7 MB for (256, 16384) x (16384, 256). oneDNN's and GPU kernels have other needs, which are not
+counted.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def of_processor(step: Step, shapes: Sequence[tuple[int, ...] | None]) -> dict[i
 
 
 def _packed(op: Operation, shapes: Sequence[tuple[int, ...] | None]) -> int:
-    """Elements of both operands that a product of matrices copies; of one pair in a batch."""
+    """Elements of both operands that a matrix product copies, for one pair in a batch."""
     a, result = shapes[op.inputs[0]], shapes[op.outputs[0]]
     if a is None or result is None:
         return 0

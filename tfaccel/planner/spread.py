@@ -1,11 +1,10 @@
-"""How the values of a step are divided over the model axis of a mesh, and what that sends.
+"""How a step's values are divided over the model axis of a mesh, and the communication.
 
-Rows are divided before: the step is that of one part of the batch. What remains is which dimension
+Rows are already divided: the step is that of one part of the batch. What remains is which dimension
 of a value the model axis divides, which follows from the layouts of variables, operation by
 operation, as in Megatron-LM and GSPMD (https://arxiv.org/abs/2105.04663). A product over a divided
 dimension is summed over the devices of the axis (an all-reduce of its result); an operation that
-needs a dimension whole has it gathered first. An operation that is not known here gets whole
-operands.
+needs a dimension whole has it gathered first. An unknown operation gets whole operands.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ _ELEMENTWISE = IN_PLACE | {
 }
 _ELEMENTWISE -= {"Softmax", "LogSoftmax", "MatrixBandPart", "BiasAdd", "AssignVariableOp"}
 _REDUCTIONS = frozenset({"Sum", "Mean", "Max", "Min", "Prod", "All", "Any"})
-# Without a result that could be divided. What is assigned is laid out as its variable.
+# Without a divisible result. Assigned values are laid out like their variable.
 _FREE = frozenset(
     {
         *("Shape", "Const", "NoOp", "VarHandleOp", "Placeholder", "Rank", "Size"),
@@ -37,12 +36,12 @@ _FREE = frozenset(
 
 @dataclass
 class Spread:
-    """Where the model axis lies in each value.
+    """The position of the model axis in each value.
 
     Attributes:
         dims: the dimension of each value that it divides, or None.
         reduced: bytes that all-reduces over it sum on each device, by operation.
-        gathered: bytes of what all-gathers over it make, by operation.
+        gathered: bytes of the results of all-gathers over it, by operation.
     """
 
     dims: list[int | None]
@@ -201,7 +200,7 @@ def _reduction(
     if dim is None or shape is None or out[0] is None:
         return _whole(op, given, shapes, out)
     if axes is None:
-        # The gradient of a broadcast: it sums the dimensions that were added in front.
+        # The gradient of a broadcast: it sums the added leading dimensions.
         added = len(shape) - len(out[0])
         if shape[added:] != out[0]:
             return _whole(op, given, shapes, out)
@@ -260,7 +259,7 @@ def _bias_grad(
 def _gather(
     op: Operation, given: list[int | None], shapes: list[Shape], out: list[Shape]
 ) -> _Answer:
-    """Rows of a table: where it is divided over its rows each device has some, which are summed."""
+    """Rows of a table: if divided over rows, each device has some; results are summed."""
     table, result = given[0], out[0]
     if table is None or result is None or (shapes[0] is None and op.kind != "ResourceGather"):
         return _whole(op, given, shapes, out)

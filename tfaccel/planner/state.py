@@ -1,7 +1,7 @@
-"""What a device holds between two steps: parameters and optimizer slots, variable by variable.
+"""A device's memory between two steps: parameters and optimizer slots, variable by variable.
 
-How a variable lies on a mesh is decided by the same `LayoutPlanner` as when the model runs, in the
-order in which the variables were made.
+The layout of a variable on a mesh is decided by the same `LayoutPlanner` as when the model runs, in
+creation order.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ class State:
     """Bytes of one device.
 
     Attributes:
-        parameters: the model's weights, those that are not trained too.
+        parameters: the model's weights, including frozen ones.
         slots: all variables of the optimizer.
-        other: metrics, random states and what else the model made.
-        gradients: of all trained variables, as they are stored.
-        plans: how each variable lies on a mesh, in the order of `made`; empty without one.
+        other: metrics, random states and the model's other variables.
+        gradients: of all trained variables, in their storage layout.
+        plans: the layout of each variable on a mesh, in the order of `made`; empty without one.
     """
 
     parameters: int
@@ -42,14 +42,14 @@ class State:
 
 @dataclass(frozen=True)
 class Item:
-    """A variable, and what it is.
+    """A variable, and its role.
 
     Attributes:
         made: it, or one that it is like.
         kind: ``"parameters"``, ``"slots"`` or ``"other"``.
         trained: whether it has a gradient.
         like: the index of the variable that a slot goes with, or None.
-        block: of equal blocks the one that it is in, or None.
+        block: the index of its block among equal blocks, or None.
     """
 
     made: Made
@@ -60,7 +60,7 @@ class Item:
 
 
 def items(model: Any, made: Sequence[Made]) -> list[Item]:
-    """What each variable is.
+    """The role of each variable.
 
     Args:
         model: built and compiled.
@@ -107,7 +107,7 @@ def count_items(listed: Sequence[Item], planner: LayoutPlanner | None = None) ->
 
 
 def layouts(listed: Sequence[Item], planner: LayoutPlanner) -> list[VariablePlan]:
-    """How each variable lies on the mesh of `planner`."""
+    """The layout of each variable on the mesh of `planner`."""
     found: list[VariablePlan] = []
     for item in listed:
         one, like = item.made, item.like
@@ -120,7 +120,7 @@ def layouts(listed: Sequence[Item], planner: LayoutPlanner) -> list[VariablePlan
 
 
 def parts(axes: Sequence[str | None], planner: LayoutPlanner) -> int:
-    """Into how many parts a layout divides a variable."""
+    """The number of parts into which a layout divides a variable."""
     sizes = planner.mesh.sizes
     return math.prod(sizes[axis] for axis in axes if axis is not None)
 

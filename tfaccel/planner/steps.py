@@ -13,7 +13,7 @@ class Value:
     """A tensor of a step.
 
     Attributes:
-        fewer: its shape for the smaller number of rows that was traced; None where it is unknown.
+        fewer: its shape for the smaller traced number of rows; None if unknown.
         more: the same for the larger.
         width: bytes of an element.
     """
@@ -29,14 +29,13 @@ class Operation:
 
     Attributes:
         name: in the graph.
-        kind: TensorFlow's name of what it does.
+        kind: TensorFlow's operation type.
         inputs: indices of values.
         outputs: the same.
-        after: indices of operations that it waits for without taking their values.
-        variable: the variable that it reads or changes, an index into those that were made; None
-            of none.
-        backward: whether it was made for a gradient.
-        attributes: those that say what it does with dimensions.
+        after: indices of operations that it waits for without using their values.
+        variable: the index of the variable that it reads or changes; None for none.
+        backward: whether it was created for a gradient.
+        attributes: those that define its effect on dimensions.
     """
 
     name: str
@@ -53,12 +52,12 @@ class Operation:
 class Step:
     """A training step, traced for two numbers of rows.
 
-    Between the two, and beyond them, every dimension is taken as linear in the rows.
+    Between the two, and beyond them, every dimension is assumed linear in the rows.
 
     Attributes:
         rows: the two.
         values: its tensors.
-        operations: in the order in which they were made.
+        operations: in creation order.
         arguments: the values that are the batch.
         results: the values that it returns.
         gradients: the value of each variable's gradient, by the variable's index.

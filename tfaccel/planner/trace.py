@@ -17,7 +17,7 @@ from tfaccel.planner.steps import Operation, Step, Value
 from tfaccel.target import Target
 
 _BACKWARD = "gradient_tape"
-# Of inputs that say what an operation does with dimensions.
+# Types of inputs that define an operation's effect on dimensions.
 _AXES = {
     **dict.fromkeys(("Sum", "Mean", "Max", "Min", "Prod", "All", "Any", "ArgMax", "ArgMin"), 1),
     **dict.fromkeys(("Transpose", "ExpandDims", "Pad", "PadV2", "ReverseV2", "Tile"), 1),
@@ -41,11 +41,11 @@ def trace(
     """Traces the step of a model for two batches, a smaller and a larger one.
 
     Args:
-        target: a compiled model that was built under `strategy`.
+        target: a compiled model built under `strategy`.
         strategy: which variables belong to it.
         rows: of each batch.
         known: from `dimensions` of the same model in another precision, or with another optimizer.
-            Where it has every size that there is, the larger batch alone is traced.
+            If it has every size, only the larger batch is traced.
     """
     if known:
         graph, pairs = _graph(target, strategy, rows[1])
@@ -57,13 +57,13 @@ def trace(
             return replace(step, values=tuple(replace(v, fewer=shape) for v, shape in values))
     graphs = [_graph(target, strategy, number) for number in rows]
     kinds = [[op.type for op in graph.get_operations()] for graph, _ in graphs]
-    if kinds[0] != kinds[1]:  # a step that depends on how many rows there are
+    if kinds[0] != kinds[1]:  # a step that depends on the number of rows
         graphs, rows = graphs[1:] * 2, (rows[1], rows[1])
     return _step([graph for graph, _ in graphs], graphs[1][1], strategy, rows)
 
 
 def dimensions(step: Step) -> dict[int, int]:
-    """Each size of the larger batch with that of the smaller one; empty where one has two.
+    """Each size of the larger batch with that of the smaller one; empty if one has two.
 
     >>> dimensions(Step((2, 7), (Value((2, 5), (7, 5), 4),), (), (), (), {}, 0, ""))
     {7: 2, 5: 5}
@@ -131,7 +131,7 @@ def _step(graphs: list[Any], pairs: list[Any], strategy: AbstractStrategy, rows:
 
 
 class _Reader:
-    """Reads the graphs of two batches side by side, those of functions that they call too."""
+    """Reads the graphs of two batches side by side, including functions that they call."""
 
     def __init__(self, strategy: AbstractStrategy) -> None:
         self.shapes = [made.shape for made in strategy.made]
@@ -149,7 +149,7 @@ class _Reader:
         Args:
             few: that of the smaller batch.
             graph: that of the larger one.
-            inputs: what a function's inputs are in the graph that calls it; None of the step.
+            inputs: a function's inputs in the calling graph; None for the step.
             backward: whether that graph calls it for a gradient.
         """
         kept = _reached(graph)
@@ -205,7 +205,7 @@ class _Reader:
         )
 
     def _inline(self, op: Any, smaller: Any, few: Any, graph: Any, backward: bool) -> bool:
-        """Puts the operations of what is called in its place; False for what cannot be."""
+        """Inlines the operations of a called function; False if impossible."""
         names = {"If": ("then_branch", "else_branch"), "PartitionedCall": ("f",)}
         branches = names.get(op.type.removeprefix("Stateless").removeprefix("Stateful"))
         if branches is None:
@@ -243,7 +243,7 @@ def _gradients(
 
 
 def _reached(graph: Any) -> set[int]:
-    """The operations that run: those that results and side effects depend on."""
+    """The operations that run: those needed for results and side effects."""
     found: set[int] = set()
     open_ = [t.op for t in graph.outputs] + list(graph.control_outputs)
     while open_:

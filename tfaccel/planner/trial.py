@@ -1,12 +1,11 @@
-"""Trains what was planned for a few steps on made-up data, and says what it took.
+"""Trains what was planned for a few steps on synthetic data, and reports the cost.
 
     python -m tfaccel.planner.trial FILE.py:builder --batch 64 --strategy mirrored --devices 2
 
-prints one line of JSON: the peak of memory, the time of a step and the loss. On a GPU the peak is
-TensorFlow's own count, for each device. On CPUs it is the resident memory of the process above
-what it was before the model was made, over all its logical devices, so run it alone in its
-process; with ``MALLOC_MMAP_THRESHOLD_=65536`` in the environment memory that is freed leaves the
-process at once.
+prints one line of JSON: the peak memory, the time of a step and the loss. On a GPU the peak is
+TensorFlow's own count, for each device. On CPUs it is the increase in the process's resident memory
+since before the model was created, over all its logical devices, so run it alone in its process;
+with ``MALLOC_MMAP_THRESHOLD_=65536`` in the environment, freed memory is returned at once.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one trial.
 
     Args:
-        argv: the words after the module's name.
+        argv: the arguments after the module's name.
 
     Returns:
         The exit code.
@@ -93,27 +92,27 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def resident() -> int:
-    """Bytes of this process in memory, after what is free has been given back."""
+    """Resident bytes of this process, after returning free memory."""
     ctypes.CDLL(None).malloc_trim(0)
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * resource.getpagesize()
 
 
 def reset_peak() -> None:
-    """Makes `peak` begin anew."""
+    """Resets `peak`."""
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")
 
 
 def peak() -> int:
-    """The most bytes that this process has had in memory since `reset_peak`."""
+    """The peak resident bytes of this process since `reset_peak`."""
     with open("/proc/self/status") as file:
         line = next(line for line in file if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024
 
 
 def _warm_up(keras: Any) -> None:
-    """Trains what TensorFlow takes for a first model, once."""
+    """Triggers TensorFlow's one-time allocations with a small first model."""
     import numpy as np
 
     small = keras.Sequential([keras.Input((8,)), keras.layers.Dense(8)])

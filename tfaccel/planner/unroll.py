@@ -1,11 +1,11 @@
-"""A step of a model with three equal blocks becomes that of one with any number of them.
+"""Extends the step of a model with three equal blocks to any number of blocks.
 
 In the list of operations each part of a step, forward, backward and the optimizer's, goes over the
-blocks in their order or in the reverse: the operations of the three stand side by side, equal but
-for what they take. The middle one is copied. What it takes from its neighbour a copy takes from its
-own; what all blocks take is taken by the copies too; what collects the results of all blocks (a sum
-of the norms of all gradients) collects those of the copies. A step that is not of this form is an
-`UnevenError`, and must be traced with all its blocks.
+blocks in their order or in the reverse: the operations of the three are side by side, equal except
+for their inputs. The middle one is copied. Inputs from a neighbouring block come from the copy's
+own neighbour; inputs common to all blocks are used by the copies too; operations that collect the
+results of all blocks (a sum of the norms of all gradients) also collect those of the copies. A step
+that does not have this form raises `UnevenError`, and must be traced with all its blocks.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class UnevenError(Exception):
 
 @dataclass(frozen=True)
 class Place:
-    """Where something stands among the blocks.
+    """A position among the blocks.
 
     Attributes:
         run: which of the runs over all blocks.
@@ -50,7 +50,7 @@ class Extended:
 
     Attributes:
         step: of all of them; its variables are indices into what `Extension.variables` lists.
-        roles: what each operation is a copy of.
+        roles: the original of each operation.
     """
 
     step: Step
@@ -63,7 +63,7 @@ class Extension:
     Args:
         step: of a model with three blocks.
         blocks: the block of each variable, 0 to 2; None for those in none.
-        likes: what variables are compared by, such as their shapes.
+        likes: the key to compare variables by, such as their shapes.
 
     Raises:
         UnevenError: when the step is not the same for each block.
@@ -111,9 +111,9 @@ class Extension:
         yield from found.items()
 
     def variables(self, count: int) -> list[tuple[int, int | None]]:
-        """For each variable of a model with `count` blocks the one that it is like, and its block.
+        """For each variable of a model with `count` blocks, its original and its block.
 
-        They stand in the order in which that model makes them.
+        They are in that model's creation order.
         """
         made: list[tuple[int, int | None]] = []
         i = 0
@@ -136,7 +136,7 @@ class Extension:
 
         Args:
             count: of blocks.
-            ends: how many copies at either end have a role of their own.
+            ends: how many copies at either end have their own role.
         """
         try:
             return _Copies(self, count, ends).made()
@@ -163,7 +163,7 @@ def _numbered(tokens: Sequence[Hashable]) -> np.ndarray[Any, Any]:
     return np.array([numbers.setdefault(token, len(numbers)) for token in tokens])
 
 
-# Hands on each of its operands, and waits for all of them.
+# Returns each of its operands, and waits for all of them.
 _EACH = "IdentityN"
 _PASSING = frozenset({"ReadVariableOp", "Cast", "Identity"})
 
@@ -182,7 +182,7 @@ def _labels(step: Step, blocks: Sequence[int | None]) -> list[int | None]:
         if block is None:
             given = {of_value[v] for v in op.inputs if v in of_value}
             block = max(given) if 0 < len(given) < _BLOCKS else None
-        # Of the optimizer's operations, those too that use what others made of such a gradient.
+        # Also the optimizer's operations that use results derived from such a gradient.
         if block is not None and (op.kind in _PASSING or i > last_backward):
             for value in op.outputs:
                 of_value.setdefault(value, block)
@@ -197,7 +197,7 @@ def _labels(step: Step, blocks: Sequence[int | None]) -> list[int | None]:
 
 
 def _runs(tokens: np.ndarray[Any, Any], labels: Sequence[int | None]) -> list[_Run]:
-    """The longest runs of three equal parts, one a block."""
+    """The longest runs of three equal parts, one per block."""
     candidates = []
     for period in range(len(tokens) // _BLOCKS, 0, -1):
         same = tokens[:-period] == tokens[period:]
@@ -222,7 +222,7 @@ def _runs(tokens: np.ndarray[Any, Any], labels: Sequence[int | None]) -> list[_R
 
 
 def _variable_runs(blocks: Sequence[int | None], likes: Sequence[Hashable]) -> dict[int, Place]:
-    """Places of the variables of blocks, which are made block by block."""
+    """Positions of the variables of blocks, which are created block by block."""
     labelled = [i for i, block in enumerate(blocks) if block is not None]
     parts: list[list[int]] = []
     for i in labelled:
@@ -334,7 +334,7 @@ class _Copies:
     def _index(
         self, block: int, index: int | None, given: Place | None, slot: Sequence[Place | None]
     ) -> int | None:
-        """The index of what is taken from `given`, by an operation of `block` at `index`.
+        """The index of the input from `given`, for an operation of `block` at `index`.
 
         Args:
             block: of the short step, that takes it.
@@ -369,7 +369,7 @@ class _Copies:
         return self._of._value_at.get(value)
 
     def _results(self, i: int, index: int | None) -> list[tuple[int, int | None]]:
-        """The values that an operation makes, each with its block in the new step."""
+        """The results of an operation, each with its block in the new step."""
         op = self._step.operations[i]
         if op.kind == _EACH and index is None:
             sources = [self._source(v) for v in op.inputs]
@@ -414,7 +414,7 @@ class _Copies:
     def _collected(
         self, sources: Sequence[Place | None], name: str
     ) -> Iterator[tuple[int, int | None]]:
-        """What an operation outside of the runs takes: which of its inputs, of which copies."""
+        """The inputs of an operation outside of the runs: which of them, of which copies."""
         last, k = self._count - 1, 0
         known = {one for one in sources if one is not None}
         while k < len(sources):
@@ -525,5 +525,5 @@ def _joined(op: Operation, value: Value, more: int, index: int | None) -> Value:
 
 
 def block_like(index: int, count: int) -> int:
-    """The block of the short model, 0 to 2, that the one at `index` of `count` is like."""
+    """The block of the short model, 0 to 2, that block `index` of `count` copies."""
     return 0 if index == 0 else 2 if index == count - 1 else 1

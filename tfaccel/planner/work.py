@@ -1,4 +1,4 @@
-"""What an operation computes and moves: floating-point operations, and bytes of its operands."""
+"""The work of an operation: floating-point operations, and bytes of its operands."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ _PRODUCTS = frozenset(
 
 
 def total_flops(step: Step, shapes: Sequence[Shape]) -> int:
-    """Those of a whole step, on one device that computes all of it."""
+    """The operations of a whole step, on one device."""
     return sum(flops(op, shapes) for op in step.operations)
 
 

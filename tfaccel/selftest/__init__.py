@@ -41,7 +41,7 @@ class CaseResult:
         name: the case's.
         status: ``"pass"``, ``"fail"`` or ``"unavailable"``.
         seconds: wall-clock time of its own training, start of the processes included.
-        detail: why it failed or is unavailable; for a pass, the loss it came to.
+        detail: why it failed or is unavailable; for a pass, the final loss.
     """
 
     name: str
@@ -68,7 +68,7 @@ def run(case: Case, time_limit_s: float = TIME_LIMIT_S) -> list[Trained]:
 
 
 def _results(task: str, case: Case, time_limit_s: float) -> list[dict[str, Any]]:
-    """What the workers of a case leave behind, in rank order."""
+    """The results of a case's workers, in rank order."""
     launch = [
         sys.executable,
         "-m",
@@ -110,7 +110,7 @@ def _stop(process: subprocess.Popen[str]) -> str:
 
 
 def _environment(environ: Mapping[str, str], case: Case) -> dict[str, str]:
-    """Ours, without what describes another job."""
+    """Our environment, without variables of another job."""
     environment = {
         k: v for k, v in environ.items() if k != "TF_CONFIG" and not k.startswith("TFACCEL_")
     }
@@ -119,7 +119,7 @@ def _environment(environ: Mapping[str, str], case: Case) -> dict[str, str]:
     root = str(Path(__file__).resolve().parents[2])
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environ.get("PYTHONPATH", "")]))
     if case.device_type == "cpu":
-        environment["CUDA_VISIBLE_DEVICES"] = "-1"  # else every child takes the memory of all GPUs
+        environment["CUDA_VISIBLE_DEVICES"] = "-1"  # or every child takes the memory of all GPUs
     return environment
 
 
@@ -184,7 +184,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--timeout", type=float, default=TIME_LIMIT_S, help="seconds for each case (%(default)g)"
     )
     arguments = parser.parse_args(argv)
-    # So that the workers are ended too.
+    # So that the workers are killed too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     cases = [case for case in CASES if arguments.only is None or case.name in arguments.only]
     results = []

@@ -18,10 +18,10 @@ class Case:
         devices: how many of them a worker uses; None for the strategy's own choice.
         workers: how many processes.
         mesh: the axes, for a strategy that has them.
-        gpus: GPUs that must be here.
-        tpus: TPU cores that must be here.
-        reference: the case whose numbers it must reach.
-        rtol: how close, relative.
+        gpus: GPUs required.
+        tpus: TPU cores required.
+        reference: the case whose numbers it must match.
+        rtol: relative tolerance.
     """
 
     name: str
@@ -36,8 +36,8 @@ class Case:
     rtol: float = 1e-4
 
 
-# GPUs are compared with one GPU, since they multiply matrices in TF32. A TPU has bfloat16 there
-# and no strategy for one core of it, hence its tolerance.
+# GPUs are compared with one GPU, since they multiply matrices in TF32. A TPU uses bfloat16 there
+# and has no strategy for one core, hence its tolerance.
 CASES = (
     Case("one_device", "one_device"),
     Case("mirrored-2-cpus", "mirrored", devices=2),

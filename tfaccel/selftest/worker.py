@@ -49,7 +49,7 @@ def train(case: Case) -> tuple[int, Trained]:
 
 
 def look() -> dict[str, int]:
-    """How many accelerators there are. In a child, so that the parent does not hold them."""
+    """How many accelerators there are. Run in a child, so that the parent does not hold them."""
     from tfaccel import hardware
 
     detected = hardware.detect()

@@ -1,4 +1,4 @@
-"""TPUs before there is one: `check` compiles a training step with the real compiler."""
+"""TPU support without a TPU: `check` compiles a training step with the real compiler."""
 
 from __future__ import annotations
 

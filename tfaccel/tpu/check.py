@@ -1,4 +1,4 @@
-"""Compiles a training step for a TPU on a machine that has none."""
+"""Compiles a training step for a TPU on a machine without one."""
 
 from __future__ import annotations
 
@@ -39,22 +39,22 @@ def check(
 
     Args:
         target: ``path.py:function``, a function that takes no arguments and returns a Keras model,
-            or a ``.keras`` file. One that is not compiled is checked with Adam.
+            or a ``.keras`` file. An uncompiled model is checked with Adam.
         batch: rows of the global batch, a multiple of the topology's devices.
         topology: such as ``"v5e:2x2"``, ``"v4"`` or ``"v6e"``.
         shape: of one row, for a model whose input shape is unknown.
         dtype: of that input.
         mixed_bfloat16: build the model under that policy.
-        search: when the step does not fit, look for the batch that does.
+        search: when the step does not fit, search for a batch that does.
         timeout_s: seconds for all of it, once no other check runs.
 
     Returns:
         The report of the compiler; nothing has been executed.
 
     Raises:
-        StrategyError: when the target, topology or batch is none, or the extra is missing.
+        StrategyError: when the target, topology or batch is invalid, or the extra is missing.
         InputError: when the model's input has unknown sizes.
-        LaunchError: when the time is up, another process uses libtpu, or the compiler ended ours.
+        LaunchError: on timeout, when another process uses libtpu, or when the compiler crashed.
     """
     parsed = parse(topology)
     if batch < 1 or batch % parsed.devices:
@@ -91,16 +91,16 @@ def check(
 
 _ENVIRONMENT = {
     "TF_CPP_MIN_LOG_LEVEL": "3",
-    # Always: oneDNN's allocator stops at the memory of the machine, and writes to a part of what it
-    # hands out, a gigabyte for weights that a check only needs the shapes of.
+    # Always: oneDNN's allocator is limited to the machine's memory, and writes to part of its
+    # allocations, a gigabyte for weights of which a check only needs the shapes.
     "TF_ENABLE_ONEDNN_OPTS": "0",
-    # libtpu refuses to load beside another process that has it. Whoever compiles holds no TPU.
+    # libtpu refuses to load while another process has it. A process that compiles holds no TPU.
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
 
 
 def _run(task: str, result: int, timeout_s: float) -> str:
-    """Runs the worker; returns how it ended, for people."""
+    """Runs the worker; returns how it ended, in words."""
     process = subprocess.Popen(
         [sys.executable, "-m", "tfaccel.tpu.check_process", task, str(result)],
         env={**os.environ, **_ENVIRONMENT, "CUDA_VISIBLE_DEVICES": "-1"},
@@ -132,7 +132,7 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def _end_with_parent() -> Callable[[], None]:
-    """What the worker does first, so that it does not outlive a check that was killed."""
+    """Runs first in the worker, so that it does not outlive a killed check."""
     prctl = ctypes.CDLL(None).prctl  # loaded here: a child takes no locks between fork and exec
     parent = os.getpid()
 
@@ -145,7 +145,7 @@ def _end_with_parent() -> Callable[[], None]:
 
 
 def _own_file(path: str, flags: int) -> int:
-    """Opens a file of ours in a directory of all users: no link, and none that another has made."""
+    """Opens our file in a world-writable directory: no link, and not another user's file."""
     file = os.open(path, flags & ~os.O_TRUNC | os.O_NOFOLLOW, 0o600)
     if os.fstat(file).st_uid != os.getuid():
         os.close(file)
@@ -159,9 +159,8 @@ class CheckTimeoutError(LaunchError):
 
 @contextlib.contextmanager
 def _exclusive() -> Iterator[None]:
-    """Waits until no other check runs on this machine: libtpu is for one process at a time."""
-    # Of a known name, since all checks must find it; another user's file is not opened in its
-    # place.
+    """Waits until no other check runs on this machine: libtpu allows one process at a time."""
+    # With a fixed name, since all checks must find it; another user's file is not opened instead.
     path = Path(tempfile.gettempdir()) / f"tfaccel-tpu-check-{os.getuid()}.lock"
     with contextlib.ExitStack() as cleanup:
         while True:
@@ -171,7 +170,7 @@ def _exclusive() -> Iterator[None]:
             except BlockingIOError:
                 logging.warning("tfaccel: another check runs on this machine; waiting for it.")
                 fcntl.flock(file, fcntl.LOCK_EX)
-            # The one before us has removed the file that we waited for.
+            # The previous check has removed the file that we waited for.
             if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 break
         cleanup.callback(path.unlink)

@@ -4,8 +4,8 @@
 
 writes its result to the open file 3.
 
-A process of its own, because libtpu wants its environment before it is loaded, may end the process,
-and can be given a time limit.
+It is a separate process because libtpu needs its environment before it is loaded, may crash the
+process, and can thus have a time limit.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
         del outcome["limit"], outcome["unknown"]
     except TfaccelError as error:
         outcome = {"mistake": str(error)}
-    except Exception as error:  # whatever the model's own code raises
+    except Exception as error:  # anything that the model's own code raises
         traceback.print_exc()
         outcome = {"mistake": error_line(arguments["target"], error)}
     with open(int(argv[1]), "w") as file:
@@ -42,12 +42,12 @@ def main(argv: list[str]) -> int:
 
 
 def error_line(target: str, error: Exception) -> str:
-    """One line on what went wrong while a model was built or its step traced."""
+    """One line on an error in building a model or tracing its step."""
     from tfaccel.tpu.source_location import own_line
 
     seen = traceback.extract_tb(error.__traceback__)
     place = own_line((frame.filename, str(frame.lineno), frame.name) for frame in seen)
-    # Keras frames the reason with the layer and its arguments, each a paragraph.
+    # Keras surrounds the reason with the layer and its arguments, in separate paragraphs.
     plain = re.sub(r"\x1b\[\d*m", "", str(error))
     reason = " ".join(plain.split("Arguments received by")[0].split())[:500].rstrip(".")
     return (

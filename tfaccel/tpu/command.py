@@ -25,7 +25,7 @@ def main(argv: Sequence[str]) -> int:
     """Checks a model and prints the report.
 
     Args:
-        argv: the words after ``tfaccel tpu check``.
+        argv: the arguments after ``tfaccel tpu check``.
 
     Returns:
         The exit code.
@@ -92,7 +92,7 @@ def _shape(text: str) -> list[int]:
 
 
 def _dtype(text: str) -> str:
-    """One of those of Keras that a tensor on a TPU can have."""
+    """Parses a Keras dtype that TPUs support."""
     names = ("float32", "bfloat16", "float16", "int32", "int64", "uint8", "bool")
     if text not in names:
         raise argparse.ArgumentTypeError(f"{text!r}; expected one of {', '.join(names)}")

@@ -1,8 +1,8 @@
 """The TPU's own compiler, on a machine without a TPU.
 
-libtpu compiles for a topology from its description alone. JAX is the way to it; `hlo_to_stablehlo`,
-`get_compile_options`, `backend_compile_and_load` and `make_ir_context` are not public there, so
-that the extra pins its version.
+libtpu compiles for a topology from only its description. JAX gives access to it;
+`hlo_to_stablehlo`, `get_compile_options`, `backend_compile_and_load` and `make_ir_context` are not
+public there, so the extra pins its version.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class TooBigError(Exception):
 
 
 class RefusedError(Exception):
-    """The compiler takes the step for no size; its text is one line."""
+    """The compiler rejects the step at any size; its text is one line."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Compiled:
 
 
 def compile_for(lowered: Lowered, topology: Topology) -> Compiled:
-    """Compiles a step, its batch divided among the devices and all else on each of them.
+    """Compiles a step, with its batch divided among the devices and everything else replicated.
 
     Call it in a process that has `ENVIRONMENT`.
 
@@ -85,7 +85,7 @@ def compile_for(lowered: Lowered, topology: Topology) -> Compiled:
         num_replicas=1, num_partitions=number, device_assignment=np.arange(number).reshape(1, -1)
     )
     build = options.executable_build_options
-    # HLO has annotations of XLA's older partitioner.
+    # The HLO has annotations of XLA's older partitioner.
     build.use_spmd_partitioning, build.use_shardy_partitioner = True, False
     devices = xla_client.DeviceList(tuple(described.devices))
     begun = time.monotonic()
@@ -166,7 +166,7 @@ def _module(lowered: Lowered, devices: int) -> Any:
 
 
 def _operations(operation: Any, name: str) -> Any:
-    """All operations of one kind, however deep."""
+    """All operations of one kind, at any depth."""
     for region in operation.regions:
         for block in region.blocks:
             for inner in list(block.operations):
@@ -213,7 +213,7 @@ def _needed(message: str) -> int | None:
     1610612736
     """
     if not re.search("HbmOom|on HBM|memory space hbm", message):
-        return None  # a core's own memories run out too, and no smaller batch helps
+        return None  # a core's own memories may overflow too, where no smaller batch helps
     sizes = re.findall(r"([\d.]+)([KMGT]?)B?\)? exceeds|Used ([\d.]+)([KMGT]?) of", message)
     for a, unit, b, other in sizes:
         return int(float(a or b) * _UNITS[unit or other])

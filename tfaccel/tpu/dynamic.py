@@ -1,7 +1,7 @@
-"""Operations whose number of results depends on the data: XLA gives them their bound.
+"""Operations whose number of results depends on the data: XLA pads them to their bound.
 
 They compile, and cost memory and compile time that the model's source does not show. So each is
-named, and compiled alone to find its cost.
+reported, and compiled separately to find its cost.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Selection:
     Attributes:
         operation: its type.
         place: the layer and line that it came from.
-        shape: of what it selects from; None where it is not known.
+        shape: of what it selects from; None if unknown.
         dtype: the same's.
     """
 
@@ -47,7 +47,7 @@ class Selection:
 
     @property
     def elements(self) -> int:
-        """How many elements it selects from; 0 where that is not known."""
+        """How many elements it selects from; 0 if unknown."""
         return tf.TensorShape(self.shape).num_elements() or 0
 
     def warning(self, cost: str) -> str:
@@ -87,7 +87,7 @@ def _all(graph: tf.Graph, origins: Origins) -> Iterator[Selection]:
 
 
 def _shapes(function: Any) -> dict[str, tuple[int, ...] | None]:
-    """The shapes of a function's arguments, and of its nodes that have one result, by name."""
+    """The shapes of a function's arguments, and of its nodes with one result, by name."""
     arguments = [argument.name for argument in function.signature.input_arg]
     shapes = dict(zip(arguments, function.attr["_input_shapes"].list.shape, strict=False))
     for node in function.node_def:

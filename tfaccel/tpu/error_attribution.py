@@ -1,4 +1,4 @@
-"""Error attribution: the operation for which XLA refuses a step."""
+"""Error attribution: the operation for which XLA rejects a step."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from tfaccel.tpu.source_location import Origins, trace
 
 
 class UnsupportedError(Exception):
-    """An operation that a TPU's compiler does not have; its text is one line."""
+    """An operation that the TPU compiler does not support; its text is one line."""
 
 
 def attribute_error(message: str, graph: tf.Graph, origins: Origins) -> UnsupportedError:
-    """Reads TensorFlow's complaint about a step.
+    """Parses TensorFlow's error about a step.
 
     Args:
         message: of its error.
@@ -23,7 +23,7 @@ def attribute_error(message: str, graph: tf.Graph, origins: Origins) -> Unsuppor
     """
     node = r"(?:\{\{function_node ([^}]+)\}\})?\{\{node ([^}]+)\}\}"
     match = re.search(rf"on XLA_\w+: (\w+) \(.*?{node}", message, re.DOTALL)
-    # XLA names no operation when it meets a table, and an input of strings as `_Arg`.
+    # XLA does not name the operation for a table, and names a string input `_Arg`.
     on_host = next(filter(_is_for_hosts, graph.get_operations()), None)
     if on_host is not None and (match is None or match[1] == "_Arg"):
         return _error(on_host.type, origins.of(on_host.name, trace(on_host)))

@@ -35,11 +35,11 @@ def lower(target: Target, rows: int) -> Lowered:
     """Lowers the step of `target` for a global batch of `rows` rows.
 
     Raises:
-        UnsupportedError: an operation that XLA does not have.
+        UnsupportedError: an operation that XLA does not support.
     """
     x, y = target.batch(rows)
     if target.model.loss is None:
-        # A step of the model's own: `fit` may give it labels, or rows alone.
+        # A custom step: `fit` may pass it labels, or only rows.
         with contextlib.suppress(TypeError, ValueError, tf.errors.OperatorNotAllowedInGraphError):
             return _lowered(target.model, x, None)
     return _lowered(target.model, x, y)
@@ -67,14 +67,14 @@ def _lowered(model: keras.Model, x: Any, y: Any) -> Lowered:
 
 
 def alone(selection: Selection, rows: int) -> Lowered | None:
-    """Lowers a selection with nothing around it, to see what it costs.
+    """Lowers a selection in isolation, to find its cost.
 
     Args:
         selection: from a step.
         rows: of that step's global batch.
 
     Returns:
-        None where its shape is not known, or it selects by more than one tensor.
+        None if its shape is unknown, or it selects by more than one tensor.
     """
     operation = {"Where": tf.where, "Unique": _distinct, "UniqueV2": _distinct}.get(
         selection.operation

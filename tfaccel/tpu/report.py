@@ -23,7 +23,7 @@ class Memory:
 
     Attributes:
         arguments: weights, optimizer slots and the batch.
-        results: what the step returns beside what it updates in place.
+        results: the step's results besides in-place updates.
         temporaries: activations, gradients, the compiler's own.
         code: the program.
         peak: the maximum at any moment, as reported by the compiler.
@@ -62,18 +62,18 @@ class Report:
 
     Attributes:
         target: what was checked.
-        topology: for what.
+        topology: checked for.
         batch: rows of the global batch.
         parameters: numbers in the weights.
         verdict: ``"fits"``, ``"too big"`` or ``"refused"``.
-        needed: bytes of one device that the step needs, where they are known.
+        needed: bytes of one device that the step needs, if known.
         memory: their parts; None where the step was not compiled.
         flops: operations of one device in one step.
         collectives: what devices send each other in one step; None where it cannot be read.
         seconds: that the compilation took.
         fitting: the largest global batch that fits, where this one does not; 0 for none.
         why: of a refusal, one line.
-        warnings: what to look at.
+        warnings: what to check.
         notes: what was assumed.
         host: peak memory of the check itself, in bytes.
     """
@@ -100,7 +100,7 @@ class Report:
         return parse(self.topology).hbm
 
     def to_json(self) -> str:
-        """All of it, with what cannot be known."""
+        """All of it, including unknowns."""
         return json.dumps({**dataclasses.asdict(self), "limit": self.limit, "unknown": UNKNOWN})
 
     @classmethod
@@ -121,7 +121,7 @@ class Report:
         )
 
     def lines(self) -> list[str]:
-        """The report for people."""
+        """The report as text."""
         devices = parse(self.topology).devices
         lines = [
             f"{self.target} on {self.topology} ({devices} devices), global batch {self.batch} "
@@ -166,7 +166,7 @@ class Report:
 
 
 def size(number: int) -> str:
-    """Bytes for people.
+    """Formats bytes.
 
     >>> size(3 << 29), size(5 << 20), size(300)
     ('1.50 GiB', '5.0 MiB', '0.3 KiB')
@@ -177,7 +177,7 @@ def size(number: int) -> str:
 
 
 def _operations(number: float) -> str:
-    """Operations for people.
+    """Formats operations.
 
     >>> _operations(2.5e9), _operations(12345)
     ('2.50 GFLOP', '0.01 MFLOP')
@@ -186,7 +186,7 @@ def _operations(number: float) -> str:
 
 
 def _sent(number: int) -> str:
-    """Bytes between devices, for people.
+    """Formats bytes between devices.
 
     >>> _sent(2_240_000), _sent(300)
     ('2.24 MB', '0.3 kB')

@@ -18,7 +18,7 @@ Frame = tuple[str, str, str]
 
 
 class Origins:
-    """Knows its way from the nodes of a graph to the code that made them.
+    """Maps the nodes of a graph to the code that created them.
 
     Args:
         graph: of a training step.
@@ -35,7 +35,7 @@ class Origins:
         Args:
             node: its name.
             frames: of its traceback, outermost first.
-            function: of the graph that it stands in, if it does not stand in the graph itself.
+            function: that contains it, if it is not in the graph itself.
         """
         caller = self._callers.get(function)
         layer = self._layer(node) or (self._layer(caller.name) if caller is not None else None)
@@ -43,7 +43,7 @@ class Origins:
         return place + (own_line(frames) or (own_line(trace(caller)) if caller is not None else ""))
 
     def _layer(self, node: str) -> str | None:
-        """The innermost layer in whose scope a node stands.
+        """The innermost layer whose scope contains a node.
 
         Keras adds a number to a scope that it enters again.
         """
@@ -55,7 +55,7 @@ class Origins:
 
 
 def callers(graph: tf.Graph) -> dict[str, tf.Operation]:
-    """For each function that `graph` calls, the operation of `graph` through which it does."""
+    """For each function that `graph` calls, the calling operation of `graph`."""
     calls: dict[str, tf.Operation] = {}
     for op in graph.get_operations():
         for name in _called(op.node_def):
@@ -80,7 +80,7 @@ def _called(node: Any) -> Iterator[str]:
 
 
 def trace(op: tf.Operation) -> list[Frame]:
-    """The frames in which an operation was made."""
+    """The frames in which an operation was created."""
     return [(frame.filename, str(frame.lineno), frame.name) for frame in op.traceback or ()]
 
 
@@ -91,7 +91,7 @@ _LAYERS = re.compile(re.escape(_HOMES[1]) + r"src/layers/\w+/")  # not layers/la
 def own_line(frames: Iterable[Frame]) -> str:
     """The innermost line that is not a library's; else that of the Keras layer; else nothing.
 
-    What called us made no operation: frames outside our own do not count.
+    Our callers create no operations: frames outside our own do not count.
 
     >>> own_line([("/home/me/train.py", "7", "build"), (tf.__file__, "1", "f")])
     ', train.py line 7'

@@ -1,4 +1,4 @@
-"""The TPUs there are, and what one chip of each can hold."""
+"""The TPU generations, and the capacity of one chip of each."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Generation:
     """One kind of TPU.
 
     Attributes:
-        hbm: memory of one device that a program may use, in GiB, as its compiler says.
+        hbm: memory of one device that a program may use, in GiB, as its compiler reports.
         dimensions: of the grid its chips form.
         config: the compiler's name for chips whose cores act as one; ``""`` for its default.
         cores: devices of one chip.
@@ -56,7 +56,7 @@ class Topology:
 
     @property
     def kind(self) -> Generation:
-        """What one chip is."""
+        """The generation of the chips."""
         return GENERATIONS[self.generation]
 
     @property
@@ -70,7 +70,7 @@ class Topology:
         return int(self.kind.hbm * GIB)
 
     def __str__(self) -> str:
-        """As the compiler names it.
+        """The compiler's name for it.
 
         >>> str(parse("v4"))
         'v4:2x2x1'
@@ -82,7 +82,7 @@ def parse(text: str) -> Topology:
     """Reads a topology such as ``v5e:2x2``; a generation alone is a host of four chips.
 
     Raises:
-        StrategyError: says which there are.
+        StrategyError: lists the available ones.
 
     >>> parse("v5e:4x4").devices, parse("v5e").grid
     (16, (2, 2))

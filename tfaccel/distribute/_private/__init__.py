@@ -1,9 +1,9 @@
 """Every private TensorFlow and Keras name that tfaccel uses, each with its reason.
 
 Seen with TensorFlow 2.21 and Keras 3.15. `tests/distribute/test_private.py` and
-`tests/model_parallel/test_private.py` watch each one: when a release moves a name, they say which,
-and the module here that holds it is the one place to fix. The modules are named after what they
-reach into; callers write `_private.NAME`, wherever a name is.
+`tests/model_parallel/test_private.py` watch each one: when a release moves a name, they report
+which, and the module here that holds it is the only place to fix. The modules are named after what
+they reach into; callers write `_private.NAME`, wherever a name is.
 """
 
 from tfaccel.distribute._private import (

@@ -1,8 +1,8 @@
 """Callers: what is read from the call stack (`call_stack.py`).
 
-Keras tells a strategy about a dataset and a step, never about the model, its callbacks, the number
-of steps, or which library reads the number of replicas. Seen with TensorFlow 2.21 and Keras 3.15,
-watched by `tests/distribute/test_private.py` and `tests/model_parallel/test_private.py`.
+Keras passes a strategy a dataset and a step, never the model, its callbacks, the number of steps,
+or which library reads the number of replicas. Seen with TensorFlow 2.21 and Keras 3.15, watched by
+`tests/distribute/test_private.py` and `tests/model_parallel/test_private.py`.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ class Caller(NamedTuple):
     Attributes:
         model: whose method it is.
         method: its name.
-        callbacks: that it was given, or None.
+        callbacks: passed to it, or None.
         threads: Keras's reader of a `PyDataset` with workers, or None.
-        inspected: whether Keras takes a batch of a `PyDataset` before the first pass, to see
-            shapes, and the first pass can ask for all batches again, by their numbers.
-        epoch: Keras's iterator over the steps of an epoch, which is being made.
-        limits: the numbers of steps that it was given, each maybe None.
+        inspected: whether Keras takes a batch of a `PyDataset` before the first pass, to inspect
+            shapes, and the first pass can request all batches again, by index.
+        epoch: Keras's iterator over the steps of an epoch, under construction.
+        limits: the numbers of steps passed to it, each possibly None.
         validates: whether a `fit` of the model has begun: these are its validation data, or those
             of a callback.
     """
@@ -68,15 +68,15 @@ class Caller(NamedTuple):
 
 
 def calling_model() -> Caller | None:
-    """The `Model` method that is asking for its data.
+    """The `Model` method that is requesting its data.
 
-    Keras tells a strategy about a dataset and a step, never about callbacks, and two of those must
-    know that they run on many workers; and how many steps it runs in a call must be known before.
-    We read the arguments of the calling frame: `fit`, `self`, `callbacks` and `steps_per_epoch`
-    are public names.
+    Keras passes a strategy a dataset and a step, never callbacks, and two of those must know that
+    they run on many workers; the number of steps per call must also be known beforehand. So it
+    reads the arguments of the calling frame: `fit`, `self`, `callbacks` and `steps_per_epoch` are
+    public names.
 
     Returns:
-        None when it is not Keras's trainer that asks, but a script or a callback.
+        None when the caller is not Keras's trainer, but a script or a callback.
     """
     outwards = calls()
     asks = next(filter(_is_keras, outwards), None)
@@ -100,14 +100,14 @@ def calling_model() -> Caller | None:
 def _inspects(method: str, adapter: Any) -> bool:
     if method == "predict" or not isinstance(adapter, PyDatasetAdapter):
         return False
-    # Threads that read a dataset without an end continue where they were, and lose nothing.
+    # Threads that read an infinite dataset continue where they were, and lose nothing.
     return adapter.enqueuer is None or adapter.num_batches is not None
 
 
 def building_model() -> Any:
     """The model that is about to be built by Keras, seen from a strategy's `scope()`.
 
-    `train_on_batch` asks a strategy for its scope, to build the model, before anything else.
+    `train_on_batch` enters a strategy's scope, to build the model, before anything else.
     """
     asks = next(calls(1))
     builds = asks.function == "_maybe_symbolic_build" and _is_keras(asks)
@@ -121,8 +121,8 @@ class Activity(NamedTuple):
         debugger: whether a debugger is attached.
         callback: the callback's method that it is in; empty for none.
         method: ``"fit"``, ``"validation"``, ``"evaluate"`` or ``"predict"``; empty for none.
-        where: the batch, for people; empty where there is none.
-        traces: whether Python makes a graph.
+        where: the batch, in words; empty where there is none.
+        traces: whether Python is tracing a graph.
     """
 
     debugger: bool = False
@@ -135,8 +135,8 @@ class Activity(NamedTuple):
 def activity(thread: int) -> Activity:
     """What a thread is doing.
 
-    Callbacks do not see waiting for data, a trace, or each other. The variables of
-    `fit` and `evaluate` alone are read: they are Keras's, and small.
+    Callbacks do not see data waits, tracing, or each other. Only the variables of `fit` and
+    `evaluate` are read: they are Keras's, and small.
 
     Args:
         thread: its number.
@@ -150,12 +150,12 @@ def activity(thread: int) -> Activity:
         traces = traces or (call.function == _MAKES_GRAPH and call.module == _GRAPHS)
         if call.module == _CALLBACK_LIST and not (method or seen):
             seen = True
-            # Where devices compute beside Python, it waits for the step as it reads the logs.
+            # Where devices run asynchronously, it waits for the step as it reads the logs.
             reads = inner is not None and inner.function == "pythonify_logs"
             callback = "" if reads else (inner or call).qualified_name
         elif _is_trainers(call):
             step, epoch = call.local("begin_step"), call.local("epoch")
-            if method and call.function == "fit":  # what it has called is its validation
+            if method and call.function == "fit":  # its callee is validation
                 method = "validation" if method == "evaluate" else method
                 where += f" after epoch {epoch + 1}" if where and epoch is not None else ""
                 break
@@ -170,7 +170,7 @@ def activity(thread: int) -> Activity:
 
 
 def training_method() -> str:
-    """As `Activity.method`, of the thread that asks."""
+    """As `Activity.method`, for the calling thread."""
     methods = [call.function for call in calls() if _is_trainers(call)]
     if methods[:2] == ["evaluate", "fit"]:
         return "validation"
@@ -180,23 +180,23 @@ def training_method() -> str:
 def compiling_model() -> keras.Model | None:
     """The model whose `compile` is running.
 
-    A model on a mesh must be known before its first batch, and the metrics that `compile` makes
-    are the last thing of it that a strategy sees.
+    A model on a mesh must be known before its first batch, and the metrics that `compile` creates
+    are the last of it that a strategy sees.
     """
     compiles = (call for call in calls() if call.function == "compile" and _is_keras(call))
     return _trainer_of(next(compiles, None))
 
 
 def predicting_model() -> Any:
-    """The model whose predict function calls `strategy.run`; what it is given is a closure."""
+    """The model whose predict function calls `strategy.run`, which gets a closure."""
     return _trainer_of(next(filter(_is_keras, calls(1)), None))
 
 
 def undecorated_step(fn: Any) -> Any:
-    """The plain method behind what Keras gives to `strategy.run`, as `plain_step`.
+    """The plain method behind what Keras passes to `strategy.run`, as `plain_step`.
 
     Args:
-        fn: which is returned where it is not a step of the model whose trainer calls.
+        fn: returned unchanged unless it is a step of the model whose trainer calls.
     """
     if not isinstance(fn, tf.types.experimental.PolymorphicFunction):
         return fn
@@ -206,13 +206,13 @@ def undecorated_step(fn: Any) -> Any:
 
 
 def batch_of_step() -> Any:
-    """The batch of the step that Keras is about to trace or run, as its trainer was given it.
+    """The batch of the step that Keras is about to trace or run, as passed to its trainer.
 
-    Inside the function a batch has no values. We read the local variable `data` of the function
-    that takes batches and calls it, or what `predict` gives its function.
+    Inside the function a batch has no values. It reads the local variable `data` of the function
+    that takes batches and calls it, or the argument that `predict` passes.
 
     Returns:
-        None when it is not Keras's trainer that calls.
+        None when the caller is not Keras's trainer.
     """
     for call in calls():
         if not call.module.endswith("tensorflow.trainer"):
@@ -229,8 +229,8 @@ def batch_of_step() -> Any:
 def optimizer_being_made() -> keras.optimizers.Optimizer | None:
     """The optimizer whose constructor is running.
 
-    Keras tells a strategy about variables alone, and an optimizer that no model was compiled with
-    is seen nowhere else. Its counter is its first variable.
+    Keras informs a strategy only about variables, and an optimizer without a compiled model is
+    visible nowhere else. Its counter is its first variable.
     """
     outside = itertools.dropwhile(lambda call: not _is_keras(call), calls())
     for call in itertools.takewhile(_is_keras, outside):
@@ -241,18 +241,18 @@ def optimizer_being_made() -> keras.optimizers.Optimizer | None:
 
 
 def is_called_by_keras() -> bool:
-    """Whether Keras calls the method that asks: a step may be a function put on the instance."""
+    """Whether Keras calls the current method: a step may be a function set on the instance."""
     return _is_keras(next(calls(1)))
 
 
 def calling_library() -> str:
-    """``"keras"`` or ``"tensorflow"``, which read the calling property for their own use.
+    """``"keras"`` or ``"tensorflow"`` if they read the calling property for their own use.
 
-    A replica context's `num_replicas_in_sync` reads the strategy's, for any caller: then it
-    is the caller of that who counts.
+    A replica context's `num_replicas_in_sync` reads the strategy's, for any caller: then its caller
+    counts.
 
     Returns:
-        An empty text for the user's code.
+        An empty string for the user's code.
     """
     outwards = calls(1)
     asks = next(outwards)
@@ -263,7 +263,7 @@ def calling_library() -> str:
 
 
 def is_called_by_loss() -> bool:
-    """Whether a loss of Keras reads the calling property, to divide itself by it.
+    """Whether a Keras loss reads the calling property, to divide itself by it.
 
     It does so in `scale_loss_for_distribution` wherever it is called. Keras's trainer reads the
     same property outside of replicas to know how many parts a gathered result has.
@@ -272,10 +272,10 @@ def is_called_by_loss() -> bool:
 
 
 def updates_without_replica() -> bool:
-    """Whether an optimizer of Keras asks, outside of replicas, if it may pause the others.
+    """Whether a Keras optimizer checks, outside of replicas, if it may pause the others.
 
-    It would then call `merge_call` of the replica that it is in, and there is none. The question
-    is `Extended._use_merge_call`, and `strategy_supports_no_merge_call` the public name that asks.
+    It would then call `merge_call` of its replica, and there is none. The check is
+    `Extended._use_merge_call`, which the public `strategy_supports_no_merge_call` reads.
     """
     asks = next(calls(1)).function == "strategy_supports_no_merge_call"
     return bool(asks and tf.distribute.in_cross_replica_context())

@@ -1,6 +1,6 @@
-"""Datasets: the iterator of `tf.data`, and the pipelines that Keras makes of arrays and threads.
+"""Datasets: the iterator of `tf.data`, and the pipelines that Keras builds from arrays and threads.
 
-`tf.data` exports no step of a dataset that exists, and Keras none of its adapters. Seen with
+`tf.data` does not export the steps of an existing dataset, nor Keras its adapters. Seen with
 TensorFlow 2.21 and Keras 3.15, watched by `tests/distribute/test_private.py` and
 `tests/distribute/test_threads.py`.
 """
@@ -15,8 +15,8 @@ from typing import Any
 
 import tensorflow as tf
 
-# What `iter(dataset)` is, which Keras lets take its batches inside a function. Public is only its
-# base, which has no batches.
+# The class of `iter(dataset)`, from which Keras reads batches inside a function. Only its base is
+# public, which has no batches.
 from tensorflow.python.data.ops.iterator_ops import OwnedIterator as DatasetIterator
 
 __all__ = [
@@ -49,12 +49,12 @@ _KINDS = {
 
 @dataclass(frozen=True)
 class MapFunction:
-    """What a `map` calls for each element.
+    """The function that a `map` calls for each element.
 
     Attributes:
-        call: takes an element and returns one, as traced when the dataset was made; it captures
-            what that captured.
-        output: the structure of what it returns, as in `tf.data.Dataset.element_spec`.
+        call: takes an element and returns one, as traced when the dataset was created, with the
+            same captures.
+        output: the structure of its result, as in `tf.data.Dataset.element_spec`.
         operations: gives the types of all its operations, and of the functions it calls; a
             ValueError when its constants are larger than a graph may be (2 GB).
         source: the user's function.
@@ -71,14 +71,14 @@ class Stage:
     """The last transformation of a dataset.
 
     Attributes:
-        kind: the method that made it, such as ``"map"`` or ``"shuffle"``.
+        kind: the method that created it, such as ``"map"`` or ``"shuffle"``.
         inputs: the datasets that it transforms.
         function: of a map.
         number: the rows of a batch; the count of repeat, take and skip; the size of prefetch's
             buffer.
         drop_remainder: of a batch.
         filename: of a cache.
-        structure: of a zip, its datasets as they were given.
+        structure: of a zip, its datasets as passed.
     """
 
     kind: str
@@ -91,7 +91,7 @@ class Stage:
 
 
 def stage(dataset: tf.data.Dataset) -> Stage:
-    """Takes the last transformation of a dataset apart."""
+    """Decomposes the last transformation of a dataset."""
     inputs, name = tuple(dataset._inputs()), type(dataset).__name__
     kind = _KINDS.get(name) or _method(name)
     match kind:
@@ -117,7 +117,7 @@ def is_parallel(dataset: tf.data.Dataset) -> bool:
 
 
 def user_function(dataset: tf.data.Dataset) -> Any:
-    """The user's function that the last transformation of a dataset calls; None where none is.
+    """The user's function that the last transformation of a dataset calls, or None.
 
     That of a map, an interleave or a flat map, or the predicate of a filter.
     """
@@ -128,7 +128,7 @@ def user_function(dataset: tf.data.Dataset) -> Any:
 
 
 def _method(name: str) -> str:
-    """The method that makes a dataset of this class.
+    """The method that creates a dataset of this class.
 
     >>> _method("_ShuffleDataset"), _method("_ParallelInterleaveDataset")
     ('shuffle', 'interleave')
@@ -154,15 +154,15 @@ def _map_function(wrapper: Any) -> MapFunction:
 
 
 def array_pipeline(dataset: tf.data.Dataset) -> tuple[tf.data.Dataset, list[Any]] | None:
-    """Takes the dataset that Keras makes of in-memory arrays apart.
+    """Decomposes the dataset that Keras builds from in-memory arrays.
 
-    Keras gathers every row of a global batch and would leave the choosing of rows for later. To
-    gather only our own, the indices must be split before they are used, and `tf.data` has no public
-    way to insert a step into a dataset that exists.
+    Keras gathers every row of a global batch, before any rows could be selected. To gather only our
+    own, the indices must be split before they are used, and `tf.data` has no public way to insert a
+    step into an existing dataset.
 
     Returns:
         The innermost dataset, of `(row indices, arrays)` pairs, and the functions mapped over it
-        in order (the first is Keras's gather); None when `dataset` is not of that shape.
+        in order (the first is Keras's gather); None when `dataset` does not have that form.
     """
     functions: list[Any] = []
     node = dataset
@@ -181,13 +181,13 @@ def array_pipeline(dataset: tf.data.Dataset) -> tuple[tf.data.Dataset, list[Any]
 
 
 def restart_threads(threads: Any) -> None:
-    """Lets the threads of a `PyDataset`, stopped after a look at its first batch, restart.
+    """Lets the threads of a `PyDataset`, stopped after inspecting its first batch, restart.
 
-    Keras 3.15 keeps what they have read by then for the next pass, which begins with the first
-    batch all the same: up to ten batches would come twice, and as many of the last ones never.
+    Keras 3.15 keeps what they have read by then for the next pass, which still begins with the
+    first batch: up to ten batches would come twice, and as many of the last ones never.
 
     Args:
-        threads: of `Caller`; stopped, and perhaps started again, since.
+        threads: of `Caller`; since stopped, and perhaps restarted.
     """
     while not threads.ready_queue.empty():
         threads.ready_queue.get_nowait()

@@ -1,7 +1,7 @@
-"""Keras's loop over epochs and their steps: where a `fit` is, and how it starts somewhere else.
+"""Keras's loop over epochs and their steps: the position of a `fit`, and how to start it elsewhere.
 
-Keras's `fit` starts at the first batch of an epoch; its `BackupAndRestore` writes the batch and
-reads the epoch alone. Seen with Keras 3.15, watched by `tests/checkpoint/test_resume.py`.
+Keras's `fit` starts at the first batch of an epoch; its `BackupAndRestore` writes the batch but
+reads only the epoch. Seen with Keras 3.15, watched by `tests/checkpoint/test_resume.py`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import tensorflow as tf
 
-# What Keras makes of the data of a `fit` tells what they were; it is public nowhere.
+# The adapter of a `fit`'s data shows what they were; it is not public.
 from keras.src.trainers.data_adapters.array_data_adapter import ArrayDataAdapter
 from keras.src.trainers.data_adapters.grain_dataset_adapter import GrainDatasetAdapter
 from keras.src.trainers.data_adapters.py_dataset_adapter import PyDatasetAdapter
@@ -38,7 +38,7 @@ __all__ = [
     "start_within_epoch",
 ]
 
-_ENOUGH = 2  # batches of a pass, after which it is no mere look at the first one
+_ENOUGH = 2  # batches of a pass, after which it is more than an inspection
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class RunningFit:
     Attributes:
         epochs: Keras's iterator over the steps of its epochs.
         callbacks: the `keras.callbacks.CallbackList`.
-        initial_epoch: that it was given.
+        initial_epoch: passed to it.
     """
 
     epochs: Any
@@ -57,12 +57,12 @@ class RunningFit:
 
     @property
     def adapter(self) -> Any:
-        """What Keras makes of the data it was given."""
+        """Keras's adapter of the data passed to it."""
         return self.epochs.data_adapter
 
 
 def running_fit() -> RunningFit | None:
-    """The `fit` that calls a callback; None where something else does."""
+    """The `fit` that calls a callback; None for another caller."""
     return next(running_fits(threading.get_ident()), None)
 
 
@@ -80,13 +80,13 @@ def running_fits(thread: int) -> Iterator[RunningFit]:
 
 @dataclass
 class EpochStart:
-    """Where the next epoch of a `fit` starts, and what is done on the way.
+    """Where the next epoch of a `fit` starts, and how to get there.
 
     Attributes:
         step: of the epoch, from 0.
-        epochs_before: that are read again, so that the data are where they were.
-        whole: whether all of their batches are, or the first ones of each.
-        warm: whether the first step on the way is taken, as it makes variables.
+        epochs_before: epochs to read again, so that the data are at their position.
+        whole: whether to read all of their batches, or the first ones of each.
+        warm: whether to take the first step on the way, as it creates variables.
         data_ready: called before the epoch's own pass over the data begins.
         ready: called when the next batch is the one to resume at.
         logs: of the step before it.
@@ -102,19 +102,19 @@ class EpochStart:
 
 
 def number_of_batches(epoch: Any) -> int | None:
-    """How many batches the data of Keras's iterator over an epoch have, where Keras knows."""
+    """The number of batches of Keras's iterator over an epoch, where Keras knows it."""
     batches: int | None = epoch.data_adapter.num_batches
     return batches
 
 
 def set_number_of_batches(epoch: Any, number: int | None) -> None:
-    """Makes the data of Keras's iterator over an epoch have so many batches; None for unknown."""
+    """Sets the number of batches of Keras's iterator over an epoch; None for unknown."""
     mix_in(epoch.data_adapter, _Counted)
     epoch.data_adapter._batches = epoch._num_batches = number
 
 
 class _Counted:
-    """Mixin for what Keras makes of data, of which other workers have another number of batches."""
+    """Mixin for Keras's adapter of data with different numbers of batches on other workers."""
 
     _batches: int | None
 
@@ -124,13 +124,13 @@ class _Counted:
 
 
 def start_within_epoch(model: Any, epochs: Any, epoch: int, start: EpochStart) -> None:
-    """Makes a `fit` that has just begun resume where another one was; reads the earlier epochs.
+    """Makes a `fit` that has just begun resume at another position; reads the earlier epochs.
 
     Args:
-        model: that is fitted.
+        model: being fitted.
         epochs: of `running_fit`.
         epoch: the number of the epoch, from 0.
-        start: where in it.
+        start: the position in it.
     """
     model._initial_epoch = epoch
     model._resumed_logs = start.logs
@@ -142,7 +142,7 @@ def start_within_epoch(model: Any, epochs: Any, epoch: int, start: EpochStart) -
 
 
 class _KeepsLogs:
-    """Mixin for a model: an epoch that has no step left ends with the logs that were kept."""
+    """Mixin for a model: an epoch without remaining steps ends with the saved logs."""
 
     _resumed_logs: dict[str, float]
 
@@ -182,12 +182,12 @@ class _StartsWithin:
             start.ready()
 
     def _read_epoch(self, start: EpochStart) -> None:
-        """Goes through an epoch as `fit` does, and takes no step."""
-        # Keras learns how many batches there are where the first pass has ended, and asks for more
+        """Goes through an epoch as `fit` does, without taking a step."""
+        # Keras learns how many batches there are when the first pass has ended, and requests more
         # of them until then.
         unknown = not (self.steps_per_epoch or self._num_batches)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of data that end, which were given before
+            warnings.simplefilter("ignore")  # of finite data, seen before
             with self.catch_stop_iteration():  # type: ignore[attr-defined]
                 for begin, _, iterator in super()._enumerate_iterator():  # type: ignore[misc]
                     if start.whole or unknown or begin < _ENOUGH:

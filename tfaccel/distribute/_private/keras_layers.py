@@ -1,4 +1,4 @@
-"""Keras's layers: those inside a model, their calls, their states, masks and places.
+"""Keras's layers: those inside a model, their calls, states, masks and paths.
 
 Seen with Keras 3.15, watched by `tests/distribute/test_private.py` and, where a layout follows from
 them, by `tests/model_parallel/test_private.py`.
@@ -10,12 +10,12 @@ from typing import Any
 
 import keras
 
-# The stack of Keras's name scopes knows which layers are being built around a variable; under a
-# mesh its layout follows from them. Public are only the path and the layer once all is made.
+# The stack of Keras's name scopes knows which layers are being built around a variable; on a mesh
+# its layout follows from them. Only the path and the layer are public, once all is built.
 from keras.src.backend.common import global_state
 from keras.src.backend.common.name_scope import current_path
 
-# Whether a model's `call` is Keras's own, and how that calls its layers.
+# Whether a model's `call` is Keras's own, and how it calls its layers.
 from keras.src.models.functional import Functional, operation_fn
 
 __all__ = [
@@ -32,14 +32,14 @@ __all__ = [
 
 
 def layers_of(model: keras.Model) -> list[keras.layers.Layer]:
-    """All layers of `model`, those inside other layers too."""
+    """All layers of `model`, including nested ones."""
     return list(model._flatten_layers())
 
 
 def own_states(owner: Any) -> list[Any]:
-    """The `keras.Variable`s that a layer keeps without a gradient, or a metric, itself.
+    """The `keras.Variable`s that a layer (without gradients) or a metric owns directly.
 
-    Public are only those of all that is inside, with the states of seed generators.
+    The public lists include nested ones and the states of seed generators.
     """
     if isinstance(owner, keras.metrics.Metric):
         return list(owner._variables)
@@ -47,9 +47,9 @@ def own_states(owner: Any) -> list[Any]:
 
 
 def functional_of(model: keras.Model) -> Any:
-    """The functional model that a Sequential or functional `model` is, or None of another.
+    """The functional model of a Sequential or functional `model`, or None for any other.
 
-    None too of a functional one whose `call` is its class's own.
+    Also None for a functional one whose class overrides `call`.
     """
     functional = model._functional if isinstance(model, keras.Sequential) else model
     if not hasattr(functional, "_nodes_by_depth"):
@@ -58,9 +58,9 @@ def functional_of(model: keras.Model) -> Any:
 
 
 def run_function(function: keras.Function, inputs: list[Any], training: Any) -> Any:
-    """What a Function gives, whose layers are told whether they train, as a functional model does.
+    """The output of a Function, passing `training` to its layers as a functional model does.
 
-    `Function.call` passes nothing on to the layers.
+    `Function.call` does not pass it to the layers.
     """
     return function._run_through_graph(
         inputs, operation_fn=lambda operation: operation_fn(operation, training=training)
@@ -68,25 +68,25 @@ def run_function(function: keras.Function, inputs: list[Any], training: Any) -> 
 
 
 def graph_nodes(model: keras.Model) -> list[Any]:
-    """Every call of a layer that a Sequential or functional model is made of.
+    """Every layer call that makes up a Sequential or functional model.
 
-    A layer knows also those of its calls that are in other models.
+    A layer also records its calls in other models.
     """
     return [node for nodes in model._nodes_by_depth.values() for node in nodes]
 
 
 def keras_mask(tensor: Any) -> Any:
-    """The mask Keras hangs on a layer's output or on losses, or None."""
+    """The mask that Keras attaches to a layer's output or to losses, or None."""
     return getattr(tensor, "_keras_mask", None)
 
 
 def set_keras_mask(tensor: Any, mask: Any) -> None:
-    """Hangs a mask on losses: Keras's reductions leave out what it does not hold."""
+    """Attaches a mask to losses: Keras's reductions skip masked values."""
     tensor._keras_mask = mask
 
 
 def variable_path(name: str | None) -> str:
-    """The Keras path of the variable that is being made now, such as ``"mlp/dense/kernel"``."""
+    """The Keras path of the variable being created, such as ``"mlp/dense/kernel"``."""
     return "/".join(part for part in (current_path(), name or "variable") if part)
 
 

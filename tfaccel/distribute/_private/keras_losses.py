@@ -1,6 +1,6 @@
-"""The losses and metrics of a compiled model: which objects they are, and what those are made of.
+"""The losses and metrics of a compiled model: which objects they are, and their parts.
 
-A model's public attributes hold what the user wrote, or the metrics of all kinds in one list. Seen
+A model's public attributes hold the user's arguments, or the metrics of all kinds in one list. Seen
 with Keras 3.15, watched by `tests/distribute/test_private.py`.
 """
 
@@ -26,10 +26,10 @@ __all__ = [
 
 
 def compiled_losses(model: keras.Model) -> list[keras.losses.Loss]:
-    """The `Loss` objects that `model.compile(loss=...)` made or was given.
+    """The `Loss` objects that `model.compile(loss=...)` created or got.
 
-    `model.loss` holds what the user wrote (a name, a function, a nest of them); the objects that
-    are called live in the compiled loss alone.
+    `model.loss` holds the user's argument (a name, a function, a nest of them); only the compiled
+    loss holds the objects that are called.
     """
     compiled = getattr(model, "_compile_loss", None)
     flat = getattr(compiled, "_flat_losses", None) or []
@@ -37,7 +37,7 @@ def compiled_losses(model: keras.Model) -> list[keras.losses.Loss]:
 
 
 def wrapped_function(loss: keras.losses.Loss) -> tuple[Any, dict[str, Any]]:
-    """The function that a loss is made of, and its options; None for a class with its own `call`.
+    """The function that a loss wraps, and its options; None for a class with its own `call`.
 
     Keras wraps its own functions and those of a script in the same class.
     """
@@ -45,21 +45,21 @@ def wrapped_function(loss: keras.losses.Loss) -> tuple[Any, dict[str, Any]]:
 
 
 def sum_additional_losses(model: keras.Model, summed: Callable[[Any], Any]) -> None:
-    """Has `summed` make the number that one entry of `model.losses` adds to Keras's loss.
+    """Makes `summed` compute what one entry of `model.losses` adds to Keras's loss.
 
-    Public is only `compute_loss`, which has summed all of them already. Keras's own number of an
+    Only `compute_loss` is public, which has already summed all of them. Keras's own value of an
     entry is its sum.
     """
     object.__setattr__(model, "_aggregate_additional_loss", summed)
 
 
 def additional_losses(model: keras.Model) -> Any:
-    """What makes that number now."""
+    """The function that currently computes it."""
     return getattr(model, "_aggregate_additional_loss", None)
 
 
 def loss_tracker(model: keras.Model) -> keras.metrics.Mean | None:
-    """The metric in which Keras's steps keep the mean loss; `model.metrics` names it only."""
+    """The metric in which Keras's steps keep the mean loss; `model.metrics` only names it."""
     return getattr(model, "_loss_tracker", None)
 
 
@@ -71,21 +71,21 @@ def loss_trackers(model: keras.Model) -> list[keras.metrics.Mean]:
 def compiled_metrics(model: keras.Model) -> list[keras.metrics.Metric]:
     """The metrics of `(y_true, y_pred)` that `model.compile(metrics=...)` was given.
 
-    `model.metrics` holds also those that a custom step updates with values of its own.
+    `model.metrics` also holds those that a custom step updates with its own values.
     """
     compiled = getattr(model, "_compile_metrics", None)
     return list(compiled.metrics) if compiled is not None else []
 
 
 def metrics_in(metric: Any) -> list[keras.metrics.Metric]:
-    """The metrics that a metric is made of, or those of a compiled container."""
+    """The metrics that a metric or a compiled container consists of."""
     return list(getattr(metric, "_metrics", ()))
 
 
 def metric_function(metric: keras.metrics.Metric) -> Callable[[Any, Any], Any] | None:
     """The function that a metric averages, with its arguments bound; None for another kind.
 
-    Where it returns one number for all rows, who averages it cannot say how many those were.
+    Where it returns one number for all rows, the number of rows is lost to the average.
     """
     function = getattr(metric, "_fn", None)
     if function is None or not isinstance(metric, keras.metrics.MeanMetricWrapper):

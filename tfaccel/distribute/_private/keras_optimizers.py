@@ -14,7 +14,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-# Keras's operations, which its optimizers are written in.
+# Keras's operations, which its optimizers use.
 from keras.src import backend as keras_backend
 
 from tfaccel.distribute._private.tf_variables import tf_variable
@@ -32,10 +32,10 @@ __all__ = [
 
 
 class BeforeClipping:
-    """Mixin for a Keras optimizer that must see gradients once accumulated and not yet clipped.
+    """Mixin for a Keras optimizer that must see gradients accumulated but not yet clipped.
 
-    Keras accumulates and clips in one method. Inside, the one name that is called between the two,
-    and only in a step that updates, is `_clip_gradients`.
+    Keras accumulates and clips in one method. The only name called between the two, and only in a
+    step that updates, is `_clip_gradients`.
     """
 
     def before_clipping(self, grads: list[Any]) -> list[Any]:
@@ -49,29 +49,29 @@ class BeforeClipping:
 def accumulation(optimizer: Any) -> tuple[Any, list[Any]]:
     """The count of all steps of `optimizer`, and what it has accumulated for each variable.
 
-    The public `iterations` counts updates, and so does not say whether one is under way.
+    The public `iterations` counts updates, and so does not show a partial accumulation.
     """
     gradients = getattr(optimizer, "_accumulated_gradients", None) or []
     return optimizer._iterations, [v for v in gradients if v is not None]
 
 
 def adam_slots(optimizer: keras.optimizers.Adam, variable: Any) -> tuple[Any, Any]:
-    """The slots that Adam keeps for a variable; its public list does not say which are whose."""
+    """The slots that Adam keeps for a variable; its public list does not map them to variables."""
     index = optimizer._get_variable_index(variable)
     return optimizer._momentums[index], optimizer._velocities[index]
 
 
 def adopt_optimizer(optimizer: Any, strategy: tf.distribute.Strategy) -> None:
-    """Ties an optimizer to `strategy`, also one that was made before the scope was entered.
+    """Ties an optimizer to `strategy`, even if it was created before the scope was entered.
 
     Keras remembers `tf.distribute.get_strategy()` when the optimizer is constructed and updates
-    variables through it; there is no public way to say it later.
+    variables through it; there is no public way to set it later.
     """
     optimizer._distribution_strategy = strategy
 
 
 def optimizer_key(optimizer: Any, variable: keras.Variable) -> Any:
-    """By what `optimizer` knows a variable, in its dicts and sets; None where it cannot."""
+    """The key of a variable in an optimizer's dicts and sets; None where it has none."""
     if tf_variable(variable) is None or not hasattr(optimizer, "_var_key"):
         return None
     return optimizer._var_key(variable)
@@ -83,10 +83,10 @@ def trained_by(optimizer: Any) -> list[Any]:
 
 
 def division_replaced(divide: Callable[[Any, Any, Any], Any]) -> AbstractContextManager[None]:
-    """Keras's operations divide by `divide`, which is given their own division first.
+    """Makes Keras's operations divide by `divide`, whose first argument is Keras's own division.
 
-    That of Keras 3.15 asks in a `tf.cond` whether the divisor of `tf.IndexedSlices` has a zero, and
-    there is no option or class by which to answer; optimizers ask it of what they divide by.
+    That of Keras 3.15 checks in a `tf.cond` whether the divisor of `tf.IndexedSlices` has a zero,
+    and has no option to skip it; optimizers run it on their divisors.
     """
     module = keras_backend.numpy
     return replaced(module, "divide", functools.partial(divide, module.divide))

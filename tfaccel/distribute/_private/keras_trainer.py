@@ -1,4 +1,4 @@
-"""Keras's trainer: what has `fit`, its strategy, its steps, and how it makes variables.
+"""Keras's trainer: which objects have `fit`, their strategy, steps, and how they create variables.
 
 Keras has no hook for a strategy to read or change any of this. Seen with Keras 3.15, watched
 by `tests/distribute/test_private.py`.
@@ -13,7 +13,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-# What has `fit` and is no `keras.Model`: a layer of Keras's trainer class, which is not public.
+# Objects with `fit` other than `keras.Model`: layers of Keras's trainer class, which is not public.
 from keras.src.backend.tensorflow.trainer import TensorFlowTrainer
 
 from tfaccel.distribute.call_stack import calls
@@ -42,7 +42,7 @@ def is_trainer(instance: Any) -> bool:
 def plain_step(model: Any, name: str) -> Any:
     """A step of `model`, without the `tf.function` with which its class may decorate it.
 
-    Keras traces a step into a function of its own. In one inside that, replicas can reduce nothing.
+    Keras traces a step into its own function. In a nested one, replicas cannot reduce.
     """
     of_class = getattr(type(model), name)
     if isinstance(of_class, tf.types.experimental.PolymorphicFunction):
@@ -51,7 +51,7 @@ def plain_step(model: Any, name: str) -> Any:
 
 
 def live_trainers_and_optimizers() -> tuple[list[Any], list[Any]]:
-    """All that has `fit`, and all optimizers, of this process; Keras keeps no list of them."""
+    """All objects with `fit`, and all optimizers, of this process; Keras keeps no list."""
     optimizer, layer = keras.optimizers.Optimizer, keras.layers.Layer
     matches: list[Any] = []
     relevant: dict[type, bool] = {}
@@ -59,14 +59,14 @@ def live_trainers_and_optimizers() -> tuple[list[Any], list[Any]]:
         cls = type(instance)
         if (is_wanted := relevant.get(cls)) is None:
             is_wanted = relevant[cls] = issubclass(cls, (TensorFlowTrainer, optimizer))
-        if is_wanted and hasattr(instance, "_tracker"):  # one that is being made has none
+        if is_wanted and hasattr(instance, "_tracker"):  # not yet set during construction
             matches.append(instance)
     trainers = [instance for instance in matches if isinstance(instance, layer)]
     return trainers, [instance for instance in matches if isinstance(instance, optimizer)]
 
 
 def is_keras_function(fn: Any) -> bool:
-    """Whether `fn` is one of the functions `keras.Model` hands to `strategy.run`.
+    """Whether `fn` is one of the functions `keras.Model` passes to `strategy.run`.
 
     `train_step` and `test_step` are bound methods of the model; `predict` passes a closure of
     Keras's trainer module.
@@ -77,16 +77,16 @@ def is_keras_function(fn: Any) -> bool:
 
 
 def step_function(function: Any, depth: int = 4) -> Any:
-    """The `tf.function` of one step, inside of what Keras calls for one or more of them.
+    """The `tf.function` of one step, inside the function that Keras calls for one or more.
 
     Keras keeps it in the closure `one_step_on_data` of `model.train_function`.
 
     Args:
         function: as `model.train_function`.
-        depth: of closures to look into.
+        depth: of closures to search.
 
     Returns:
-        None where there is none: the model runs eagerly, or makes the function by itself.
+        None where there is none: the model runs eagerly, or creates its own function.
     """
     if isinstance(function, tf.types.experimental.PolymorphicFunction):
         return function
@@ -100,18 +100,18 @@ def step_function(function: Any, depth: int = 4) -> Any:
 def set_strategy(model: Any, strategy: Any) -> None:
     """Makes `fit`, `evaluate` and `predict` of a model use `strategy`.
 
-    Keras remembers the strategy in whose scope a model was constructed; public is only the reading.
+    Keras remembers the strategy in whose scope a model was constructed; it is publicly read-only.
     """
     model._distribute_strategy = strategy
 
 
 def strategy_at_compile(model: Any) -> Any:
-    """The strategy that a model was constructed in; None for none, and `fit` takes the current."""
+    """The strategy that a model was constructed in; None if `fit` takes the current one."""
     return model._distribute_strategy
 
 
 def build_all(model: keras.Model, x: Any, y: Any) -> None:
-    """Makes the variables of a model, its metrics and its optimizer, as the first batch would.
+    """Creates the variables of a model, its metrics and its optimizer, as the first batch would.
 
     Args:
         model: compiled.
@@ -122,22 +122,22 @@ def build_all(model: keras.Model, x: Any, y: Any) -> None:
 
 
 class BuildsFromSteps:
-    """Mixin for a model whose variables are made before its steps run, and not as Keras does it.
+    """Mixin for a model that creates its variables before its steps run, unlike Keras's way.
 
-    Under any strategy Keras calls the model on symbolic inputs in `_symbolic_build`, which a model
-    without a `call` cannot stand; there is no public way to leave that out.
+    Under any strategy Keras calls the model on symbolic inputs in `_symbolic_build`, which fails
+    for a model without a `call`; there is no public way to skip that.
     """
 
     def build_for(self, method: str, batch: Any, failed: bool) -> bool:
-        """Makes the variables of a step.
+        """Creates the variables of a step.
 
         Args:
             method: `fit`, `evaluate`, `train_on_batch` or `test_on_batch`.
             batch: what Keras would build from.
-            failed: whether Keras has tried, and could not.
+            failed: whether Keras has tried and failed.
 
         Returns:
-            Whether it has; else Keras tries, or its error stands.
+            Whether it has; else Keras tries, or its error is raised.
         """
         raise NotImplementedError
 
@@ -161,8 +161,8 @@ def set_initial_epoch(model: keras.Model, epoch: int) -> None:
 class BeforeSaving:
     """Mixin for a Keras callback that may save after any batch.
 
-    Its count of batches differs between a worker that saves and one that does not, so that it
-    cannot say when all shall do something first. `_should_save_on_batch` is where it asks.
+    Its count of batches differs between a worker that saves and one that does not, so it cannot
+    decide when all must do something first. It checks in `_should_save_on_batch`.
     """
 
     save_freq: Any

@@ -1,8 +1,8 @@
-"""Puts another reader in the place of a `PyDataset` that Keras has made its adapter of.
+"""Replaces the reader of a `PyDataset` for which Keras has created its adapter.
 
-Keras reads a `PyDataset` whole, in one order and with threads of its own, which are kept: it is
-given another `PyDataset` to read, and hands on beside each batch what that tells of it. Seen with
-TensorFlow 2.21 and Keras 3.15, watched by `tests/distribute/test_batch_rows.py`.
+Keras reads a `PyDataset` whole, in one order and with its own threads, which are kept: it gets
+another `PyDataset` to read, and passes through what that adds to each batch. Seen with TensorFlow
+2.21 and Keras 3.15, watched by `tests/distribute/test_batch_rows.py`.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ def read_instead(
     through: Callable[[Iterator[Any]], Iterator[Any]],
     beside: tuple[tf.TypeSpec, ...],
 ) -> tf.data.Dataset:
-    """The dataset that Keras makes of a `PyDataset`, read through another one.
+    """The dataset that Keras builds from a `PyDataset`, read through another one.
 
     Args:
-        adapter: Keras's, of the user's dataset, which has been looked at and not been read.
+        adapter: Keras's, of the user's dataset, which has been inspected but not read.
         reader: a `PyDataset` with the user's as its `source`, whose items are tuples of a batch and
-            of what goes beside it.
-        through: what the items of each pass go through; it may put more beside them.
-        beside: of which types all of that is.
+            its extra values.
+        through: applied to the items of each pass; it may add more extra values.
+        beside: the types of all the extra values.
 
     Returns:
-        Of such tuples, with batches as Keras hands them on.
+        A dataset of such tuples, with batches in Keras's form.
     """
     mix_in(adapter, _HandsOnWhatIsBeside)
     adapter._through = through

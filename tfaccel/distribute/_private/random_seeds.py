@@ -1,7 +1,7 @@
 """Seeds: the global ones of TensorFlow and Keras, and those of operations that have none.
 
-Both libraries let a program set its seed, and neither lets one read it or give a seed to what has
-none. Seen with TensorFlow 2.21 and Keras 3.15, watched by `tests/distribute/test_private.py`.
+Both libraries let a program set its seed, but not read it, nor seed operations that have none. Seen
+with TensorFlow 2.21 and Keras 3.15, watched by `tests/distribute/test_private.py`.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-# Where Keras keeps what belongs to no object.
+# Where Keras keeps its global state.
 from keras.src.backend.common import global_state
 
 # `tf.random.set_seed` has no getter.
 from tensorflow.python.eager.context import global_seed
 
-# Every random operation and every dataset asks `random_seed.get_seed` for its seeds. One that has
-# none, in a program that has none, is told so and draws from the clock; there is no public way to
-# give such operations a seed that leaves the order of those with a seed of their own alone.
+# Every random operation and every dataset gets its seeds from `random_seed.get_seed`. Without any
+# seed, it is seeded from the clock; there is no public way to seed such operations without changing
+# the numbers of those that have their own seed.
 from tensorflow.python.framework import random_seed
 
 __all__ = ["global_seed", "global_seed_generator", "seed_unseeded"]
@@ -31,8 +31,8 @@ def seed_unseeded(pair: Callable[[], tuple[int, int] | None] | None) -> None:
     """Gives seeds to the random operations that have none in a program without a global seed.
 
     Args:
-        pair: called for each such operation as it is made; returns its two seeds, or None to leave
-            it unseeded. None for TensorFlow's own way.
+        pair: called for each such operation on creation; returns its two seeds, or None to leave it
+            unseeded. None for TensorFlow's own behaviour.
     """
     plain = getattr(random_seed.get_seed, "__wrapped__", random_seed.get_seed)
 

@@ -1,6 +1,6 @@
 """The collectives of `tf.distribute`: their keys, their rings, and two that it does not export.
 
-What starts a replica's collectives, its launcher, counts the keys by which they find those of the
+A replica's launcher starts its collectives, and counts the keys that match them with those of the
 other replicas. Seen with TensorFlow 2.21, watched by `tests/distribute/test_private.py` and
 `tests/distribute/test_compression.py`.
 """
@@ -12,8 +12,8 @@ from typing import Any
 
 import tensorflow as tf
 
-# Every reduction and gathering of the strategies with replicas goes through this class and its
-# `_launchers`, one for each device; other transports take their place there.
+# Every reduction and gather of the strategies with replicas goes through this class and its
+# `_launchers`, one for each device; other transports replace them there.
 from tensorflow.python.distribute.cross_device_ops import CollectiveAllReduce
 from tensorflow.python.eager.context import context
 
@@ -42,11 +42,11 @@ def abort_collectives(why: str) -> None:
 
 
 def reserve_collective_keys(strategy: tf.distribute.Strategy) -> None:
-    """Gives `strategy` collective keys of its own; call it before its Extended is made.
+    """Gives `strategy` its own collective keys; call it before its Extended is created.
 
     All strategies of a process start from the same keys, so that the second one's first message
-    meets what is left of the first one's ("Shape mismatch in the collective instance"). Workers
-    make their strategies in the same order, and so agree.
+    meets leftovers of the first one's ("Shape mismatch in the collective instance"). Workers create
+    their strategies in the same order, and so agree.
     """
     strategy._collective_key_base = next(_key_bases)
 
@@ -54,8 +54,8 @@ def reserve_collective_keys(strategy: tf.distribute.Strategy) -> None:
 def use_ring_reduce(extended: MirroredExtended) -> None:
     """Makes a `MirroredStrategy` reduce in TensorFlow's rings; call it before anything is reduced.
 
-    Inside a function it reduces with collectives of its own, whatever `cross_device_ops` it was
-    given, and those are NCCL's on GPUs (but for logical ones, which NCCL refuses).
+    Inside a function it reduces with its own collectives, regardless of `cross_device_ops`, and
+    those are NCCL's on GPUs (except for logical ones, which NCCL rejects).
     """
     options = tf.distribute.experimental.CommunicationOptions(
         implementation=tf.distribute.experimental.CommunicationImplementation.RING
@@ -67,10 +67,10 @@ def use_ring_reduce(extended: MirroredExtended) -> None:
 
 
 def exchange_group_size() -> int:
-    """With how many replicas `all_to_all` and `all_gather` would exchange; 0 where they cannot.
+    """The number of replicas `all_to_all` and `all_gather` exchange with; 0 if unsupported.
 
-    They stand in a graph, on CPU devices: eager replicas run one after the other, and what GPUs do
-    has not been seen.
+    They are supported in a graph, on CPU devices: eager replicas run one after the other, and GPUs
+    are untested.
     """
     launcher = None if tf.executing_eagerly() else _launcher()
     if launcher is None or "CPU" not in str(launcher._device).upper():
@@ -79,13 +79,13 @@ def exchange_group_size() -> int:
 
 
 def all_to_all(tensor: tf.Tensor) -> tf.Tensor:
-    """Gives row `i` to replica `i`, and returns the rows that all replicas gave to us, in order.
+    """Sends row `i` to replica `i`, and returns the rows sent by all replicas, in order.
 
-    `tf.distribute` has no such collective. TensorFlow's own needs the keys by which a replica's
-    collectives find those of the others, and these are counted in the launcher.
+    `tf.distribute` has no such collective. TensorFlow's own needs the keys that match a replica's
+    collectives with those of the others, which the launcher counts.
 
     Args:
-        tensor: float16, float32, float64, int32 or int64, of as many rows as replicas.
+        tensor: float16, float32, float64, int32 or int64, with one row per replica.
     """
     launcher = _launcher()
     with tf.device(launcher._device):
@@ -111,7 +111,7 @@ def all_gather(tensor: tf.Tensor) -> tf.Tensor:
 
 
 def _launcher() -> Any:
-    """What starts the collectives of the current replica, or None without any."""
+    """The launcher of the current replica's collectives, or None."""
     context = tf.distribute.get_replica_context()
     extended = context.strategy.extended
     collectives = getattr(extended, "_collective_ops", getattr(extended, "_cross_device_ops", None))

@@ -1,7 +1,7 @@
 """`tf.function` and the tapes: a function's traces and options, and whether any tape records.
 
-TensorFlow exports how a function is made, and neither how it is recreated nor what it was made
-with. Seen with TensorFlow 2.21, watched by `tests/distribute/test_private.py`.
+TensorFlow exports how to create a function, but neither how to recreate it nor its options. Seen
+with TensorFlow 2.21, watched by `tests/distribute/test_private.py`.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from typing import Any
 
 import tensorflow as tf
 
-# The functions that a graph may call are in the context of the process.
+# The functions that a graph may call are in the process's context.
 from tensorflow.python.eager.context import context
 
-# Whether any tape records; public is only the tape that one holds.
+# Whether any tape records; only a tape that one holds is public.
 from tensorflow.python.eager.record import could_possibly_record
 
 __all__ = [
@@ -37,7 +37,7 @@ def define_functions(definitions: Iterable[Any]) -> None:
 
 
 def forget_traces(function: Any) -> None:
-    """Makes a `tf.function` retrace when it is called next.
+    """Makes a `tf.function` retrace on its next call.
 
     Its traces hold the variables that it used then, and TensorFlow has no public way to drop them.
     `_clone` makes a function of the same options without traces.
@@ -49,7 +49,7 @@ def forget_traces(function: Any) -> None:
 def is_function(fn: Any) -> bool:
     """Whether `fn` is a `tf.function` in which TensorFlow would run the replicas.
 
-    Under XLA on GPUs each replica runs its own, with nothing to order.
+    Under XLA on GPUs each replica runs its own, so there is nothing to order.
     """
     return isinstance(fn, tf.types.experimental.PolymorphicFunction) and not fn._jit_compile
 
@@ -60,7 +60,7 @@ def function_like(function: Any, plain: Callable[..., Any]) -> Any:
 
 
 def is_recording() -> bool:
-    """Whether a tape of this thread may record what is computed now."""
+    """Whether a tape of this thread may be recording."""
     return bool(could_possibly_record())
 
 

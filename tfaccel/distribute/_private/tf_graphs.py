@@ -1,4 +1,4 @@
-"""The operations of a graph: what they are, their order, and what is used in their place.
+"""The operations of a graph: their properties, their order, and their replacement.
 
 Seen with TensorFlow 2.21, watched by `tests/distribute/test_private.py` and
 `tests/model_parallel/test_private.py`.
@@ -12,10 +12,10 @@ from typing import Any
 
 import tensorflow as tf
 
-# What operations are, by their names.
+# Definitions of operations, by name.
 from tensorflow.python.framework import op_def_registry
 
-# Which operations of a function TensorFlow runs in the order of their making.
+# Which operations of a function TensorFlow runs in creation order.
 from tensorflow.python.framework.auto_control_deps import (
     ResourceType as _ResourceType,
 )
@@ -50,7 +50,7 @@ _CALLS = frozenset(
 
 
 def only_calls(operation: str) -> bool:
-    """Whether an operation of this type only calls functions: what it does stands in those.
+    """Whether an operation of this type only calls functions, which determine what it does.
 
     `is_pure` is False for them. Seen in 2.21, watched by tests/distribute/test_own_rows.py.
     """
@@ -58,12 +58,12 @@ def only_calls(operation: str) -> bool:
 
 
 def function_graph(graph: tf.Graph, name: str) -> tf.Graph:
-    """The graph of a function that an operation of `graph` calls by its name."""
+    """The graph of a function that an operation of `graph` calls by name."""
     return graph._get_function(name).graph
 
 
 def is_pure(operation: str) -> bool:
-    """Whether an operation of this type has no state, calls nothing and takes plain tensors alone.
+    """Whether an operation of this type is stateless, calls nothing and takes only plain tensors.
 
     TensorFlow exposes this nowhere else: seen in 2.21, watched by
     tests/model_parallel/test_private.py.
@@ -78,10 +78,10 @@ def is_pure(operation: str) -> bool:
 
 
 def is_ordered_by_trace(op: tf.Operation) -> bool:
-    """Whether an operation has side effects, and on no variable or other resource.
+    """Whether an operation has side effects, but on no variable or other resource.
 
-    When a function is traced to its end TensorFlow lets each such operation wait for the one that
-    was made before it (`AutomaticControlDependencies`).
+    When a function has been traced, TensorFlow makes each such operation wait for the previous one
+    (`AutomaticControlDependencies`).
     """
     if not op_is_stateful(op) or op._control_flow_context is not None:
         return False
@@ -89,21 +89,21 @@ def is_ordered_by_trace(op: tf.Operation) -> bool:
 
 
 def resources_of(op: tf.Operation) -> list[tuple[tf.Tensor, bool]]:
-    """The handles of what an operation uses, and whether it may change each."""
+    """The handles of resources an operation uses, and whether it may change each."""
     if all(tensor.dtype != tf.resource for tensor in op.inputs):
         return []
     return [(handle, kind == _ResourceType.READ_WRITE) for handle, kind in _resources_of(op)]
 
 
 def leave_unordered(graph: tf.Graph, operations: list[tf.Operation]) -> bool:
-    """Lets operations of a function run, and wait for none by themselves.
+    """Exempts operations of a function from TensorFlow's automatic ordering.
 
     Args:
-        graph: of the function, which is being traced.
+        graph: of the function being traced.
         operations: of it, with side effects.
 
     Returns:
-        False where TensorFlow orders nothing by itself, as in a graph that is not a function's.
+        False where TensorFlow does not order automatically, as in a graph that is not a function's.
     """
     manager = getattr(graph, "experimental_acd_manager", None)
     if manager is None:
@@ -114,19 +114,18 @@ def leave_unordered(graph: tf.Graph, operations: list[tf.Operation]) -> bool:
 
 
 def run_after(op: tf.Operation, earlier: tf.Operation) -> None:
-    """Lets an operation that is made already wait for an earlier one."""
+    """Makes an existing operation wait for an earlier one."""
     op._add_control_input(earlier)
 
 
 def operations_replaced(
     replace: Callable[[Any], list[tf.Tensor] | None],
 ) -> AbstractContextManager[None]:
-    """Lets `replace` determine what is used in place of the outputs of each operation of a graph.
+    """Lets `replace` determine the outputs used for each operation of a graph.
 
-    Which operations a step is made of is known where a graph makes them, in `_create_op_internal`,
-    and nowhere before; those of branches and loops are in graphs of their own. So the method of the
-    class is replaced while a step is traced. A gradient asks the operation for its attributes,
-    which must stay.
+    The operations of a step are only known when a graph creates them, in `_create_op_internal`;
+    those of branches and loops are in separate graphs. So the method of the class is replaced while
+    a step is traced. A gradient reads the attributes of the operation, which must stay.
 
     Args:
         replace: called with each operation; returns tensors, or None to leave it.
@@ -144,17 +143,17 @@ def operations_replaced(
 
 
 class OperationProxy:
-    """What the maker of an operation gets, where others were made in its place.
+    """Returned to the creator of an operation that others have replaced.
 
-    Its inputs and attributes are those that were requested, so that the gradient is the one of the
-    operation that was requested: TensorFlow asks the operation for its attributes then, in methods
-    of its own for a number, a type and whether.
+    Its inputs and attributes are the requested ones, so that the gradient is that of the requested
+    operation: TensorFlow then reads its attributes, with separate methods for ints, types and
+    bools.
 
     Args:
-        operation: one of those that were made.
+        operation: one of those created.
         outputs: the tensors that take the place of its outputs.
-        inputs: those of the operation that was requested, or None where they are the same.
-        attrs: the same of its attributes.
+        inputs: those of the requested operation, or None where they are the same.
+        attrs: likewise, its attributes.
     """
 
     def __init__(
@@ -177,7 +176,7 @@ class OperationProxy:
         return self._operation._get_attr_type(name)
 
     def get_attr(self, name: str) -> Any:
-        """An attribute; of one that was rewritten, a number, a type or whether."""
+        """An attribute; of a rewritten operation, an int, a type or a bool."""
         if not self._attrs:
             return self._operation.get_attr(name)
         value = self._attrs[name]

@@ -1,7 +1,7 @@
 """The strategies of `tf.distribute`: their Extended classes, and a replica's number.
 
-TensorFlow exports only the owners of the Extended classes, which hold what a strategy does. Seen
-with TensorFlow 2.21; `tests/distribute/test_private.py` watches what is read and set here, and
+TensorFlow exports only the owners of the Extended classes, which implement a strategy. Seen with
+TensorFlow 2.21; `tests/distribute/test_private.py` watches what is read and set here, and
 `tests/distribute/test_tpu_strategy.py` what TPUs need.
 """
 
@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-# We override how variables are made, whether replicas may pause for each other, and which of a
+# Overridden: how variables are created, whether replicas may pause for each other, and which of a
 # worker's devices are used.
 from tensorflow.python.distribute.collective_all_reduce_strategy import (
     CollectiveAllReduceExtended,
 )
 
-# As CollectiveAllReduceExtended, of the other two strategies with replicas.
+# As CollectiveAllReduceExtended, for the other two strategies with replicas.
 from tensorflow.python.distribute.mirrored_strategy import MirroredExtended
 from tensorflow.python.distribute.tpu_strategy import TPUExtended
 
@@ -32,8 +32,7 @@ __all__ = [
 def pack_variables(strategy: tf.distribute.TPUStrategy) -> None:
     """Lets a function capture one handle for all copies of a variable.
 
-    TensorFlow's constructor does so, and makes an Extended of its own, which is why ours goes
-    around it.
+    TensorFlow's constructor does so, but creates its own Extended, which is why ours bypasses it.
     """
     strategy._enable_packed_variable_in_eager_mode = True
 

@@ -1,7 +1,7 @@
-"""Distributed values: what a replica is handed, and how `tf.function` sees it.
+"""Distributed values: what a replica gets, and how `tf.function` sees it.
 
-TensorFlow exports their base class alone, which has no shapes, and the shapes decide when
-a step is traced again. Seen with TensorFlow 2.21, watched by `tests/distribute/test_private.py`.
+TensorFlow exports only their base class, which has no shapes, and the shapes decide when a step is
+retraced. Seen with TensorFlow 2.21, watched by `tests/distribute/test_private.py`.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from typing import Any
 
 import tensorflow as tf
 
-# What a replica is handed: its element of `values`, of any structure.
+# What a replica gets: its element of `values`, of any structure.
 from tensorflow.python.distribute.values import PerReplica
 
 __all__ = ["PerReplica", "PerReplicaBatch"]
 
 
 class PerReplicaBatch(PerReplica):  # type: ignore[misc]
-    """A global batch over its replicas: one distributed value, whatever the batch is made of.
+    """A global batch over its replicas: one distributed value, for any structure of the batch.
 
-    Keras asks the strategy for the shapes of a batch where every leaf of it is a distributed value,
-    and this is its only leaf; a None in the batch stays a None in each part.
+    Keras gets the shapes of a batch from the strategy where every leaf is a distributed value, and
+    this is its only leaf; a None in the batch stays a None in each part.
 
     Args:
         parts: of each replica here, nests of one structure.
@@ -31,7 +31,7 @@ class PerReplicaBatch(PerReplica):  # type: ignore[misc]
         has_empty_replicas: whether a replica may have no rows of its own.
 
     Attributes:
-        global_rows: rows of the whole batch, where its maker has counted them.
+        global_rows: rows of the whole batch, where its creator has counted them.
     """
 
     global_rows: int | None = None
@@ -45,9 +45,10 @@ class PerReplicaBatch(PerReplica):  # type: ignore[misc]
 
     @property
     def first_has_all(self) -> bool:
-        """Whether the first replica has all rows, and the others the same to compute for nothing.
+        """Whether the first replica has all rows, and the others compute the same redundantly.
 
-        A batch of fewer rows than replicas is given so, unless it is padded to a static shape.
+        That is how a batch with fewer rows than replicas is passed, unless padded to a static
+        shape.
         """
         filled_up = self.static_rows or self.values[0].real is None
         return self.has_empty_replicas and not filled_up
@@ -87,9 +88,9 @@ class _BatchSpec(tf.TypeSpec):  # type: ignore[misc]
         return PerReplicaBatch(parts, self._static_rows, self._has_empty_replicas)
 
     def most_specific_common_supertype(self, others: Any) -> Any:
-        # Keras makes its functions, one within the other, with `reduce_retracing`: where a second
-        # shape comes, `tf.function` asks the two specs for one that fits both, and traces with
-        # unknown sizes from then on. Static rows have none.
+        # Keras creates its nested functions with `reduce_retracing`: for a second shape,
+        # `tf.function` requests one spec that fits both, and traces with unknown sizes from then
+        # on. Static rows have no such spec.
         if self._static_rows:
             return self if all(self == other for other in others) else None
         return super().most_specific_common_supertype(others)

@@ -1,4 +1,4 @@
-"""The variables of TensorFlow, alone and inside a `keras.Variable`: which one is read, and how.
+"""TensorFlow's variables, alone and inside a `keras.Variable`: which one is read, and how.
 
 Keras exports a variable's value, and TensorFlow its resource; neither exports which variable holds
 the value, nor which copy of several is read. Seen with TensorFlow 2.21 and Keras 3.15, watched by
@@ -12,10 +12,10 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-# A variable of several replicas, for what it is read from outside of them.
+# A variable of several replicas, for reads outside of them.
 from tensorflow.python.distribute.values import DistributedVariable
 
-# A variable of which only the handle is made: a plan allocates nothing.
+# A variable with only a handle: a plan allocates nothing.
 from tensorflow.python.ops.resource_variable_ops import UninitializedVariable
 
 __all__ = [
@@ -29,17 +29,16 @@ __all__ = [
 
 
 class ReadByValue:
-    """Mixin for a resource variable whose readers shall call `value()`.
+    """Mixin for a resource variable whose readers must call `value()`.
 
-    An eager operation reads a resource variable by the handle it finds as `_handle`, and asks
-    nobody. Where `reads_by_value()` holds it finds none, and converts the variable as any other
-    object.
+    An eager operation reads a resource variable directly by its `_handle`. Where `reads_by_value()`
+    holds it finds none, and converts the variable like any other object.
     """
 
     _stored_handle: Any
 
     def reads_by_value(self) -> bool:
-        """Whether operations shall not read by themselves now."""
+        """Whether operations must not read directly now."""
         raise NotImplementedError
 
     @property
@@ -65,23 +64,23 @@ def handle(variable: Any) -> tf.Tensor:
 def tf_variable(variable: Any) -> Any:
     """The TensorFlow variable of a `keras.Variable`, or a TensorFlow variable itself.
 
-    None before it is made. The public `value` is a tensor of another dtype inside a layer of mixed
-    precision, and the replica's own inside a replica.
+    None before it is created. The public `value` is a tensor of another dtype inside a
+    mixed-precision layer, and the replica's own inside a replica.
     """
     return variable._value if isinstance(variable, keras.Variable) else variable
 
 
 def set_tf_variable(variable: keras.Variable, tf_variable: Any) -> None:
-    """Makes a Keras variable, which stays the same object everywhere, hold another variable."""
+    """Makes a Keras variable, whose identity is kept everywhere, hold another variable."""
     variable._value = tf_variable
 
 
 def read_here(source: Any) -> Any:
-    """What a gradient's source is read from in the current graph.
+    """The tensor that a gradient's source is read from in the current graph.
 
     Outside of `Strategy.run` a program reads one copy of a variable of several replicas, or a copy
-    on the host of one of a mesh, and a tape records that. TensorFlow asks the variable itself for
-    its handle, which one of replicas has in a replica only.
+    on the host of one of a mesh, and a tape records that. TensorFlow reads the variable's own
+    handle, which a replicated one only has inside a replica.
     """
     variable = source._value if isinstance(source, keras.Variable) else source
     if getattr(variable, "on_tape", None) is not None:

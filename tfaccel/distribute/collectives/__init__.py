@@ -1,1 +1,1 @@
-"""Collectives between workers that TensorFlow does not bring: over MPI."""
+"""Collectives between workers that TensorFlow lacks: over MPI."""

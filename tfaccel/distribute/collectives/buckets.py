@@ -8,8 +8,8 @@ from collections.abc import Sequence
 def plan(sizes: Sequence[int], kinds: Sequence[object], limit: int) -> list[list[int]]:
     """Packs tensors into messages, in order.
 
-    A tensor of `limit` bytes or more is sent alone, and is not copied for it. Gradients come in
-    the order of their layers and are ready in the opposite one, so it begins with the last.
+    A tensor of `limit` bytes or more is sent alone, without a copy. Gradients come in layer order
+    and are ready in the opposite one, so it begins with the last.
 
     Args:
         sizes: bytes of each tensor.

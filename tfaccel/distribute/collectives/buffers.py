@@ -6,13 +6,13 @@ import sys
 
 import numpy as np
 
-_ALIGNED = 64  # bytes; TensorFlow takes an array as it is when it starts at such an address
+_ALIGNED = 64  # bytes; TensorFlow uses an array so aligned without a copy
 
 
 class Buffers:
-    """Gives out memory, and takes it back when the last view of it is gone.
+    """Hands out memory, and reclaims it when its last view is gone.
 
-    Fresh memory of some megabytes costs as much as sending it: the kernel clears every page.
+    Fresh memory of some megabytes costs as much as sending it: the kernel zeroes every page.
     """
 
     def __init__(self) -> None:

@@ -11,7 +11,7 @@ from tfaccel.distribute.collectives.buffers import Buffers, spans
 
 
 class Communicator:
-    """Sums, gathers and broadcasts arrays over all workers; every worker must call alike.
+    """Sums, gathers and broadcasts arrays over all workers; all must make the same calls.
 
     Args:
         comm: an `mpi4py.MPI.Comm`.
@@ -19,7 +19,7 @@ class Communicator:
     """
 
     def __init__(self, comm: Any, begin: Callable[[], None] = lambda: None) -> None:
-        from mpi4py import MPI  # an extra; the caller has started it
+        from mpi4py import MPI  # an optional dependency; the caller has started it
 
         self._comm = comm
         self._in_place = MPI.IN_PLACE
@@ -65,13 +65,13 @@ class Communicator:
         return parts
 
     def exchange(self, parts: np.ndarray) -> np.ndarray:
-        """Gives row `r` to worker `r`.
+        """Sends row `r` to worker `r`.
 
         Args:
             parts: `(workers, ...)`, the same shape and dtype on every worker.
 
         Returns:
-            The rows that the workers have given to this one, in rank order.
+            The rows sent to this worker, in rank order.
         """
         self._begin()
         parts = np.asarray(parts, order="C")
@@ -94,7 +94,7 @@ class Communicator:
         """Concatenates the arrays of all workers, in rank order.
 
         Args:
-            array: of any dtype; its size along `axis` may be another on each worker.
+            array: of any dtype; its size along `axis` may differ between workers.
             axis: where to concatenate.
         """
         self._begin()

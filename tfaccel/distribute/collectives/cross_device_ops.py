@@ -26,7 +26,7 @@ class CrossWorkerCollectives(_private.CollectiveAllReduce):  # type: ignore[misc
         self, devices: Sequence[str], workers: WorkerCollectives, options: Any, keys: Any
     ) -> None:
         super().__init__(devices, len(devices), options, keys)
-        self._group_size = len(devices) * workers.size  # what a mean divides by
+        self._group_size = len(devices) * workers.size  # the divisor of a mean
         launchers: list[Any] = self._launchers  # type: ignore[has-type]
         self._launchers = [
             _Launcher(local, i, len(devices), workers) for i, local in enumerate(launchers)
@@ -48,7 +48,7 @@ class _Launcher:
     def batch_all_reduce(self, packs: list[list[tf.Tensor]], options: Any) -> list[tf.Tensor]:
         if self._alone:
             return self._in_reverse(tf.nest.flatten(packs))
-        # Within a worker nothing is gained by 16 bits, which TensorFlow's CPUs do not add.
+        # Within a worker 16 bits gain nothing, and TensorFlow cannot add them on CPUs.
         gradients = tf.nest.flatten(packs)
         wide = [[tf.cast(t, transport_dtype(t.dtype)) for t in pack] for pack in packs]
         sums = self._local.batch_all_reduce(wide, options)
@@ -62,7 +62,7 @@ class _Launcher:
         return [tf.cast(s, g.dtype) for s, g in zip(sums, gradients, strict=True)]
 
     def _in_reverse(self, values: list[tf.Tensor]) -> list[tf.Tensor]:
-        # TensorFlow gives gradients the last one first, and so does this: undo one of the two.
+        # TensorFlow passes gradients in reverse order, and so does this: undo one of the two.
         return self._workers.sum(values[::-1])[::-1]
 
     def all_reduce_indexed_slices(self, slices: tf.IndexedSlices, options: Any) -> tf.IndexedSlices:
@@ -83,8 +83,8 @@ class _Launcher:
     def _gather_local(self, value: tf.Tensor, axis: int, options: Any) -> tf.Tensor:
         """Gathers among the devices of this worker.
 
-        TensorFlow 2.21 ends the process when all of them have nothing to give, so each gives one
-        slice more, which is taken out again.
+        TensorFlow 2.21 crashes when all of them are empty, so each sends one extra slice, which is
+        removed again.
         """
         shape = tf.unstack(tf.shape(value))
         extra_slice = tf.zeros([*shape[:axis], 1, *shape[axis + 1 :]], value.dtype)

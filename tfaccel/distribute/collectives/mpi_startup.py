@@ -19,7 +19,7 @@ from tfaccel.errors import ClusterError, StrategyError
 
 _INSTALL = "pip install 'tfaccel[mpi]'"
 _YIELD = "MPIR_CVAR_POLLS_BEFORE_YIELD"
-"""MPICH's: how often a thread that waits looks for messages before it lets others compute."""
+"""MPICH's: how often a waiting thread polls for messages before it yields."""
 
 
 def is_installed() -> bool:
@@ -32,14 +32,14 @@ def is_installed() -> bool:
 def join(
     cluster: Cluster, port: int | None = None, secret: str = "", stall_timeout_s: float = 0.0
 ) -> Communicator:
-    """Starts MPI, and ties this worker's life to the others'.
+    """Starts MPI, and ties this worker's lifetime to the others'.
 
     Args:
         cluster: the workers.
-        port: of the coordinator beside worker 0; None when MPI's own launcher has started this
-            process, which has configured MPI already.
+        port: of the coordinator next to worker 0; None when MPI's own launcher has started this
+            process and configured MPI.
         secret: of the coordinator.
-        stall_timeout_s: as in `coordinator.start`, where that is started here.
+        stall_timeout_s: as in `coordinator.start`, if started here.
 
     Raises:
         StrategyError: no MPI library can be loaded.
@@ -85,9 +85,9 @@ def _initialized() -> Any:
             f"({reason}); {_INSTALL}."
         ) from error
     if not MPI.Is_initialized():
-        # One collective runs at a time, on whichever of TensorFlow's threads has its turn. But
-        # only where several may call does MPICH yield the core: with more workers than cores an
-        # all-reduce of 1 MB took a second, and takes a millisecond.
+        # One collective runs at a time, on any of TensorFlow's threads. But MPICH only yields the
+        # core where several threads may call it: with more workers than cores an all-reduce of 1 MB
+        # took a second without this, and a millisecond with it.
         with _environment_set({} if _YIELD in os.environ else {_YIELD: 1}):
             MPI.Init_thread(MPI.THREAD_MULTIPLE)
     return MPI.COMM_WORLD.Dup()
@@ -95,7 +95,7 @@ def _initialized() -> Any:
 
 @contextlib.contextmanager
 def _pmi_environment(cluster: Cluster, host: str, port: int, secret: str) -> Iterator[None]:
-    """Sets the rank and the process manager's address for an MPI library that starts inside."""
+    """Sets the rank and the process manager's address while an MPI library starts."""
     line = coordinator.connect(host, port, cluster.rank, "pmi", secret)
     variables = {"PMI_FD": line.detach(), "PMI_RANK": cluster.rank, "PMI_SIZE": cluster.size}
     with _environment_set(variables):
@@ -104,7 +104,7 @@ def _pmi_environment(cluster: Cluster, host: str, port: int, secret: str) -> Ite
 
 @contextlib.contextmanager
 def _environment_set(variables: Mapping[str, Any]) -> Iterator[None]:
-    """Environment variables for as long as an MPI library starts."""
+    """Sets environment variables while an MPI library starts."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update({name: str(value) for name, value in variables.items()})
     try:
@@ -118,7 +118,7 @@ def _environment_set(variables: Mapping[str, Any]) -> Iterator[None]:
 
 
 def _leave(detector: FailureDetector) -> None:
-    """Ends MPI when all workers have ended; not when this one fails, for they will not come."""
+    """Finalizes MPI when all workers have ended; not when this one fails, as they will not."""
     if worker_liveness.ended_by_error(detector):
         detector.abort()
         return

@@ -16,15 +16,15 @@ _HALF_PRECISION = (tf.float16, tf.bfloat16)
 
 
 class WorkerCollectives:
-    """What a `Communicator` does, on tensors, eagerly or in a graph.
+    """The operations of a `Communicator` on tensors, eagerly or in a graph.
 
-    In a graph collectives run in the order in which they were made, which is the same on every
-    worker because all trace the same program. They may stand in a `tf.cond` or `tf.while_loop`
-    whose course is the same on every worker.
+    In a graph collectives run in creation order, which is the same on every worker because all
+    trace the same program. They may be in a `tf.cond` or `tf.while_loop` that takes the same path
+    on every worker.
 
     Args:
         communicator: the workers.
-        bucket_bytes: tensors smaller than this are sent together, up to so many bytes.
+        bucket_bytes: tensors smaller than this are sent together, up to this many bytes.
     """
 
     def __init__(self, communicator: Communicator, bucket_bytes: int) -> None:
@@ -39,10 +39,10 @@ class WorkerCollectives:
         return self._communicator.size
 
     def sum(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-        """Sums each tensor over all workers, in buckets, the last one first.
+        """Sums each tensor over all workers, in buckets, last one first.
 
-        Floats of 16 bits are sent as they are and are added as float32; every worker gets the same
-        bits.
+        16-bit floats are sent unchanged and added as float32; results are bit-identical on all
+        workers.
 
         Args:
             tensors: numbers; the same shapes and dtypes on every worker.
@@ -62,7 +62,7 @@ class WorkerCollectives:
         return sums
 
     def _sum_narrow(self, tensors: list[tf.Tensor]) -> list[tf.Tensor]:
-        """Sums in one message of 16-bit floats: each worker adds up a part and sends it to all."""
+        """Sums in one message of 16-bit floats: each worker sums a part and sends it to all."""
         dtype = tensors[0].dtype
         flat = tf.concat([tf.reshape(t, [-1]) for t in tensors], 0)
         length = tf.size(flat)
@@ -79,10 +79,10 @@ class WorkerCollectives:
         """Concatenates the tensors of all workers along `axis`, in rank order.
 
         Args:
-            tensor: any dtype but strings; its size along `axis` may be another on each worker.
+            tensor: any dtype but strings; its size along `axis` may differ between workers.
             axis: where to concatenate.
         """
-        # Bytes are sent; bfloat16 and booleans would be none to NumPy.
+        # Sent as bytes, as bfloat16 and booleans would not be bytes to NumPy.
         (whole,) = self._call(
             lambda arrays: [self._communicator.gather(arrays[0], axis)], [_to_numpy_dtype(tensor)]
         )
@@ -106,14 +106,14 @@ class WorkerCollectives:
         collective: Callable[[Sequence[np.ndarray]], list[np.ndarray]],
         operands: list[tf.Tensor],
     ) -> list[tf.Tensor]:
-        """Runs `collective` on the arrays of `operands`, after all collectives made before it.
+        """Runs `collective` on the arrays of `operands`, after all collectives created before it.
 
-        A function that is being traced keeps the order of operations that share a variable, also
-        of branches and loops that use it inside: so each collective stands between two touches
-        of one. It must be no stateful operation itself: those run one after the other, all
-        replicas of this worker in a row, and may wait for one that comes later. The second touch
-        adds what the collective returns, since TensorFlow prunes an unused operation out
-        of a graph, and a worker may read less of a collective than the others do.
+        Tracing keeps the order of operations that share a variable, including branches and loops
+        that use it: so each collective is between two accesses of one. It must not be a stateful
+        operation itself: those run one after the other, all replicas of this worker in a row, and
+        may wait for a later one. The second access adds the result of the collective, since
+        TensorFlow prunes unused operations from a graph, and a worker may use fewer results of a
+        collective than the others.
         """
         collective = worker_activity.in_mpi(collective)
         with tf.device("/CPU:0"):

@@ -1,4 +1,4 @@
-"""How much to send at once over the link that is there."""
+"""How much to send at once over the available link."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MIN_BYTES, _MAX_BYTES = 1 << 19, 1 << 24
 
 
 def bucket_bytes(communicator: Communicator) -> int:
-    """Measures the link, in some milliseconds; every worker must call, and gets the same answer.
+    """Measures the link, in a few milliseconds; every worker must call, and gets the same answer.
 
     Args:
         communicator: the workers.
@@ -28,11 +28,11 @@ def bucket_bytes(communicator: Communicator) -> int:
 
 
 def bucket_size(latency_s: float, bytes_per_s: float) -> int:
-    """The message of which a tenth of the time is latency, within 512 KB and 16 MB.
+    """The message size at which a tenth of the time is latency, within 512 KB and 16 MB.
 
-    Larger ones gain little and are ready later; what is copied to be sent together costs too.
-    Smaller ones lose: when a worker has one core, a thread that computes gives it to MPI only every
-    few milliseconds, which a probe does not see that is made while nothing computes.
+    Larger ones gain little and are ready later; copying tensors to send them together costs too.
+    Smaller ones lose: when a worker has one core, a compute thread yields it to MPI only every few
+    milliseconds, which this probe does not see as nothing computes meanwhile.
 
     >>> bucket_size(50e-6, 2e9)
     1000000

@@ -14,7 +14,7 @@ class Compression(Protocol):
     """How gradients are sent."""
 
     def prepare(self, owner: Any, variables: list[Any], strategy: Any) -> None:
-        """Called before an optimizer that a model was compiled with gets its first gradients."""
+        """Called before the optimizer of a compiled model gets its first gradients."""
 
     def sum(self, owner: Any, grads: list[Any]) -> list[Any]:
         """Sums gradients over replicas; call it in a replica's context.

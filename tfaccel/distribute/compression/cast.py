@@ -11,11 +11,11 @@ from tfaccel.distribute.compression import fp32_all_reduce
 
 
 class Cast:
-    """Rounds gradients to 16 bits before they are summed, and their sums again.
+    """Rounds gradients to 16 bits before summing, and the sums again.
 
     Half the bytes of float32. bfloat16 has float32's range and 8 bits of precision. float16 has 11
-    bits and ends at 65,504: a gradient beyond becomes infinite. Sparse gradients, integers and what
-    has 16 bits already are sent as they are.
+    bits and a maximum of 65,504: larger gradients become infinite. Sparse gradients, integers and
+    16-bit values are sent unchanged.
 
     Args:
         name: ``"bfloat16"`` or ``"float16"``.
@@ -25,7 +25,7 @@ class Cast:
         self._dtype = tf.as_dtype(name)
 
     def prepare(self, owner: Any, variables: list[Any], strategy: Any) -> None:
-        """Nothing is remembered."""
+        """Keeps no state."""
 
     def sum(self, owner: Any, grads: list[Any]) -> list[Any]:
         """Sums gradients over replicas."""

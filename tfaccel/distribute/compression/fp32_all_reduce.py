@@ -1,9 +1,9 @@
 """Two-byte floats summed in float32, over collectives that would sum them in two bytes.
 
-A ring all-reduce in bfloat16 rounds at every replica it passes. Here every replica gets its own
-part of all replicas' numbers (an all-to-all), sums it in float32, rounds it once, and gives it to
-all (a gather). As many bytes are sent as in a ring, `2 * (n - 1) / n` times two for each number,
-and as a part is summed in one place alone, all replicas hold the same bits.
+A ring all-reduce in bfloat16 rounds at every replica. Here every replica gets its own part of all
+replicas' numbers (an all-to-all), sums it in float32, rounds it once, and sends it to all (an
+all-gather). As many bytes are sent as in a ring, `2 * (n - 1) / n` times two for each number, and
+as each part is summed in one place only, all replicas hold bit-identical results.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _TWO_BYTES = (tf.bfloat16, tf.float16)
 def all_reduce_sum(values: list[Any]) -> list[Any]:
     """Sums tensors and IndexedSlices over all replicas, two-byte floats in float32.
 
-    Eagerly replicas run one after the other and cannot meet in an exchange, and on GPUs NCCL sums
-    by itself: there two-byte floats are summed as they are.
+    Eagerly replicas run one after the other and cannot meet in an exchange, and on GPUs NCCL does
+    its own sums: there two-byte floats are summed without conversion.
     """
     values = list(values)
     sums = dict[int, Any]()
@@ -39,7 +39,7 @@ def all_reduce_sum(values: list[Any]) -> list[Any]:
 def _all_reduce_by_exchange(tensors: list[tf.Tensor]) -> list[tf.Tensor]:
     replicas = _private.exchange_group_size()
     dtype = tensors[0].dtype
-    # Two numbers are sent as one int32: TensorFlow's gather takes no bfloat16.
+    # Two numbers are sent as one int32: TensorFlow's gather does not support bfloat16.
     parts = tf.reshape(pack(tensors, multiple=2 * replicas), [replicas, -1, 2])
     received = tf.bitcast(_private.all_to_all(tf.bitcast(parts, tf.int32)), dtype)
     total = tf.cast(tf.reduce_sum(tf.cast(received, tf.float32), axis=0), dtype)

@@ -1,4 +1,4 @@
-"""Many tensors as one: a message has a price of its own, whatever it carries."""
+"""Many tensors as one: each message has a fixed cost, whatever its size."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import tensorflow as tf
 
 
 def pack(tensors: Sequence[tf.Tensor], multiple: int = 1) -> tf.Tensor:
-    """All tensors end to end, and zeros until the length is a multiple of `multiple`.
+    """All tensors concatenated, zero-padded to a multiple of `multiple`.
 
     >>> pack([tf.constant([[1, 2]]), tf.constant(3)], multiple=4).numpy().tolist()
     [1, 2, 3, 0]
@@ -21,7 +21,7 @@ def pack(tensors: Sequence[tf.Tensor], multiple: int = 1) -> tf.Tensor:
 
 
 def unpack(flat: tf.Tensor, like: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-    """Takes `pack(like)` apart again; what was added to its end is dropped."""
+    """The inverse of `pack(like)`; drops the padding."""
     sizes = tf.stack([tf.size(t) for t in like])
     parts = tf.split(flat[: tf.reduce_sum(sizes)], sizes, num=len(like))
     shaped = (tf.reshape(part, tf.shape(t)) for part, t in zip(parts, like, strict=True))

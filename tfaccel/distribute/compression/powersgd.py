@@ -19,12 +19,12 @@ from tfaccel.errors import StrategyError
 
 @dataclass(frozen=True)
 class _Memory:
-    """What a replica remembers of one gradient, seen as `n` rows of `m`.
+    """A replica's state for one gradient, seen as `n` rows of `m`.
 
     Attributes:
-        error: `(n, m)`, what has not been sent yet; each replica's part of a sum, on which alone
-            what is sent depends.
-        q: `(m, rank)`, where the last power iteration ended; the same on every replica.
+        error: `(n, m)`, the unsent remainder; each replica's part of a sum, the only thing that
+            what is sent depends on.
+        q: `(m, rank)`, the result of the last power iteration; the same on every replica.
     """
 
     error: tf.Variable
@@ -32,12 +32,12 @@ class _Memory:
 
 
 class PowerSGD:
-    """Sends `rank * (n + m)` numbers for a gradient of `n * m`, and keeps the rest for later.
+    """Sends `rank * (n + m)` numbers for a gradient of `n * m`, and keeps the error for later.
 
-    What is lost in a step is added to the next step's gradient (error feedback), so nothing is
-    lost for good; the weights are not those of one device. Vectors, sparse gradients and matrices
-    of which it would not save half are sent as they are. What is kept is in no file but
-    those of `tfaccel.checkpoint.resume`.
+    The error of a step is added to the next step's gradient (error feedback), so nothing is lost
+    permanently; the weights are not those of one device. Vectors, sparse gradients and matrices for
+    which it would not save half are sent unchanged. The state is only saved in the files of
+    `tfaccel.checkpoint.resume`.
 
     Args:
         rank: of the approximation.
@@ -51,16 +51,16 @@ class PowerSGD:
 
     @property
     def variables(self) -> list[tf.Variable]:
-        """What is remembered, of all optimizers in the order in which they were prepared."""
+        """The state, of all optimizers in the order in which they were prepared."""
         kept = [one for memory in self._kept.values() for one in memory if one is not None]
         return [variable for one in kept for variable in (one.error, one.q)]
 
     def prepare(self, owner: Any, variables: list[Any], strategy: Any) -> None:
-        """Makes what is to be remembered for an optimizer; in a cross-replica context.
+        """Creates the state for an optimizer; in a cross-replica context.
 
         Args:
             owner: the optimizer.
-            variables: those that it trains, in the order of the gradients it will be given.
+            variables: those that it trains, in the order of the gradients to come.
             strategy: whose replicas will call `sum`.
         """
         if owner not in self._kept:
@@ -95,9 +95,9 @@ class PowerSGD:
             for i, kept in memory.items()
         }
         p, sums = self._first_message({i: m @ memory[i].q for i, m in matrices.items()}, whole)
-        # After an overflow nothing is remembered, and the LossScaleOptimizer sees it.
+        # After an overflow the state is dropped, and the LossScaleOptimizer detects it.
         finite = {i: tf.reduce_all(tf.math.is_finite(total)) for i, total in p.items()}
-        # The same input on every replica, and so the same bits.
+        # The same input on every replica, so the results are bit-identical.
         p = {i: tf.linalg.qr(_where(finite[i], total)).q for i, total in p.items()}
         matrices = {i: _where(finite[i], m) for i, m in matrices.items()}
         q = {i: tf.matmul(m, p[i], transpose_a=True) for i, m in matrices.items()}
@@ -113,7 +113,7 @@ class PowerSGD:
     def _first_message(
         self, p: dict[int, tf.Tensor], whole: dict[int, Any]
     ) -> tuple[dict[int, tf.Tensor], dict[int, Any]]:
-        """Sums the thin matrices, and what is sent as it is, over replicas."""
+        """Sums the thin matrices, and uncompressed gradients, over replicas."""
         sparse = {i: g for i, g in whole.items() if isinstance(g, tf.IndexedSlices)}
         dense = {i: g for i, g in whole.items() if i not in sparse}
         packed = step.all_reduce_packed([*p.values(), *dense.values()])
@@ -123,7 +123,7 @@ class PowerSGD:
         return dict(zip(p, packed[: len(p)], strict=True)), sums
 
     def _memory(self, index: int, shape: tuple[int, ...]) -> _Memory | None:
-        """What to remember of a gradient, or None for one that is sent as it is."""
+        """The state for a gradient, or None for one that is sent uncompressed."""
         if len(shape) < 2:
             return None
         n, m = math.prod(shape[:-1]), shape[-1]

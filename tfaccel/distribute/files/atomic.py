@@ -1,4 +1,4 @@
-"""Replaces files and directories atomically: what is at a path is complete at any time."""
+"""Replaces files and directories atomically: a path is complete at any time."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-_ATTEMPTS = 100  # of workers that put the same directory on a disk that they share
+_ATTEMPTS = 100  # for workers that put the same directory on a shared disk
 
 
 def is_remote(path: str) -> bool:
-    """Whether `path` is on a filesystem of `tf.io.gfile`, which is one for all workers.
+    """Whether `path` is on a filesystem of `tf.io.gfile`, which all workers share.
 
     >>> is_remote("gs://bucket/m.keras"), is_remote("run/m.keras")
     (True, False)
@@ -39,14 +39,14 @@ def beside(path: str, kind: str) -> str:
 def write(path: str, rank: int, write_to: Callable[[str], None], parents: bool = False) -> None:
     """Writes a file, several, or a directory; a local one replaces the previous when complete.
 
-    Workers that share a disk may all write the same path: each writes a directory of its own first.
+    Workers that share a disk may all write the same path: each first writes its own directory.
 
     Args:
         path: of the file or directory.
         rank: of this worker.
-        write_to: writes what it is given the path of: that file, a directory of that name, or files
-            beside it.
-        parents: whether missing directories above `path` are made.
+        write_to: writes to the path passed to it: a file, a directory, or several files with that
+            prefix.
+        parents: whether to create missing parent directories of `path`.
     """
     if is_remote(path):
         write_to(path)
@@ -56,7 +56,7 @@ def write(path: str, rank: int, write_to: Callable[[str], None], parents: bool =
     if parents and folder:
         os.makedirs(folder, exist_ok=True)
     worker_folder = beside(path, f"rank{rank}")
-    shutil.rmtree(worker_folder, ignore_errors=True)  # of a run that was killed
+    shutil.rmtree(worker_folder, ignore_errors=True)  # left by a killed run
     os.mkdir(worker_folder)
     try:
         write_to(os.path.join(worker_folder, base))
@@ -74,7 +74,7 @@ def write(path: str, rank: int, write_to: Callable[[str], None], parents: bool =
 
 
 def _put_folder(written: str, target: str, old: str) -> None:
-    """Renames a local directory, also where another process puts an equal one there."""
+    """Renames a local directory, even if another process puts an equal one there."""
     for attempt in range(_ATTEMPTS):
         shutil.rmtree(old, ignore_errors=True)
         if os.path.isfile(target):
@@ -91,13 +91,13 @@ def _put_folder(written: str, target: str, old: str) -> None:
 
 
 def begin_folder(folder: str) -> None:
-    """Makes an empty directory, also where a run that was killed has left one."""
+    """Creates an empty directory, replacing one left by a killed run."""
     remove_folder(folder)
     tf.io.gfile.makedirs(folder)
 
 
 def replace_folder(written: str, folder: str) -> None:
-    """Puts the directory `written` at `folder`; either is local or remote, and not shared."""
+    """Moves the directory `written` to `folder`; either is local or remote, and not shared."""
     old = beside(folder, "old")
     remove_folder(old)
     if tf.io.gfile.exists(folder):
@@ -107,7 +107,7 @@ def replace_folder(written: str, folder: str) -> None:
 
 
 def remove_folder(folder: str) -> None:
-    """Removes a directory that may not be there."""
+    """Removes a directory if it exists."""
     if tf.io.gfile.exists(folder):
         tf.io.gfile.rmtree(folder)
 
@@ -116,7 +116,7 @@ def _move(folder: str, to: str) -> None:
     if not is_remote(folder):
         tf.io.gfile.rename(folder, to)
         return
-    # Not every remote filesystem has directories that could be renamed.
+    # Not every remote filesystem can rename directories.
     tf.io.gfile.makedirs(to)
     for name in tf.io.gfile.listdir(folder):
         tf.io.gfile.rename(inside(folder, name), inside(to, name))

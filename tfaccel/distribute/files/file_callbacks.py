@@ -24,7 +24,7 @@ from tfaccel.errors import ClusterError
 
 
 class ChiefWrites:
-    """Mixin for a callback that only writes files: it acts on the chief alone."""
+    """Mixin for a callback that only writes files: it acts only on the chief."""
 
     model: Any
     _strategy: WritingStrategy
@@ -68,7 +68,7 @@ class SaveCount:
         self._unsaved = 0
 
     def go_on(self, step: int, batches: int) -> None:
-        """Counts on from `step` batches of an epoch, after so many in all.
+        """Continues counting from `step` batches of an epoch, after this many in all.
 
         >>> count = SaveCount(3)
         >>> count.go_on(step=1, batches=4)
@@ -94,7 +94,7 @@ class SaveCount:
 
 
 class ChiefSaves(ChiefWrites, _private.BeforeSaving):
-    """Mixin for a callback that saves the model: after each epoch, or every so many batches."""
+    """Mixin for a callback that saves the model: after each epoch, or every few batches."""
 
     save_freq: Any
     _count: SaveCount | None = None
@@ -102,7 +102,7 @@ class ChiefSaves(ChiefWrites, _private.BeforeSaving):
     before_saving: Callable[[], None] | None = None
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Acts on the chief, while the others wait, if it is time to save."""
+        """Acts on the chief, while the others wait, if a save is due."""
         if self.save_freq == "epoch":
             super().on_train_batch_end(batch, logs)
             return
@@ -117,20 +117,20 @@ class ChiefSaves(ChiefWrites, _private.BeforeSaving):
         self._on_chief(lambda: super(ChiefSaves, self).on_train_batch_end(batch, logs))
 
     def due(self, batch: int) -> bool:
-        """Whether to save now, as all workers have counted."""
+        """Whether to save now, by the count that all workers share."""
         return self._due
 
 
 class ChiefBacksUp(ChiefSaves):
-    """Mixin for `keras.callbacks.BackupAndRestore`: one backup, and all resume from it."""
+    """Mixin for `keras.callbacks.BackupAndRestore`: one backup, from which all resume."""
 
     backup_dir: Any
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Restores.
 
-        Where every worker holds all of the model, the chief reads, and gives its weights and its
-        epoch to all. Where each holds a part, all read.
+        Where every worker holds the whole model, the chief reads, and broadcasts its weights and
+        epoch. Where each holds a part, all read.
 
         Raises:
             ClusterError: when a worker has not found the backup that the chief has.
@@ -156,9 +156,9 @@ class ChiefBacksUp(ChiefSaves):
 
 
 class ChiefLogs:
-    """Mixin for `keras.callbacks.TensorBoard`: what the others log is thrown away.
+    """Mixin for `keras.callbacks.TensorBoard`: the other workers' logs are discarded.
 
-    They log too, since a step that writes summaries of its own must be the same program everywhere.
+    They log too, since a step that writes its own summaries must be the same program everywhere.
     """
 
     model: Any
@@ -168,7 +168,7 @@ class ChiefLogs:
     _discarded: tempfile.TemporaryDirectory[str] | None = None
 
     def set_model(self, model: Any) -> None:
-        """Writes the graph, on the chief where it was requested."""
+        """Writes the graph, on the chief, if requested."""
         requested = self.log_dir
         if not self._strategy.cluster.is_chief:
             self._discarded = tempfile.TemporaryDirectory(prefix="tfaccel-logs-")
@@ -179,7 +179,7 @@ class ChiefLogs:
             self.log_dir = requested
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """As Keras's; what the chief fails of is every worker's error."""
+        """As Keras's; an error of the chief is raised on every worker."""
         self._on_all(lambda: super(ChiefLogs, self).on_train_begin(logs))  # type: ignore[misc]
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
@@ -227,7 +227,7 @@ def write_on_chief(callbacks: Any, strategy: WritingStrategy) -> None:
 
 
 def warn_of_backups(callbacks: Any) -> None:
-    """Warns of a backup from which `fit` does not resume as expected: Keras reads no batch."""
+    """Warns of a backup from which `fit` does not resume as expected: Keras ignores the batch."""
     instances = getattr(callbacks, "callbacks", callbacks)
     for callback in tf.nest.flatten(instances) if instances else ():
         if isinstance(callback, keras.callbacks.BackupAndRestore) and callback.save_freq != "epoch":
@@ -255,7 +255,7 @@ def _share_state(model: keras.Model, strategy: WritingStrategy) -> None:
 
 
 def _all_optimizers(model: keras.Model) -> list[keras.optimizers.Optimizer]:
-    """The optimizers of `model` and of the models in it, all of which its files hold."""
+    """The optimizers of `model` and of nested models, all of which its files hold."""
     models = [part for part in _private.layers_of(model) if isinstance(part, keras.Model)]
     optimizers = {id(one): one for part in [model, *models] for one in optimizers_of(part)}
     return list(optimizers.values())

@@ -1,4 +1,4 @@
-"""`save`, `save_weights` and `export` of a model that is trained by several workers."""
+"""`save`, `save_weights` and `export` of a model trained by several workers."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _saves(method: Callable[..., Any], model: Any, strategy: WritingStrategy) ->
     def saves(filepath: Any, overwrite: bool = True, *args: Any, **kwargs: Any) -> None:
         path = os.fspath(filepath)
         if not (path.endswith(_SUFFIXES) or args or kwargs):
-            method(filepath, overwrite)  # which Keras refuses, and says why
+            method(filepath, overwrite)  # which Keras rejects with a reason
             return
         _refuse_existing(strategy, path, overwrite)
         _write(model, strategy, path, lambda own: method(own, True, *args, **kwargs))
@@ -77,16 +77,16 @@ def _write(
         with turn.gathered(model):
             write()
     elif strategy.holds_whole_variables and not atomic.is_remote(path):
-        write()  # one for each worker, and none waits
+        write()  # one per worker, and none waits
     else:
         with strategy.gathered_for_file(model):
             on_chief(strategy, f"write {path}", write)
 
 
 def _refuse_existing(strategy: WritingStrategy, path: str, overwrite: bool) -> None:
-    """Raises where something is at `path`, here or where the chief is.
+    """Raises if `path` exists, here or on the chief.
 
-    Keras asks on the terminal, which workers do not have.
+    Keras prompts on the terminal, which workers do not have.
     """
     if overwrite:
         return
@@ -94,7 +94,7 @@ def _refuse_existing(strategy: WritingStrategy, path: str, overwrite: bool) -> N
         f"tfaccel: {path} is there already and overwrite=False; expected a new path."
     )
     existing = error if tf.io.gfile.exists(path) else None
-    # Nobody writes before all have looked: they may share a disk.
+    # All check before any writes: they may share a disk.
     failure = broadcast_error(strategy, existing) if current_write_context() is None else ""
     if existing is not None or failure:
         raise error

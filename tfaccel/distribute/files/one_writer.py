@@ -17,7 +17,7 @@ _DONE, _GATHER = 0, 1
 
 
 class WritingStrategy(Workers, Protocol):
-    """What the policy needs of a strategy of several workers.
+    """The interface that the policy needs from a strategy of several workers.
 
     Attributes:
         holds_whole_variables: whether each worker holds all of every variable.
@@ -26,7 +26,7 @@ class WritingStrategy(Workers, Protocol):
     holds_whole_variables: bool
 
     def gathered_for_file(self, model: keras.Model) -> AbstractContextManager[None]:
-        """While the chief writes: it reads whole variables of `model` without the other workers.
+        """While the chief writes, it reads whole variables of `model` without the other workers.
 
         Every worker must call where they do not hold whole variables.
         """
@@ -81,20 +81,20 @@ def on_chief(
     work: Callable[[], None],
     model: keras.Model | None = None,
 ) -> None:
-    """Does `work` on the chief, while the others wait; every worker must call.
+    """Runs `work` on the chief, while the others wait; every worker must call.
 
     Args:
         strategy: of several workers.
-        what: what the chief does, for an error message: "write m.keras".
+        what: the chief's action, for an error message: "write m.keras".
         work: may save `model`, also where the workers hold slices of that.
         model: the same on every worker; None where its variables have been gathered.
 
     Raises:
         Exception: on the chief, what `work` raised.
-        TfaccelError: on the others then.
+        TfaccelError: on the others in that case.
     """
     if current_write_context() is not None:
-        work()  # within another turn, whose end tells
+        work()  # within another turn, which reports at its end
     elif not strategy.cluster.is_chief:
         _raise_on_others(what, _assist_chief(strategy, model))
     else:
@@ -109,12 +109,12 @@ def on_chief(
 
 
 def on_all(strategy: WritingStrategy, what: str, work: Callable[[], None]) -> None:
-    """Does `work` on every worker, which must all call.
+    """Runs `work` on every worker, which must all call.
 
     Args:
         strategy: of several workers.
         what: as in `on_chief`.
-        work: is nothing that one worker waits for another in.
+        work: must not make one worker wait for another.
 
     Raises:
         Exception: on a worker, what its `work` raised.
@@ -136,14 +136,14 @@ def _raise_on_others(what: str, failure: str) -> None:
 
 
 def broadcast_error(strategy: Any, error: Exception | None) -> str:
-    """What the chief failed of, on every worker; every worker must call.
+    """Shares the chief's error with every worker; every worker must call.
 
     Args:
         strategy: of several workers, or any other.
-        error: on the chief, what it failed of.
+        error: on the chief, its error.
 
     Returns:
-        The type and text of the error; empty where there was none.
+        The type and text of the error; empty if there was none.
     """
     text = error_text(error) if error is not None else ""
     if getattr(strategy, "cluster", None) is None:
@@ -152,7 +152,7 @@ def broadcast_error(strategy: Any, error: Exception | None) -> str:
 
 
 def error_of(work: Callable[[], None]) -> Exception | None:
-    """What `work` failed of."""
+    """The error of `work`, if any."""
     try:
         work()
     except Exception as error:

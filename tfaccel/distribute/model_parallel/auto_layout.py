@@ -1,10 +1,9 @@
 """Derives layouts from the layers themselves, as Megatron-LM splits a transformer.
 
-Attention is split over its heads, and the projection of its output on its input; a pair of dense
-layers by columns, then by rows, so that nothing is communicated between the two; embeddings and
-the output head over the vocabulary; all else stays whole on every device
-(https://arxiv.org/abs/1909.08053). Any layout gives the same numbers: a guess that does not suit a
-model costs speed alone.
+Attention is split over its heads, and its output projection over its inputs; a pair of dense layers
+by columns, then by rows, so that nothing is communicated between the two; embeddings and the output
+head over the vocabulary; everything else is replicated (https://arxiv.org/abs/1909.08053). Any
+layout gives the same numbers: a guess that does not suit a model costs only speed.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ import keras
 from tfaccel.distribute.model_parallel.layout_map import Axes
 from tfaccel.distribute.model_parallel.mesh import MeshShape
 
-# Layers whose operations need the whole of their weights: DTensor's convolution takes no filter
-# that is sharded, its fused batch normalization no sharded statistics.
+# Layers whose operations need whole weights: DTensor's convolution does not support sharded
+# filters, nor its fused batch normalization sharded statistics.
 _GATHERED = (
     keras.layers.Conv1D,
     keras.layers.Conv2D,
@@ -40,16 +39,16 @@ def gathers_weights(layers: Sequence[Any]) -> bool:
 
 
 class AutoLayout:
-    """Splits variables over the model axis of `mesh`, in the order in which they are made."""
+    """Splits variables over the model axis of `mesh`, in creation order."""
 
     def __init__(self, mesh: MeshShape) -> None:
         self._axis = mesh.model_axis
         self._size = mesh.sizes[self._axis] if self._axis else 1
         self._open_columns: int | None = None  # the width of a column-split layer still unpaired
-        self._split: dict[int, Axes] = {}  # of kernels, for the bias that follows
+        self._split: dict[int, Axes] = {}  # axes of kernels, for the bias that follows
 
     def axes(self, path: str, shape: tuple[int, ...], layers: Sequence[Any]) -> tuple[Axes, str]:
-        """The axes of a new variable, and why.
+        """The axes of a new variable, and the reason.
 
         Args:
             path: its Keras path.
@@ -121,7 +120,7 @@ class AutoLayout:
             if self._split[id(layer)] != (None,):
                 self._split[id(layer)] = _along(layer, created[0], output, self._axis)
             return split
-        # More letters out than in: heads are made. More in than out: heads are summed.
+        # More letters out than in: splits into heads. More in than out: sums over heads.
         heads, reason = (
             (created[0], "heads") if len(created) > len(summed) else (summed[0], "heads in")
         )

@@ -1,8 +1,9 @@
 """Relayouts between axes, for kernels that lie over two of them: rows over x, columns over y.
 
-Such a layer leaves its features over y, and the next one, whose rows are over x, cannot take them
-so: DTensor multiplies only what is divided alike. While a step is traced, the features that go
-into such a layer are moved to the axis of its rows. Kernels over one axis need none of this.
+Such a layer leaves its features over y, and the next one, whose rows are over x, cannot use them
+like that: DTensor multiplies only operands with matching sharding. While a step is traced, the
+features that go into such a layer are moved to the axis of its rows. Kernels over one axis need
+none of this.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def relayout_calls(
     Args:
         model: whose step is being traced.
         mesh: a DTensor mesh.
-        model_axis: the axis that needs no moving, as all features are over it or whole.
+        model_axis: the axis that needs no relayout, as all features are over it or whole.
     """
     kernels = [
         (layer, axes)
@@ -45,7 +46,7 @@ def relayout_calls(
 
 
 def feature_axes(layer: Any, kernel: Axes) -> tuple[Axes, Axes]:
-    """The axes of the last dimensions of what goes into `layer`, and of what comes out.
+    """The axes of the last dimensions of the inputs of `layer`, and of its outputs.
 
     Args:
         layer: a Dense or EinsumDense layer.

@@ -1,7 +1,7 @@
 """Places the host tensors that a traced step captures on the mesh.
 
-A layer may hold a plain tensor (the mean of a Normalization layer). A step's graph takes it as one
-more input, and DTensor wants all inputs of a graph on its mesh.
+A layer may hold a plain tensor (the mean of a Normalization layer). A step's graph captures it as
+one more input, and DTensor requires all inputs of a graph on its mesh.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from tfaccel.distribute.mixins import mix_in
 from tfaccel.distribute.model_parallel import host_transfer, rewrites
 from tfaccel.distribute.replacements import replaced
 
-_LARGEST_BROADCAST = 16  # elements of an integer tensor that DTensor gives each device by itself
+_LARGEST_BROADCAST = 16  # elements of an integer tensor that DTensor itself copies to each device
 
 
 class CapturesOnMesh:
-    """Mixin for the graph of a step: host tensors it captures are put on the mesh, whole."""
+    """Mixin for the graph of a step: host tensors it captures are replicated on the mesh."""
 
     _strategy: Any
     _captured: dict[int, tuple[Any, tf.Tensor]]
@@ -30,7 +30,7 @@ class CapturesOnMesh:
         """Captures `tensor`, or its copy on the mesh."""
         if hasattr(tensor, "numpy") and _is_large(tensor):
             if id(tensor) not in self._captured:
-                # The tensor is kept with its copy, so that its id stays its own.
+                # The tensor is kept alive with its copy, so that its id is not reused.
                 self._captured[id(tensor)] = (tensor, self._to_mesh(tensor))
             tensor = self._captured[id(tensor)][1]
         return super().capture(tensor, name, shape)  # type: ignore[misc]
@@ -47,13 +47,13 @@ class CapturesOnMesh:
 
         def made(inputs: Any) -> Any:
             operation = create(inputs, *args, **kwargs)
-            kwargs["name"] = None  # it is taken: a second one finds its own
+            kwargs["name"] = None  # already used: a second one finds its own
             return operation
 
         return rule(rewrites.Operation(made, inputs, kwargs["attrs"], self._strategy))
 
     def _of_whole(self, operation: Any) -> Any:
-        # What lays operands out is made of operations too.
+        # Laying operands out creates operations too.
         with replaced(self, "_laying_out", True):
             return rewrites.replicate_operands(operation)
 
@@ -67,8 +67,8 @@ class CapturesOnMesh:
 def _with_int32_indices(inputs: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """The arguments of a ScatterNd with its indices and shape as int32.
 
-    DTensor gives every device a shape of int32, whatever the indices are (of a confusion matrix,
-    int64), and the operation then fails.
+    DTensor gives every device an int32 shape, whatever the type of the indices (int64 in a
+    confusion matrix), and the operation then fails.
     """
     indices, updates, shape = inputs
     kwargs["attrs"]["Tindices"].type = tf.int32.as_datatype_enum
@@ -77,7 +77,7 @@ def _with_int32_indices(inputs: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[
 
 
 def _is_large(tensor: tf.Tensor) -> bool:
-    """Whether DTensor refuses it as an input of a graph: it gives each device small ones itself."""
+    """Whether DTensor rejects it as an input of a graph; small ones it copies to devices itself."""
     if tensor.dtype in (tf.resource, tf.variant, tf.string) or not tensor.shape.rank:
         return False
     if tensor.dtype in (tf.int32, tf.int64):

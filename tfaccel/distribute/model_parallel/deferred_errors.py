@@ -1,7 +1,7 @@
-"""Deferred errors: whether the steps that were sent to the mesh have succeeded.
+"""Deferred errors: whether the steps dispatched to the mesh have succeeded.
 
-DTensor runs steps asynchronously, and reports a failure when a result is read. A
-`fit` whose logs are not read would continue, and show the metrics as they were: a loss of 0.0.
+DTensor runs steps asynchronously, and reports a failure when a result is read. A `fit` whose logs
+are not read would continue, and report stale metrics: a loss of 0.0.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class DeferredErrors:
         self._result: tf.Tensor | None = None
 
     def follow(self, results: Any) -> Any:
-        """Checks the step before, and keeps a result of this one.
+        """Checks the previous step, and keeps a result of this one.
 
         Args:
             results: what a step has returned.
@@ -27,7 +27,7 @@ class DeferredErrors:
             `results`.
 
         Raises:
-            tf.errors.OpError: what went wrong in the step before.
+            tf.errors.OpError: the previous step failed.
         """
         self.check()
         tensors = [leaf for leaf in tf.nest.flatten(results) if tf.is_tensor(leaf)]
@@ -38,7 +38,7 @@ class DeferredErrors:
         """Waits for the last step.
 
         Raises:
-            tf.errors.OpError: what went wrong in it.
+            tf.errors.OpError: it failed.
         """
         result, self._result = self._result, None
         if result is not None:

@@ -1,4 +1,4 @@
-"""DTensor's own settings, which are read from the environment before its first device is made.
+"""DTensor's own settings, which it reads from the environment when its first device is created.
 
 This is the one place outside the launcher that changes the environment.
 """
@@ -30,7 +30,7 @@ def start(mesh: MeshShape, devices: Sequence[str], cluster: Cluster | None) -> o
         cluster: the processes of this job, or None.
 
     Raises:
-        LayoutError: when the mesh has another number of devices than there are.
+        LayoutError: when the mesh size differs from the number of devices.
         StrategyError: when TensorFlow's devices were in use before.
     """
     workers = cluster.size if cluster is not None else 1

@@ -1,9 +1,10 @@
 """Replicates features for layers that DTensor cannot compute with sharded ones.
 
 A dense layer that is split by columns leaves its features divided over the model axis, and its
-partner, which is split by rows, takes them so. Most other layers cannot: a convolution wants all
-channels, a reshape all that it folds. While a step is traced, such layers take and give tensors
-that are divided over the batch axis at most. A layout is where numbers lie, so the numbers stay.
+partner, which is split by rows, consumes them like that. Most other layers cannot: a convolution
+needs all channels, a reshape all dimensions that it folds. While a step is traced, such layers take
+and return tensors that are divided over the batch axis at most. A layout only places values, so the
+numbers do not change.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from tfaccel.distribute.model_parallel.axis_relayout import relayout_calls
 from tfaccel.distribute.model_parallel.layout_constraint import constrain_layout
 from tfaccel.distribute.replacements import Replacements
 
-# Between the two dense layers of a pair, and inside attention: these leave divided features so.
+# Between the two dense layers of a pair, and inside attention: these keep features divided.
 _ELEMENTWISE = (
     keras.layers.Activation,
     keras.layers.Add,
@@ -36,12 +37,12 @@ _ELEMENTWISE = (
     keras.layers.ReLU,
     keras.layers.Softmax,
 )
-# Of keras_hub, which need not be here: turns the features of each head by themselves.
+# Of keras_hub, which may not be installed: rotates the features of each head separately.
 _ELEMENTWISE_NAMES = {"RotaryEmbedding"}
 _ELEMENTWISE_ACTIVATIONS = {"gelu", "linear", "relu", "sigmoid", "silu", "softmax", "tanh"}
 
-# These work on a mixture of rows, in operations that DTensor cannot divide over the batch: every
-# device computes the whole of them.
+# These mix rows, in operations that DTensor cannot divide over the batch: every device computes all
+# of them.
 _REPLICATED = (
     keras.layers.CutMix,
     keras.layers.MixUp,
@@ -50,12 +51,12 @@ _REPLICATED = (
 
 _REPLICATED_ACTIVATIONS = {"sparsemax"}  # the gradient of a sort scatters to rows of all devices
 
-# These call other layers inside loops: they take whole features once, not at each turn.
+# These call other layers inside loops: they gather features once, not in each iteration.
 _OUTERMOST_ONLY = (keras.layers.RNN, keras.layers.Wrapper)
 
 
-# In a relayout, the spec of a dimension that stays divided as it is: a step is traced once for
-# batches that divide and for those that do not.
+# In a relayout, the spec of a dimension that keeps its sharding: a step is traced once for batches
+# that divide and for those that do not.
 _UNCHANGED = dtensor.MATCH
 
 
@@ -68,7 +69,7 @@ def replicated_features(
     Args:
         model: whose step it is, or a layer.
         mesh: a DTensor mesh.
-        model_axis: the axis that divides the model where no rule names another.
+        model_axis: the axis that divides the model unless a rule names another.
         losses: that the step calls, besides those that the model was compiled with.
     """
     rows = functools.partial(_replicate_features, mesh=mesh, rows=_UNCHANGED)

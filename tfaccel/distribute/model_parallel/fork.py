@@ -1,7 +1,7 @@
-"""Processes that are forked where a mesh is: the mesh stays with the process that made it.
+"""Processes forked from one with a mesh: the mesh stays with the process that made it.
 
-The threads that run DTensor's devices are not in a forked process, where to read a variable of the
-mesh is to wait forever. What such a process makes lies on its host.
+The threads that run DTensor's devices do not survive a fork, so a forked process that reads a
+variable of the mesh hangs. What such a process creates is on its host.
 """
 
 from __future__ import annotations

@@ -17,12 +17,12 @@ from tfaccel.distribute.replacements import replaced
 def gathered_to_chief(model: keras.Model, strategy: Any) -> Iterator[None]:
     """Gathers every variable of `model` and its optimizers in one order on all processes.
 
-    All must call. Without one order, the processes of a trained model wait for each other forever.
+    All must call. Without one order, the processes would deadlock.
 
     Args:
         model: of this strategy.
-        strategy: of a mesh over several processes. While this is entered, a variable that the chief
-            reads is what was gathered.
+        strategy: of a mesh over several processes. While this context is active, the chief reads
+            gathered values.
     """
     values: dict[int, np.ndarray] = {}
     variables = [*model.variables, *(v for o in optimizers_of(model) for v in o.variables)]

@@ -1,7 +1,7 @@
 """Text from keras_hub's language models: generated on the host, from whole copies of the weights.
 
-`generate` is a loop over a cache of keys and values, which grows by slices that DTensor cannot
-write. So every process computes it as one device would.
+`generate` is a loop over a key-value cache, which is updated by slices that DTensor cannot write.
+So every process computes it as one device would.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class GeneratesOnHost:
     generate_function: Any
 
     def make_generate_function(self) -> Any:
-        """As keras_hub's; of several processes, all must call what it returns."""
+        """As keras_hub's; with several processes, all must call the returned function."""
         function = super().make_generate_function()  # type: ignore[misc]
         if hasattr(function, "_tfaccel_on_copies"):
             return function
@@ -42,6 +42,6 @@ class GeneratesOnHost:
 
 
 def enable_generate(model: keras.Model) -> None:
-    """Lets `model` generate, if it is of those that do."""
+    """Lets `model` generate, if it has a `generate`."""
     if hasattr(model, "make_generate_function"):
         mix_in(model, GeneratesOnHost)

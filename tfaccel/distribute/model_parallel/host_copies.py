@@ -1,7 +1,8 @@
-"""Copies of variables for a function that runs on the host, and not on the mesh.
+"""Copies of variables for a function that runs on the host instead of the mesh.
 
 A graph cannot read both a host tensor and a variable of the mesh. Such a function is traced, and
-called, with a whole copy of each variable in its place; what it assigns is put on the mesh after.
+called, with a whole copy of each variable in its place; its assignments are copied to the mesh
+afterwards.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class HostCopies:
 
     Args:
         variables: gives the mesh variables that the function is known to use.
-        broadcast: of several processes, gives all of them the chief's values; None leaves each
+        broadcast: with several processes, gives all of them the chief's values; None leaves each
             process its own.
     """
 
@@ -42,10 +43,10 @@ class HostCopies:
 
     @contextmanager
     def used(self, put_back: bool = True) -> Iterator[None]:
-        """Reads and assignments inside go to the copies; every process must come here.
+        """Reads and assignments inside go to the copies; every process must call.
 
         Args:
-            put_back: whether the variables get what was assigned to their copies.
+            put_back: whether assignments to the copies are written to the variables.
         """
         for variable, copy in self._copies.values():
             copy.assign(variable.numpy())
@@ -63,11 +64,11 @@ class HostCopies:
             variable.assign(value)
 
     def of(self, variable: Any, assigned: bool = False) -> tf.Variable:
-        """The copy of `variable`, which shall be put on the mesh if it is `assigned`."""
+        """The copy of `variable`, to be copied back to the mesh if it is `assigned`."""
         if assigned:
             self._assigned.add(id(variable))
         if id(variable) not in self._copies:
-            # The variable is kept with its copy, so that its id stays its own.
+            # The variable is kept alive with its copy, so that its id is not reused.
             self._copies[id(variable)] = variable, _copied(variable)
         return self._copies[id(variable)][1]
 
@@ -88,10 +89,10 @@ _thread_state = _ThreadState()
 
 
 class DatasetCopies:
-    """Copies for the functions of a `tf.data.Dataset`, which run on the host, in threads of it.
+    """Copies for the functions of a `tf.data.Dataset`, which run on host threads.
 
-    A layer that was made in the scope may be called in `dataset.map`. What such a function assigns
-    (the state of random numbers) stays with the copy, from which the variable is then read.
+    A layer that was created in the scope may be called in `dataset.map`. What such a function
+    assigns (the state of random numbers) stays with the copy, from which the variable is then read.
     """
 
     def of(self, variable: Any, assigned: bool = False) -> tf.Variable:
@@ -106,12 +107,12 @@ _dataset_copies = DatasetCopies()
 
 
 def in_use() -> bool:
-    """Whether a function runs, or is traced, in this thread that uses copies of its own."""
+    """Whether this thread runs or traces a function that uses its own copies."""
     return _thread_state.copies is not None
 
 
 def current() -> HostCopies | DatasetCopies | None:
-    """The copies that are used by the function that this thread is in."""
+    """The copies used by the function that this thread runs."""
     if _thread_state.copies is None and _traces_for_a_dataset():
         return _dataset_copies
     return _thread_state.copies

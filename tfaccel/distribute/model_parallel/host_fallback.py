@@ -1,10 +1,10 @@
-"""Host fallback: steps that are not divided over the mesh are computed whole, on each host.
+"""Host fallback: steps that cannot be divided over the mesh run whole on each host.
 
-Some steps cannot be one program over a mesh: an eager one, one of strings or sparse tensors, of a
-recurrent layer whose length is not known, or with operations that DTensor cannot lay out. They are
-computed as on one device, from whole copies of the variables, and what they assign is put on the
-mesh after. The numbers are those of one device; such a step gains neither speed nor memory, which
-is logged once.
+Some steps cannot be one program over a mesh: an eager one, one with strings or sparse tensors, with
+a recurrent layer of unknown length, or with operations that DTensor cannot lay out. They are
+computed as on one device, from whole copies of the variables, and their assignments are copied to
+the mesh afterwards. The numbers are those of one device; such a step saves neither time nor memory,
+which is logged once.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class HostFallback:
         strategy: of a mesh.
 
     Attributes:
-        reasons: for the kinds of step, ``"train"``, ``"test"`` and ``"predict"``, why; kinds that
-            are not there are divided, unless the model runs eagerly.
+        reasons: for each kind of step, ``"train"``, ``"test"`` and ``"predict"``, the reason;
+            missing kinds are divided, unless the model runs eagerly.
     """
 
     def __init__(self, model: Any, strategy: Any) -> None:
@@ -68,13 +68,13 @@ class HostFallback:
             )
 
     def replicate_operands(self, operation: str | None) -> bool:
-        """Gives operations of this type whole operands in the steps that are traced from now on.
+        """Gives operations of this type whole operands in steps traced from now on.
 
         Args:
-            operation: a type, or None where none is known.
+            operation: a type, or None if unknown.
 
         Returns:
-            Whether that is new.
+            Whether the type was added.
         """
         replicated = self._strategy.replicated_operations
         if (
@@ -107,9 +107,9 @@ def run_function(function: Any, strategy: Any, reason: str, args: Any, kwargs: A
     """Calls a `tf.function` of the user's that uses a mesh and cannot run there.
 
     Args:
-        function: its own traces are not used, which may hold the mesh.
+        function: its own traces are not used, as they may capture the mesh.
         strategy: of the mesh.
-        reason: why it cannot.
+        reason: why it cannot run there.
         args: its arguments.
         kwargs: its keyword arguments.
     """
@@ -129,7 +129,7 @@ def run_function(function: Any, strategy: Any, reason: str, args: Any, kwargs: A
 
 
 def on_host(batch: Any) -> Any:
-    """A nest of host tensors, of what `batches.place` may have put on the mesh."""
+    """A nest of host tensors, from one that `batches.place` may have put on the mesh."""
 
     def leaf(value: Any) -> Any:
         return (
@@ -145,10 +145,10 @@ def with_host_fallback(
     fallback: HostFallback,
     kind: str,
 ) -> Callable[[list[Any]], Any]:
-    """A step that runs on the mesh where it can, and else whole.
+    """A step that runs on the mesh if it can, and otherwise whole.
 
-    An operation that DTensor cannot lay out is given whole operands first, and the step is traced
-    again: the rest of it stays divided.
+    An operation that DTensor cannot lay out first gets whole operands, and the step is retraced:
+    the rest of it stays divided.
 
     Args:
         make_divided: makes Keras's function, which takes batches and runs on the mesh.
@@ -178,7 +178,7 @@ def with_host_fallback(
         except Exception as error:
             if (reason := _reason(error)) is None:
                 raise
-            # An error that is the program's own comes again.
+            # An error of the program itself is raised again.
             try:
                 result = fallback.run(on_host_function(), batches)
             except Exception as again:
@@ -190,9 +190,9 @@ def with_host_fallback(
 
 
 def _reason(error: BaseException) -> str | None:
-    """Why a step that was not begun cannot be divided; None where the error is another one."""
+    """Why a step that did not start cannot be divided; None for any other error."""
     of: BaseException | None = error
-    while of is not None:  # Keras makes another error of one that a layer raises
+    while of is not None:  # Keras wraps errors that a layer raises
         if isinstance(of, CannotDivideError):
             return of.reason
         of = of.__context__

@@ -1,4 +1,4 @@
-"""The step of one device beside which a mesh's is compared: on the host, by copies of variables."""
+"""The single-device step that a mesh's is compared with: on the host, on copies of variables."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from tfaccel.distribute.step_result import (
     flat_outputs,
 )
 
-MAX_BYTES = 8 << 30  # of all tensors that one device's step makes, with the variables
+MAX_BYTES = 8 << 30  # of all tensors in one device's step, with the variables
 _MOST_OTHERS = 8
 
 
 class HostParityRun:
-    """A step of `model` as one device takes it; nothing of it stays.
+    """A step of `model` as one device takes it; leaves no side effects.
 
     Args:
         strategy: of the mesh.
@@ -39,10 +39,10 @@ class HostParityRun:
         variable_pairs: Keras's variables and TensorFlow's, and the variables of the mesh behind
             them.
         data: a batch, on the host.
-        limited: whether what is too large for one device is left out.
+        limited: whether to skip steps too large for one device.
 
     Raises:
-        ParityRunError: when it is.
+        ParityRunError: when it is too large.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class HostParityRun:
         self._refuse_large(sum(_bytes(v.dtype, v.shape) for _, v in variable_pairs))
 
     def in_single_precision(self) -> StepResult:
-        """What it does.
+        """Its results.
 
         Raises:
             ParityRunError: when it is too large, or fails.
@@ -75,10 +75,10 @@ class HostParityRun:
         return result
 
     def in_double_precision(self) -> Iterator[StepResult]:
-        """What it would do without rounding; then from numbers as far off as rounding makes them.
+        """Its results without rounding; then from inputs perturbed by as much as rounding would.
 
         Raises:
-            ParityRunError: when it is too large, or has operations that take no float64.
+            ParityRunError: when it is too large, or has operations that do not support float64.
         """
         with self._on_copies():
             traced = self._step(factor=2)
@@ -98,7 +98,7 @@ class HostParityRun:
             yield result
 
     def layers(self) -> dict[str, np.ndarray]:
-        """What each layer gives.
+        """The output of each layer.
 
         Raises:
             ParityRunError: when it fails.
@@ -150,7 +150,7 @@ class HostParityRun:
             return flat(returned), recorded
 
     def _result(self, result: StepResult) -> StepResult:
-        """A result of which what a step predicted is told apart from logs."""
+        """A result in which a step's predictions are distinguished from logs."""
         if self._kind == "predict":
             result.outputs, result.logs = result.logs, {}
         return result
@@ -173,7 +173,7 @@ class HostParityRun:
 
 @contextlib.contextmanager
 def _graph_optimizer_off() -> Iterator[None]:
-    """Leaves a graph that runs once as it is: to optimize it would take longer than to run it."""
+    """Leaves a graph that runs once unoptimized: optimizing takes longer than running it."""
     before = tf.config.optimizer.get_experimental_options().get("disable_meta_optimizer", False)
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
     try:
@@ -183,7 +183,7 @@ def _graph_optimizer_off() -> Iterator[None]:
 
 
 def as_array(value: Any) -> np.ndarray:
-    """A tensor of the host, or a number, as an array; floating ones as float64."""
+    """A host tensor, or a number, as an array; floating-point ones as float64."""
     array = np.asarray(value)
     return array.astype("float64") if tf.as_dtype(array.dtype).is_floating else array
 

@@ -1,4 +1,4 @@
-"""Transfers values between the host and the mesh, a slice for each device."""
+"""Transfers values between the host and the mesh, one slice per device."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def slices_of(axes: Axes, shape: tuple[int, ...], mesh: Any, place: Mapping[str,
 
 
 def scatter(value: Any, axes: Axes, mesh: Any) -> tf.Tensor:
-    """Puts a host array or tensor on the mesh; each device gets its slice alone.
+    """Puts a host array or tensor on the mesh; each device gets only its slice.
 
     Args:
         value: of a shape whose sharded dimensions divide.
@@ -50,14 +50,15 @@ def scatter(value: Any, axes: Axes, mesh: Any) -> tf.Tensor:
     if not any(axes):
         return scatter_from(lambda slices: value, tuple(value.shape), axes, mesh)
     array = np.asarray(value)
-    # A copy of each slice: TensorFlow's own would share, and so keep, the memory of the whole.
+    # A copy of each slice: TensorFlow's own would share, and thus keep alive, the memory of the
+    # whole.
     return scatter_from(lambda slices: array[slices].copy(), array.shape, axes, mesh)
 
 
 def scatter_from(
     read: Callable[[Slices], Any], shape: tuple[int, ...], axes: Axes, mesh: Any
 ) -> tf.Tensor:
-    """As `scatter`, of a value of which `read` gives one slice at a time."""
+    """As `scatter`, for a value that `read` returns one slice at a time."""
     with tf.device("/CPU:0"):
         parts: dict[Any, tf.Tensor] = {}
         packed = []
@@ -78,7 +79,7 @@ def is_on_mesh(value: Any) -> bool:
 def gather(tensor: tf.Tensor) -> np.ndarray:
     """The whole value of a DTensor on the host.
 
-    With several processes every one of them must call: slices of the others are fetched.
+    With several processes every one of them must call, as it fetches slices of the others.
     """
     layout = dtensor.fetch_layout(tensor)
     mesh = layout.mesh
@@ -101,7 +102,7 @@ def sum_over_processes(tensors: list[tf.Tensor], size: int, devices: Sequence[st
     Args:
         tensors: of one shape and dtype in all processes.
         size: the number of processes.
-        devices: the devices of this one, as many as of each other one.
+        devices: the devices of this one; every process has as many.
     """
     mesh = _line_of_devices(size, tuple(devices))
     sums = []

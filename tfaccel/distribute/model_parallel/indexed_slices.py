@@ -9,15 +9,15 @@ import tensorflow as tf
 
 
 def divide(as_keras: Callable[[Any, Any], Any], x1: Any, x2: Any) -> Any:
-    """`x1 / x2`; of rows and a whole table, the rows divided by theirs.
+    """`x1 / x2`; for rows and a whole table, the rows divided by the table's rows.
 
-    Keras asks in a `tf.cond` whether `x2` is zero or NaN in another row, as 0 / 0 is not 0; DTensor
-    lays out no such condition, and what optimizers divide by is never zero.
+    Keras checks in a `tf.cond` whether `x2` is zero or NaN in another row, as 0 / 0 is not 0;
+    DTensor cannot lay out such a condition, and optimizers never divide by zero.
 
     Args:
         as_keras: Keras's own division.
-        x1: divided.
-        x2: divides.
+        x1: the dividend.
+        x2: the divisor.
     """
     if not isinstance(x1, tf.IndexedSlices) or isinstance(x2, tf.IndexedSlices):
         return as_keras(x1, x2)

@@ -1,7 +1,7 @@
 """Attributes a difference to the first layer whose output differs from one device's.
 
-It runs when the first-step check has found a difference: the step is then traced once more,
-with the outputs of all layers among its results.
+It runs when the first-step check has found a difference: the step is then retraced, with the
+outputs of all layers among its results.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ LayerOutputs = dict[str, tf.Tensor]
 
 
 def layer_outputs(model: Any, kind: str, data: Any) -> LayerOutputs:
-    """Traces a step, and returns what its layers gave, in the order in which they did.
+    """Traces a step, and returns the outputs of its layers, in call order.
 
     Args:
-        model: whose step it is; the graph of it is being traced.
+        model: whose step it is; its graph is being traced.
         kind: of the step: ``"train"``, ``"test"`` or ``"predict"``.
         data: a batch.
 
@@ -48,7 +48,7 @@ def layer_outputs(model: Any, kind: str, data: Any) -> LayerOutputs:
 
 
 def first_divergent(model: Any, mesh_outputs: Any, reference: Any, tolerance: float) -> str:
-    """The first layer whose output differs, or that there is none.
+    """Names the first layer whose output differs, or reports that there is none.
 
     Args:
         model: whose step it is.

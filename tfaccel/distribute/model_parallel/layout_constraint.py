@@ -13,8 +13,8 @@ def constrain_layout(value: tf.Tensor, specs: Sequence[str], mesh: Any) -> tf.Te
     """`value` laid out over `specs`, and its gradient too.
 
     Args:
-        value: of a step; what is not an array of numbers stays as it is, and what Keras's losses
-            look through to find logits.
+        value: of a step; anything but an array of numbers is left unchanged, as are values through
+            which Keras's losses look for logits.
         specs: the axis of each dimension, `dtensor.UNSHARDED`, or (of one) `dtensor.MATCH`.
         mesh: a DTensor mesh.
     """
@@ -31,7 +31,7 @@ def constrain_layout(value: tf.Tensor, specs: Sequence[str], mesh: Any) -> tf.Te
 
 
 def _made_by_softmax(value: tf.Tensor) -> bool:
-    """Whether Keras's losses would look at the operation that made `value` to find its logits."""
+    """Whether Keras's losses would inspect the operation that made `value` to find its logits."""
     if tf.executing_eagerly() or hasattr(value, "_keras_logits"):
         return False
     return value.op.type in ("Softmax", "Sigmoid")

@@ -14,9 +14,9 @@ Axes = tuple[str | None, ...]
 class LayoutMap(MutableMapping[str, Axes]):
     """A dict of layouts whose keys are regular expressions of variable paths.
 
-    The semantics are those of `keras.distribution.LayoutMap`: a path is looked up as it is, then
-    as a regular expression that must match the whole of it (`re.fullmatch`), and two expressions
-    that match one path are an error. A path that nothing matches is replicated.
+    The semantics are those of `keras.distribution.LayoutMap`: a path is looked up literally, then
+    as a regular expression that must match all of it (`re.fullmatch`), and two expressions that
+    match one path are an error. A path that nothing matches is replicated.
 
     Args:
         rules: pairs to begin with.
@@ -41,11 +41,11 @@ class LayoutMap(MutableMapping[str, Axes]):
 
     @classmethod
     def of(cls, rules: Mapping[str, Any]) -> LayoutMap:
-        """Ours, of a plain dict or a `keras.distribution.LayoutMap`."""
+        """Converts a plain dict or a `keras.distribution.LayoutMap`."""
         return rules if isinstance(rules, cls) else cls(rules)
 
     def rule_of(self, path: str, of_shape: str = "", on_mesh: str = "") -> str | None:
-        """The rule that `path` falls under, or None.
+        """The rule that matches `path`, or None.
 
         Args:
             path: of a variable.
@@ -80,7 +80,7 @@ class LayoutMap(MutableMapping[str, Axes]):
         return default if axes is None else axes
 
     def pop(self, pattern: str, *default: Any) -> Any:
-        """Takes a rule out, and returns its axes, or `default` where there is no such rule."""
+        """Removes a rule and returns its axes, or `default` where there is no such rule."""
         return self._rules.pop(pattern, *default)
 
     def __setitem__(self, pattern: str, axes: Any) -> None:
@@ -118,7 +118,7 @@ class LayoutMap(MutableMapping[str, Axes]):
 
 
 def _several(axes: Any) -> str:
-    """What to do, where one dimension was to lie over several axes."""
+    """Advice for a dimension that a rule divides over several axes."""
     if not any(isinstance(axis, (tuple, list)) for axis in axes):
         return ""
     return "; DTensor lays one dimension over one axis: make one axis of their devices"

@@ -18,7 +18,7 @@ class VariablePlan:
 
     Attributes:
         storage: for each dimension, the axis it is stored over, or None.
-        compute: the same while a layer uses it; where they differ it is gathered for that time.
+        compute: the same while a layer uses it; where they differ, it is gathered for that time.
         reason: the rule that determined it.
     """
 
@@ -28,7 +28,7 @@ class VariablePlan:
 
 
 class LayoutPlanner:
-    """Answers for the variables of the models that are made under one strategy.
+    """Plans the variables of the models created under one strategy.
 
     Args:
         mesh: the axes.
@@ -73,7 +73,7 @@ class LayoutPlanner:
             LayoutError: when its rule does not fit it.
         """
         axes, reason = self._requested(path, tuple(shape), layers)
-        # While a layer computes, the batch axis divides the rows, and so no weight besides.
+        # While a layer computes, the batch axis divides the rows, so it cannot divide weights too.
         compute: Axes = tuple(None if axis == self.mesh.batch_axis else axis for axis in axes)
         if auto_layout.gathers_weights(layers):
             compute = (None,) * len(shape)
@@ -87,7 +87,7 @@ class LayoutPlanner:
         return VariablePlan(axes, compute, reason)
 
     def slot(self, shape: Sequence[int], of_shape: Sequence[int], of: VariablePlan) -> VariablePlan:
-        """The plan of an optimizer's variable that goes with another variable."""
+        """The plan of an optimizer's slot variable."""
         if tuple(shape) == tuple(of_shape):
             return VariablePlan(of.storage, of.compute, of.reason)
         whole = (None,) * len(shape)  # such as the factors of Adafactor

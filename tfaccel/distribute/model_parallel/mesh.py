@@ -1,4 +1,4 @@
-"""A mesh of named axes: how many devices, and what each direction of them is for."""
+"""A mesh of named axes: how many devices there are along each, and what it divides."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BATCH_AXES = ("batch", "data")
 
 @dataclass(frozen=True)
 class MeshShape:
-    """Axes by name, in order; the last one's neighbours are neighbouring devices.
+    """Axes by name, in order; neighbours along the last one are neighbouring devices.
 
     Attributes:
         axes: name and number of devices of each axis.
@@ -24,14 +24,14 @@ class MeshShape:
 
     @classmethod
     def parse(cls, requested: str | Mapping[str, int], devices: int | None = None) -> MeshShape:
-        """Reads ``"batch=2,model=4"`` or a mapping; one axis may be -1, what the others leave.
+        """Parses ``"batch=2,model=4"`` or a mapping; one axis may be -1, to be inferred.
 
         Args:
             requested: the axes.
             devices: how many devices there are, for an axis of -1.
 
         Raises:
-            LayoutError: when it cannot be read, or does not fit `devices`.
+            LayoutError: when it cannot be parsed, or does not fit `devices`.
 
         >>> MeshShape.parse("batch=2,model=4").size
         8

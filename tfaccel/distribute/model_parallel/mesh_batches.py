@@ -27,22 +27,22 @@ from tfaccel.errors import InputError
 class MeshBatches(BatchIterable):
     """The global batches of a dataset, each with its rows over the batch axis.
 
-    A batch whose rows do not divide is given whole to every device: the numbers stay those of the
-    global batch, and that batch gains no speed.
+    A batch whose rows do not divide is replicated on every device: the numbers stay those of the
+    global batch, but that batch gains no speed.
 
     Args:
         dataset: of global batches, the same in every process.
         mesh: a DTensor mesh.
         axis: the axis that divides rows, or None.
-        threads: Keras's threads that read them ahead, or None.
+        threads: Keras's prefetching threads, or None.
         strategy: whose mesh it is.
-        divides: whether the next batch goes to the mesh, and does not stay on the host.
+        divides: whether the next batch goes to the mesh rather than staying on the host.
         by_leaf: whether each leaf of a batch is a distributed value of its own, for a loop that
             unpacks batches.
         inspected: as in `tfaccel.distribute._private.Caller`.
-        own: of our own rows alone, as `mesh_rows.of_own_rows` makes it, which is read in place of
-            `dataset`; or of a `PyDataset`. Its batches go to the mesh whatever `divides` says: a
-            step on the host gathers them.
+        own: a dataset of only our own rows, from `mesh_rows.of_own_rows`, which is read in place of
+            `dataset`; or one of a `PyDataset`. Its batches go to the mesh regardless of `divides`:
+            a step on the host gathers them.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class MeshBatches(BatchIterable):
     def _own_to_mesh(self, own: Any, numbers: Any, rows: Any, order: Any = ()) -> Any:
         strategy = self._strategy() if self._strategy is not None else None
         if self._py_dataset is not None and strategy is not None and len(order):
-            # Of the first batch of a pass, which no thread reads ahead.
+            # For the first batch of a pass, which no thread prefetches.
             self._py_dataset.check_order(order, strategy.gather_numbers)
         numbers, rows = numbers.numpy(), int(rows)
         leaves = tf.nest.map_structure(
@@ -127,7 +127,7 @@ class _MeshIterator(BatchIterator):
 
 
 def to_dtensors(batch: Any) -> Any:
-    """A nest with the DTensors of what `to_mesh` made."""
+    """A nest with the DTensors from a result of `to_mesh`."""
     return tf.nest.map_structure(
         lambda leaf: leaf.values[0] if isinstance(leaf, _private.PerReplica) else leaf,
         batch,
@@ -138,13 +138,13 @@ def to_dtensors(batch: Any) -> Any:
 def to_mesh(
     batch: Any, mesh: Any, axis: str | None, static_rows: bool = False
 ) -> _private.PerReplicaBatch:
-    """Puts a batch of host tensors on the mesh, rows divided over `axis`, if it is not there.
+    """Puts a batch of host tensors on the mesh, rows divided over `axis`, unless it is there.
 
     Args:
         batch: a nest, or a batch that is on the mesh.
         mesh: a DTensor mesh.
         axis: the axis that divides rows, or None.
-        static_rows: whether all batches have as many rows.
+        static_rows: whether all batches have the same number of rows.
     """
     if isinstance(batch, _private.PerReplicaBatch):
         return batch
@@ -159,10 +159,10 @@ def place(batch: Any, mesh: Any, axis: str | None) -> Any:
 
 
 def place_own(leaf: Any, numbers: np.ndarray, rows: int, mesh: Any, axis: str) -> Any:
-    """The DTensor of a host tensor of which our rows alone are here.
+    """The DTensor of a host tensor that has only our rows.
 
     Args:
-        leaf: of our rows; or what is absent.
+        leaf: our rows, or an absent value.
         numbers: of those rows in the batch, as `mesh_rows.MeshRows.numbers`.
         rows: how many the batch has.
         mesh: a DTensor mesh.
@@ -181,16 +181,16 @@ def place_own(leaf: Any, numbers: np.ndarray, rows: int, mesh: Any, axis: str) -
 
 
 def _has_static_rows(spec: Any) -> bool:
-    """Whether all batches of `spec` have as many rows; a step may then use `x.shape[0]`."""
+    """Whether all batches of `spec` have equally many rows; a step may then use `x.shape[0]`."""
     leaves = [s for s in tf.nest.flatten(spec) if not is_absent(s)]
     rows = [s.shape[0] if isinstance(s, tf.TensorSpec) and s.shape.rank else None for s in leaves]
     return bool(rows) and None not in rows
 
 
 def place_tensors(values: Any, mesh: Any, axis: str | None) -> Any:
-    """As `to_mesh`, of each array and tensor of a nest: it is what a function is given.
+    """As `to_mesh`, for each array and tensor of a nest of function arguments.
 
-    It sees them with rows of unknown number, as those of batches.
+    The function sees an unknown number of rows, as in batches.
     """
 
     def of(leaf: Any) -> Any:

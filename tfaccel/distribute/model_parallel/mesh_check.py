@@ -1,10 +1,10 @@
-"""The first-step check on a mesh: the step as DTensor lays it out beside that of one device.
+"""The first-step check on a mesh: the step as DTensor lays it out against that of one device.
 
-Which operation DTensor lays out wrongly is known when it has been seen. So the first step of every
-model is compared: what it returns, metrics, the state of layers, and what it leaves in weights and
-in the optimizer's slots, which are the gradients' means, squares or sums. A `test_step` or
-`predict_step` of the user's own is compared before its first batch too, and so are Keras's where
-`evaluate` or `predict` is the first that a model does.
+Operations that DTensor lays out wrongly are only found by observation. So the first step of every
+model is compared: its results, metrics, the state of layers, and the updated weights and optimizer
+slots, which are the gradients' means, squares or sums. A user's `test_step` or `predict_step` is
+compared before its first batch too, and so are Keras's where `evaluate` or `predict` is the first
+call on a model.
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ class MeshChecks:
     def check_first_step(
         self, model: Any, kind: str, function: Callable[[Any], Any], batch: Any
     ) -> None:
-        """Compares the first step of a kind of `model` since it was compiled, before it is taken.
+        """Compares the first step of a kind since `model` was compiled, before it is taken.
 
         Args:
             model: about to take it.
             kind: of the step: ``"train"``, ``"test"`` or ``"predict"``.
-            function: takes the step; it is given a list of batches.
+            function: takes the step, from a list of batches.
             batch: the next one.
 
         Raises:
-            CheckError: when the mesh would make other numbers than one device.
+            CheckError: when the mesh would compute other numbers than one device.
         """
         mode = self._strategy.check
         if mode == "off" or not self._checked_steps.is_new(model, kind):
@@ -77,7 +77,7 @@ class MeshChecks:
             raise ParityRunError(difference)
 
     def _comparison(self, model: Any, parity: MeshParityRun, mesh_result: StepResult) -> str:
-        """What differs, why nothing was compared, or nothing."""
+        """What differs, or why nothing was compared, or an empty result."""
         try:
             with parity.on_one_device() as alone:
                 differing = self._differences(mesh_result, alone, tolerance(model))
@@ -99,7 +99,7 @@ class MeshChecks:
         return differing
 
     def _divergent_layer(self, model: Any, parity: MeshParityRun) -> str:
-        """Which layer differs first, where that can be found out."""
+        """Which layer differs first, where that can be determined."""
         try:
             mesh_outputs = parity.layers_on_mesh()
         except Exception as reason:  # the same in all processes
@@ -116,9 +116,9 @@ class MeshChecks:
         return self._from_chief(compared)
 
     def _from_chief(self, text: Callable[[], str]) -> str:
-        """What `text` gives in the first process, in all of them.
+        """The first process's result of `text`, on all processes.
 
-        Others may round to another side of the tolerance, or have less memory.
+        Others may round to the other side of the tolerance, or have less memory.
         """
         cluster = self._strategy.cluster
         if cluster is None:

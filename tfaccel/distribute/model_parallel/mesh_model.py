@@ -1,4 +1,4 @@
-"""What a model does differently on a mesh, invisibly to its user."""
+"""What a model does differently on a mesh, transparently to its user."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class MeshModel:
     predict_function: Any
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """As Keras's; on the host, by copies of the variables where a layer makes a function.
+        """As Keras's; on the host, on copies of the variables where a layer creates a function.
 
         Keras compiles a grouped convolution, and its function would read both host tensors and the
         mesh.
@@ -65,7 +65,7 @@ class MeshModel:
         self.predict_function = _takes_host_batches(self, "predict", super())
 
     def get_metrics_result(self) -> Any:
-        """As Keras's, with the variables of metrics read on the host, when the steps are done."""
+        """As Keras's, reading the variables of metrics on the host after the steps."""
         self._tfaccel_strategy.deferred_errors.check()
         with read_on_host(self.metrics):  # type: ignore[attr-defined]
             return super().get_metrics_result()  # type: ignore[misc]
@@ -103,7 +103,7 @@ def _on_mesh(model: Any, kind: str) -> Iterator[None]:
 
 @contextmanager
 def in_custom_loop(parts: Parts, strategy: Any) -> Iterator[None]:
-    """While a custom step is traced or run, its layers are as in a model's steps.
+    """While a custom step is traced or run, prepares its layers as in a model's steps.
 
     Args:
         parts: what the step uses.
@@ -125,7 +125,7 @@ def in_custom_loop(parts: Parts, strategy: Any) -> Iterator[None]:
 
 
 def place_model(model: keras.Model, strategy: Any) -> None:
-    """Makes `model` one that runs on the mesh of `strategy`."""
+    """Makes `model` run on the mesh of `strategy`."""
     mix_in(model, MeshModel)
     generate.enable_generate(model)
     object.__setattr__(model, "_tfaccel_strategy", strategy)
@@ -138,12 +138,12 @@ def place_model(model: keras.Model, strategy: Any) -> None:
 
 
 def _takes_host_batches(model: Any, kind: str, plain: Any) -> Callable[[Any], Any]:
-    """The function of a step that Keras has made, which takes host batches too.
+    """Keras's step function, extended to take host batches too.
 
     Args:
         model: whose step it is.
         kind: ``"train"``, ``"test"`` or ``"predict"``.
-        plain: has Keras's own methods that make such functions.
+        plain: has Keras's own methods that create such functions.
     """
     name = f"{kind}_function"
     function = getattr(model, name)
@@ -152,7 +152,7 @@ def _takes_host_batches(model: Any, kind: str, plain: Any) -> Callable[[Any], An
     strategy = model._tfaccel_strategy
 
     def made() -> Any:
-        """Keras's function once more, to be retraced."""
+        """A new copy of Keras's function, to be retraced."""
         with replaced(model, name, None):
             getattr(plain, f"make_{name}")(force=True)
             return getattr(model, name)

@@ -1,8 +1,8 @@
-"""Runs a step on a mesh and on one device, and restores all that both have changed.
+"""Runs a step on a mesh and on one device, and restores all state that both have changed.
 
 The step that is compared is the one that will be taken, with its first batch: DTensor recompiles a
 step for each number of rows, and that takes most of the time of a first step. One device takes the
-same step on the host, by copies of the variables (`host_parity.py`).
+same step on the host, on copies of the variables (`host_parity.py`).
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ class MeshParityRun:
 
     Args:
         strategy: of the mesh.
-        model: compiled, but for a step that predicts.
+        model: compiled, unless the step predicts.
         kind: of the step: ``"train"``, ``"test"`` or ``"predict"``.
-        function: takes the step; it is given a list of batches.
+        function: takes the step, from a list of batches.
         batch: the first one.
-        limited: whether what is too large for one device is left out.
+        limited: whether to skip steps too large for one device.
 
     Raises:
-        ParityRunError: when it is.
+        ParityRunError: when it is too large.
     """
 
     def __init__(
@@ -64,10 +64,10 @@ class MeshParityRun:
         self._alone = HostParityRun(strategy, model, kind, variable_pairs, on_host(batch), limited)
 
     def on_mesh(self) -> StepResult:
-        """What the step on the mesh does; every process must come here.
+        """The results of the step on the mesh; every process must call.
 
         Raises:
-            tf.errors.OpError: what goes wrong in it.
+            tf.errors.OpError: the step failed.
         """
         self._values = {id(v): host_transfer.gather(v.stored()) for v in self._mesh_variables}
         before = [_to_numpy(self._values[id(v)]) for v in self._mesh_variables]
@@ -82,14 +82,14 @@ class MeshParityRun:
 
     @contextlib.contextmanager
     def on_one_device(self) -> Iterator[HostParityRun]:
-        """Lets one device take the step, in this process, from what the mesh began with."""
-        # Read by all processes before: here there may be one alone.
+        """Takes the step on one device, in this process, from the mesh's initial state."""
+        # All processes have read them before: here there may be only one.
         values_read = replaced(self._strategy, "gathered_values", self._values)
         with self._host_variables_restored(), values_read:
             yield self._alone
 
     def layers_on_mesh(self) -> dict[str, np.ndarray]:
-        """What each layer gives on the mesh; every process must come here."""
+        """The output of each layer on the mesh; every process must call."""
 
         @tf.function(autograph=False)
         def traced(batch: Any) -> Any:
@@ -115,7 +115,7 @@ class MeshParityRun:
 
     @contextlib.contextmanager
     def _variables_restored(self) -> Iterator[None]:
-        """Sets the variables of the mesh back to what they are now."""
+        """Restores the variables of the mesh to their current values."""
         created: list[tuple[Any, Any]] = []
         saved = [(v, v.stored()) for v in self._mesh_variables]
         try:
@@ -139,6 +139,6 @@ class MeshParityRun:
 
 
 def _to_numpy(value: Any) -> np.ndarray:
-    """A tensor of the mesh or the host, or a number, as an array; floating ones as float64."""
+    """A mesh or host tensor, or a number, as an array; floating-point ones as float64."""
     on_mesh = tf.is_tensor(value) and dtensor.is_dtensor(value)
     return as_array(host_transfer.gather(value) if on_mesh else value)

@@ -1,10 +1,9 @@
 """Own rows on a mesh: each process computes the rows of a batch that its devices hold.
 
 The batch axis of a mesh divides the rows of a batch, and each process needs those of its own
-devices. A batch whose rows do not divide lies whole on every device, and every process computes
-all of it. So it does where a step is computed whole on each host (`host_fallback.py`), as far as
-that is known when the data are requested: a step that turns out to be one later gathers the rows
-of its batches.
+devices. A batch whose rows do not divide is replicated on every device, and every process computes
+all of it. The same holds where a step is computed whole on each host (`host_fallback.py`), if that
+is known when the data are requested: a step that falls back later gathers the rows of its batches.
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ class MeshRows:
     """Which rows of each batch the devices of this process hold.
 
     Attributes:
-        parts: into how many the batch axis divides the rows.
-        held: the numbers of the parts that are here, in ascending order.
+        parts: the number of parts into which the batch axis divides the rows.
+        held: the numbers of the parts in this process, in ascending order.
     """
 
     parts: int
@@ -36,7 +35,7 @@ class MeshRows:
 
     @classmethod
     def of(cls, mesh: Any, axis: str | None) -> MeshRows | None:
-        """Those of this process; None where its devices hold all rows.
+        """The rows of this process; None where its devices hold all rows.
 
         Args:
             mesh: a DTensor mesh.
@@ -49,7 +48,7 @@ class MeshRows:
         return cls(parts, tuple(sorted(held))) if len(held) < parts else None
 
     def numbers(self, rows: int) -> npt.NDArray[np.int64]:
-        """The numbers of our rows in a batch of so many (int64), in ascending order.
+        """The indices of our rows in a batch of that many (int64), in ascending order.
 
         >>> MeshRows(4, (1, 2)).numbers(8).tolist(), MeshRows(4, (1, 2)).numbers(3).tolist()
         ([2, 3, 4, 5], [0, 1, 2])
@@ -60,7 +59,7 @@ class MeshRows:
         return np.concatenate([part * len(each) + each for part in self.held]).astype(np.int64)
 
     def numbers_in_graph(self, rows: tf.Tensor) -> tf.Tensor:
-        """As `numbers`, of a number of rows that a graph computes (int64 scalar)."""
+        """As `numbers`, for a number of rows that a graph computes (int64 scalar)."""
         each = tf.range(rows // self.parts)
         ours = tf.concat([part * (rows // self.parts) + each for part in self.held], 0)
         return tf.cond(rows % self.parts == 0, lambda: ours, lambda: tf.range(rows))
@@ -69,8 +68,8 @@ class MeshRows:
 def why_whole(spec: Any) -> str:
     """Why a process must compute all rows of batches of `spec`; empty where it need not.
 
-    DTensor waits forever where processes hold slices of different shapes. Rows whose shape is
-    known cannot have another one in another process.
+    DTensor hangs where processes hold slices of different shapes. Rows of a known shape cannot
+    differ between processes.
     """
     leaves = [leaf for leaf in tf.nest.flatten(spec) if not is_absent(leaf)]
     if all(isinstance(s, tf.TensorSpec) and s.shape[1:].is_fully_defined() for s in leaves):
@@ -86,8 +85,8 @@ def of_own_rows(dataset: tf.data.Dataset, rows: MeshRows) -> tf.data.Dataset | N
         rows: ours.
 
     Returns:
-        Of tuples of our rows, their numbers (int64, shape `[n]`) and the number of rows of the
-        batch (int64 scalar); None where nothing would be gained.
+        A dataset of tuples of our rows, their indices (int64, shape `[n]`) and the number of rows
+        of the batch (int64 scalar); None where it would gain nothing.
     """
     arrays = _private.array_pipeline(dataset)
     if arrays is not None:
@@ -130,7 +129,7 @@ def _is_dense(spec: Any) -> bool:
 def own_batches(
     caller: _private.Caller, dataset: tf.data.Dataset, rows: MeshRows, why: str
 ) -> tf.data.Dataset | OwnRows | None:
-    """The batches that a model reads, of our rows alone; None where they are read whole.
+    """The batches that a model reads, with only our rows; None where they are read whole.
 
     Args:
         caller: that requests its data.

@@ -16,8 +16,8 @@ from tfaccel.distribute.model_parallel import phase
 def read_on_host(metrics: list[Any]) -> Iterator[None]:
     """Gives host values for the variables of `metrics`.
 
-    An operation that is given a variable itself, as the product in R2Score, reads a DTensor from
-    it, which does not go with the host tensors that all else reads.
+    An operation that takes the variable itself, as the product in R2Score, reads a DTensor from it,
+    which cannot be mixed with the host tensors read elsewhere.
     """
     if phase.current() != phase.HOST or not tf.executing_eagerly():
         yield

@@ -27,5 +27,5 @@ def current() -> str:
 
 
 def entered(phase: str) -> AbstractContextManager[None]:
-    """Runs what is inside in `phase`."""
+    """Runs its body in `phase`."""
     return replaced(_thread_state, "phase", phase)

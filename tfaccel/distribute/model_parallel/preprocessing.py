@@ -1,8 +1,8 @@
 """Runs the part of a model that looks up strings and tables on the host, as part of the input.
 
-No device of a mesh takes strings, and DTensor has no tables. A functional or Sequential model is
-split behind such layers: what is before the split is mapped over the dataset, and the steps on the
-mesh are given what comes out of it. The model itself, its files and `model(x)` stay what they are.
+Devices of a mesh do not support strings, nor DTensor tables. A functional or Sequential model is
+split behind such layers: the part before the split is mapped over the dataset, and the steps on the
+mesh get its outputs. The model itself, its files and `model(x)` are unchanged.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _PREFIX = "tfaccel_input_"
 
 
 def runs_on_host(layer: Any) -> bool:
-    """Whether a layer cannot be part of a step on a mesh: it looks up, or counts values."""
+    """Whether a layer cannot be part of a step on a mesh: it looks up or counts values."""
     tables = (
         keras.layers.HashedCrossing,
         keras.layers.IntegerLookup,
@@ -34,7 +34,7 @@ class HostPart:
 
     Args:
         model: functional.
-        nodes: calls of layers that run on the host, with all that they need.
+        nodes: calls of layers that run on the host, with their dependencies.
 
     Attributes:
         layers: the layers of the host's part, and those inside them.
@@ -51,12 +51,12 @@ class HostPart:
         ]
         boundary = list({id(t): t for t in [*used, *model.outputs] if id(t) in produced}.values())
         self._host = keras.Model(model.input, boundary, name=f"{model.name}_host")
-        # A model between tensors inside another changes what that one knows of its own calls.
+        # Building a model between tensors inside another changes that one's call records.
         self._mesh = keras.Function(boundary, model.output)
         self.layers = {id(each) for node in nodes for each in _all_of(node.operation)}
 
     def on_host(self, batch: Any) -> Any:
-        """A batch of the dataset, with what the mesh is given in the place of its inputs."""
+        """A batch of the dataset, with its inputs replaced by the mesh's."""
         x, y, weights = keras.utils.unpack_x_y_sample_weight(batch)
         if _is_from_host(x):
             return batch
@@ -65,16 +65,16 @@ class HostPart:
         return keras.utils.pack_x_y_sample_weight(named, y, weights)
 
     def on_mesh(self, named: Any, training: Any) -> Any:
-        """What the model gives for a batch of `on_host`."""
+        """The model's output for a batch of `on_host`."""
         flat = [named[name] for name in sorted(named)]
         return _private.run_function(self._mesh, flat, training)
 
     def mapped(self, dataset: tf.data.Dataset, read_ahead: bool) -> tf.data.Dataset:
-        """`dataset` of batches as `on_host` makes them.
+        """`dataset`, mapped by `on_host`.
 
         Args:
             dataset: of batches.
-            read_ahead: whether batches are made before they are requested.
+            read_ahead: whether batches are prefetched.
         """
 
         def on_host(*batch: Any) -> Any:
@@ -87,10 +87,10 @@ class HostPart:
 
 
 def map_host_part(model: Any, dataset: tf.data.Dataset, read_ahead: bool) -> tf.data.Dataset:
-    """`dataset` as the mesh takes it: with the host's part of `model` mapped over its batches.
+    """`dataset` for the mesh: with the host's part of `model` mapped over its batches.
 
     Args:
-        model: that requests its data; a Sequential one without an Input is built.
+        model: that reads the data; a Sequential one without an Input is built.
         dataset: of batches.
         read_ahead: as in `HostPart.mapped`.
 
@@ -120,7 +120,7 @@ def stays_on_host(batch: Any) -> str | None:
 
 
 def host_part(model: Any) -> HostPart | None:
-    """The part of `model` that runs on the host, or None; it is found once."""
+    """The part of `model` that runs on the host, or None; determined once."""
     if not hasattr(model, "_tfaccel_host_part") or model._tfaccel_host_part[0] != model.built:
         object.__setattr__(model, "_tfaccel_host_part", (model.built, _find_host_part(model)))
     part: HostPart | None = model._tfaccel_host_part[1]
@@ -128,7 +128,7 @@ def host_part(model: Any) -> HostPart | None:
 
 
 def call_model(call: Callable[..., Any], model: Any, *args: Any, **kwargs: Any) -> Any:
-    """`call` of a model, which may be given what its host part made of its inputs."""
+    """`call` of a model, which may get the outputs of its host part as inputs."""
     if not args or not _is_from_host(args[0]):
         return call(*args, **kwargs)
     part = host_part(model)
@@ -161,7 +161,7 @@ def _find_host_part(model: Any) -> HostPart | None:
     if not host_nodes:
         return None
     if any(getattr(node.operation, "trainable_weights", ()) for node in host_nodes.values()):
-        return None  # what is trained is not part of the input: the step is not divided
+        return None  # trained layers cannot move to the input: the step is not divided
     for node in nodes:
         if not node.arguments.keras_tensors:
             take(node)  # an input

@@ -1,7 +1,7 @@
-"""Overrides random operations by constants while a step is compared with one device's.
+"""Overrides random operations with constants while a step is compared with one device's.
 
-A step is compiled once, and takes most of its first time for that. So what is compared is the very
-step that trains, and each of its random operations is followed by a choice.
+Compiling a step takes most of its first run. So the compared step is the one that trains, and each
+of its random operations is followed by a select.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class RandomOverride:
         strategy: of a mesh.
 
     Attributes:
-        random_ops: how many random operations have been traced since it was turned on.
-        unsupported: what was traced since then whose result is unknown, or None.
+        random_ops: the number of random operations traced since it was turned on.
+        unsupported: an operation traced since then whose result is unknown, or None.
     """
 
     def __init__(self, strategy: Any) -> None:
@@ -39,7 +39,7 @@ class RandomOverride:
 
     @contextmanager
     def enabled(self) -> Iterator[None]:
-        """Gives constants in the steps that are first traced inside."""
+        """Uses constants in steps that are first traced inside."""
         self.random_ops, self.unsupported = 0, None
         if self._constants is not None:
             self._constants.assign(1.0)
@@ -51,7 +51,7 @@ class RandomOverride:
                 self._constants.assign(0.0)
 
     def apply(self, operation: Any) -> Any:
-        """An operation that was traced, or what is used in its place."""
+        """A traced operation, or its replacement."""
         if not self._enabled:
             return operation
         try:
@@ -69,7 +69,7 @@ class RandomOverride:
         if self._constants is None:
             with tf.init_scope():
                 self._constants = MeshVariable(
-                    initial_value=tf.zeros([]),  # as it is left after a check
+                    initial_value=tf.zeros([]),  # its state after a check
                     plan=VariablePlan((), (), "whether random operations give constants"),
                     mesh=self._strategy.mesh,
                     strategy=self._strategy,
@@ -81,6 +81,6 @@ class RandomOverride:
 
 
 def _select(enabled: tf.Tensor, constant: tf.Tensor, drawn: tf.Tensor) -> tf.Tensor:
-    """The first where `enabled` is one, the second where it is zero, bit for bit."""
+    """The first where `enabled` is one, the second where it is zero, bit-identical."""
     enabled = tf.cast(enabled, drawn.dtype)
     return constant * enabled + drawn * (1 - enabled)

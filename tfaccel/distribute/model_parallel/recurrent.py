@@ -1,6 +1,6 @@
-"""Unrolls recurrent layers, so that they run on a mesh and give what their loop would.
+"""Unrolls recurrent layers, so that they run on a mesh with the results of their loop.
 
-Their loop keeps its outputs in a TensorList, for which DTensor has no layout.
+The loop keeps its outputs in a TensorList, for which DTensor has no layout.
 """
 
 from __future__ import annotations
@@ -62,10 +62,10 @@ def _of_known_length(call: Callable[..., Any], name: str) -> Callable[..., Any]:
 
 
 def _with_zeroed_steps(call: Callable[..., Any]) -> Callable[..., Any]:
-    """Zeros the masked steps of a layer that goes backwards, and so gives its last step first.
+    """Zeros the masked steps of a `go_backwards` layer, which returns its last step first.
 
     Keras 3.15 zeros those of an unrolled layer in the order of the mask, which is the input's: a
-    masked `Bidirectional` layer of sequences then hides other steps than its loop does.
+    masked `Bidirectional` layer with `return_sequences` then masks other steps than its loop does.
     """
 
     @functools.wraps(call)

@@ -1,8 +1,8 @@
-"""Operations that DTensor may run replicated: every device computes the whole of them.
+"""Operations that DTensor may run replicated: every device computes all of them.
 
-DTensor refuses an operation for which it has no layout rule, unless it is listed by name that the
-operation may run on gathered inputs. Such an operation gains no speed from the mesh; its numbers
-are those of one device, provided that it depends on its inputs alone.
+DTensor rejects an operation for which it has no layout rule, unless the operation is listed by name
+to run on gathered inputs. Such an operation gains no speed from the mesh; its numbers are those of
+one device, provided that it depends only on its inputs.
 """
 
 from __future__ import annotations
@@ -15,16 +15,17 @@ from tfaccel.distribute import _private
 
 
 def replicated() -> list[str]:
-    """The types of all operations that may run replicated, of this TensorFlow."""
+    """The types of all operations of this TensorFlow that may run replicated."""
     return [name for name in dir(tf.raw_ops) if not name.startswith("_") and is_pure(name)]
 
 
 @functools.cache
 def is_pure(operation: str) -> bool:
-    """Whether an operation of this type depends on its inputs alone.
+    """Whether an operation of this type depends only on its inputs.
 
-    Not so: one with a state, of which every device would have its own; one that calls functions;
-    one of resources or of TensorLists, with which the fallback silently gives wrong numbers.
+    Excluded are stateful operations, as every device would have its own state; those that call
+    functions; and those on resources or TensorLists, with which the fallback silently gives wrong
+    numbers.
 
     >>> is_pure("ArgMin"), is_pure("RandomUniform"), is_pure("TensorListStack"), is_pure("While")
     (True, False, False, False)
@@ -32,7 +33,8 @@ def is_pure(operation: str) -> bool:
     return _private.is_pure(operation)
 
 
-# Where DTensor fails at one of these, it is not for what they are given: a shape depends on values.
+# Where DTensor fails at one of these, the operands' layout is not the reason: a shape depends on
+# values.
 _TAKE_ALL = ("Cast", "Identity", "IdentityN", "Reshape", "StridedSlice")
 
 
@@ -42,8 +44,8 @@ def may_be_replicated(operation: str) -> bool:
     return not own and is_pure(operation)
 
 
-# Of the operations without a rule of DTensor's, those that rows of tests/model_parallel/coverage
-# hold, or test_quantize.py (the product of int8 features) or test_operations.py beside it, each of
+# The operations without a DTensor rule that are covered by rows of tests/model_parallel/coverage,
+# or by test_quantize.py (the product of int8 features) or test_operations.py next to it, each of
 # which equals one device.
 REPLICATED_OPS: tuple[str, ...] = (
     "AsString",

@@ -13,7 +13,7 @@ from tfaccel.distribute.model_parallel.variable import MeshVariable
 
 
 class Seeds:
-    """One state for each random operation that is traced.
+    """One state for each traced random operation.
 
     Args:
         strategy: of a mesh.
@@ -24,11 +24,11 @@ class Seeds:
         self._states: list[MeshVariable] = []
 
     def following(self, seed: int, seed2: int) -> tf.Tensor:
-        """A seed of two numbers for one operation, another one at each step.
+        """A seed of two numbers for one operation, different at each step.
 
         Args:
-            seed: the operation's, as TensorFlow makes it of the global and its own seed.
-            seed2: the same; both zero where nothing was seeded.
+            seed: the operation's, as TensorFlow derives it from the global seed and its own.
+            seed2: the same; both zero where no seed was set.
         """
         with tf.init_scope():
             start = np.array([seed, seed2 << 20], np.int64)

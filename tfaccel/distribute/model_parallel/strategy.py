@@ -55,7 +55,7 @@ class ModelParallelStrategy(KerasStrategy, tf.distribute.Strategy):  # type: ign
     """Runs ordinary Keras models split over a mesh of devices, with DTensor.
 
     A step is one program over all devices. It computes what one device would over the global batch;
-    layouts decide where each piece of it is done.
+    layouts decide where each piece of it runs.
 
     Args:
         mesh: the axes, such as ``"batch=2,model=4"``.
@@ -66,20 +66,20 @@ class ModelParallelStrategy(KerasStrategy, tf.distribute.Strategy):  # type: ign
             that one device can hold, ``"always"`` or ``"off"``.
 
     Raises:
-        LayoutError: when the mesh does not fit the devices, or the rules not the mesh.
+        LayoutError: when the mesh does not fit the devices, or the rules do not fit the mesh.
 
     Attributes:
         mesh: DTensor's mesh.
-        planner: decides how each variable lies.
+        planner: decides the layout of each variable.
         cluster: the processes of this job, or None.
         deferred_errors: of the last step.
         seeds: the states of the random operations of steps.
-        replicated_operations: types of operations that are given whole operands, since DTensor
-            could not lay them out otherwise.
+        replicated_operations: types of operations that get whole operands, since DTensor could not
+            lay them out otherwise.
         checks: compares the first step of a model with one device's.
-        random_override: makes random operations give constants while they are compared.
-        created_variables: the variables that have been made since it was a list, and their first
-            values as they are stored; None to note none.
+        random_override: replaces random operations with constants while steps are compared.
+        created_variables: the variables created since it became a list, with their initial stored
+            values; None to record none.
         gathered_values: whole values of variables that have been gathered for a file, by id.
     """
 
@@ -147,7 +147,7 @@ class ModelParallelStrategy(KerasStrategy, tf.distribute.Strategy):  # type: ign
         )
 
     def run(self, fn: Any, args: Any = (), kwargs: Any = None, options: Any = None) -> Any:
-        """Runs `fn` once, over the whole mesh; what it returns is whole on every device."""
+        """Runs `fn` once, over the whole mesh; its results are replicated on every device."""
         fork.check()
         self.used = True
         if not tf.executing_eagerly():
@@ -162,7 +162,7 @@ class ModelParallelStrategy(KerasStrategy, tf.distribute.Strategy):  # type: ign
         else:
             context = tf.distribute.get_replica_context()
             if isinstance(context, SingleProgramContext) and context.strategy is self:
-                return fn(*args, **(kwargs or {}))  # of a function that runs on the mesh already
+                return fn(*args, **(kwargs or {}))  # of a function that already runs on the mesh
             user_functions.before_run(self)
             if user_functions.in_python(self):
                 return user_functions.compiled(fn, self)(*args, **(kwargs or {}))
@@ -189,11 +189,11 @@ class ModelParallelStrategy(KerasStrategy, tf.distribute.Strategy):  # type: ign
         return host_fallback.run_function(function, self, reason, args, kwargs)
 
     def on_mesh(self, batch: Any) -> Any:
-        """Puts a batch on the mesh, rows over the batch axis, unless it is there already."""
+        """Puts a batch on the mesh, rows over the batch axis, unless it is already there."""
         return to_mesh(batch, self.mesh, self.planner.mesh.batch_axis)
 
     def on_mesh_where_tensors(self, values: Any) -> Any:
-        """The arrays and tensors of a nest, which holds other things too, as DTensors."""
+        """A nest with its arrays and tensors as DTensors; other values are unchanged."""
         return place_tensors(values, self.mesh, self.planner.mesh.batch_axis)
 
     def broadcast(self, values: list[Any]) -> list[tf.Tensor]:
@@ -232,7 +232,7 @@ class ModelParallelStrategy(KerasStrategy, tf.distribute.Strategy):  # type: ign
 
 
 def _refuse_traced(model: Any) -> None:
-    """Raises where a function of `model` is being traced that takes no host batches."""
+    """Raises while a function of `model` that takes no host batches is being traced."""
     if not tf.executing_eagerly() and not isinstance(model, mesh_model.MeshModel):
         raise ScopeError(
             f"tfaccel: a batch is given to model {model.name!r}, which was compiled outside the "
@@ -242,7 +242,7 @@ def _refuse_traced(model: Any) -> None:
 
 
 class SingleProgramContext(tf.distribute.ReplicaContext):  # type: ignore[misc]
-    """The context of a step: there is one replica, and it is the whole mesh."""
+    """The context of a step: the whole mesh is one replica."""
 
     def all_reduce(self, reduce_op: Any, value: Any, options: Any = None) -> Any:
         """Returns `value`, which is the sum and the mean of one."""
@@ -254,7 +254,7 @@ class SingleProgramContext(tf.distribute.ReplicaContext):  # type: ignore[misc]
 
 
 class ModelParallelExtended(tf.distribute.StrategyExtended):  # type: ignore[misc]
-    """How variables are made and steps are run."""
+    """How variables are created and steps are run."""
 
     def _create_variable(self, next_creator: Any, **kwargs: Any) -> tf.Variable:
         owner = self._container_strategy()
@@ -307,7 +307,7 @@ class ModelParallelExtended(tf.distribute.StrategyExtended):  # type: ignore[mis
     def update(
         self, var: Any, fn: Any, args: Any = (), kwargs: Any = None, group: bool = True
     ) -> Any:
-        """Calls `fn` on the variable, seen as it is stored; on the host, whole."""
+        """Calls `fn` on the stored variable; on the host, on the whole value."""
         if host_copies.in_use() or (phase.current() == phase.HOST and tf.executing_eagerly()):
             return fn(var, *args, **(kwargs or {}))
         with phase.entered(phase.UPDATE), _private.division_replaced(indexed_slices.divide):
@@ -359,7 +359,7 @@ class ModelParallelExtended(tf.distribute.StrategyExtended):  # type: ignore[mis
 
     @property
     def experimental_should_init(self) -> bool:
-        """True: every process makes the variables."""
+        """True: every process creates the variables."""
         return True
 
     @property

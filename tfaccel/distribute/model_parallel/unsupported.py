@@ -1,7 +1,7 @@
-"""Errors of one line, with the name of the layer, for what cannot run on a mesh.
+"""One-line errors with the layer's name, for what cannot run on a mesh.
 
-Some layers are known beforehand. For the others DTensor's error names an operation: the step that
-was traced last shows which layer made it.
+Some layers are known beforehand. For the others DTensor's error names an operation: the last traced
+step shows which layer created it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class CannotDivideError(LayoutError):
 
     Attributes:
         reason: why, as the end of a sentence.
-        operation: the operation that DTensor cannot lay out of what it is given, if it is one.
+        operation: the operation that DTensor cannot lay out with its operands, if any.
     """
 
     def __init__(self, message: str, reason: str, operation: str | None = None) -> None:
@@ -36,7 +36,7 @@ class CannotDivideError(LayoutError):
         self.operation = operation
 
 
-# Of these some fail, and some wait forever.
+# Some of these fail, and some hang.
 _RANDOM_PER_ROW = (
     keras.layers.AugMix,
     keras.layers.RandAugment,
@@ -46,7 +46,7 @@ _RANDOM_PER_ROW = (
 
 
 def check(model: keras.Model, training: bool, device_type: str) -> None:
-    """Raises for a layer whose operations fail on a mesh while they run, or wait forever.
+    """Raises for a layer whose operations fail at run time on a mesh, or hang.
 
     Args:
         model: whose step is being traced.
@@ -81,7 +81,7 @@ def _cannot(reason: str) -> CannotDivideError:
 
 
 def remember(model: keras.Model, graph: Any) -> None:
-    """Keeps where the operations of a traced step are from, for the errors that name them."""
+    """Records the origin of a traced step's operations, for the errors that name them."""
     if not hasattr(graph, "get_operations"):
         return
     by_type: dict[str, set[str]] = {}
@@ -91,7 +91,7 @@ def remember(model: keras.Model, graph: Any) -> None:
 
 
 def with_explained_errors(function: Callable[..., Any], model: keras.Model) -> Callable[..., Any]:
-    """`function`, with the errors of DTensor as a LayoutError that names the layer."""
+    """`function`, with DTensor's errors as a LayoutError that names the layer."""
     if hasattr(function, "_tfaccel_explains"):
         return function
 
@@ -112,10 +112,10 @@ def with_explained_errors(function: Callable[..., Any], model: keras.Model) -> C
 
 @contextmanager
 def eager_step(function: Any) -> Iterator[None]:
-    """Raises advice where a step that runs eagerly mixes tensors of mesh and host.
+    """Raises with advice where an eager step mixes mesh and host tensors.
 
     Raises:
-        InputError: a layer, or the step, makes a tensor of its own, which lies on the host.
+        InputError: a layer, or the step, creates a tensor, which is on the host.
     """
     try:
         yield
@@ -169,7 +169,7 @@ def _explained(
     kind = named[1] if named else None
     known = set(layers) - {model}
     users = {_layer_of(name, known) for name in operations.get(kind or "", ())} - {None}
-    # Of an operation that many layers use, the error does not show which one's it was.
+    # For an operation that many layers use, the error does not show which one it was.
     where = f"model {model!r}"
     if len(users) == 1:
         where = f"layer {users.pop()!r} of {where}"

@@ -1,14 +1,14 @@
 """Functions of the user (`tf.function`) that use variables of a mesh outside `Strategy.run`.
 
-A graph of such a function would read both host tensors and the mesh, which TensorFlow refuses. Who
-uses the mesh is seen when the function is traced: the trace is given up, and the call goes
+A graph of such a function would read both host tensors and the mesh, which TensorFlow rejects. Use
+of the mesh is detected when the function is traced: the trace is abandoned, and the call goes
 
 * to the mesh, as if the function had been given to `strategy.run`; or
-* where it takes its batches itself, from a dataset or an iterator, to Python: it runs as it is
-  written, and the steps that it gives to `strategy.run` run on the mesh. No graph of a mesh can
-  take batches from the host.
+* where it reads its batches itself, from a dataset or an iterator, to Python: it runs eagerly, and
+  the steps that it passes to `strategy.run` run on the mesh. A mesh graph cannot read batches from
+  the host.
 
-A `tf.function` is called by the user, so the method `__call__` of its class is replaced, once in a
+A `tf.function` is called by the user, so the method `__call__` of its class is replaced, once per
 process and permanently; a function that uses no mesh is called as before.
 """
 
@@ -36,7 +36,7 @@ MESH, PYTHON = "mesh", "python"
 
 
 class _UsesMeshError(BaseException):
-    """Ends a trace; nothing of TensorFlow's may take it for an error of the function."""
+    """Ends a trace; TensorFlow must not treat it as an error of the function."""
 
     def __init__(self, strategy: Any, target: str) -> None:
         super().__init__(target)
@@ -48,8 +48,8 @@ class _Call:
     """An outermost call of a function, while it is traced.
 
     Attributes:
-        takes_input: whether it was given a dataset or an iterator.
-        has_host_tensors: whether it was given tensors of the host, or arrays.
+        takes_input: whether its arguments include a dataset or an iterator.
+        has_host_tensors: whether they include host tensors or arrays.
     """
 
     takes_input: bool
@@ -107,7 +107,7 @@ def before_run(strategy: Any) -> None:
 
 
 def in_python(strategy: Any) -> bool:
-    """Whether we are in a function of the user's that runs as Python, whose steps are traced."""
+    """Whether a user's function runs as Python, with its steps traced."""
     return (
         _thread_state.in_python is strategy
         and tf.executing_eagerly()
@@ -121,7 +121,7 @@ def compiled(function: Any, strategy: Any) -> Callable[..., Any]:
     owner, name = (function.__self__, function.__func__) if bound else (function, None)
     try:
         functions = _compiled.setdefault(owner, {})
-    except TypeError:  # nothing can be said of it: traced each time
+    except TypeError:  # not hashable or weakly referenceable: traced each time
         functions = {}
     key = (id(strategy), name)
     if key not in functions:
@@ -144,7 +144,7 @@ def compiled(function: Any, strategy: Any) -> Callable[..., Any]:
 
 
 def on_host(results: Any) -> Any:
-    """Results of a mesh as tensors of the host, which go with all that is there."""
+    """Results of a mesh as host tensors, to be combined with others there."""
 
     def of(leaf: Any) -> Any:
         if not isinstance(leaf, tf.Tensor) or not dtensor.is_dtensor(leaf):
@@ -157,9 +157,9 @@ def on_host(results: Any) -> Any:
 
 
 def _traced_when_built(function: Any, results: Any) -> Any:
-    """`on_host(results)` of a function, which is retraced where that has built an optimizer.
+    """`on_host(results)` of a function, which is retraced if the call built an optimizer.
 
-    TensorFlow does so by itself for a function that makes variables; those of a mesh are made
+    TensorFlow itself does so for a function that creates variables; those of a mesh are created
     outside of it.
     """
     if custom_loops.optimizer_was_built():
@@ -168,7 +168,7 @@ def _traced_when_built(function: Any, results: Any) -> Any:
 
 
 def in_graph_of_dataset() -> bool:
-    """Whether a function of a dataset is being traced, as the body of a loop over batches is."""
+    """Whether a dataset function is being traced, such as the body of a loop over batches."""
     graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
     while graph is not None:
         if getattr(graph, "name", "").startswith("Dataset_"):
@@ -213,7 +213,7 @@ def _redirected(function: Any, strategy: Any, target: str, args: Any, kwargs: An
 
 
 def _is_keras_function(function: Any) -> bool:
-    """Whether it is one of the functions that Keras makes of a model's steps."""
+    """Whether it is one of Keras's functions for a model's steps."""
     python = getattr(function, "python_function", None)
     module = str(getattr(python, "__module__", ""))
     return isinstance(python, types.FunctionType) and module.startswith("keras.")

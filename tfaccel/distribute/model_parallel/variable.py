@@ -1,4 +1,4 @@
-"""A variable that lies on the mesh, and looks like any other to Keras."""
+"""A variable stored on the mesh that looks like any other to Keras."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from tfaccel.distribute.model_parallel.layout_planner import VariablePlan
 
 
 class MeshVariable(_private.ReadByValue, dtensor.DVariable):  # type: ignore[misc]
-    """Inside a step it is a DTensor; on the host it reads and takes whole arrays.
+    """A DTensor inside a step; on the host it reads and assigns whole arrays.
 
     Args:
         initial_value: on the host.
-        plan: how it lies on the mesh.
+        plan: its layout on the mesh.
         mesh: a DTensor mesh.
         strategy: the strategy that owns it.
         **kwargs: as for `tf.Variable`.
 
     Attributes:
-        plan: how it lies on the mesh.
+        plan: its layout on the mesh.
         in_datasets: a copy on the host, for functions of datasets that use it.
         drawn: whether such a function assigns to it.
     """
@@ -58,22 +58,22 @@ class MeshVariable(_private.ReadByValue, dtensor.DVariable):  # type: ignore[mis
         return self._owner()
 
     def reads_by_value(self) -> bool:
-        """On the host, all read the whole value."""
+        """On the host, every process reads the whole value."""
         return host_copies.in_use() or phase.current() in (phase.HOST, phase.COPY)
 
     @property
     def handle(self) -> Any:
-        """Of the resource that is read and assigned here: a gradient is with respect to it."""
+        """The handle read and assigned here; gradients are with respect to it."""
         copied = host_copies.current()
         return super().handle if copied is None else copied.of(self).handle
 
     def stored(self) -> tf.Tensor:
-        """The value as it is stored: a DTensor."""
+        """The stored value: a DTensor."""
         fork.check()
         return super().read_value()
 
     def store(self, value: tf.Tensor) -> None:
-        """Sets the value to one that `stored` has returned."""
+        """Sets the value to one returned by `stored`."""
         super().assign(value)
 
     def numpy(self) -> np.ndarray:
@@ -91,9 +91,9 @@ class MeshVariable(_private.ReadByValue, dtensor.DVariable):  # type: ignore[mis
             return host_transfer.gather(self.stored())
 
     def shards(self) -> Iterator[tuple[host_transfer.Slices, tf.Tensor]]:
-        """The slices on the devices of this process, but for those that another one has too.
+        """The slices on the devices of this process, without duplicates of other processes.
 
-        Over all processes every slice comes once: from the first device that holds it.
+        Over all processes every slice appears once: from the first device that holds it.
         """
         shape, storage = tuple(self.shape), self.plan.storage
         parts = dtensor.unpack(self.stored())
@@ -102,17 +102,17 @@ class MeshVariable(_private.ReadByValue, dtensor.DVariable):  # type: ignore[mis
                 yield host_transfer.slices_of(storage, shape, self._mesh, place), part
 
     def assign_shards(self, read: Callable[[host_transfer.Slices], Any]) -> None:
-        """Sets the value from slices, of which each process reads those of its own devices."""
+        """Sets the value from slices; each process reads those of its own devices."""
         shape = tuple(self.shape)
         super().assign(host_transfer.scatter_from(read, shape, self.plan.storage, self._mesh))
 
     @property
     def on_tape(self) -> Any:
-        """The copy that is read on the host where a tape records; None in a step, or before."""
+        """The copy read on the host while a tape records; None in a step, or before."""
         return self._seen_by_tapes if phase.current() == phase.HOST else None
 
     def _watched(self) -> tf.Tensor:
-        """The whole value on the host, whose gradient a tape can take."""
+        """The whole value on the host, differentiable by a tape."""
         value = self.numpy()
         if self._seen_by_tapes is None:
             with phase.entered(phase.COPY), tf.device("/CPU:0"):
@@ -125,7 +125,7 @@ class MeshVariable(_private.ReadByValue, dtensor.DVariable):  # type: ignore[mis
         user_functions.before_use(self._owner())
 
     def value(self) -> tf.Tensor:
-        """A DTensor laid out to compute with; on the host, the whole value."""
+        """A DTensor in its compute layout; on the host, the whole value."""
         self._used()
         if (copied := host_copies.current()) is not None:
             return copied.of(self).value()
@@ -134,7 +134,7 @@ class MeshVariable(_private.ReadByValue, dtensor.DVariable):  # type: ignore[mis
                 return self._watched()
             return tf.convert_to_tensor(self.numpy())
         stored = super().value()
-        # On the host a graph is for a file (SavedModel), which other devices shall read.
+        # On the host a graph is for a file (SavedModel), to be read on other devices.
         if not any(self.plan.storage) or phase.current() != phase.STEP:
             return stored
         return self._as_computed(stored)
@@ -179,7 +179,7 @@ class MeshVariable(_private.ReadByValue, dtensor.DVariable):  # type: ignore[mis
         return super().assign_sub(self._laid_out(delta), *args, **kwargs)
 
     def scatter_add(self, slices: tf.IndexedSlices, *args: Any, **kwargs: Any) -> Any:
-        """Adds rows; DTensor lays out no ResourceScatter operation, so densely."""
+        """Adds rows, densely: DTensor cannot lay out ResourceScatter operations."""
         return self.assign_add(tf.convert_to_tensor(slices))
 
     def scatter_sub(self, slices: tf.IndexedSlices, *args: Any, **kwargs: Any) -> Any:
@@ -192,10 +192,10 @@ class MeshVariable(_private.ReadByValue, dtensor.DVariable):  # type: ignore[mis
         return self.assign(tf.tensor_scatter_nd_update(self.value(), indices, slices.values))
 
     def _as_computed(self, stored: tf.Tensor) -> tf.Tensor:
-        """`stored` laid out to compute with; its gradient comes back laid out as it is stored.
+        """`stored` in its compute layout; its gradient comes back in its storage layout.
 
-        DTensor would lay out a gradient as what follows it likes best (the check of a loss scale:
-        whole), and cannot always do so: the sum that makes a bias's gradient gathers nothing.
+        DTensor would lay out a gradient as its consumers prefer (the check of a loss scale: whole),
+        and cannot always do so: the sum that makes a bias's gradient does not gather.
         """
         compute, storage = (
             host_transfer.layout(a, self._mesh) for a in (self.plan.compute, self.plan.storage)
@@ -206,8 +206,8 @@ class MeshVariable(_private.ReadByValue, dtensor.DVariable):  # type: ignore[mis
             def back(gradient: Any) -> Any:
                 if isinstance(gradient, tf.IndexedSlices):
                     return gradient  # of an embedding: optimizers count its rows one by one
-                # In two steps, or the storage layout is carried on to the operations that made
-                # the gradient, some of which DTensor then cannot expand.
+                # In two steps, or the storage layout propagates to the operations that made the
+                # gradient, some of which DTensor then cannot expand.
                 return dtensor.relayout(dtensor.relayout(gradient, compute), storage)
 
             return dtensor.relayout(stored, compute), back

@@ -1,8 +1,9 @@
 """Rewrites operations of a step that DTensor lays out wrongly, or cannot lay out.
 
-DTensor's rules for some operations fail when one of their dimensions is divided; a few give other
-numbers silently, and one kills the process. While a step is traced, these operations are made
-of operands that are whole where they must be. A layout is where numbers lie, so the numbers stay.
+DTensor's rules for some operations fail when one of their dimensions is divided; a few silently
+give wrong numbers, and one crashes the process. While a step is traced, these operations get
+operands that are whole where they must be. A layout only places values, so the numbers do not
+change.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ __all__ = ["REWRITES", "Operation", "replicate_operands"]
 
 
 def replicate_operands(op: Operation) -> Any:
-    """The operation of whole operands: every device computes all of it."""
+    """The operation on whole operands: every device computes all of it."""
     for which in range(len(op.inputs)):
         op.replicate(which)
     return op.emit()

@@ -1,4 +1,4 @@
-"""An operation that is being made, and the layouts of its inputs and outputs."""
+"""An operation under construction, and the layouts of its inputs and outputs."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ MAX_DIMS = 8  # of a tensor
 
 
 class Operation:
-    """An operation that is being made.
+    """An operation under construction.
 
     Args:
-        create: makes it, of inputs and changed attributes.
+        create: creates it, from inputs and changed attributes.
         inputs: as requested.
         attrs: the same.
         strategy: of the step.
@@ -34,7 +34,7 @@ class Operation:
         self.mesh = strategy.mesh
 
     def rank(self, which: int) -> int | None:
-        """The rank of an input, or None where it is not known."""
+        """The rank of an input, or None if unknown."""
         rank: int | None = self.inputs[which].shape.rank
         return rank
 
@@ -47,7 +47,7 @@ class Operation:
     def emit(self, dims: Any = None) -> Any:
         """The operation, with the dimensions `dims` of its outputs whole, or all for None.
 
-        Without that it would be laid out by what uses it.
+        Without that, its consumers would determine its layout.
         """
         operation = self.create(self.inputs)
         return OperationProxy(
@@ -62,7 +62,7 @@ class Operation:
 def relayout_dims(value: Any, mesh: Any, dims: Any = None) -> Any:
     """`value` with the dimensions `dims` whole, or all for None, and its gradient too.
 
-    The rows stay divided as they are, unless they are of `dims`; no other dimension does.
+    The rows keep their sharding, unless they are in `dims`; no other dimension does.
     """
     specs = [dtensor.UNSHARDED] * value.shape.rank
     rows = rows_of(value)
@@ -73,15 +73,15 @@ def relayout_dims(value: Any, mesh: Any, dims: Any = None) -> Any:
 
 
 def rows_of(value: Any) -> int:
-    """The dimension of the rows of a batch, whose number a step does not know."""
+    """The batch dimension, whose size is unknown in a step."""
     sizes = value.shape.as_list()
     return sizes.index(None) if None in sizes else 0
 
 
 def is_shape(value: tf.Tensor) -> bool:
-    """Whether `value` may be a shape, or the paddings of one, computed beforehand where known.
+    """Whether `value` may be a shape or paddings, computed beforehand if known.
 
-    DTensor has to know shapes when it lays a step out: it looks for constants, and through no
+    DTensor has to know shapes when it lays a step out: it looks for constants, but not through a
     relayout of them.
     """
     if value.dtype not in (tf.int32, tf.int64) or not value.shape.is_fully_defined():

@@ -1,4 +1,4 @@
-"""Products, where both sides have the rows of the batch or oneDNN writes too far."""
+"""Products whose operands both have batch rows, or for which oneDNN writes out of bounds."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from tfaccel.distribute.model_parallel.rewrites.operation import Operation
 
 
 def matmul(op: Operation) -> Any:
-    """A product of rows with rows, of which one side is whole."""
+    """A product of rows with rows, with one side whole."""
     left, right = op.inputs
     if not (_starts_with_rows(left) and _starts_with_rows(right)):
         return op.create(op.inputs)
     if op.attrs["transpose_a"].b:  # a sum over rows
         return op.emit() if left.shape[1] is None else op.create(op.inputs)
-    # Rows with rows: one axis cannot divide both dimensions of what comes out.
+    # Rows with rows: one axis cannot divide both dimensions of the result.
     op.replicate(1)
     return op.emit(())
 
@@ -38,10 +38,10 @@ def _starts_with_rows(value: Any) -> bool:
 
 
 def batch_matmul(op: Operation) -> Any:
-    """Of features of four or more dimensions with a kernel, which is done as an Einsum.
+    """A product of features of four or more dimensions with a kernel, computed as an Einsum.
 
-    TensorFlow 2.21 with oneDNN writes beyond the result of `[6, rows, 4, 1] @ [1, 8]` when the
-    number of rows changes.
+    TensorFlow 2.21 with oneDNN writes past the end of the result of `[6, rows, 4, 1] @ [1, 8]` when
+    the number of rows changes.
     """
     left, right = op.inputs
     if (op.rank(0) or 0) < 4 or op.rank(1) != 2 or op.attrs["adj_x"].b:

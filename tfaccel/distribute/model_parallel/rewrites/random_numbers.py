@@ -1,4 +1,4 @@
-"""Random operations, of which DTensor lays out those alone that are given their seed."""
+"""Random operations; DTensor lays out only the stateless ones, which take their seed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tfaccel.distribute.model_parallel.rewrites.operation import (
 
 
 def stateless(draw: Callable[..., tf.Tensor]) -> Callable[[Operation], Any]:
-    """DTensor lays out random operations without a state of their own: it becomes a variable's."""
+    """DTensor lays out stateless random operations: the state moves to a variable."""
 
     def drawn(op: Operation) -> Any:
         seed = op.strategy.seeds.following(op.attrs["seed"].i, op.attrs["seed2"].i)
@@ -47,7 +47,7 @@ def integers(op: Operation, seed: Any) -> tf.Tensor:
 
 
 def shuffle(op: Operation, seed: Any) -> tf.Tensor:
-    """Rows in another order."""
+    """Shuffled rows."""
     op.replicate(0)
     (value,) = op.inputs
     keys = tf.random.stateless_uniform(tf.shape(value)[:1], seed)

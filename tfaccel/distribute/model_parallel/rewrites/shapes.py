@@ -1,4 +1,4 @@
-"""Operations that take a dimension apart, put it together, or move it."""
+"""Operations that split, join or move a dimension."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _axis(value: Any, rank: int | None) -> int | None:
 
 
 def split(axis: int, value: int) -> Callable[[Operation], Any]:
-    """Splits a dimension that is whole; the arguments are the places of the inputs."""
+    """Splits a whole dimension; the arguments are the positions of the inputs."""
 
     def split_replicated(op: Operation) -> Any:
         dim = _axis(op.inputs[axis], op.rank(value))
@@ -31,14 +31,14 @@ def split(axis: int, value: int) -> Callable[[Operation], Any]:
 
 
 def unpack(op: Operation) -> Any:
-    """Unstacks a dimension that is whole."""
+    """Unstacks a whole dimension."""
     if (rank := op.rank(0)) is not None:
         op.replicate(0, [op.attrs["axis"].i % rank])
     return op.create(op.inputs)
 
 
 def concat(op: Operation) -> Any:
-    """Concatenates along a dimension that is whole."""
+    """Concatenates along a whole dimension."""
     *values, axis = op.inputs
     dim = _axis(axis, values[0].shape.rank)
     if dim is not None:
@@ -48,7 +48,7 @@ def concat(op: Operation) -> Any:
 
 
 def pad(op: Operation) -> Any:
-    """Pads dimensions that are whole."""
+    """Pads whole dimensions."""
     static = tf.get_static_value(op.inputs[1])
     padded = None if static is None else [d for d, around in enumerate(static) if around.any()]
     op.replicate(0, padded)
@@ -56,13 +56,13 @@ def pad(op: Operation) -> Any:
 
 
 def transpose(op: Operation) -> Any:
-    """Leaves the result of what was laid out whole so."""
-    # DTensor transposes no tensor whose result its users would like to be divided otherwise.
+    """Keeps the result of a whole operand whole."""
+    # DTensor cannot transpose a tensor whose consumers prefer another sharding of the result.
     return op.emit() if _is_replicated(op.inputs[0]) else op.create(op.inputs)
 
 
 def _is_replicated(value: Any) -> bool:
-    """Whether `value` was replicated here, and then changed element by element at most."""
+    """Whether `value` was replicated here, and then changed at most element-wise."""
     for _ in range(MAX_STEPS):
         made_by = value.op
         if made_by.type == "Relayout":
@@ -75,7 +75,7 @@ def _is_replicated(value: Any) -> bool:
 
 
 def reshape(op: Operation) -> Any:
-    """Reshapes; of whole operands where rows come to lie between other dimensions."""
+    """Reshapes; whole operands where rows move between other dimensions."""
     value, _ = op.inputs
     if value.shape.rank is None or is_shape(value):
         return op.create(op.inputs)
@@ -83,7 +83,7 @@ def reshape(op: Operation) -> Any:
     (reshaped,) = operation.outputs
     if reshaped.shape.rank is None or _before_rows(value) == _before_rows(reshaped):
         return operation
-    # The rows of the batch come to lie between others: no slice of them is one of the result.
+    # The batch rows move between other dimensions: a slice of them is not a slice of the result.
     op.replicate(0)
     return op.emit()
 

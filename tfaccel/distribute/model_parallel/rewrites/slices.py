@@ -1,7 +1,7 @@
-"""`x[...]` with new axes, with indices, and of dimensions that are turned around.
+"""`x[...]` with new axes, with indices, and with reversed dimensions.
 
-New axes kill the process. Behind an index (`x[0]`) DTensor takes the sharding of a dimension for
-that of the one after it, and the values are others. So both are made apart from the slice.
+New axes crash the process. After an index (`x[0]`) DTensor confuses the sharding of a dimension
+with that of the next one, which gives wrong values. So both are separated from the slice.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ class Slices:
 
     Attributes:
         new_axes: the parts that are a new axis.
-        new_positions: where in the result the new axes are.
-        reversed_dims: the dimensions of the input that are, or may be, turned around.
-        indices: the parts that are an index, where a dimension behind one of them stays.
-        indexed_dims: the dimensions of the input that these take away.
+        new_positions: the positions of the new axes in the result.
+        reversed_dims: the dimensions of the input that are, or may be, reversed.
+        indices: the parts that are an index, where a dimension after one of them remains.
+        indexed_dims: the dimensions of the input that these remove.
     """
 
     def __init__(self, rank: int, strides: Any, attrs: Any) -> None:
@@ -64,7 +64,7 @@ class Slices:
 
     @property
     def plain(self) -> bool:
-        """Whether DTensor slices so itself."""
+        """Whether DTensor itself supports this slice."""
         return not self.new_axes and not self.indices
 
     def simplified(self, vectors: Sequence[Any], attrs: Any) -> list[Any]:
@@ -72,7 +72,7 @@ class Slices:
 
         Args:
             vectors: begin, end and strides.
-            attrs: changed to go with what is returned.
+            attrs: changed to match the result.
         """
         begin, end, strides = vectors
         end = _ends(begin, end, self.indices)
@@ -90,7 +90,7 @@ class Slices:
 
 
 def _ends(begin: Any, end: Any, indices: list[int]) -> Any:
-    """`end`, with the element behind each index; the last one of a dimension is -1."""
+    """`end`, with the element after each index; after -1, the end of the dimension."""
     if not indices:
         return end
     last = begin.dtype.max
@@ -112,7 +112,7 @@ def _elements(vector: Any, kept: list[int]) -> Any:
 
 
 def strided_slice(op: Operation) -> Any:
-    """`x[...]`, new axes and indices made apart, and of whole rows where it turns them around."""
+    """`x[...]`, with new axes and indices separated, and whole rows where it reverses them."""
     rank = op.rank(0)
     if rank is None or op.inputs[3].shape.rank is None:
         return op.create(op.inputs)
