@@ -19,8 +19,8 @@ from tfaccel.distribute.batch_sharding import (
     ShardingOptions,
     own_numbers,
     shard_batch,
-    shard_rows_of,
 )
+from tfaccel.distribute.dataset_sharding import shard_rows_of
 from tfaccel.errors import InputError
 
 RARE = pytest.mark.exhaustive

@@ -12,8 +12,9 @@ import pytest
 import tensorflow as tf
 
 from tfaccel.distribute import data_service
-from tfaccel.distribute.batch_sharding import Placement, shard_dataset
+from tfaccel.distribute.batch_sharding import Placement
 from tfaccel.distribute.batches import Batches
+from tfaccel.distribute.dataset_sharding import shard_dataset
 
 service = tf.data.experimental.service
 NUMBERS = np.arange(60, dtype="float32").reshape(30, 2)

@@ -12,7 +12,8 @@ import tensorflow as tf
 
 from tests.distribute import own_rows_pipelines as pipelines
 from tfaccel.distribute import own_rows
-from tfaccel.distribute.batch_sharding import Placement, ShardingOptions, shard_dataset
+from tfaccel.distribute.batch_sharding import Placement, ShardingOptions
+from tfaccel.distribute.dataset_sharding import shard_dataset
 
 
 def gathered(dataset: Any, workers: int, local: int, undersized: str) -> list[Any]:

@@ -81,6 +81,28 @@ def test_a_gated_pair_has_two_columns() -> None:
     assert found == [(None, "model"), (None, "model"), ("model", None)]
 
 
+def test_a_pair_does_not_go_over_two_models() -> None:
+    plans = planner("model=2")
+    first, second = (keras.layers.Dense(n, use_bias=False) for n in (32, 16))
+    first.build((None, 8))
+    second.build((None, 32))
+    assert list(planned(plans, first).values()) == [(None, "model")]
+    plans.end_model()
+    assert list(planned(plans, second).values()) == [(None, "model")]
+
+
+def test_a_layer_in_the_place_of_one_that_is_gone_has_a_layout_of_its_own() -> None:
+    plans = planner("model=2")
+    layer = object.__new__(keras.layers.Dense)  # with nothing in it, it is freed at once
+    assert plans.variable("gone/kernel", (8, 32), True, [layer]).storage == (None, "model")
+    number = id(layer)
+    del layer
+    layers = [object.__new__(keras.layers.Dense) for _ in range(64)]
+    assert number in map(id, layers)
+    for layer in layers:
+        assert plans.variable("new/bias", (32,), True, [layer]).storage == (None,)
+
+
 @pytest.mark.parametrize(
     ("vocabulary", "axes"), [(16, ("model", None)), (17, (None, "model")), (15, (None, "model"))]
 )

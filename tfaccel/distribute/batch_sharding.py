@@ -1,4 +1,4 @@
-"""Shards a global batch into the rows of each replica, inside `tf.data`.
+"""Shards a global batch into the rows of each replica.
 
 Replica `m` of `N` gets a contiguous block of the batch's rows; when the rows do not divide, the
 first replicas get one more. Workers take the blocks in turn (worker `w` of `W` holds `w, w + W,
@@ -7,19 +7,16 @@ first replicas get one more. Workers take the blocks in turn (worker `w` of `W` 
 
 from __future__ import annotations
 
-import functools
 import itertools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
-from absl import logging
 
-from tfaccel.distribute import _private, data_service, own_rows
 from tfaccel.errors import InputError
 
 
@@ -234,183 +231,6 @@ def _row_counts(leaves: list[Any], sharding: ShardingOptions) -> tuple[tf.Tensor
     factors = iter(tf.unstack(tf.where(rows == 0, tf.ones_like(found), found // one)))
     of_first = next(factors)
     return rows, [of_first, *(of_first if c is None else next(factors) for c in counts)]
-
-
-def shard_dataset(
-    dataset: tf.data.Dataset,
-    placement: Placement,
-    read_ahead: bool = True,
-    sharding: ShardingOptions = DEFAULT_SHARDING,
-    first: Callable[[Any], tf.Tensor] | None = None,
-) -> tf.data.Dataset:
-    """Maps `shard_batch` over a dataset of global batches.
-
-    Arrays given to `fit` are split before their rows are gathered, so that a worker copies only the
-    rows its own replicas need.
-
-    Args:
-        dataset: of global batches.
-        placement: which blocks of rows are ours.
-        read_ahead: whether batches are prefetched.
-        sharding: as in `shard_batch`.
-        first: returns a fingerprint of the whole first batch, added as a last element (int64, shape
-            `[n]`); it is empty for the others.
-
-    Raises:
-        InputError: when an element of `dataset` is not a batch, or has parts with different numbers
-            of rows.
-    """
-    check_batched(dataset.element_spec)
-
-    @tf.autograph.experimental.do_not_convert
-    def parts(*batch: Any) -> Any:
-        return shard_batch(batch if len(batch) > 1 else batch[0], placement, sharding)
-
-    arrays = _private.array_pipeline(dataset) if read_ahead else None
-    source, whole = dataset, _as_it_is
-    if arrays is not None:
-        source, functions = arrays
-        whole = functools.partial(gathered, functions)
-
-        @tf.autograph.experimental.do_not_convert
-        def parts(*pair: Any) -> Any:
-            return _gather_own(*pair, functions, placement, sharding)
-
-    moved = _cut_moved_up(dataset, placement) if arrays is None and read_ahead else None
-    if moved is not None:
-        source = moved.batches
-        if not data_service.in_use():
-            parts = _and_computed(parts, moved)
-    if first is not None:
-        source, parts = source.enumerate(), _with_first(parts, whole, first)
-    if not read_ahead:
-        return source.map(parts).with_options(dataset.options())
-    divided = source.map(parts, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    if moved is not None:
-        if data_service.in_use():
-            divided = _computed_elsewhere(divided, moved)
-        place = f"{placement.rank}-of-{placement.workers}x{placement.local}"
-        key = f"{place}-{sharding.undersized}{sharding.multiples:d}{first is not None:d}"
-        divided = moved.finish(divided, key)
-    return divided.with_options(dataset.options()).prefetch(tf.data.AUTOTUNE)
-
-
-def shard_rows_of(
-    dataset: tf.data.Dataset, placement: Placement, sharding: ShardingOptions = DEFAULT_SHARDING
-) -> tf.data.Dataset:
-    """As `shard_dataset`, for a dataset that has only our rows of each batch.
-
-    The dataset prefetches them already.
-
-    Args:
-        dataset: as `tfaccel.distribute.batch_rows.OwnRows.dataset`, whose last part serves as the
-            fingerprint.
-        placement: which blocks of rows are ours.
-        sharding: as in `shard_own_rows`.
-    """
-
-    @tf.autograph.experimental.do_not_convert
-    def parts(own: Any, numbers: tf.Tensor, rows: tf.Tensor, order: tf.Tensor) -> Any:
-        return (*shard_own_rows(own, numbers, rows, placement, sharding), order)
-
-    return dataset.map(parts).with_options(dataset.options())
-
-
-def _cut_moved_up(dataset: tf.data.Dataset, placement: Placement) -> own_rows.MovedCut | None:
-    """The cut before the functions of rows, where several workers read the same; or None."""
-    if placement.workers == 1 and not data_service.in_use():
-        return None
-    moved, over_all_rows = own_rows.move_cut(dataset)
-    for line in over_all_rows:
-        logging.info("tfaccel: input: every worker computes all rows in the %s.", line)
-    if moved is None and data_service.in_use():
-        logging.info("tfaccel: input: there is nothing that data workers can compute by rows.")
-    return moved
-
-
-def _computed_elsewhere(cut: tf.data.Dataset, moved: own_rows.MovedCut) -> tf.data.Dataset:
-    """The user's rows after the cut, computed by data workers."""
-
-    @tf.autograph.experimental.do_not_convert
-    def compute(own: Any) -> Any:
-        return tuple(moved.compute_rows(part) for part in own)
-
-    found = data_service.computed_elsewhere(cut, compute)
-    if found is not None:
-        return found
-    logging.warning(
-        "tfaccel: input: a map reads variables or tables, which data workers do not have; rows are "
-        "computed here."
-    )
-    return cut.map(
-        lambda own, *rest: (compute(own), *rest),
-        num_parallel_calls=tf.data.AUTOTUNE,
-        deterministic=True,
-    )
-
-
-def _and_computed(parts: Any, moved: own_rows.MovedCut) -> Any:
-    """`parts` of the rows at the cut, and the user's rows computed from them."""
-
-    @tf.autograph.experimental.do_not_convert
-    def computed(*batch: Any) -> Any:
-        own, fractions, rows = parts(*batch)
-        return tuple(moved.compute_rows(part) for part in own), fractions, rows
-
-    return computed
-
-
-def _with_first(parts: Any, whole: Any, first: Callable[[Any], tf.Tensor]) -> Any:
-    """`parts` of numbered elements, and the result of `first` for the `whole` first batch."""
-
-    @tf.autograph.experimental.do_not_convert
-    def numbered(number: tf.Tensor, element: Any) -> Any:
-        given = element if isinstance(element, tuple) else (element,)
-        none = tf.zeros([0], tf.int64)
-        fingerprint = tf.cond(tf.equal(number, 0), lambda: first(whole(*given)), lambda: none)
-        return (*parts(*given), tf.ensure_shape(fingerprint, [None]))
-
-    return numbered
-
-
-def _as_it_is(*batch: Any) -> Any:
-    return batch
-
-
-def gathered(functions: list[Any], indices: tf.Tensor, data: Any) -> Any:
-    """Rows of Keras's array pipeline."""
-    batch = functions[0](indices, data)
-    for function in functions[1:]:
-        batch = function(*batch) if isinstance(batch, tuple) else function(batch)
-    return batch
-
-
-@tf.autograph.experimental.do_not_convert
-def _gather_own(
-    indices: tf.Tensor,
-    data: Any,
-    functions: list[Any],
-    placement: Placement,
-    sharding: ShardingOptions,
-) -> Any:
-    """One batch of Keras's array pipeline, with only our replicas' rows."""
-    own, fractions, rows = shard_batch(indices, placement, sharding)
-    return tuple(gathered(functions, part, data) for part in own), fractions, rows
-
-
-def check_batched(spec: Any) -> None:
-    """Raises when an element of a dataset is not a batch.
-
-    Raises:
-        InputError: reports what the dataset yields.
-    """
-    if any(s.shape.rank == 0 for s in tf.nest.flatten(spec) if hasattr(s, "shape")):
-        given = [s for s in tf.nest.flatten(spec) if not is_absent(s)]
-        shapes = ", ".join(f"{s.dtype.name}{s.shape}" for s in given)
-        raise InputError(
-            f"tfaccel: the dataset yields ({shapes}), expected batches whose first dimension is "
-            "the rows; batch it with dataset.batch(global_batch_size)."
-        )
 
 
 def row_count(tensor: Any) -> tf.Tensor:

@@ -20,12 +20,11 @@ from tfaccel.distribute.batch_sharding import (
     own_numbers,
     row_count,
     shard_batch,
-    shard_dataset,
-    shard_rows_of,
     sharding_error,
     static_row_count,
     uneven,
 )
+from tfaccel.distribute.dataset_sharding import shard_dataset, shard_rows_of
 from tfaccel.distribute.read_ahead import read_ahead
 
 

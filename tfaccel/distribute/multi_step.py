@@ -13,8 +13,9 @@ import tensorflow as tf
 
 from tfaccel.distribute import _private, padding
 from tfaccel.distribute.batch_iterator import without_autotune
-from tfaccel.distribute.batch_sharding import Placement, ShardingOptions, is_absent, shard_dataset
+from tfaccel.distribute.batch_sharding import Placement, ShardingOptions, is_absent
 from tfaccel.distribute.batches import padded_batch
+from tfaccel.distribute.dataset_sharding import shard_dataset
 
 
 def has_static_shape(spec: Any) -> bool:

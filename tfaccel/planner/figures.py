@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from tfaccel.planner.block_copies import Role
 from tfaccel.planner.liveness import Peak, Walk
-from tfaccel.planner.unroll import Role
 
 
 @dataclass(frozen=True)

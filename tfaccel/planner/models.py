@@ -22,10 +22,12 @@ from tfaccel.distribute.replacements import replaced
 from tfaccel.errors import StrategyError
 from tfaccel.planner import calls, lists, liveness, trace
 from tfaccel.planner.abstract import AbstractStrategy, Made
+from tfaccel.planner.block_copies import Role
+from tfaccel.planner.block_places import UnevenError
 from tfaccel.planner.exchange import exchanged
 from tfaccel.planner.state import Item, items
 from tfaccel.planner.steps import Step
-from tfaccel.planner.unroll import Extension, Role, UnevenError
+from tfaccel.planner.unroll import Extension
 
 _Key: TypeAlias = tuple[str, bool, int]
 _Built: TypeAlias = tuple[AbstractStrategy, target.Target, "list[int | None]"]

@@ -8,6 +8,7 @@ layout gives the same numbers: a guess that does not suit a model costs only spe
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -45,7 +46,12 @@ class AutoLayout:
         self._axis = mesh.model_axis
         self._size = mesh.sizes[self._axis] if self._axis else 1
         self._open_columns: int | None = None  # the width of a column-split layer still unpaired
-        self._split: dict[int, Axes] = {}  # axes of kernels, for the bias that follows
+        # Of kernels, for the bias that follows; weak, since the id of a layer may be reused.
+        self._split: weakref.WeakKeyDictionary[Any, Axes] = weakref.WeakKeyDictionary()
+
+    def end_model(self) -> None:
+        """Forgets a layer that is still unpaired: the next ones belong to another model."""
+        self._open_columns = None
 
     def axes(self, path: str, shape: tuple[int, ...], layers: Sequence[Any]) -> tuple[Axes, str]:
         """The axes of a new variable, and the reason.
@@ -90,18 +96,18 @@ class AutoLayout:
         """A kernel from `rows` to `columns` features: the second of a pair, else the first."""
         if self._open_columns == rows and self._fits(rows):
             self._open_columns = None
-            self._split[id(layer)] = (None,)
+            self._split[layer] = (None,)
             return _axes_at(dims[0], rank, self._axis), "rows"
         if self._fits(columns):
             self._open_columns = columns
-            self._split[id(layer)] = (self._axis,)
+            self._split[layer] = (self._axis,)
             return _axes_at(dims[1], rank, self._axis), "columns"
         self._open_columns = None
-        self._split[id(layer)] = (None,)
+        self._split[layer] = (None,)
         return (None,) * rank, "replicated: does not divide"
 
     def _bias(self, layer: Any, shape: tuple[int, ...]) -> tuple[Axes, str]:
-        of_kernel = self._split.get(id(layer), (None,))
+        of_kernel = self._split.get(layer, (None,))
         if any(of_kernel) and len(of_kernel) == len(shape):
             return of_kernel, "as its kernel"
         return (None,) * len(shape), "replicated"
@@ -117,8 +123,8 @@ class AutoLayout:
         if len(summed) == len(created) == 1:
             rows, columns = kernel.index(summed[0]), kernel.index(created[0])
             split = self._pair(layer, shape[rows], shape[columns], (rows, columns), len(shape))
-            if self._split[id(layer)] != (None,):
-                self._split[id(layer)] = _along(layer, created[0], output, self._axis)
+            if self._split[layer] != (None,):
+                self._split[layer] = _along(layer, created[0], output, self._axis)
             return split
         # More letters out than in: splits into heads. More in than out: sums over heads.
         heads, reason = (
@@ -126,9 +132,9 @@ class AutoLayout:
         )
         dim = kernel.index(heads)
         if not self._fits(shape[dim]):
-            self._split[id(layer)] = (None,)
+            self._split[layer] = (None,)
             return (None,) * len(shape), "replicated: heads do not divide"
-        self._split[id(layer)] = _along(layer, heads, output, self._axis)
+        self._split[layer] = _along(layer, heads, output, self._axis)
         return _axes_at(dim, len(shape), self._axis), reason
 
 

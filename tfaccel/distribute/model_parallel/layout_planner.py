@@ -94,6 +94,10 @@ class LayoutPlanner:
         storage = self._over_batch(whole, shape) if self.fully_sharded else whole
         return VariablePlan(storage, storage, "factor of a slot")
 
+    def end_model(self) -> None:
+        """Variables made from now on are laid out as in a process that has made none before."""
+        self._auto.end_model()
+
     def check_all_used(self) -> None:
         """Raises when a rule has matched no variable so far.
 

@@ -18,7 +18,8 @@ from tfaccel.distribute.batch_iterator import (
     without_autotune,
 )
 from tfaccel.distribute.batch_rows import OwnRows
-from tfaccel.distribute.batch_sharding import check_batched, is_absent
+from tfaccel.distribute.batch_sharding import is_absent
+from tfaccel.distribute.dataset_sharding import check_batched
 from tfaccel.distribute.model_parallel import host_transfer, user_functions
 from tfaccel.distribute.read_ahead import read_ahead
 from tfaccel.errors import InputError

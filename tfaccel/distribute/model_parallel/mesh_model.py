@@ -127,6 +127,7 @@ def in_custom_loop(parts: Parts, strategy: Any) -> Iterator[None]:
 def place_model(model: keras.Model, strategy: Any) -> None:
     """Makes `model` run on the mesh of `strategy`."""
     mix_in(model, MeshModel)
+    strategy.planner.end_model()  # its layers are made, or its first step makes them
     generate.enable_generate(model)
     object.__setattr__(model, "_tfaccel_strategy", strategy)
     if strategy.cluster is not None:

@@ -18,7 +18,8 @@ from absl import logging
 
 from tfaccel.distribute import _private, batch_rows, own_rows
 from tfaccel.distribute.batch_rows import OwnRows
-from tfaccel.distribute.batch_sharding import gathered, is_absent, row_count
+from tfaccel.distribute.batch_sharding import is_absent, row_count
+from tfaccel.distribute.dataset_sharding import gathered
 
 
 @dataclass(frozen=True)
