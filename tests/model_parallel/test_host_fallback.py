@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.fallbacks import Fallbacks
 from tests.model_parallel.test_training import X, Y, assert_as_one_device, dense, strategy
+from tests.programs.table import PROGRAMS
 
 pytestmark = [pytest.mark.slow, pytest.mark.child(devices=4, group="variable")]
 
@@ -70,6 +72,18 @@ def test_an_operation_without_a_layout_leaves_the_rest_divided() -> None:
 
     assert_as_one_device(train, rtol=1e-4)
     assert reasons(made[1]) == {}
+
+
+def test_what_one_model_cannot_lay_out_another_can() -> None:
+    """Whole operands of a transpose, as one model needs them, make another's reshape impossible.
+
+    `last_row_through_convolutions`, run after this one, was not divided.
+    """
+    ours = strategy()
+    with Fallbacks() as fallbacks:
+        PROGRAMS["contrastive_views"].run(ours)
+    assert fallbacks.said == []
+    assert ours.replicated_operations == set()
 
 
 def test_an_error_of_the_program_is_its_own() -> None:

@@ -354,7 +354,7 @@ def contrastive_views(strategy: Any) -> Numbers:
     return {"history": run.history, "weights": weights(model.encoder, model.head)}
 
 
-@program(10)
+@program(10, all_rows=True)
 def noise_for_the_global_batch(strategy: Any) -> Numbers:
     """A denoiser that makes noise for a constant number of rows and reads x.shape[0]"""
     batch = 8

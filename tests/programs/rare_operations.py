@@ -164,7 +164,7 @@ def masked_autoencoder(strategy: Any) -> Numbers:
     return {"history": run.history, "weights": weights(model)}
 
 
-@program(17, undivided=True)
+@program(17)
 def image_critic_with_penalty(strategy: Any) -> Numbers:
     """WGAN-GP of images: the norm of the critic's gradient with respect to mixed images"""
 

@@ -9,6 +9,7 @@ which is logged once.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import weakref
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from absl import logging
 from tfaccel.distribute.model_parallel import host_copies, host_transfer, replicated_ops
 from tfaccel.distribute.model_parallel.mesh_batches import to_dtensors
 from tfaccel.distribute.model_parallel.unsupported import CannotDivideError
+from tfaccel.distribute.replacements import replaced
 from tfaccel.errors import TfaccelError
 
 
@@ -41,6 +43,7 @@ class HostFallback:
         broadcast = strategy.broadcast if strategy.cluster is not None else None
         self._copies = host_copies.HostCopies(broadcast=broadcast)
         self.reasons: dict[str, str] = {}
+        self._replicated: set[str] = set()  # of the strategy while it traces steps of this model
         self._warned: set[str] = set()
 
     def applies_to(self, kind: str) -> bool:
@@ -76,15 +79,18 @@ class HostFallback:
         Returns:
             Whether the type was added.
         """
-        replicated = self._strategy.replicated_operations
         if (
             operation is None
-            or operation in replicated
+            or operation in self._replicated
             or not replicated_ops.may_be_replicated(operation)
         ):
             return False
-        replicated.add(operation)
+        self._replicated.add(operation)
         return True
+
+    def divided(self) -> contextlib.AbstractContextManager[None]:
+        """While a step of this model is traced for the mesh, or runs there."""
+        return replaced(self._strategy, "replicated_operations", self._replicated)
 
     def run(self, function: Callable[[Any], Any], batches: list[Any]) -> Any:
         """Calls Keras's function of a step.
@@ -164,7 +170,8 @@ def with_host_fallback(
         while True:
             function = function or make_divided()
             try:
-                return function(batches)
+                with fallback.divided():
+                    return function(batches)
             except CannotDivideError as error:
                 if not fallback.replicate_operands(error.operation):
                     raise

@@ -74,8 +74,8 @@ class ModelParallelStrategy(KerasStrategy, tf.distribute.Strategy):  # type: ign
         cluster: the processes of this job, or None.
         deferred_errors: of the last step.
         seeds: the states of the random operations of steps.
-        replicated_operations: types of operations that get whole operands, since DTensor could not
-            lay them out otherwise.
+        replicated_operations: types of operations that get whole operands in the model whose step
+            is traced, since DTensor could not lay them out otherwise.
         checks: compares the first step of a model with one device's.
         random_override: replaces random operations with constants while steps are compared.
         created_variables: the variables created since it became a list, with their initial stored
