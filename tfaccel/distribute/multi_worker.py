@@ -99,7 +99,7 @@ class MultiWorkerMirroredStrategy(KerasFit, tf.distribute.MultiWorkerMirroredStr
         tf.distribute.Strategy.__init__(self, extended)
 
     @functools.cached_property
-    def _gather_functions(self) -> dict[int, Any]:
+    def _gather_functions(self) -> dict[Any, Any]:
         return {}
 
     @property
@@ -110,13 +110,24 @@ class MultiWorkerMirroredStrategy(KerasFit, tf.distribute.MultiWorkerMirroredStr
 
     def gather(self, value: Any, axis: int) -> tf.Tensor:
         """Concatenates `value` of all replicas along `axis`, in any numeric dtype."""
-        local = self.experimental_local_results(value)
+        local = [tf.convert_to_tensor(v) for v in self.experimental_local_results(value)]
         dtype = local[0].dtype
-        wide = transport_dtype(dtype)
-        if wide != dtype:
-            cast = tuple(tf.cast(v, wide) for v in local)
-            value = _private.PerReplica(cast) if len(cast) > 1 else cast[0]
-        return tf.cast(super().gather(value, axis), dtype)
+        local = [tf.cast(v, transport_dtype(dtype)) for v in local]
+        if not tf.executing_eagerly() or local[0].shape.rank is None:
+            return tf.cast(self._gather(local, axis), dtype)
+        key = (axis, local[0].dtype, local[0].shape.rank)
+        if key not in self._gather_functions:
+            spec = tf.TensorSpec([None] * local[0].shape.rank, local[0].dtype)
+            self._gather_functions[key] = tf.function(
+                lambda values: self._gather(values, axis),
+                autograph=False,
+                input_signature=[[spec] * len(local)],
+            )
+        return tf.cast(self._gather_functions[key](local), dtype)
+
+    def _gather(self, local: list[tf.Tensor], axis: int) -> tf.Tensor:
+        """Eagerly it is traced at each call, and TensorFlow warns of that after some."""
+        return super().gather(_private.PerReplica(local) if len(local) > 1 else local[0], axis)
 
     @worker_activity.collective
     def gather_numbers(self, numbers: list[int]) -> list[list[int]]:
@@ -136,7 +147,7 @@ class MultiWorkerMirroredStrategy(KerasFit, tf.distribute.MultiWorkerMirroredStr
     def _gather_function(self, numbers: int) -> Any:
         """A function of a worker's int64 numbers, of shape `[1, numbers]`: those of all workers.
 
-        It is traced once, while `gather` is traced at each call.
+        It is traced once, like those of `gather`, and sums, which any number of replicas can.
         """
         workers, rank, local = (self.placement.workers, self.placement.rank, self.placement.local)
 
