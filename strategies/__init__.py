@@ -33,7 +33,7 @@ def strategy(
         name: one of `NAMES`; None takes ``TFACCEL_STRATEGY``, else ``"auto"``.
         model: for ``"auto"``: a function that builds and compiles the model, or what else
             `tfaccel.plan` takes. Where it does not fit on the devices as replicas, it is split
-            over them (`tfaccel.strategies.planned`).
+            over them (`tfaccel.strategies.auto_for_model`).
         batch_size: rows of the global batch that `model` is trained with.
         **options: see `Options`; one that is not given is read from ``TFACCEL_<OPTION>``.
 
@@ -60,14 +60,16 @@ def strategy(
         onednn.prefer(os.environ)
     from tfaccel.cluster import resolve as find_cluster
     from tfaccel.distribute import data_service, private_api_check
-    from tfaccel.strategies import describe, planned, process_settings, request
+    from tfaccel.strategies import auto_for_model, describe, process_settings, request
 
     private_api_check.check()
     detected, cluster = hardware.detect(), find_cluster(os.environ)
     if model is None and batch_size is None:
         selected = select(name, options, os.environ, detected, cluster)
     else:
-        selected = planned.select(model, batch_size, name, options, os.environ, detected, cluster)
+        selected = auto_for_model.select(
+            model, batch_size, name, options, os.environ, detected, cluster
+        )
     policy = process_settings.apply(selected.options, detected, selected.devices)
     factory = importlib.import_module(FACTORIES[selected.choice.name])
     requested = request.Request(selected.options, selected.devices, cluster)

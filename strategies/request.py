@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from tfaccel.cluster.cluster import Cluster
 from tfaccel.distribute import compression
-from tfaccel.distribute.frequency import Frequency
 from tfaccel.distribute.replica_options import ReplicaOptions
+from tfaccel.distribute.sync_frequency import Frequency
 from tfaccel.errors import StrategyError
 from tfaccel.strategies.options import Options
 

@@ -70,7 +70,7 @@ MUTATIONS = {
         "optimizer.py",
         "return gradients.all_reduce_gradients(grads, owner=self)",
         "return grads",
-        "test_optimizer.py test_frequency.py",
+        "test_optimizer.py test_sync_frequency.py",
     ),
     "a loss is scaled by its own rows": Mutation(
         "loss.py", "whole = step.all_reduce_sum(counted)", "whole = counted", "test_loss.py"

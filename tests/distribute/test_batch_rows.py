@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from tests.distribute.pages import SIZES, Named, Pages, Whole
 from tfaccel.distribute import _private, batch_rows, batches
-from tfaccel.distribute.batch_rows import OwnRows, adapter_of
+from tfaccel.distribute.batch_rows import PyDatasetRows, adapter_of
 from tfaccel.distribute.batch_sharding import (
     Placement,
     ShardingOptions,
@@ -33,9 +33,9 @@ def adapter(dataset: Any, **options: Any) -> Any:
     return made
 
 
-def own_rows(given: Any, placement: Placement, undersized: str = "whole") -> OwnRows:
+def own_rows(given: Any, placement: Placement, undersized: str = "whole") -> PyDatasetRows:
     ours = functools.partial(own_numbers, placement=placement, sharding=ShardingOptions(undersized))
-    return OwnRows(given, ours)
+    return PyDatasetRows(given, ours)
 
 
 def parts_of(dataset: Any, placement: Placement, undersized: str, **options: Any) -> list[Any]:

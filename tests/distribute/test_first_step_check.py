@@ -15,8 +15,8 @@ from absl import logging
 from tests.distribute.watched import mirrored
 from tfaccel.distribute import compression, first_step_check
 from tfaccel.distribute.checked_steps import KINDS
-from tfaccel.distribute.frequency import Frequency
 from tfaccel.distribute.metric_weights import WeightedScalar
+from tfaccel.distribute.sync_frequency import Frequency
 from tfaccel.errors import CheckError
 
 pytestmark = pytest.mark.child(devices=2, group="check")

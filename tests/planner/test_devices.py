@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tfaccel.errors import StrategyError
-from tfaccel.planner import here
+from tfaccel.planner import local_devices
 from tfaccel.planner.devices import catalogue, parse
 from tfaccel.tpu.topologies import GENERATIONS
 
@@ -63,10 +63,10 @@ def test_what_is_here_is_measured_once(tmp_path: Path, monkeypatch: pytest.Monke
         return {"name": "a CPU", "kind": "cpu", "count": 1, "memory": 10**9, "bandwidth": 8e9,
                 "link": 1e9, "peak": {"float32": 4e10}, "date": "2026-01-01"}  # fmt: skip
 
-    monkeypatch.setattr(here, "_in_a_process", measure)
+    monkeypatch.setattr(local_devices, "_in_a_process", measure)
     one, four = parse("here", catalogue()), parse("4xhere", catalogue())
     assert len(calls) == 1
-    assert here.cache_file().is_relative_to(tmp_path)
+    assert local_devices.cache_file().is_relative_to(tmp_path)
     assert (one.count, one.device.peak["float32"], one.device.bandwidth) == (1, 4e10, 8e9)
     assert (four.count, four.device.peak["float32"], four.device.bandwidth) == (4, 1e10, 2e9)
     assert four.device.source == "measured on a CPU"

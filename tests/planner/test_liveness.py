@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tfaccel.planner.exchange import exchanged
+from tfaccel.planner.kernel_workspace import of_processor
 from tfaccel.planner.liveness import Peak, order, peak
-from tfaccel.planner.scratch import of_processor
 from tfaccel.planner.steps import Operation, Step, Value
 
 

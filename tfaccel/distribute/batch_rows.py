@@ -97,7 +97,7 @@ def adapter_of(caller: _private.Caller, worker: str = "worker") -> Any:
     return None
 
 
-class OwnRows:
+class PyDatasetRows:
     """The batches of a `PyDataset` of which this process computes only its own rows.
 
     The first batch is computed whole once more, to compare: Keras has read the first two, to

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from tfaccel.distribute import _private, data_service, dataset_consistency, padding
 from tfaccel.distribute.batch_iterator import BatchIterable, without_autotune
-from tfaccel.distribute.batch_rows import OwnRows
+from tfaccel.distribute.batch_rows import PyDatasetRows
 from tfaccel.distribute.batch_sharding import (
     Placement,
     ShardingOptions,
@@ -197,10 +197,10 @@ class Batches(BatchIterable):
         self._rows = 0  # of the largest batch so far
         self.element_spec = dataset.element_spec
         self._static_rows = has_static_rows(dataset.element_spec, placement)
-        self._own: OwnRows | None = None
+        self._own: PyDatasetRows | None = None
         if py_dataset is not None:
             ours = functools.partial(own_numbers, placement=placement, sharding=sharding)
-            self._own = OwnRows(py_dataset, ours)
+            self._own = PyDatasetRows(py_dataset, ours)
             divided = shard_rows_of(self._own.dataset, placement, sharding)
         else:
             first = dataset_consistency.fingerprints if all_gather is not None else None

@@ -92,8 +92,8 @@ def shard_rows_of(
     What reads them ahead is in the dataset already.
 
     Args:
-        dataset: as `tfaccel.distribute.batch_rows.OwnRows.dataset`, whose last part takes the place
-            of a fingerprint.
+        dataset: as `tfaccel.distribute.batch_rows.PyDatasetRows.dataset`, whose last part takes the
+            place of a fingerprint.
         placement: which blocks of rows are ours.
         sharding: as in `shard_own_rows`.
     """

@@ -6,7 +6,7 @@ over all of those rows. Gradients, updated variables and results are compared, a
 restored. Random operations return constants in both, and BatchNormalization uses its moving
 statistics: they would differ otherwise.
 
-Where a step follows TensorFlow's convention (`step_reductions.py`), the check detects that, and the
+Where a step follows TensorFlow's convention (`reduction_rules.py`), the check detects that, and the
 step is combined accordingly. Where no reduction makes replicas equal to one device, and where only
 the global batch can be computed at all, each replica runs the step over all rows
 (`replicated_batch.py`), which is logged. If that fails too, it raises an error that names what
@@ -37,7 +37,7 @@ from tfaccel.distribute.differences import Difference, differences
 from tfaccel.distribute.gradients import is_custom_step
 from tfaccel.distribute.parity_run import ParityRun
 from tfaccel.distribute.predict_parity import PredictParityRun
-from tfaccel.distribute.step_reductions import SCALED_MEAN, SUM, WEIGHTED_MEAN, StepReductions
+from tfaccel.distribute.reduction_rules import SCALED_MEAN, SUM, WEIGHTED_MEAN, StepReductions
 from tfaccel.distribute.step_result import ParityRunError
 from tfaccel.errors import CheckError, StrategyError
 

@@ -39,7 +39,6 @@ from tfaccel.distribute.batches import (
 from tfaccel.distribute.compression import Compression
 from tfaccel.distribute.custom_parts import has_custom_step
 from tfaccel.distribute.first_step_check import Checks, kind_of
-from tfaccel.distribute.frequency import Frequency
 from tfaccel.distribute.fused import fuse
 from tfaccel.distribute.gradients import install
 from tfaccel.distribute.keras_steps import RunsKerasSteps
@@ -54,6 +53,7 @@ from tfaccel.distribute.per_worker import PerWorkerBatches
 from tfaccel.distribute.replica_options import ReplicaOptions
 from tfaccel.distribute.stateful_layers import ReplicaLocalAssign, aggregate_states
 from tfaccel.distribute.steps_per_execution import StepsPerExecution
+from tfaccel.distribute.sync_frequency import Frequency
 from tfaccel.distribute.variable_conversion import NumericConversion, Sum
 from tfaccel.distribute.worker_activity import worker_activity
 from tfaccel.errors import InputError, StrategyError

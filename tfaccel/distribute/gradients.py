@@ -37,8 +37,8 @@ import keras
 import tensorflow as tf
 
 from tfaccel.distribute import _private, reduction_clock, sparse, step
+from tfaccel.distribute.reduction_rules import SCALED_MEAN, SUM
 from tfaccel.distribute.replacements import replaced
-from tfaccel.distribute.step_reductions import SCALED_MEAN, SUM
 
 
 @dataclass

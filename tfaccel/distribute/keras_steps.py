@@ -11,10 +11,10 @@ import tensorflow as tf
 from tfaccel.distribute import (
     _private,
     build,
-    context,
     logs,
     non_trainable,
     padding,
+    replica_collectives,
     replicated_batch,
     scope,
     step,
@@ -24,11 +24,11 @@ from tfaccel.distribute.batches import Part, sharded_by_tensorflow
 from tfaccel.distribute.compression import Compression
 from tfaccel.distribute.compression.powersgd import PowerSGD
 from tfaccel.distribute.first_step_check import Checks
-from tfaccel.distribute.frequency import Frequency
 from tfaccel.distribute.gradients import Gradients
 from tfaccel.distribute.local_steps import ModelAveraging
+from tfaccel.distribute.reduction_rules import StepReductions
 from tfaccel.distribute.replica_attributes import ReplicaAttributes
-from tfaccel.distribute.step_reductions import StepReductions
+from tfaccel.distribute.sync_frequency import Frequency
 
 
 class RunsKerasSteps:
@@ -145,7 +145,7 @@ class RunsKerasSteps:
                 reductions=reductions,
                 recorded=None if recorded is None else [],
             )
-            context.adapt_context()
+            replica_collectives.adapt_context()
             with step.entered(step_context) as ctx:
                 averaged = non_trainable.StatisticsAverager(statistics)
                 counted = non_trainable.CountedOnce(model) if ctx.has_global_batch else None
@@ -156,7 +156,7 @@ class RunsKerasSteps:
                 if averaging is not None:
                     averaging.after_step()
                 if recorded is not None:
-                    recorded[context.local_replica_id()] = list(ctx.recorded or ())
+                    recorded[replica_collectives.local_replica_id()] = list(ctx.recorded or ())
                 return logs.merge_logs(model, step_logs, ctx, averaged)
 
         attributes = None

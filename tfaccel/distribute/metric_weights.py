@@ -19,8 +19,8 @@ from tfaccel.distribute import _private, row_gather, step
 from tfaccel.distribute.mixins import mix_in
 from tfaccel.distribute.padding import row_weights
 from tfaccel.distribute.per_example import is_row_mean
+from tfaccel.distribute.reduction_rules import WEIGHTED_MEAN
 from tfaccel.distribute.step import StepContext
-from tfaccel.distribute.step_reductions import WEIGHTED_MEAN
 
 
 def weight_metrics(model: keras.Model) -> None:

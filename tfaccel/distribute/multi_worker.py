@@ -114,18 +114,18 @@ class MultiWorkerMirroredStrategy(KerasFit, tf.distribute.MultiWorkerMirroredStr
         dtype = local[0].dtype
         local = [tf.cast(v, transport_dtype(dtype)) for v in local]
         if not tf.executing_eagerly() or local[0].shape.rank is None:
-            return tf.cast(self._gather(local, axis), dtype)
+            return tf.cast(self._concatenated(local, axis), dtype)
         key = (axis, local[0].dtype, local[0].shape.rank)
         if key not in self._gather_functions:
             spec = tf.TensorSpec([None] * local[0].shape.rank, local[0].dtype)
             self._gather_functions[key] = tf.function(
-                lambda values: self._gather(values, axis),
+                lambda values: self._concatenated(values, axis),
                 autograph=False,
                 input_signature=[[spec] * len(local)],
             )
         return tf.cast(self._gather_functions[key](local), dtype)
 
-    def _gather(self, local: list[tf.Tensor], axis: int) -> tf.Tensor:
+    def _concatenated(self, local: list[tf.Tensor], axis: int) -> tf.Tensor:
         """Eagerly it is traced at each call, and TensorFlow warns of that after some."""
         return super().gather(_private.PerReplica(local) if len(local) > 1 else local[0], axis)
 

@@ -13,12 +13,11 @@ import tensorflow as tf
 from tfaccel.distribute import _private, step
 from tfaccel.distribute.batch_norm import is_synchronized
 from tfaccel.distribute.batches import Part
-from tfaccel.distribute.frequency import Frequency
 from tfaccel.distribute.mixins import mix_in
 from tfaccel.distribute.object_graph import reachable_objects
+from tfaccel.distribute.reduction_rules import StepReductions
 from tfaccel.distribute.replacements import Replacements
 from tfaccel.distribute.single_device_context import run_on_one_device
-from tfaccel.distribute.step_reductions import StepReductions
 from tfaccel.distribute.step_result import (
     HostState,
     ParityRunError,
@@ -28,6 +27,7 @@ from tfaccel.distribute.step_result import (
     tolerance,
     variables_of,
 )
+from tfaccel.distribute.sync_frequency import Frequency
 from tfaccel.errors import TfaccelError
 
 FIRST_REPLICA_ROWS, OTHER_REPLICA_ROWS = 4, 3

@@ -9,8 +9,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfaccel.distribute.parity_run import ParityRun, global_order
+from tfaccel.distribute.reduction_rules import StepReductions
 from tfaccel.distribute.single_device_context import run_on_one_device
-from tfaccel.distribute.step_reductions import StepReductions
 from tfaccel.distribute.step_result import StepResult, TracedStep, flat_outputs
 
 

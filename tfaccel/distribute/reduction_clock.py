@@ -19,7 +19,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfaccel.distribute import context, step
+from tfaccel.distribute import replica_collectives, step
 
 
 class ReductionClock:
@@ -82,7 +82,7 @@ def current() -> ReductionClock | None:
     if not _active or tf.executing_eagerly() or step.is_checking():
         return None
     ctx = step.current()
-    if ctx is None or not ctx.averages_statistics or context.local_replica_id() != 0:
+    if ctx is None or not ctx.averages_statistics or replica_collectives.local_replica_id() != 0:
         return None
     return _active[0]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from tfaccel.distribute.compression import Compression
-from tfaccel.distribute.frequency import Frequency
+from tfaccel.distribute.sync_frequency import Frequency
 from tfaccel.errors import StrategyError
 
 

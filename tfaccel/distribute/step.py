@@ -10,8 +10,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfaccel.distribute.reduction_rules import SCALED_MEAN, SUM, WEIGHTED_MEAN, StepReductions
 from tfaccel.distribute.replacements import replaced
-from tfaccel.distribute.step_reductions import SCALED_MEAN, SUM, WEIGHTED_MEAN, StepReductions
 
 _thread_state = threading.local()
 
@@ -78,7 +78,7 @@ class StepContext:
 
     @property
     def next_gradient_is_summed(self) -> bool:
-        """Whether the next gradient's loss is summed over replicas (`step_reductions.py`)."""
+        """Whether the next gradient's loss is summed over replicas (`reduction_rules.py`)."""
         taken = self.gradients
         return (
             taken is not None

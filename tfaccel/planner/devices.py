@@ -150,7 +150,7 @@ def measured(count: int | None = None) -> Machines:
     Raises:
         StrategyError: when there are fewer GPUs, or nothing could be measured.
     """
-    from tfaccel.planner import here as measurement
+    from tfaccel.planner import local_devices as measurement
 
     found = measurement.measured()
     count = count or found["count"]

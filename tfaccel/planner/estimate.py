@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from tfaccel.distribute.model_parallel.layout_planner import LayoutPlanner, VariablePlan
-from tfaccel.planner import costs, liveness, spread, work
-from tfaccel.planner import scratch as kernels
+from tfaccel.planner import costs, liveness, operation_costs, sharding_propagation
+from tfaccel.planner import kernel_workspace as kernels
 from tfaccel.planner.candidates import Candidate
 from tfaccel.planner.devices import Machines
 from tfaccel.planner.figures import Figures, extended
@@ -201,10 +201,12 @@ def _figures(candidate: Candidate, rows: int, machines: Machines, sized: Sized) 
         0 if shape is None else math.prod(shape) * value.width
         for shape, value in zip(shapes, step.values, strict=True)
     ]
-    split = spread.Spread([None] * len(step.values))
+    split = sharding_propagation.Spread([None] * len(step.values))
     gathered: dict[int, int] = {}
     if planner is not None:
-        split = spread.spread(step, shapes, candidate.model_axis, _model_dims(state, planner))
+        split = sharding_propagation.spread(
+            step, shapes, candidate.model_axis, _model_dims(state, planner)
+        )
         sizes = [
             size // candidate.model_axis if dim is not None else size
             for size, dim in zip(sizes, split.dims, strict=True)
@@ -297,7 +299,7 @@ def _busy(
     step: Step,
     shapes: Sequence[tuple[int, ...] | None],
     sizes: Sequence[int],
-    split: spread.Spread,
+    split: sharding_propagation.Spread,
     candidate: Candidate,
     machines: Machines,
 ) -> tuple[int, tuple[float, float] | None]:
@@ -305,7 +307,7 @@ def _busy(
     device, total, compute, memory = machines.device, 0, 0.0, 0.0
     known = device.bandwidth is not None and "float32" in device.peak
     for op in step.operations:
-        number = work.flops(op, shapes)
+        number = operation_costs.flops(op, shapes)
         if not number:
             continue
         divided = [v for v in (*op.inputs, *op.outputs) if split.dims[v] is not None]
@@ -318,7 +320,7 @@ def _busy(
         halves = any(step.values[v].width == 2 for v in op.outputs)
         precision = candidate.precision if halves else "float32"
         rate = device.peak.get(precision, device.peak["float32"])
-        moved = work.moved(op, sizes)
+        moved = operation_costs.moved(op, sizes)
         seconds = costs.roofline(number, moved, rate, device.bandwidth)
         if number / rate >= moved / device.bandwidth:
             compute += seconds
@@ -332,7 +334,7 @@ def _wire(
     sized: Sized,
     state: State,
     planner: LayoutPlanner | None,
-    split: spread.Spread,
+    split: sharding_propagation.Spread,
     sizes: Sequence[int],
 ) -> dict[str, float]:
     """Bytes that a device sends in a step, by collective."""

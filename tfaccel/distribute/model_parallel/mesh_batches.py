@@ -17,7 +17,7 @@ from tfaccel.distribute.batch_iterator import (
     PushBackIterator,
     without_autotune,
 )
-from tfaccel.distribute.batch_rows import OwnRows
+from tfaccel.distribute.batch_rows import PyDatasetRows
 from tfaccel.distribute.batch_sharding import is_absent
 from tfaccel.distribute.dataset_sharding import check_batched
 from tfaccel.distribute.model_parallel import host_transfer, user_functions
@@ -56,7 +56,7 @@ class MeshBatches(BatchIterable):
         divides: Callable[[], bool] = lambda: True,
         by_leaf: bool = False,
         inspected: bool = False,
-        own: tf.data.Dataset | OwnRows | None = None,
+        own: tf.data.Dataset | PyDatasetRows | None = None,
     ) -> None:
         super().__init__(threads, inspected)
         self._strategy = weakref.ref(strategy) if strategy is not None else None
@@ -67,10 +67,10 @@ class MeshBatches(BatchIterable):
         self._divides = divides
         self._by_leaf = by_leaf
         self._static_rows = _has_static_rows(dataset.element_spec)
-        self._py_dataset = own if isinstance(own, OwnRows) else None
+        self._py_dataset = own if isinstance(own, PyDatasetRows) else None
         self._own_rows = own is not None
         if own is not None:
-            dataset = own.dataset if isinstance(own, OwnRows) else own
+            dataset = own.dataset if isinstance(own, PyDatasetRows) else own
         self._dataset = without_autotune(dataset)
         self._mesh = mesh
         self._axis = axis

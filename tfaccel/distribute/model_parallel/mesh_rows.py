@@ -17,7 +17,7 @@ import tensorflow as tf
 from absl import logging
 
 from tfaccel.distribute import _private, batch_rows, own_rows
-from tfaccel.distribute.batch_rows import OwnRows
+from tfaccel.distribute.batch_rows import PyDatasetRows
 from tfaccel.distribute.batch_sharding import is_absent, row_count
 from tfaccel.distribute.dataset_sharding import gathered
 
@@ -129,7 +129,7 @@ def _is_dense(spec: Any) -> bool:
 
 def own_batches(
     caller: _private.Caller, dataset: tf.data.Dataset, rows: MeshRows, why: str
-) -> tf.data.Dataset | OwnRows | None:
+) -> tf.data.Dataset | PyDatasetRows | None:
     """The batches that a model reads, with only our rows; None where they are read whole.
 
     Args:
@@ -143,5 +143,5 @@ def own_batches(
         return None
     if isinstance(caller.epoch.data_adapter, _private.PyDatasetAdapter):
         adapter = batch_rows.adapter_of(caller, "process")
-        return OwnRows(adapter, rows.numbers) if adapter is not None else None
+        return PyDatasetRows(adapter, rows.numbers) if adapter is not None else None
     return of_own_rows(dataset, rows)

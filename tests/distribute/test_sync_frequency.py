@@ -14,9 +14,9 @@ from sklearn.datasets import load_digits
 
 import tfaccel
 from tests.distribute.watched import data, linear
-from tfaccel.distribute.frequency import Frequency
 from tfaccel.distribute.mirrored import MirroredStrategy
 from tfaccel.distribute.replica_options import ReplicaOptions
+from tfaccel.distribute.sync_frequency import Frequency
 
 ON_ONE = pytest.mark.child(devices=2, group="less often", full=True)
 ON_TWO = pytest.mark.child(workers=2, group="less often", full=True)

@@ -5,7 +5,7 @@ devices. They run in a separate process for a few seconds, since a plan uses no 
 is kept in the user's cache directory, by the names of machine and processor and the number of
 cores.
 
-    python -m tfaccel.planner.here        # measures again, and prints it
+    python -m tfaccel.planner.local_devices        # measures again, and prints it
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def _processor() -> str:
 
 
 def _in_a_process() -> dict[str, Any]:
-    command = [sys.executable, "-m", "tfaccel.planner.here"]
+    command = [sys.executable, "-m", "tfaccel.planner.local_devices"]
     # A plan hides the GPUs from itself, but not from this process.
     env = {k: v for k, v in os.environ.items() if (k, v) != ("CUDA_VISIBLE_DEVICES", "-1")}
     try:
@@ -86,7 +86,9 @@ def _in_a_process() -> dict[str, Any]:
     except (IndexError, ValueError) as error:
         last = (done.stderr.strip().splitlines() or ["no output"])[-1]
         raise StrategyError(
-            _FAILED.format(last, "a TensorFlow that runs; try python -m tfaccel.planner.here")
+            _FAILED.format(
+                last, "a TensorFlow that runs; try python -m tfaccel.planner.local_devices"
+            )
         ) from error
     return found
 

@@ -88,14 +88,14 @@ def select(
 
 
 def _machines(found: Selection) -> Machines | None:
-    from tfaccel.planner import devices, here
+    from tfaccel.planner import devices, local_devices
 
     workers = found.cluster.size if found.cluster is not None else 1
     count = len(found.devices)
     if workers * count == 1 or found.choice.name == "tpu":
         return None
     if found.devices[0].startswith("GPU"):
-        memory = here.gpu_memory()
+        memory = local_devices.gpu_memory()
         device = devices.Device(
             "GPU", "gpu", memory, memory, None, None, None, {}, "this machine", ""
         )
