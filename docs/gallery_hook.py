@@ -127,7 +127,7 @@ rest is what the script would be for one device.
 ## Run it
 
 ```sh
-python examples/{name}.py   # what fits this machine
+python examples/{name}.py   # picks a strategy for this machine
 {commands}
 ```
 {_table(name, results) if results else ""}"""

@@ -72,7 +72,7 @@ KINDS: dict[int, Kind] = {
         "int64 beside int32.",
     ),
     10: Kind(
-        "A `train_step` and no `call`",
+        "Models with a `train_step` and no `call`",
         "Autoencoders, GANs, distillation, siamese and contrastive models, and metrics whose "
         "variables are made in the first step.",
         "A `train_step` that compares the rows of a batch, or is written for the number of rows in it, is run by every replica over all rows, and a warning says so: one device's numbers, and its speed. So that replicas share the work, gather the features of all of them in the step (`tf.distribute.get_replica_context().all_gather`), or give the loss to `compile`, where it is gathered by itself.",
@@ -102,7 +102,7 @@ KINDS: dict[int, Kind] = {
         "Stateful recurrent layers: `one_device`, or a mesh.",
     ),
     15: Kind(
-        "What a mesh meets",
+        "Features on a mesh",
         "RMSprop, Adagrad and Adadelta with an Embedding, CTC, random layers, sparse input, "
         "lengths that differ, fused projections, rows compared with rows, grouped convolutions, "
         "shared losses.",
