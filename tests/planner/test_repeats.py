@@ -65,7 +65,7 @@ def listed() -> keras.Model:
 
 
 def both(
-    build: Callable[[], keras.Model], precision: str, meshes: bool
+    build: Callable[[], keras.Model], precision: str, meshes: bool, accumulate: int = 1
 ) -> list[tuple[Estimate, Estimate]]:
     """Candidates extended from three blocks, and traced with all."""
     shape = (64,) if build is listed else None
@@ -73,6 +73,7 @@ def both(
     found = []
     for one in candidates(FOUR, [precision]):
         if meshes or one.mesh is None:
+            one = dataclasses.replace(one, accumulate=accumulate)
             found.append((estimate.estimate(one, 64, FOUR, short),
                           estimate.estimate(one, 64, FOUR, whole)))  # fmt: skip
     assert short.repetition[0].endswith("equal blocks were counted from 3 of them")
@@ -87,24 +88,28 @@ def counted(one: Estimate) -> dict[str, Any]:
 
 
 _ALL = [
-    (decoder, "float32", False),
-    pytest.param(decoder, "float32", True, marks=pytest.mark.exhaustive),
-    pytest.param(decoder, "mixed_bfloat16", False, marks=pytest.mark.exhaustive),
-    (dense, "float32", True),
-    (listed, "float32", True),
+    (decoder, "float32", False, 1),
+    pytest.param(decoder, "float32", True, 1, marks=pytest.mark.exhaustive),
+    pytest.param(decoder, "mixed_bfloat16", False, 1, marks=pytest.mark.exhaustive),
+    pytest.param(decoder, "mixed_float16", False, 1, marks=pytest.mark.exhaustive),
+    pytest.param(decoder, "float32", True, 2, marks=pytest.mark.exhaustive),
+    (dense, "mixed_float16", False, 2),
+    (dense, "float32", True, 1),
+    (listed, "float32", True, 1),
 ]
 
 
-@pytest.mark.parametrize(("build", "precision", "meshes"), _ALL)
+@pytest.mark.parametrize(("build", "precision", "meshes", "accumulate"), _ALL)
 def test_blocks_that_are_extended_are_those_that_are_traced(
     build: Callable[[], keras.Model],
     precision: str,
     meshes: bool,
+    accumulate: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """To the byte: parameters, slots, gradients, what is sent, operations, and the peak."""
     monkeypatch.setattr(estimate, "EXACT", 3)
-    for extended, traced in both(build, precision, meshes):
+    for extended, traced in both(build, precision, meshes, accumulate):
         assert counted(extended) == counted(traced)
         assert extended.time is not None
         assert traced.time is not None

@@ -94,7 +94,8 @@ def _traced(model: keras.Model, strategy: AbstractStrategy, data: Any) -> tuple[
     def step(*parts: tf.Tensor) -> Any:
         batch = tf.nest.pack_sequence_as(data, parts)
         batch = batch if isinstance(data, tuple) else (batch,)
-        with gradients.recorded() as seen:
+        # Of the optimizer's branches the one that updates takes most.
+        with gradients.recorded() as seen, _private.updates_unconditional():
             logs = strategy.run(model.train_step, (batch,))
         taken[:] = seen
         return tf.nest.map_structure(tf.convert_to_tensor, logs)

@@ -16,6 +16,7 @@ import tensorflow as tf
 
 # Keras's operations, which its optimizers use.
 from keras.src import backend as keras_backend
+from keras.src import ops as keras_ops
 
 from tfaccel.distribute._private.tf_variables import tf_variable
 from tfaccel.distribute.replacements import replaced
@@ -28,6 +29,7 @@ __all__ = [
     "division_replaced",
     "optimizer_key",
     "trained_by",
+    "updates_unconditional",
 ]
 
 
@@ -90,3 +92,19 @@ def division_replaced(divide: Callable[[Any, Any, Any], Any]) -> AbstractContext
     """
     module = keras_backend.numpy
     return replaced(module, "divide", functools.partial(divide, module.divide))
+
+
+def updates_unconditional() -> AbstractContextManager[None]:
+    """Inside, an optimizer of Keras's updates without a condition.
+
+    It updates on a condition if it accumulates gradients (the step is a multiple) or scales the
+    loss (all of them are finite). Elsewhere conditions stay.
+    """
+    plain = keras_ops.cond
+
+    def cond(pred: Any, true_fn: Callable[[], Any], false_fn: Callable[[], Any]) -> Any:
+        if true_fn.__module__.startswith("keras.src.optimizers."):
+            return true_fn()
+        return plain(pred, true_fn, false_fn)
+
+    return replaced(keras_ops, "cond", cond)
