@@ -63,9 +63,9 @@ MUTATIONS = {
         "gradients.py",
         _SUMMED,
         "of_variables = [0.5 * g for g in all_reduce_gradients(of_variables)]",
-        "test_optimizer.py",
+        "test_gradients.py",
     ),
-    "gradients are not summed": Mutation("gradients.py", _SUMMED, "pass", "test_optimizer.py"),
+    "gradients are not summed": Mutation("gradients.py", _SUMMED, "pass", "test_gradients.py"),
     "gradients that no tape has summed are not summed": Mutation(
         "optimizer.py",
         "return gradients.all_reduce_gradients(grads, owner=self)",
