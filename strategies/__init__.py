@@ -3,73 +3,64 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tfaccel.strategies.auto import Choice, choose
 from tfaccel.strategies.options import Options
-from tfaccel.strategies.selection import FACTORIES, NAMES, requested_name, select
+from tfaccel.strategies.selection import FACTORIES, NAMES, Selection, requested_name, select
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
-    from tfaccel.planner.models import Source
+    from tfaccel.cluster import Cluster
+    from tfaccel.hardware import Device
 
-__all__ = ["FACTORIES", "NAMES", "Choice", "Options", "choose", "select", "strategy"]
+__all__ = ["FACTORIES", "NAMES", "Choice", "Options", "choose", "create", "select", "strategy"]
 
 
-def strategy(
-    name: str | None = None,
-    *,
-    model: Source | None = None,
-    batch_size: int | None = None,
-    **options: Any,
-) -> tf.distribute.Strategy:
-    """Creates the strategy that fits the hardware. Call it first, before TensorFlow is used.
+Selector: TypeAlias = "Callable[[Mapping[str, str], Sequence[Device], Cluster | None], Selection]"
+"""Selects by the environment, the devices of this process and the workers of this job."""
+
+
+def strategy(name: str | None = None, **options: Any) -> tf.distribute.Strategy:
+    """Creates a strategy by its name, as `tfaccel.strategy` does without a model.
 
     Args:
         name: one of `NAMES`; None takes ``TFACCEL_STRATEGY``, else ``"auto"``.
-        model: for ``"auto"``: a function that builds and compiles the model, or what else
-            `tfaccel.plan` takes. Where it does not fit on the devices as replicas, it is split
-            over them (`tfaccel.strategies.auto_for_model`).
-        batch_size: rows of the global batch that `model` is trained with.
         **options: see `Options`; one that is not given is read from ``TFACCEL_<OPTION>``.
-
-    Returns:
-        A `tf.distribute.Strategy`: build and compile a Keras model under its `scope()`.
 
     Raises:
         StrategyError: when hardware, cluster and options are incompatible.
         ClusterError: when the cluster's description is wrong, or workers do not arrive.
+    """
+    requested_name(name, os.environ)  # an invalid one is an error before TensorFlow is imported
+    return create(functools.partial(select, name, options))
 
-    Example:
-        ```python
-        with tfaccel.strategy("auto").scope():
-            model = build_model()
-            model.compile("adam", "mse")
-        model.fit(x, y, batch_size=64)
-        ```
+
+def create(selects: Selector) -> tf.distribute.Strategy:
+    """Creates the strategy that is selected for this process.
+
+    Raises:
+        StrategyError: as `strategy`.
+        ClusterError: as `strategy`.
     """
     from tfaccel import hardware, installed, onednn
 
     installed.check_before_import()
-    requested_name(name, os.environ)  # an invalid one is an error before TensorFlow is imported
     if "tensorflow" not in sys.modules:
         onednn.prefer(os.environ)
     from tfaccel.cluster import resolve as find_cluster
     from tfaccel.distribute import data_service, private_api_check
-    from tfaccel.strategies import auto_for_model, describe, process_settings, request
+    from tfaccel.strategies import describe, process_settings, request
 
     private_api_check.check()
     detected, cluster = hardware.detect(), find_cluster(os.environ)
-    if model is None and batch_size is None:
-        selected = select(name, options, os.environ, detected, cluster)
-    else:
-        selected = auto_for_model.select(
-            model, batch_size, name, options, os.environ, detected, cluster
-        )
+    selected = selects(os.environ, detected, cluster)
     policy = process_settings.apply(selected.options, detected, selected.devices)
     factory = importlib.import_module(FACTORIES[selected.choice.name])
     requested = request.Request(selected.options, selected.devices, cluster)

@@ -116,7 +116,38 @@ def run_child(
     return output
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def run_workers(script: Path, *, limit_s: float = LIMIT_S) -> list[tuple[int, str, str]]:
+    """Runs a script as two workers that no launcher ends when one of them fails.
+
+    Returns:
+        The exit code, output and errors of each.
+
+    Raises:
+        subprocess.TimeoutExpired: one is still there after `limit_s` seconds; both are ended.
+    """
+    from tfaccel.cluster import Cluster, to_tf_config
+    from tfaccel.launch.ports import free_ports
+
+    workers = tuple(f"127.0.0.1:{port}" for port in free_ports(2))
+    with contextlib.ExitStack() as stack:
+        processes = []
+        for rank in range(2):
+            described = to_tf_config(Cluster(workers, rank, "TF_CONFIG"))
+            process = subprocess.Popen(
+                [sys.executable, str(script)],
+                env=environment({"TF_CONFIG": described, "TFACCEL_JOB_SECRET": "5ecre7"}),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
+            stack.callback(_end, process)
+            processes.append(process)
+        printed = [process.communicate(timeout=limit_s) for process in processes]
+        return [(one.returncode, *text) for one, text in zip(processes, printed, strict=True)]
+
+
+def _end(process: subprocess.Popen[Any]) -> None:
     """Ends a child and all it started; a launcher gets the time to end its workers."""
     if process.poll() is None:
         process.send_signal(signal.SIGTERM)

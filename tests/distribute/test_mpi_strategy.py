@@ -10,9 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import environment
-from tfaccel.cluster import Cluster, to_tf_config
-from tfaccel.launch.ports import free_ports
+from tests.support import environment, run_workers
 
 pytestmark = pytest.mark.slow
 
@@ -117,24 +115,9 @@ def test_an_exception_ends_the_others(start: list[str], tmp_path: Path) -> None:
 def test_a_worker_killed_while_mpi_ends_ends_the_others(tmp_path: Path) -> None:
     kill = "from mpi4py import MPI; MPI.Finalize = lambda: os.kill(os.getpid(), 9)"
     (tmp_path / "script.py").write_text(SCRIPT.replace("END", f"if rank: {kill}\nsys.exit(0)"))
-    workers = tuple(f"127.0.0.1:{port}" for port in free_ports(2))
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(tmp_path / "script.py")],
-            env=environment(
-                {
-                    "TF_CONFIG": to_tf_config(Cluster(workers, rank, "TF_CONFIG")),
-                    "TFACCEL_JOB_SECRET": "5ecre7",
-                }
-            ),
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    errors = [process.communicate(timeout=60)[1] for process in processes]
-    assert [process.returncode for process in processes] == [1, -9]
-    assert re.search(r"worker 1 of 2 \(.*\) has exited or disconnected", errors[0])
+    (code, _, errors), (killed, *_) = run_workers(tmp_path / "script.py", limit_s=60)
+    assert (code, killed) == (1, -9)
+    assert re.search(r"worker 1 of 2 \(.*\) has exited or disconnected", errors)
 
 
 WAITING = """

@@ -4,18 +4,15 @@ worker does not reach."""
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 from unittest import mock
 
 import pytest
 from absl import logging
 
-from tests.support import environment
-from tfaccel.cluster import Cluster, to_tf_config
+from tests.support import run_workers
+from tfaccel.cluster.cluster import Cluster
 from tfaccel.distribute import worker_liveness
-from tfaccel.launch.ports import free_ports
 
 
 def test_a_coordinator_that_is_not_reached_is_no_error() -> None:
@@ -48,22 +45,7 @@ except tf.errors.UnavailableError as error:
 @pytest.mark.slow
 def test_what_waits_for_a_failed_worker_raises_its_name_at_once(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(WAITING)
-    workers = tuple(f"127.0.0.1:{port}" for port in free_ports(2))
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(tmp_path / "script.py")],
-            env=environment(
-                {
-                    "TF_CONFIG": to_tf_config(Cluster(workers, rank, "TF_CONFIG")),
-                    "TFACCEL_JOB_SECRET": "5ecre7",
-                }
-            ),
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    caught, failed = (process.communicate(timeout=120)[0] for process in processes)
+    (_, caught, _), (_, failed, _) = run_workers(tmp_path / "script.py")
     assert re.search("tfaccel: worker 1 of 2 .* has exited or disconnected", caught), caught
     # TensorFlow's own comes after ten seconds of missed heartbeats.
     assert float(caught.split()[0]) - float(failed.split()[0]) < 8

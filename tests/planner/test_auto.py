@@ -12,8 +12,7 @@ from tests.support import run_child
 from tfaccel.cluster import Cluster
 from tfaccel.errors import StrategyError
 from tfaccel.hardware import Device
-from tfaccel.planner import devices
-from tfaccel.strategies import auto_for_model
+from tfaccel.planner import auto, devices
 from tfaccel.strategies.selection import Selection
 
 CPU = (Device("CPU", 0),)
@@ -34,7 +33,7 @@ def select(megabytes: int, cluster: Cluster | None = None, **values: Any) -> Sel
     """On a host with so much memory."""
     host = dataclasses.replace(devices.here(), usable=megabytes << 20)
     with mock.patch.object(devices, "here", return_value=host):
-        return auto_for_model.select(build, 32, None, values, {}, CPU, cluster)
+        return auto.select(build, 32, None, values, {}, CPU, cluster)
 
 
 @pytest.mark.slow
@@ -71,7 +70,7 @@ def test_on_one_device_there_is_nothing_to_choose() -> None:
 
 def test_what_was_requested_takes_precedence() -> None:
     def named(name: str | None, environ: dict[str, str], **values: Any) -> Selection:
-        return auto_for_model.select(build, 32, name, {**FOUR, **values}, environ, CPU, None)
+        return auto.select(build, 32, name, {**FOUR, **values}, environ, CPU, None)
 
     assert named(None, {"TFACCEL_STRATEGY": "mirrored"}).choice.name == "mirrored"
     assert named(None, {"TFACCEL_MESH": "model=4"}).choice.name == "model_parallel"
@@ -80,13 +79,13 @@ def test_what_was_requested_takes_precedence() -> None:
     with pytest.raises(StrategyError, match="a mesh was requested together with model="):
         named("auto", {}, mesh="model=4")
     with pytest.raises(StrategyError, match=r"model= without batch_size= was given"):
-        auto_for_model.select(build, None, None, FOUR, {}, CPU, None)
+        auto.select(build, None, None, FOUR, {}, CPU, None)
 
 
 SCRIPT = """
 import numpy as np
 import tfaccel
-from tests.strategies.test_auto_for_model import build
+from tests.planner.test_auto import build
 from tfaccel.planner import devices
 import dataclasses
 

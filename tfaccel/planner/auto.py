@@ -1,14 +1,17 @@
-"""`auto` for a model: where it does not fit as it is, its plan decides how it is split."""
+"""`tfaccel.strategy`: for a model that does not fit as replicas, its plan decides the split."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import multiprocessing
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tfaccel import strategies
 from tfaccel.cluster.cluster import Cluster
 from tfaccel.errors import StrategyError, TfaccelError
 from tfaccel.hardware import Device
@@ -17,6 +20,8 @@ from tfaccel.strategies.auto import Choice
 from tfaccel.strategies.selection import Selection
 
 if TYPE_CHECKING:
+    import tensorflow as tf
+
     from tfaccel.planner.devices import Machines
     from tfaccel.planner.models import Source
     from tfaccel.planner.plan import Plan
@@ -35,6 +40,46 @@ class Planned:
     name: str
     options: Mapping[str, str]
     reason: str
+
+
+def strategy(
+    name: str | None = None,
+    *,
+    model: Source | None = None,
+    batch_size: int | None = None,
+    **options: Any,
+) -> tf.distribute.Strategy:
+    """Creates the strategy that fits the hardware. Call it first, before TensorFlow is used.
+
+    Args:
+        name: one of `tfaccel.strategies.NAMES`; None takes ``TFACCEL_STRATEGY``, else ``"auto"``.
+        model: for ``"auto"``: a function that builds and compiles the model, or what else
+            `tfaccel.plan` takes. If it does not fit on the devices as replicas, it is split over
+            them.
+        batch_size: rows of the global batch that `model` is trained with.
+        **options: see `tfaccel.strategies.Options`; one that is not given is read from
+            ``TFACCEL_<OPTION>``.
+
+    Returns:
+        A `tf.distribute.Strategy`: build and compile a Keras model under its `scope()`.
+
+    Raises:
+        StrategyError: when hardware, cluster and options are incompatible, or the model cannot
+            fit.
+        ClusterError: when the cluster's description is wrong, or workers do not arrive.
+
+    Example:
+        ```python
+        with tfaccel.strategy("auto").scope():
+            model = build_model()
+            model.compile("adam", "mse")
+        model.fit(x, y, batch_size=64)
+        ```
+    """
+    if model is None and batch_size is None:
+        return strategies.strategy(name, **options)
+    selection.requested_name(name, os.environ)
+    return strategies.create(functools.partial(select, model, batch_size, name, options))
 
 
 def select(
