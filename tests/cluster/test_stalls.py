@@ -364,6 +364,9 @@ FIRST_STEP = {
 def test_a_first_step_that_does_not_end_is_named(fault: str, transport: str) -> None:
     said = job(fault, transport)
     assert re.search(f"worker 1 of 2 .* {FIRST_STEP[fault]}", said)
+    if (fault, transport) == ("first step", "mpi"):
+        started = r"has started \d+ collectives, the last: sum of \d+ bytes"
+        assert re.search(rf"^\[0\] tfaccel: worker 0 {started}", said, re.M)
     assert re.search(r"^\[0\] .*Python stack of worker 0, thread MainThread", said, re.M)
 
 

@@ -177,7 +177,8 @@ class Table:
     def result(self, column: str, case: str, rank: int = 0) -> dict[str, Any]:
         output = self._runs[column].result()
         path = self._folder / column / f"{case}.rank{rank}.pickle"
-        assert path.exists(), f"{column} gave no result for {case}. It printed:\n{output[-6000:]}"
+        said = shortened(output)[-6000:]
+        assert path.exists(), f"{column} gave no result for {case}. It printed:\n{said}"
         result = pickle.loads(path.read_bytes())
         if COLUMNS[column].mesh and case in NOT_ON_A_MESH:
             assert re.search(NOT_ON_A_MESH[case], result.get("error", "")), result
@@ -206,6 +207,25 @@ class Table:
         except subprocess.TimeoutExpired:
             process.terminate()  # the launcher stops its workers
             return process.communicate()[0] + f"\n(no end after {TIME_LIMIT_S} s)"
+
+
+def shortened(output: str) -> str:
+    """What was printed, without the calls of installed packages and of Python in its stacks."""
+    lines, skipped = [], False
+    for line in output.splitlines():
+        is_call = re.search(r"^(\[\d\])? *File \".*\", line \d+, in ", line)
+        skipped = bool(is_call and re.search(r"site-packages|lib/python3", line)) or (
+            skipped and not is_call and re.search(r"^(\[\d\])?     ", line) is not None
+        )
+        if not skipped:
+            lines.append(line)
+    return "\n".join(lines)
+
+
+def test_stacks_are_printed_without_the_calls_of_packages() -> None:
+    call = '[0]   File "{}/keras/src/trainer.py", line 134, in fit\n[0]     return run()\n'
+    package, own = call.format("/x/site-packages"), call.format("/x/tfaccel")
+    assert shortened(f"first\n{package}{own}last") == f"first\n{own}last"
 
 
 @pytest.fixture(scope="session")

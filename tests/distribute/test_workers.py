@@ -16,7 +16,7 @@ import tfaccel
 from tests.distribute.pages import Pages
 from tests.distribute.pages import own_rows as own_rows_of
 from tests.distribute.watched import data, linear
-from tfaccel.distribute import dataset_consistency, own_rows
+from tfaccel.distribute import dataset_consistency, own_rows, step
 from tfaccel.distribute.batch_sharding import own_numbers
 from tfaccel.distribute.broadcast import broadcast, broadcast_text
 from tfaccel.distribute.files.file_callbacks import ChiefBacksUp
@@ -394,3 +394,28 @@ def test_workers_that_read_different_rows_are_warned(
         model = linear()
     model.fit(*given[kind], verbose=0, shuffle=False)
     assert dataset_consistency._warned is told
+
+
+class FailsOnOne(keras.Sequential):
+    """Its step cannot be traced by worker 1 while it is checked."""
+
+    def train_step(self, data: Any) -> Any:
+        if step.is_checking() and strategy().placement.rank == 1:
+            raise OSError("no such file")
+        return super().train_step(data)
+
+
+def test_a_check_that_fails_on_one_worker_ends_on_all(caplog: Any) -> None:
+    rank = strategy().placement.rank
+    x, y = data(24)
+    losses = []
+    for kind in (keras.Sequential, FailsOnOne):
+        keras.utils.set_random_seed(3)
+        with strategy().scope():
+            model = kind([keras.Input((3,)), keras.layers.Dense(1)])
+            model.compile("sgd", "mse")
+        with caplog.at_level("INFO", "absl"):
+            losses += model.fit(x, y, batch_size=8, verbose=0, shuffle=False).history["loss"]
+    assert losses[0] == losses[1]
+    reason = "OSError: no such file" if rank else "fails on another worker"
+    assert [m for m in caplog.messages if "was not checked" in m and reason in m]

@@ -63,6 +63,7 @@ class FailureDetector:
         self._on_failure = on_failure
         self._grace_period_s = grace_period_s
         self._collectives = 0  # started
+        self._collective = ""
         self._last: dict[int, int] = {}  # collectives of each rank that has ended
         self._lost = ""  # a rank that had ended, but not disconnected
         self._finalizing = self.stops_all = False
@@ -81,9 +82,14 @@ class FailureDetector:
         if report is not None:
             self._reporter.start()
 
-    def before_collective(self) -> None:
-        """Call before each collective: one that a rank will never join ends this process."""
+    def before_collective(self, what: str = "") -> None:
+        """Call before each collective: one that a rank will never join ends this process.
+
+        Args:
+            what: its name and size, printed when the job stalls: ranks may be in different ones.
+        """
         self._collectives += 1
+        self._collective = what
         if self._last:
             self._check()
 
@@ -226,6 +232,9 @@ class FailureDetector:
         sys.stderr.write(
             python_stacks(f"tfaccel: Python stack of worker {self._rank}", own_threads)
         )
+        if self._collectives:
+            started = f"has started {self._collectives} collectives, the last: {self._collective}"
+            self._print_error(f"worker {self._rank} {started}")
         self._print_error(f"{why}; the Python stack of each worker that answers is above")
         # The rank at fault ends first, so that a launcher shows its output.
         time.sleep(0.0 if self._rank in ranks else 2 * _EXIT_DELAY_S)

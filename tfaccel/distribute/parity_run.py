@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar, cast
 
 import keras
 import numpy as np
@@ -30,6 +30,7 @@ from tfaccel.distribute.step_result import (
 from tfaccel.distribute.sync_frequency import Frequency
 from tfaccel.errors import TfaccelError
 
+_T = TypeVar("_T")
 FIRST_REPLICA_ROWS, OTHER_REPLICA_ROWS = 4, 3
 
 
@@ -84,30 +85,15 @@ class ParityRun:
             The results of replicas and of one device.
 
         Raises:
-            ParityRunError: when one of them fails.
+            ParityRunError: when one of them fails, on every worker.
         """
-        try:
-            with (
-                _moving_statistics_used(self.model),
-                _reduced_in_every_step(self.strategy),
-                step.checking(self._equal_rows),
-            ):
-                replicated = self._traced(
-                    lambda batch: self._replicated(batch, reductions), self._parts
-                )
-                single = None
-                if self._reference is None:
-                    single = self._traced(self._single, self._whole)
-                self._save(replicated, single)
-                replicated_result = self._result(replicated, self._parts)
-                if single is not None:
-                    self._reference = self._result(single, self._whole, alone=True)
-        except TfaccelError:
-            raise
-        except Exception as error:
-            raise ParityRunError(f"{type(error).__name__}: {error}") from error
-        assert self._reference is not None
-        return replicated_result, self._reference
+        with (
+            _moving_statistics_used(self.model),
+            _reduced_in_every_step(self.strategy),
+            step.checking(self._equal_rows),
+        ):
+            traced = self._on_all_workers(lambda: self._both_traced(reductions))
+            return self._on_all_workers(lambda: self._both_run(*traced))
 
     def rows_of_replicas(self) -> list[int]:
         """How many rows each replica gets; every worker must call."""
@@ -118,7 +104,29 @@ class ParityRun:
             number for worker in self.strategy.gather_numbers(local_row_counts) for number in worker
         ]
 
+    def _on_all_workers(self, call: Callable[[], _T]) -> _T:
+        """The result of `call`; where it fails on one worker, all leave it with an error.
+
+        Otherwise the others would wait in collectives that this worker does not join.
+        """
+        result, failed = None, None
+        try:
+            result = call()
+        except TfaccelError:
+            raise
+        except Exception as error:
+            failed = error
+        if self.strategy.min_over_workers(int(failed is None)) == 0:
+            reason = failed and f"{type(failed).__name__}: {failed}"
+            raise ParityRunError(reason or "it fails on another worker") from failed
+        return cast("_T", result)
+
     # --- tracing -------------------------------------------------------------------------------
+
+    def _both_traced(self, reductions: StepReductions) -> tuple[TracedStep, TracedStep | None]:
+        replicated = self._traced(lambda batch: self._replicated(batch, reductions), self._parts)
+        alone = self._reference is None
+        return replicated, self._traced(self._single, self._whole) if alone else None
 
     def _traced(self, fn: Any, data: Any) -> TracedStep:
         self._host.restore()
@@ -136,6 +144,16 @@ class ParityRun:
         return flat_logs(step_logs), recorded_gradients
 
     # --- running -------------------------------------------------------------------------------
+
+    def _both_run(
+        self, replicated: TracedStep, single: TracedStep | None
+    ) -> tuple[StepResult, StepResult]:
+        self._save(replicated, single)
+        result = self._result(replicated, self._parts)
+        if single is not None:
+            self._reference = self._result(single, self._whole, alone=True)
+        assert self._reference is not None
+        return result, self._reference
 
     def _result(self, traced: TracedStep, data: Any, alone: bool = False) -> StepResult:
         self._restore_variables()

@@ -15,10 +15,10 @@ class Communicator:
 
     Args:
         comm: an `mpi4py.MPI.Comm`.
-        before_collective: called before each collective.
+        before_collective: called before each collective, with its name and size.
     """
 
-    def __init__(self, comm: Any, begin: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, comm: Any, begin: Callable[[str], None] = lambda what: None) -> None:
         from mpi4py import MPI  # an optional dependency; the caller has started it
 
         self._comm = comm
@@ -45,7 +45,7 @@ class Communicator:
         Returns:
             The sums, in memory that is reused when they are no longer referenced.
         """
-        self._begin()
+        self._begin(f"sum of {sum(a.nbytes for a in arrays)} bytes")
         if len(arrays) == 1:
             (array,) = arrays
             array = np.asarray(array, order="C")
@@ -73,7 +73,7 @@ class Communicator:
         Returns:
             The rows sent to this worker, in rank order.
         """
-        self._begin()
+        self._begin(f"exchange of {parts.nbytes} bytes")
         parts = np.asarray(parts, order="C")
         received = self._buffers.take(parts.nbytes)
         self._comm.Alltoall(parts.reshape(-1).view(np.uint8), received)
@@ -85,7 +85,7 @@ class Communicator:
         Args:
             array: `(length,)`, the same length and dtype on every worker.
         """
-        self._begin()
+        self._begin(f"all_gatherv of {array.nbytes} bytes")
         received = self._buffers.take(array.nbytes * self.size)
         self._comm.Allgather(np.asarray(array, order="C").view(np.uint8), received)
         return received.view(array.dtype)
@@ -97,7 +97,7 @@ class Communicator:
             array: of any dtype; its size along `axis` may differ between workers.
             axis: where to concatenate.
         """
-        self._begin()
+        self._begin(f"gather of {array.nbytes} bytes")
         array = np.asarray(array, order="C")
         lengths = np.empty(self.size, np.int64)
         self._comm.Allgather(np.array([array.shape[axis]], np.int64), lengths)
@@ -116,7 +116,7 @@ class Communicator:
         Args:
             array: of any dtype; the same dtype and shape on every worker.
         """
-        self._begin()
+        self._begin(f"broadcast of {array.nbytes} bytes")
         sent = np.array(array, order="C")  # a copy: it may belong to a tensor
         self._comm.Bcast(sent.reshape(-1).view(np.uint8))
         return sent
