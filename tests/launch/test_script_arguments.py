@@ -6,14 +6,20 @@ from pathlib import Path
 
 import pytest
 
-from tfaccel.launch.script_arguments import add_command, command_of, variable
+from tfaccel.launch.script_arguments import (
+    add_command,
+    python_command,
+    script_of,
+    variable,
+)
 
 
 def parsed(*words: str) -> list[str]:
     parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument("--nproc")
     add_command(parser)
-    return command_of(parser, parser.parse_args(words))
+    options = parser.parse_args(words)
+    return python_command(script_of(parser, options), module=options.module)
 
 
 @pytest.mark.parametrize(
@@ -21,6 +27,9 @@ def parsed(*words: str) -> list[str]:
     [
         (["--nproc", "2", "train.py"], [sys.executable, "train.py"]),
         (["train.py", "--nproc", "2", "-m"], [sys.executable, "train.py", "--nproc", "2", "-m"]),
+        (["train.py", "--", "-x", "--", "y"], [sys.executable, "train.py", "-x", "--", "y"]),
+        (["-m", "pkg.train", "--", "-x"], [sys.executable, "-m", "pkg.train", "-x"]),
+        (["env", "--", "python"], ["env", "--", "python"]),
         (["--", "train.py", "--", "-x"], [sys.executable, "train.py", "--", "-x"]),
         (["--nproc=2", "-m", "pkg.train", "-x"], [sys.executable, "-m", "pkg.train", "-x"]),
         (["-m", "--", "pkg.train"], [sys.executable, "-m", "pkg.train"]),

@@ -9,21 +9,25 @@ import traceback
 from collections.abc import Collection
 from types import FrameType
 
+_COLLECTION_OFF = threading.RLock()
+
 
 def current_frames() -> dict[int, FrameType]:
     """The innermost frame of each thread, by the thread's number.
 
     Up to Python 3.11 `sys._current_frames` may collect garbage while it holds a lock that other
     threads wait for while holding the interpreter's, which deadlocks
-    (https://github.com/python/cpython/issues/106883).
+    (https://github.com/python/cpython/issues/106883). Of two threads here at once, each could undo
+    what the other set: collection would stay off, or be on meanwhile.
     """
-    collects = gc.isenabled()
-    gc.disable()
-    try:
-        return sys._current_frames()
-    finally:
-        if collects:
-            gc.enable()
+    with _COLLECTION_OFF:
+        collects = gc.isenabled()
+        gc.disable()
+        try:
+            return sys._current_frames()
+        finally:
+            if collects:
+                gc.enable()
 
 
 def python_stacks(title: str, without: Collection[int] = ()) -> str:

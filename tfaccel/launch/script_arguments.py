@@ -19,28 +19,29 @@ def add_command(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def command_of(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list[str]:
-    """The program and its arguments, from options parsed after `add_command`."""
-    return python_command(script_of(parser, options), module=options.module)
-
-
 def script_of(
     parser: argparse.ArgumentParser, options: argparse.Namespace, *, is_here: bool = True
 ) -> list[str]:
-    """The script, module or program and its arguments, as they were given.
+    """The script, module or program and its arguments.
+
+    The first ``--`` before or after a script is dropped. A script would take it for the end of its
+    flags, and what follows for positional arguments.
 
     Args:
         parser: reports errors.
         options: parsed after `add_command`.
         is_here: whether a script must be a file on this machine.
     """
-    argv = options.command[1:] if options.command[:1] == ["--"] else options.command
+    separated = options.command[:1] == ["--"]
+    argv = options.command[1:] if separated else options.command
     if not argv:
         parser.error("there is nothing to run; expected a script, for example train.py")
     is_file = not is_here or options.module or Path(argv[0]).is_file()
     if argv[0].endswith(".py") and not is_file:
         parser.error(f"there is no file {argv[0]!r}; expected a script, for example train.py")
-    return list(argv)
+    is_python = options.module or argv[0].endswith(".py")
+    follows = not separated and is_python and argv[1:2] == ["--"]
+    return [argv[0], *argv[2:]] if follows else list(argv)
 
 
 def python_command(argv: Sequence[str], *, module: bool, python: str = sys.executable) -> list[str]:
