@@ -80,6 +80,24 @@ def test_unseeded_noise_of_replicas_differs_from_worker_to_worker() -> None:
     assert len({tuple(row) for row in rows.tolist()}) == 4
 
 
+def test_gather_takes_a_tensor_of_each_replica_or_of_each_worker() -> None:
+    # Keras's eager `predict` gathers one tensor of each worker.
+    rank = strategy().placement.rank
+    of_replicas = strategy().run(lambda: tf.constant([rank]))
+    assert strategy().gather(of_replicas, axis=0).numpy().tolist() == [0, 0, 1, 1]
+    assert strategy().gather(tf.constant([rank, 7]), axis=0).numpy().tolist() == [0, 7, 1, 7]
+
+
+def test_an_eager_predict_gives_one_device_s_rows() -> None:
+    x, _ = data(10)
+    keras.utils.set_random_seed(3)
+    with strategy().scope():
+        model = linear()
+        model.compile(run_eagerly=True)
+    predicted = model.predict(x, batch_size=4, verbose=0)
+    np.testing.assert_allclose(predicted, x @ model.get_weights()[0], rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64", "int8", "int64", "bool"])
 def test_broadcast_gives_every_worker_the_chief_s_value(dtype: str) -> None:
     rank = strategy().placement.rank

@@ -115,13 +115,12 @@ class MultiWorkerMirroredStrategy(KerasFit, tf.distribute.MultiWorkerMirroredStr
         local = [tf.cast(v, transport_dtype(dtype)) for v in local]
         if not tf.executing_eagerly() or local[0].shape.rank is None:
             return tf.cast(self._concatenated(local, axis), dtype)
-        key = (axis, local[0].dtype, local[0].shape.rank)
+        # Keras's eager `predict` gathers one tensor of each worker, of however many replicas.
+        key = (len(local), axis, local[0].dtype, local[0].shape.rank)
         if key not in self._gather_functions:
             spec = tf.TensorSpec([None] * local[0].shape.rank, local[0].dtype)
-            self._gather_functions[key] = tf.function(
-                lambda values: self._concatenated(values, axis),
-                autograph=False,
-                input_signature=[[spec] * len(local)],
+            self._gather_functions[key] = _traced(
+                lambda values: self._concatenated(values, axis), [spec] * len(local)
             )
         return tf.cast(self._gather_functions[key](local), dtype)
 
@@ -162,8 +161,7 @@ class MultiWorkerMirroredStrategy(KerasFit, tf.distribute.MultiWorkerMirroredStr
                 sums = self.extended.call_for_each_replica(of_replica, args=(local_row,))
             return self.experimental_local_results(sums)[0]
 
-        signature = [tf.TensorSpec([1, numbers], tf.int64)]
-        return tf.function(gathered, autograph=False, input_signature=signature)
+        return _traced(gathered, tf.TensorSpec([1, numbers], tf.int64))
 
     def broadcast(self, values: list[Any]) -> list[tf.Tensor]:
         """Gives every worker the chief's values; every worker must call.
@@ -204,6 +202,15 @@ class MultiWorkerMirroredStrategy(KerasFit, tf.distribute.MultiWorkerMirroredStr
     def _prepare(self, model: Any) -> None:
         super()._prepare(model)
         model_files.write_by_policy(model, self)
+
+
+def _traced(function: Any, spec: Any) -> Any:
+    """A function of one argument, traced.
+
+    A `tf.function` itself keeps a lock that it has taken when its arguments do not match
+    (TensorFlow 2.21), and other threads then wait for it forever.
+    """
+    return tf.function(function, autograph=False, input_signature=[spec]).get_concrete_function()
 
 
 @contextmanager
