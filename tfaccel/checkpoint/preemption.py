@@ -7,7 +7,8 @@ the same way they learn that one of them failed to write in the background.
 
 Until the first step is done there is nothing to save: before the `fit` and while the step is traced
 all end at once. A Python signal handler does not interrupt compilation: there a thread ends all of
-them a little later.
+them a little later. The same thread ends them where no later step ends in time (a new shape is
+compiled, data do not come): who has sent the signal would kill them soon.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from tfaccel.signals import SignalReader
 
 _POLL_INTERVAL_S = 1.0
 _FIRST_STEP_S = 10.0  # how long to wait for a first step after the signal
+_NEXT_STEP_S = 25.0  # for a later one: Kubernetes and Slurm kill after 30 seconds
+_TIMES_LONGEST = 2.0  # where steps take longer than that
 
 
 class PreemptionHandler:
@@ -46,7 +49,8 @@ class PreemptionHandler:
         self._failed: Callable[[], bool] = lambda: False
         self.knows_of_failure = self._received = False
         self._steps, self._next_look, self._looked_at = 0, 1, time.monotonic()
-        self._listens = self._has_stepped = False
+        self._listens = self._has_stepped = self._stops = False
+        self._stepped_at, self._longest_s = time.monotonic(), 0.0
         self._before: Any = None
         self._reader: SignalReader | None = None
         self._timer: threading.Timer | None = None
@@ -87,7 +91,10 @@ class PreemptionHandler:
 
     def ignore(self) -> None:
         """Restores the handler; outside the main thread `_receive` will."""
-        self._await_first_step_no_more()
+        self._await_step_no_more()
+        if self._reader is not None and _in_main_thread():
+            self._reader.close()
+            self._reader = None
         if self._listens and _in_main_thread():
             # A handler that was not set from Python cannot be restored; it is TensorFlow's.
             before = signal.SIG_DFL if self._before is None else self._before
@@ -100,13 +107,21 @@ class PreemptionHandler:
 
     def after_step(self) -> bool:
         """Whether all know of a stop request to any worker; every worker must call."""
-        self._has_stepped = True
-        self._await_first_step_no_more()
+        now = time.monotonic()
+        if self._has_stepped:
+            self._longest_s = max(self._longest_s, now - self._stepped_at)
+        self._has_stepped, self._stepped_at = True, now
         self._steps += 1
         return (self._cluster is None or self._steps >= self._next_look) and self.agreed()
 
     def agreed(self) -> bool:
         """Whether any worker got a stop request; every worker must call."""
+        self._stops = self._agreed()
+        if self._stops:
+            self._await_step_no_more()
+        return self._stops
+
+    def _agreed(self) -> bool:
         if self._cluster is None:
             self.knows_of_failure = self._failed()
             return self._received
@@ -132,10 +147,13 @@ class PreemptionHandler:
             self._received = True
 
     def _receive_in_thread(self, _: signal.Signals) -> None:
-        """Gives the first step some time: it is not interrupted where it is compiled."""
+        """Gives the step some time: it is not interrupted where it is compiled."""
         # A failed fit may have left a reader, whose signals another one handles now.
-        if _current_handler() is self and not self._has_stepped and self._timer is None:
-            self._timer = threading.Timer(_FIRST_STEP_S, self._stop_while_compiling)
+        if _current_handler() is self and self._timer is None and not self._stops:
+            wait_s = max(_NEXT_STEP_S, _TIMES_LONGEST * self._longest_s)
+            self._timer = threading.Timer(
+                wait_s if self._has_stepped else _FIRST_STEP_S, self._stop_without_step
+            )
             self._timer.daemon = True
             self._timer.start()
 
@@ -146,10 +164,7 @@ class PreemptionHandler:
             each.callbacks is not self._fit.callbacks for each in running
         )
 
-    def _await_first_step_no_more(self) -> None:
-        if self._reader is not None and _in_main_thread():
-            self._reader.close()
-            self._reader = None
+    def _await_step_no_more(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
 
@@ -159,19 +174,21 @@ class PreemptionHandler:
         self._stop_others()
         raise SystemExit(PREEMPTED)
 
-    def _stop_while_compiling(self) -> None:
+    def _stop_without_step(self) -> None:
         """As `_stop_at_once`, from another thread than the one that runs the step."""
-        if not self._has_failed() and _current_handler() is self and not self._has_stepped:
+        if not (self._has_failed() or self._stops) and _current_handler() is self:
             self._stop_others()
             sys.stdout.flush()
             os._exit(PREEMPTED)
 
     def _stop_others(self) -> None:
-        self.before_stop()
-        logging.warning(
-            "tfaccel: SIGTERM: stopped before the first step; exit code %d, run again to resume.",
-            PREEMPTED,
-        )
+        if self._has_stepped:
+            elapsed = f"no step has ended for {time.monotonic() - self._stepped_at:.0f} s"
+            why = f"{elapsed}, so nothing more is saved"
+        else:
+            self.before_stop()
+            why = "stopped before the first step"
+        logging.warning("tfaccel: SIGTERM: %s; exit code %d, run again to resume.", why, PREEMPTED)
         worker_liveness.stop_all(PREEMPTED)
 
 

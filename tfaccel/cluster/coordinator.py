@@ -234,7 +234,8 @@ class Coordinator:
             return
         self._checked_at = now
         for finding in self._watch.find(now):
-            text = json.dumps({"ranks": finding.ranks, "why": finding.why})
+            fields = {"ranks": finding.ranks, "why": finding.why, "stacks": finding.stacks}
+            text = json.dumps(fields)
             if finding.ends:
                 self._ended_at = now
                 self._broadcast(-1, f"stall {text}")

@@ -187,7 +187,11 @@ class FailureDetector:
             self._lose(f"{self._names[0]} {why}")
         if self._leaves.is_set() or (0 in self._last and self._report is not None):
             return  # worker 0 has ended, and the coordinator with its machine
-        self._end(f"{self._names[0]} {why}")
+        self._end(f"{self._names[0]} {why}{self._own_place()}")
+
+    def _own_place(self) -> str:
+        """What this worker does: what worker 0 did is known only next to it."""
+        return f"; this worker was {self._report()['place']}" if self._report is not None else ""
 
     def _receive(self, line: str) -> None:
         kind, _, arguments = line.partition(" ")
@@ -211,6 +215,8 @@ class FailureDetector:
             os._exit(int(detail))
         elif kind == "slow":
             ranks, why = self._parse_stall(arguments)
+            if json.loads(arguments).get("stacks"):
+                self._print_stacks()
             others = [rank for rank in range(len(self._names)) if rank not in ranks]
             if self._rank == min(others, default=0):  # one line for the job
                 self._print_error(why)
@@ -227,11 +233,14 @@ class FailureDetector:
         stall = json.loads(text)
         return list(stall["ranks"]), named(stall["why"], self._names)
 
-    def _stalled(self, ranks: list[int], why: str) -> None:
+    def _print_stacks(self) -> None:
         own_threads = {thread.ident or 0 for thread in (self._listener, self._reporter)}
-        sys.stderr.write(
-            python_stacks(f"tfaccel: Python stack of worker {self._rank}", own_threads)
-        )
+        title = f"tfaccel: Python stack of worker {self._rank}"
+        sys.stderr.write(python_stacks(title, own_threads))
+        sys.stderr.flush()
+
+    def _stalled(self, ranks: list[int], why: str) -> None:
+        self._print_stacks()
         if self._collectives:
             started = f"has started {self._collectives} collectives, the last: {self._collective}"
             self._print_error(f"worker {self._rank} {started}")
@@ -256,6 +265,7 @@ class FailureDetector:
                 return  # by an exception, or in order
             if self._report is None or self._report()["state"] in WAITS:
                 break
+        self._print_stacks()
         os._exit(1)
 
     def _close_in_child(self) -> None:

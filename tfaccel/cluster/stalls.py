@@ -86,12 +86,14 @@ class Finding:
         why: what is known of them, with `{N}` for the name of rank N.
         ends: whether it ends the job.
         silent: whether they send no heartbeat.
+        stacks: whether every worker is to print its Python stack.
     """
 
     ranks: tuple[int, ...]
     why: str
     ends: bool
     silent: bool = False
+    stacks: bool = False
 
 
 @dataclass
@@ -235,8 +237,11 @@ class StallWatch:
         slow = stuck or tuple(r for r, one in workers.items() if one.report.state not in WAITS)
         waits = len(slow) < len(workers) or bool(stuck)
         if slow and waits and idle > max(limit, 2 * self._reported_idle_s):
+            # All wait for data: the stacks tell for what. Once, as the line is repeated.
+            stacks = bool(stuck) and not self._reported_idle_s
             self._reported_idle_s = idle
-            yield Finding(slow, f"{self._places(slow, now)}{self._waiting_workers(slow)}", False)
+            why = f"{self._places(slow, now)}{self._waiting_workers(slow)}"
+            yield Finding(slow, why, False, stacks=stacks)
 
     def _places(self, ranks: tuple[int, ...], now: float) -> str:
         return ", ".join(self._place(rank, now) for rank in sorted(ranks))

@@ -25,7 +25,8 @@ from tfaccel.launch.profile import PROFILE
 from tfaccel.launch.show import CHIEF, SHOW, Shown, shown_by
 from tfaccel.launch.spec import START_TIMEOUT_S, Job
 
-GRACE_S = 10.0
+GRACE_S = 30.0
+"""After SIGTERM a worker may save first; it leaves within this time (`tfaccel.checkpoint`)."""
 
 
 def run(

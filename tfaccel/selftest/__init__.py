@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 PASS, FAIL, UNAVAILABLE = "pass", "fail", "unavailable"
 TIME_LIMIT_S = 180.0
-_GRACE_S = 30.0  # the launcher gives its workers 10
+_GRACE_S = 60.0  # the launcher gives its workers 30
 
 
 @dataclass(frozen=True)
