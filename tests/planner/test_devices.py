@@ -24,6 +24,15 @@ def test_every_device_has_all_rates_a_source_and_a_date() -> None:
         assert one.date, name
 
 
+def test_every_price_has_a_source_and_a_date() -> None:
+    priced = {name: one for name, one in catalogue().items() if one.price is not None}
+    assert {"T4", "A100-80", "H100", "v5e", "v6e", "EPYC-9R14"} <= set(priced)
+    for name, one in priced.items():
+        assert one.price_source.startswith("https://"), name
+        assert one.price_date, name
+    assert {one.kind for one in catalogue().values()} == {"gpu", "tpu", "cpu"}
+
+
 def test_a_tpu_can_be_filled_as_far_as_its_compiler_says() -> None:
     of_one_core = {"v2", "v3", "v4", "v5e", "v5p", "v6e"}
     for name in of_one_core:
