@@ -24,6 +24,15 @@ def test_every_device_has_all_rates_a_source_and_a_date() -> None:
         assert one.date, name
 
 
+def test_every_price_has_a_source_and_a_date() -> None:
+    priced = {name: one for name, one in catalogue().items() if one.price is not None}
+    assert {"T4", "A100-80", "H100", "v5e", "v6e", "EPYC-9R14"} <= set(priced)
+    for name, one in priced.items():
+        assert one.price_source.startswith("https://"), name
+        assert one.price_date, name
+    assert {one.kind for one in catalogue().values()} == {"gpu", "tpu", "cpu"}
+
+
 def test_a_tpu_can_be_filled_as_far_as_its_compiler_says() -> None:
     of_one_core = {"v2", "v3", "v4", "v5e", "v5p", "v6e"}
     for name in of_one_core:
@@ -95,3 +104,57 @@ def test_devices_of_a_user(tmp_path: Path) -> None:
     file.write_text("[mine")
     with pytest.raises(StrategyError, match="cannot be read as a catalogue"):
         catalogue(file)
+
+
+MINE = """
+[mine]
+kind = "gpu"
+memory = 24e9
+peak = { float32 = 1e12 }
+source = "measured"
+date = 2026-01-01
+"""
+PRICE = """
+price = 1.5
+price_source = "https://example.com/prices (east)"
+price_date = "2026-01-02"
+"""
+
+
+def test_the_price_of_a_users_device(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(MINE)
+    found = catalogue(file)["mine"]
+    assert (found.price, found.price_source, found.price_date) == (None, "", "")
+    assert (found.date, found.unconfirmed) == ("2026-01-01", ())
+    file.write_text(MINE + PRICE + 'unconfirmed = ["memory", "peak"]')
+    found = catalogue(file)["mine"]
+    assert (found.price, found.price_date) == (1.5, "2026-01-02")
+    assert found.price_source == "https://example.com/prices (east)"
+    assert found.unconfirmed == ("memory", "peak")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("price = 1.5", "has price without price_source and price_date, expected all three"),
+        ('price = 1.5\nprice_source = "a"', "has price and price_source without price_date"),
+        ('price_source = "a"\nprice_date = "b"', "has price_source and price_date without price,"),
+        (PRICE.replace("1.5", "-1"), r"has price = -1, expected a positive number \(US dollars"),
+        (PRICE.replace("1.5", "0"), "has price = 0, expected a positive number"),
+        (PRICE.replace("1.5", "nan"), "has price = nan, expected a positive number"),
+        (PRICE.replace("1.5", '"2 EUR"'), "has price = '2 EUR', expected a positive number"),
+        (PRICE.replace("1.5", "true"), "has price = True, expected a positive number"),
+        ('link = "fast"', r"has link = 'fast', expected a positive number \(bytes/s\)"),
+        ("usable = 0", r"has usable = 0, expected a positive number \(bytes\)"),
+        ('unconfirmed = ["price"]', "expected a list of memory, usable, bandwidth"),
+        ("prize = 1.5", "is with prize, expected kind"),
+    ],
+)
+def test_mistakes_in_a_file_are_one_line(text: str, says: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(MINE + text)
+    with pytest.raises(StrategyError, match=says) as caught:
+        catalogue(file)
+    assert str(caught.value).startswith(f"tfaccel: device 'mine' of {str(file)!r} ")
+    assert "\n" not in str(caught.value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import sys
@@ -20,6 +21,11 @@ else:
 CATALOGUE = Path(__file__).parent / "devices.toml"
 KINDS = ("gpu", "tpu", "cpu")
 ALIASES = {"a100": "A100-80", "cpu": "cpu"}
+_NEEDED = ("kind", "memory", "peak", "source", "date")
+_RATES = ("bandwidth", "link", "network")
+_PRICE = ("price", "price_source", "price_date")
+_OPTIONAL = ("usable", *_RATES, "unconfirmed", *_PRICE)
+_FIGURES = ("memory", "usable", *_RATES, "peak")
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,10 @@ class Device:
         peak: FLOP/s of dense matrix products for each precision it has.
         source: where the figures come from.
         date: when they were read.
+        unconfirmed: the names of the figures that the source does not state.
+        price: US dollars per hour of one device with its share of the host; None if unknown.
+        price_source: where the price comes from; "" if it is unknown.
+        price_date: when it was read; "" as above.
     """
 
     name: str
@@ -49,6 +59,10 @@ class Device:
     peak: Mapping[str, float]
     source: str
     date: str
+    unconfirmed: tuple[str, ...] = ()
+    price: float | None = None
+    price_source: str = ""
+    price_date: str = ""
 
 
 @dataclass(frozen=True)
@@ -188,31 +202,66 @@ def _read(file: Path) -> dict[str, Device]:
 
 
 def _device(name: str, table: Any, file: Path) -> Device:
-    needed = ("kind", "memory", "peak", "source", "date")
-    given = table if isinstance(table, dict) else {}
-    missing = [key for key in needed if key not in given]
-    known = {*needed, "usable", "bandwidth", "link", "network"}
-    unknown = sorted(set(given) - known)
-    if missing or unknown or given["kind"] not in KINDS or not isinstance(given["peak"], dict):
-        what = f"without {', '.join(missing)}" if missing else f"with {', '.join(unknown)}"
-        if not missing and not unknown:
-            what = f"of kind {given['kind']!r} with peak {given['peak']!r}"
-        raise StrategyError(
-            f"tfaccel: device {name!r} of {str(file)!r} is {what}, expected kind (gpu, tpu or "
-            "cpu), memory, peak (a table of FLOP/s by precision), source and date, and at most "
-            "usable, bandwidth, link and network besides."
-        )
-    rates = {
-        key: float(given[key]) if key in given else None for key in ("bandwidth", "link", "network")
-    }
-    memory = int(given["memory"])
+    where = f"tfaccel: device {name!r} of {str(file)!r}"
+    _check_keys(table, where)
     return Device(
         name=name,
-        kind=given["kind"],
-        memory=memory,
-        usable=int(given.get("usable", memory)),
-        peak={key: float(value) for key, value in given["peak"].items()},
-        source=given["source"],
-        date=given["date"],
-        **rates,
+        kind=table["kind"],
+        memory=int(_number(table, "memory", "bytes", where)),
+        usable=int(_number(table, "usable" if "usable" in table else "memory", "bytes", where)),
+        peak={key: _number(table["peak"], key, "FLOP/s", where) for key in table["peak"]},
+        source=str(table["source"]),
+        date=str(table["date"]),
+        unconfirmed=_unconfirmed(table, where),
+        price=_price(table, where),
+        price_source=str(table.get("price_source", "")),
+        price_date=str(table.get("price_date", "")),
+        **{k: _number(table, k, "bytes/s", where) if k in table else None for k in _RATES},
     )
+
+
+def _check_keys(table: Any, where: str) -> None:
+    """Raises an error for missing or unknown keys, or those of a wrong kind."""
+    given = table if isinstance(table, dict) else {}
+    missing = [key for key in _NEEDED if key not in given]
+    unknown = sorted(set(given) - {*_NEEDED, *_OPTIONAL})
+    if not missing and not unknown and given["kind"] in KINDS and isinstance(given["peak"], dict):
+        return
+    what = f"without {', '.join(missing)}" if missing else f"with {', '.join(unknown)}"
+    if not missing and not unknown:
+        what = f"of kind {given['kind']!r} with peak {given['peak']!r}"
+    raise StrategyError(
+        f"{where} is {what}, expected kind (gpu, tpu or cpu), memory, peak (a table of FLOP/s by "
+        f"precision), source and date, and at most {', '.join(_OPTIONAL)} besides."
+    )
+
+
+def _number(table: Mapping[str, Any], key: str, unit: str, where: str) -> float:
+    value = table[key]
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise StrategyError(f"{where} has {key} = {value!r}, expected a positive number ({unit}).")
+    return float(value)
+
+
+def _price(table: Mapping[str, Any], where: str) -> float | None:
+    """The price of a device, which has a source and a date."""
+    given = [key for key in _PRICE if table.get(key, "") != ""]
+    if not given:
+        return None
+    if len(given) < len(_PRICE):
+        missing = " and ".join(key for key in _PRICE if key not in given)
+        raise StrategyError(
+            f"{where} has {' and '.join(given)} without {missing}, expected all three: a price in "
+            "US dollars per hour, where it was read and when."
+        )
+    return _number(table, "price", "US dollars per hour", where)
+
+
+def _unconfirmed(table: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    """The names of figures that were not found in the source."""
+    names = table.get("unconfirmed", [])
+    if not isinstance(names, list) or any(name not in _FIGURES for name in names):
+        raise StrategyError(
+            f"{where} has unconfirmed = {names!r}, expected a list of {', '.join(_FIGURES)}."
+        )
+    return tuple(names)

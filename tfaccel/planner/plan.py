@@ -15,6 +15,7 @@ from tfaccel.planner.candidates import precisions as precisions_of
 from tfaccel.planner.devices import Machines
 from tfaccel.planner.estimate import Estimate, estimate
 from tfaccel.planner.models import Models, Source
+from tfaccel.planner.prices import price
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Plan:
     notes: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-serializable data; bytes and seconds."""
+        """JSON-serializable data; bytes, seconds and US dollars."""
         return {
             "target": self.target,
             "devices": str(self.machines),
@@ -53,13 +54,17 @@ class Plan:
             "reason": self.reason,
             "command": self.command,
             "notes": self.notes,
-            "candidates": [as_dict(one) for one in self.estimates],
-            "recommended": as_dict(self.recommended) if self.recommended is not None else None,
+            "candidates": [self._priced(one) for one in self.estimates],
+            "recommended": self._priced(self.recommended) if self.recommended is not None else None,
             "advice": [
                 {"change": one.change, "command": one.command, **as_dict(one.estimate)}
                 for one in self.advice
             ],
         }
+
+    def _priced(self, one: Estimate) -> dict[str, Any]:
+        found = price(one, self.machines.device, self.batch)
+        return as_dict(one) | {"price": dataclasses.asdict(found) if found is not None else None}
 
 
 def plan(

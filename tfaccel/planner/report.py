@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 
 from tfaccel.planner.estimate import Estimate
 from tfaccel.planner.plan import Plan, size
+from tfaccel.planner.prices import dollars, price
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
+_PRICES = ("$/hour", "$/M rows")
 _SAYS = (
     "Nothing was run. Bytes are those of one device, the fullest; a step's time is at the rates of "
     "the catalogue, and a real one is longer."
@@ -29,6 +31,11 @@ def render(found: Plan) -> Iterator[RenderableType]:
         style="bold",
     )
     yield table(found)
+    if device.price is not None:
+        yield Text(
+            f"prices are those of the devices used, at {device.price:g} US dollars an hour for one "
+            f"{device.name}: {device.price_source}, {device.price_date}"
+        )
     for unknown in dict.fromkeys(one.why_not for one in found.estimates if one.why_not):
         yield Text(f"not known is {unknown}")
     for note in found.notes:
@@ -54,7 +61,7 @@ def table(found: Plan) -> Table:
     made.add_column("precision", no_wrap=True)
     for heading in (
         "parameters", "slots", "gradients", "activations", "workspace", "peak", "fits", "sent",
-        "GFLOP", "step", "bound by",
+        "GFLOP", "step", "bound by", *(_PRICES if found.machines.device.price is not None else ()),
     ):  # fmt: skip
         made.add_column(heading, justify="right", no_wrap=True)
     precision = ""
@@ -62,8 +69,16 @@ def table(found: Plan) -> Table:
         if precision and one.candidate.precision != precision:
             made.add_section()
         precision = one.candidate.precision
-        made.add_row(*_cells(one), style="bold" if one is found.recommended else "")
+        made.add_row(
+            *_cells(one), *_prices(found, one), style="bold" if one is found.recommended else ""
+        )
     return made
+
+
+def _prices(found: Plan, one: Estimate) -> tuple[str, ...]:
+    """The cells below `_PRICES`; none if the price of a device is unknown."""
+    cost = price(one, found.machines.device, found.batch)
+    return () if cost is None else (dollars(cost.hour), dollars(cost.million_rows))
 
 
 def _cells(one: Estimate) -> tuple[str, ...]:
