@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.docs.fences import ROOT, fences
 from tests.launch import kubernetes_types
 from tfaccel import cluster
 from tfaccel.errors import LaunchError
@@ -247,6 +248,18 @@ def test_words_and_values_reach_the_worker_as_they_are() -> None:
     assert all("$(" not in word.replace("$$", "") for word in words), "Kubernetes would expand it"
     told = variables(found)
     assert [told[f"A{i}"].replace("$$", "$") for i in range(len(nasty))] == nasty
+
+
+def test_the_page_s_volume_claim_is_one() -> None:
+    page = ROOT / "docs" / "many_machines" / "kubernetes.md"
+    (claim,) = (
+        yaml.safe_load(fence.text)
+        for fence in fences(page)
+        if "kind: PersistentVolumeClaim" in fence.text
+    )
+    kubernetes_types.check(claim)
+    assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
+    assert f"--volume {claim['metadata']['name']}:/checkpoints" in page.read_text("utf-8")
 
 
 @pytest.mark.parametrize(
