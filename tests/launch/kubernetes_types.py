@@ -19,6 +19,7 @@ KINDS = {
     "JobSet": models.JobsetV1alpha2JobSet,
     "Job": models.IoK8sApiBatchV1Job,
     "Service": models.IoK8sApiCoreV1Service,
+    "PersistentVolumeClaim": models.IoK8sApiCoreV1PersistentVolumeClaim,
 }
 
 

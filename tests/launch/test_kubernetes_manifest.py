@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,10 +12,11 @@ from typing import Any
 
 import pytest
 
+from tests.docs.fences import ROOT, fences
 from tests.launch import kubernetes_types
 from tfaccel import cluster
 from tfaccel.errors import LaunchError
-from tfaccel.exit_codes import PREEMPTED
+from tfaccel.exit_codes import NO_PROGRESS, PREEMPTED
 from tfaccel.launch import kubernetes
 from tfaccel.launch.options import values_of
 from tfaccel.launch.spec import Job
@@ -137,18 +139,43 @@ def test_a_jobset_starts_all_workers_again() -> None:
 def test_a_preemption_is_a_restart_that_does_not_count() -> None:
     """A pod's code or condition fails the Job by its policy, and the JobSet knows that reason."""
     (jobset,) = objects(JOB)
-    (rule,) = jobset["spec"]["failurePolicy"]["rules"]
+    _, rule = jobset["spec"]["failurePolicy"]["rules"]
     assert rule["action"] == "RestartJobSetAndIgnoreMaxRestarts"
     assert rule["onJobFailureReasons"] == ["PodFailurePolicy"]
     inner = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]
-    by_code, by_condition = inner["podFailurePolicy"]["rules"]
+    _, by_code, by_condition = inner["podFailurePolicy"]["rules"]
     assert by_code["action"] == by_condition["action"] == "FailJob"
     assert by_code["onExitCodes"]["values"] == [PREEMPTED]
     assert by_code["onExitCodes"]["containerName"] == pod(jobset)["containers"][0]["name"]
     assert by_condition["onPodConditions"] == [{"type": "DisruptionTarget", "status": "True"}]
     _, job = objects(JOB, kind="job")
-    assert {one["action"] for one in job["spec"]["podFailurePolicy"]["rules"]} == {"Ignore"}
+    preempted = job["spec"]["podFailurePolicy"]["rules"][1:]
+    assert {one["action"] for one in preempted} == {"Ignore"}
+    assert [one.get("onExitCodes") for one in preempted] == [by_code["onExitCodes"], None]
     assert job["spec"]["backoffLimit"] == 3 * 4, "all four fail when one does"
+
+
+def test_without_progress_nothing_is_started_again() -> None:
+    """The first rule of each list that applies is taken."""
+    (jobset,) = objects(JOB)
+    rule, preempted = jobset["spec"]["failurePolicy"]["rules"]
+    assert rule["action"] == "FailJobSet"
+    assert rule["onJobFailureReasons"] == preempted["onJobFailureReasons"]
+    (pattern,) = rule["onJobFailureMessagePatterns"]
+    # As Kubernetes words it, for a pod of another name and for one whose name misleads.
+    by_code = "Container workers for pod team/{} failed with exit code {} matching {}"
+    rule_of = "FailJob rule at index {}"
+    stopped = by_code.format("digits-workers-0-3-x7k2p", NO_PROGRESS, rule_of.format(0))
+    saved = by_code.format("exit-code-93-workers-0-0-x7k2p", PREEMPTED, rule_of.format(1))
+    drained = f"Pod team/a-93 has condition DisruptionTarget matching {rule_of.format(2)}"
+    found = [bool(re.search(pattern, message)) for message in (stopped, saved, drained)]
+    assert found == [True, False, False]
+    for kind in ("jobset", "job"):
+        spec = objects(JOB, kind=kind)[-1]["spec"]
+        spec = spec["replicatedJobs"][0]["template"]["spec"] if kind == "jobset" else spec
+        first = spec["podFailurePolicy"]["rules"][0]
+        assert first["action"] == "FailJob"
+        assert first["onExitCodes"]["values"] == [NO_PROGRESS]
 
 
 def variables(manifest: dict[str, Any]) -> dict[str, str]:
@@ -221,6 +248,18 @@ def test_words_and_values_reach_the_worker_as_they_are() -> None:
     assert all("$(" not in word.replace("$$", "") for word in words), "Kubernetes would expand it"
     told = variables(found)
     assert [told[f"A{i}"].replace("$$", "$") for i in range(len(nasty))] == nasty
+
+
+def test_the_page_s_volume_claim_is_one() -> None:
+    page = ROOT / "docs" / "many_machines" / "kubernetes.md"
+    (claim,) = (
+        yaml.safe_load(fence.text)
+        for fence in fences(page)
+        if "kind: PersistentVolumeClaim" in fence.text
+    )
+    kubernetes_types.check(claim)
+    assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
+    assert f"--volume {claim['metadata']['name']}:/checkpoints" in page.read_text("utf-8")
 
 
 @pytest.mark.parametrize(

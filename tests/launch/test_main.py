@@ -49,8 +49,7 @@ def test_every_engine_takes_the_common_options(
         assert main(["--engine", engine, *NEEDED[engine], *common, *script]) == 0
         out = capsys.readouterr().out
         for said in ("/logs", "GREETING", "--lr=1", script[-2]):
-            # A local job's logs are this process's, not the workers'.
-            assert said in out or (engine, said) == ("local", "/logs")
+            assert said in out
 
 
 def test_the_default_is_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
@@ -75,6 +74,42 @@ def test_the_lines_of_a_dry_run_are_a_shell_s(capsys: pytest.CaptureFixture[str]
     first, second = done.stdout.splitlines()
     assert first == second
     assert re.fullmatch(r"b \$c' [0-9a-f]{32}", first)
+
+
+def test_a_dry_run_tells_restarts_logs_and_the_range(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--nproc=2:3", "--max-restarts=3", "--log-dir=my logs", "--start-timeout=20"]
+    assert main([*words, "--dry-run", "train.py"]) == 0
+    restarts, logs, fewer, _, folder, *workers, _ = capsys.readouterr().out.splitlines()
+    assert restarts == "# all workers are restarted up to 3 times after a failure"
+    assert logs == "# the logs of restarts are in 'my logs/restart-N'"
+    assert fewer.startswith("# started with as few as 2 workers where")
+    assert fewer.endswith("connected within 20 s")
+    assert folder == "mkdir -p 'my logs'"
+    assert [line.rpartition("train.py")[2] for line in workers] == [
+        *(" 2>&1 | tee 'my logs/rank-0.log' &", " > 'my logs/rank-1.log' 2>&1 &"),
+        " > 'my logs/rank-2.log' 2>&1 &",
+    ]
+
+
+def test_the_lines_of_a_dry_run_write_the_logs(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("train.py").write_text("import sys; print('out'); print('err', file=sys.stderr)")
+    assert main(["--nproc=3", "--dry-run", "--log-dir=it's", "--show=2", "train.py"]) == 0
+    done = subprocess.run(
+        ["bash", "-c", capsys.readouterr().out], capture_output=True, text=True, timeout=30
+    )
+    assert sorted(done.stdout.split()) == ["err", "out"]
+    assert not done.stderr
+    logs = [Path("it's", f"rank-{rank}.log").read_text() for rank in range(3)]
+    assert [sorted(log.split()) for log in logs] == [["err", "out"]] * 3
+
+
+def test_a_dry_run_has_the_logs_of_data_workers(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--nproc=1", "--data-workers=1", "--log-dir=logs", "--dry-run"]
+    assert main([*words, "train.py"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for name in ("data-dispatcher", "data-worker-0"):
+        assert sum(f" > logs/{name}.log 2>&1 & data=" in line for line in lines) == 1
+    assert sum(" | tee logs/rank-0.log & workers=" in line for line in lines) == 1
 
 
 def test_a_dry_run_has_the_data_workers(capsys: pytest.CaptureFixture[str]) -> None:

@@ -148,6 +148,20 @@ def test_a_job_that_is_preempted_by_another_can_save(
     assert job.field("Restarts") == "1"
 
 
+def test_a_job_is_requeued_at_the_limit_of_its_partition(slurm: Slurm, tmp_path: Path) -> None:
+    """Without `--time`: the notice of two minutes is due as soon as it starts."""
+    limit = ("PartitionName=short", "Nodes=ALL", "DefaultTime=2", "MaxTime=2")
+    assert slurm.run("scontrol", "create", *limit).returncode == 0
+    job = Submitted(slurm, tmp_path, "-1,0", "--partition=short", f"--log-dir={tmp_path}/logs")
+    job.wait_for("PENDING", restarts=1)
+    assert "preempted and saved a checkpoint; requeued" in job.output
+    for rank in range(2):
+        assert "saved" in (tmp_path / "logs" / f"rank-{rank}.log").read_text()
+    time.sleep(3.0)
+    slurm.run("scontrol", "update", f"jobid={job.id}", "StartTime=now")
+    assert job.code == 0, job.output
+
+
 def test_a_cancelled_job_stays_cancelled(slurm: Slurm, tmp_path: Path) -> None:
     job = Submitted(slurm, tmp_path, "-1", "--max-restarts=3")
     job.wait_for_tries(1)

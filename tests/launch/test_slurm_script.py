@@ -67,7 +67,8 @@ def test_what_is_requested() -> None:
     assert f"srun {given} {sys.executable} train.py 2>&1" in script
     few = checked(slurm.sbatch_script(Job(("train.py",), workers=3), options()))
     assert directives(few) == [
-        *("--job-name=train", "--nodes=3", "--ntasks=3", "--requeue", "--open-mode=append")
+        *("--job-name=train", "--nodes=3", "--ntasks=3", "--signal=TERM@120"),
+        *("--requeue", "--open-mode=append"),
     ]
 
 

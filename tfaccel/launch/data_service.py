@@ -55,19 +55,30 @@ def running(
         return
     words = _words(number)
     env = {**env, **_ENVIRONMENT}
-    names = ["data dispatcher", *(f"data worker {index}" for index in range(number))]
     with contextlib.ExitStack() as stack:
-        for name, arguments in zip(names, words, strict=True):
+        for name, arguments in zip(_names(number), words, strict=True):
             stack.enter_context(_Kept(name, arguments, env, log_dir))
         yield _told(words)
 
 
-def shell_lines(number: int) -> tuple[list[str], dict[str, str]]:
+def shell_lines(number: int, log_dir: str | None) -> tuple[list[str], dict[str, str]]:
     """The same as shell lines, which keep the process ids in ``$data``; and the variables."""
     words = _words(number)
     variables = [f"{name}={value}" for name, value in _ENVIRONMENT.items()]
-    lines = [shlex.join(["env", *variables, *_command(each)]) for each in words]
-    return [f'{line} & data="$data $!"\n' for line in lines], _told(words)
+    lines = []
+    for name, each in zip(_names(number), words, strict=True):
+        log = "" if log_dir is None else f" > {shlex.quote(_log_file(log_dir, name))} 2>&1"
+        command = shlex.join(["env", *variables, *_command(each)])
+        lines.append(f'{command}{log} & data="$data $!"\n')
+    return lines, _told(words)
+
+
+def _names(number: int) -> list[str]:
+    return ["data dispatcher", *(f"data worker {index}" for index in range(number))]
+
+
+def _log_file(log_dir: str | os.PathLike[str], name: str) -> str:
+    return os.path.join(log_dir, f"{name.replace(' ', '-')}.log")
 
 
 def _words(number: int) -> list[list[str]]:
@@ -104,7 +115,7 @@ class _Kept:
 
     def __enter__(self) -> _Kept:
         if self._log_dir is not None:
-            self._log = Path(self._log_dir, f"{self._name.replace(' ', '-')}.log")
+            self._log = Path(_log_file(self._log_dir, self._name))
             try:
                 self._log.parent.mkdir(parents=True, exist_ok=True)
                 self._log.write_bytes(b"")

@@ -12,7 +12,7 @@ import subprocess
 from collections.abc import Mapping
 
 from tfaccel.errors import LaunchError
-from tfaccel.exit_codes import PREEMPTED
+from tfaccel.exit_codes import NO_PROGRESS, PREEMPTED
 from tfaccel.launch.kubernetes_pod import (
     IMAGE,
     NODE_SELECTOR,
@@ -42,6 +42,10 @@ OPTIONS: tuple[Option, ...] = (
     *(NAME, IMAGE, KIND, NAMESPACE, CPUS, MEMORY, GPUS, TPUS),
     *(VOLUME, NODE_SELECTOR, GRACE, SHOW, PROFILE),
 )
+
+# Of the message that a Job fails with by a rule about an exit code (Kubernetes's
+# pkg/controller/job/pod_failure_policy.go): no rule has a reason of its own.
+_NO_PROGRESS_MESSAGE = f"failed with exit code {NO_PROGRESS} matching FailJob rule"
 
 
 def render(job: Job, options: Options) -> str:
@@ -76,7 +80,7 @@ def manifests(job: Job, options: Options) -> list[Manifest]:
 
 def _jobset(job: Job, options: Options) -> Manifest:
     """All workers are one Job, which a restart recreates: never one worker alone."""
-    failed = {"action": "FailJob"}  # with the reason PodFailurePolicy, which the rule below matches
+    failed = {"action": "FailJob"}  # with the reason PodFailurePolicy, which the rules below match
     return {
         "apiVersion": "jobset.x-k8s.io/v1alpha2",
         "kind": "JobSet",
@@ -93,10 +97,16 @@ def _jobset(job: Job, options: Options) -> Manifest:
                 "restartStrategy": "BlockingRecreate",
                 "rules": [
                     {
+                        "name": "no_progress",
+                        "action": "FailJobSet",
+                        "onJobFailureReasons": ["PodFailurePolicy"],
+                        "onJobFailureMessagePatterns": [_NO_PROGRESS_MESSAGE],
+                    },
+                    {
                         "name": "preempted",
                         "action": "RestartJobSetAndIgnoreMaxRestarts",
                         "onJobFailureReasons": ["PodFailurePolicy"],
-                    }
+                    },
                 ],
             },
             "replicatedJobs": [
@@ -154,14 +164,8 @@ def _job_spec(
         "backoffLimit": backoff_limit,
         "podFailurePolicy": {
             "rules": [
-                {
-                    **preempted,
-                    "onExitCodes": {
-                        "containerName": WORKERS,
-                        "operator": "In",
-                        "values": [PREEMPTED],
-                    },
-                },
+                {"action": "FailJob", "onExitCodes": _exit_code(NO_PROGRESS)},
+                {**preempted, "onExitCodes": _exit_code(PREEMPTED)},
                 {
                     **preempted,
                     "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}],
@@ -170,6 +174,10 @@ def _job_spec(
         },
         "template": {"spec": pod(job, options, hosts)},
     }
+
+
+def _exit_code(code: int) -> Manifest:
+    return {"containerName": WORKERS, "operator": "In", "values": [code]}
 
 
 def _metadata(job: Job, options: Options) -> Manifest:

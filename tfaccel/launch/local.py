@@ -169,19 +169,50 @@ TAKES_RANGES = True
 
 
 def render(job: Job, options: Options) -> str:
-    """The workers as shell lines, which create their secret; all ports are free now."""
-    lines = [f"export {job_secret.VARIABLE}={shell.NEW_SECRET}\n"]
+    """The workers as shell lines, which create their secret; all ports are free now.
+
+    What only a launcher does, such as restarts, is told in comments.
+    """
+    lines = [f"# {text}\n" for text in _notes(job)]
+    lines += [f"export {job_secret.VARIABLE}={shell.NEW_SECRET}\n"]
+    if job.log_dir is not None:
+        lines.append(f"{shlex.join(['mkdir', '-p', job.log_dir])}\n")
     number = options["data_workers"] or 0
-    service, service_env = data_service.shell_lines(number) if number else ([], {})
+    service, service_env = data_service.shell_lines(number, job.log_dir) if number else ([], {})
     lines += service
     base = {**dict(job.env), **service_env}
     onednn.prefer(base)
-    for environment in _environments(base, job.workers, job.start_timeout_s, ""):
+    shown = shown_by(CHIEF if job.show is None else job.show, job.workers)
+    keep = ' workers="$workers $!"' if service else ""
+    for rank, environment in enumerate(_environments(base, job.workers, job.start_timeout_s, "")):
         variables = [f"{name}={value}" for name, value in environment.items()]
-        keep = ' workers="$workers $!"' if service else ""
-        lines.append(f"{shlex.join(['env', *variables, *job.command()])} &{keep}\n")
+        words = shlex.join(["env", *variables, *job.command()])
+        lines.append(f"{words}{_redirection(job.log_dir, rank, shown)} &{keep}\n")
     lines.append("wait $workers; kill $data\n" if service else "wait\n")
     return "".join(lines)
+
+
+def _notes(job: Job) -> list[str]:
+    """What the launcher would do beyond these lines, one sentence each."""
+    notes = []
+    if job.max_restarts:
+        notes.append(f"all workers are restarted up to {job.max_restarts} times after a failure")
+    if job.max_restarts and job.log_dir is not None:
+        notes.append(f"the logs of restarts are in {os.path.join(job.log_dir, 'restart-N')!r}")
+    if job.min_workers is not None:
+        notes.append(
+            f"started with as few as {job.min_workers} workers where others have failed or not "
+            f"connected within {job.start_timeout_s:g} s"
+        )
+    return notes
+
+
+def _redirection(log_dir: str | None, rank: int, shown: Shown) -> str:
+    """Where a worker's output goes: to its log, and to the terminal if it is shown."""
+    if log_dir is None:
+        return ""
+    log = shlex.quote(os.path.join(log_dir, f"rank-{rank}.log"))
+    return f" 2>&1 | tee {log}" if rank in shown else f" > {log} 2>&1"
 
 
 def launch(job: Job, options: Options) -> int:

@@ -41,7 +41,7 @@ import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.tensorflow import TensorflowTrainer
 
-from tfaccel.launch.ray_worker import fit, run_worker
+from tfaccel.launch.ray_worker import fit, run_worker, tensorflow_config
 
 CONFIG = {config}
 
@@ -50,6 +50,7 @@ def trainer(name):
     return TensorflowTrainer(
         run_worker,
         train_loop_config={{"secret": secrets.token_hex(16), **CONFIG}},
+        tensorflow_config=tensorflow_config(),
         scaling_config=ScalingConfig({scaling}),
         run_config=RunConfig(
             name=name,

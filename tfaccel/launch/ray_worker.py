@@ -17,6 +17,7 @@ from tfaccel.errors import LaunchError
 from tfaccel.exit_codes import NO_PROGRESS, PREEMPTED
 from tfaccel.launch.failure import error_tail
 from tfaccel.launch.job import log_message
+from tfaccel.launch.ray_notice import Notice, handle_sigterm
 from tfaccel.launch.script_arguments import python_command
 from tfaccel.launch.show import shown_by
 from tfaccel.launch.worker import run
@@ -49,6 +50,25 @@ def fit(make_trainer: Callable[[str], Any], name: str) -> int:
         log_message("restarting all workers: they were preempted and saved a checkpoint")
 
 
+def tensorflow_config() -> Any:
+    """Ray Train's own settings for TensorFlow, with which workers pass SIGTERM on to the script."""
+    from ray.train.tensorflow import TensorflowConfig
+
+    ours: Any = TensorflowConfig().backend_cls
+
+    class Backend(ours):  # type: ignore[misc]
+        def on_start(self, worker_group: Any, backend_config: Any) -> None:
+            super().on_start(worker_group, backend_config)
+            worker_group.execute(handle_sigterm)  # in the main thread, while the script has another
+
+    class Config(TensorflowConfig):  # type: ignore[misc]
+        @property
+        def backend_cls(self) -> type:
+            return Backend
+
+    return Config()
+
+
 def run_worker(config: Mapping[str, Any]) -> int:
     """Runs the script in one worker.
 
@@ -69,16 +89,19 @@ def run_worker(config: Mapping[str, Any]) -> int:
     if config["folder"] is not None:
         os.chdir(config["folder"])
     job = ray.get_runtime_context().get_job_id()
+    notice = Notice(getattr(ray.train, "get_preemption_info", None))
     ended = run(
         python_command(config["script"], module=config["module"], python=sys.executable),
         script_environment(os.environ, config["env"], job, config["secret"]),
         rank,
         config["log_dir"],
         shown_by(config["show"]),
-        forward_signals=False,
+        received=notice.listening,
     )
     if ended.code in (0, PREEMPTED, NO_PROGRESS):
         return ended.code
+    if notice.preempted:  # Ray counts no failure of a node that is taken away.
+        return PREEMPTED
     words = "\n".join(error_tail(ended.stderr))
     raise LaunchError(
         f"rank {rank} failed with exit code {ended.code}; the end of its stderr:\n{words}"

@@ -27,7 +27,11 @@ COUNTS_WORKERS = True
 TAKES_RANGES = True
 
 NODES = Option("--nodes", "nodes to run on; default: one per worker", "N", type=count)
-TIME = Option("--time", "time limit, as for sbatch; workers get SIGTERM two minutes before", "T")
+TIME = Option(
+    "--time",
+    "time limit, as for sbatch; default: the partition's; workers get SIGTERM two minutes before",
+    "T",
+)
 PARTITION = Option("--partition", "partition to submit to", "P")
 ACCOUNT = Option("--account", "account to charge", "A")
 SBATCH = Option("--sbatch", "any other option of sbatch, such as --mem=64G", "OPT", repeated=True)
@@ -121,7 +125,8 @@ def sbatch_script(job: Job, options: Options) -> str:
         *_size(job, options),
         *_resources(job, options),
         *(_directive(TIME, options["time"], "--time=") if options["time"] else ()),
-        *((f"--signal=TERM@{_NOTICE_S}",) if options["time"] else ()),
+        # Without --time too: the partition has a limit, at which Slurm ends the job for good.
+        f"--signal=TERM@{_NOTICE_S}",
         *(_directive(PARTITION, options["partition"], "--partition=")),
         *(_directive(ACCOUNT, options["account"], "--account=")),
         "--requeue",

@@ -14,9 +14,10 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import IO, TextIO
+from typing import IO, TextIO, TypeAlias
 
 from tfaccel import cluster, signals
 from tfaccel.errors import LaunchError, TfaccelError
@@ -31,6 +32,9 @@ from tfaccel.launch.process import Worker
 from tfaccel.launch.show import CHIEF, Shown, shown_by
 from tfaccel.launch.spec import START_TIMEOUT_S
 
+SignalSource: TypeAlias = Callable[
+    [Iterable[int], Callable[[signal.Signals], object]], AbstractContextManager[None]
+]
 _FORWARDED = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
 
 
@@ -41,7 +45,7 @@ def run(
     log_dir: str | os.PathLike[str] | None,
     shown: Shown,
     *,
-    forward_signals: bool = True,
+    received: SignalSource = signals.received,
 ) -> Exit:
     """Runs a command to its end.
 
@@ -51,7 +55,8 @@ def run(
         rank: of this worker.
         log_dir: a directory for `rank-N.log`, to which it appends; or None.
         shown: whose output is shown. If this worker's is not, its warnings still are.
-        forward_signals: whether it gets the signals of this process; only in the main thread.
+        received: calls a function with the signals that the command gets; by default those of this
+            process, in the main thread.
 
     Returns:
         How it ended.
@@ -62,7 +67,7 @@ def run(
     log = None if log_dir is None else _open_log(log_dir, rank)
     console = Console(shown, *(_plain(stream) for stream in (sys.stdout, sys.stderr)), hold_s=0.0)
     worker = Worker(command, rank, environment)
-    numbers = [getattr(signal, name) for name in _FORWARDED] if forward_signals else []
+    numbers = [getattr(signal, name) for name in _FORWARDED]
     received_signals: list[signal.Signals] = []
 
     def receive(number: signal.Signals) -> None:
@@ -70,7 +75,7 @@ def run(
         worker.send(number)
 
     try:
-        with signals.received(numbers, receive):
+        with received(numbers, receive):
             pumps = [
                 OutputForwarder(
                     pipe,
