@@ -1,4 +1,4 @@
-"""`tfaccel launch --engine slurm` on a real Slurm of two nodes, without TensorFlow."""
+"""`tfaccel launch --engine slurm` on a real Slurm of two nodes: small programs, and a `fit`."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
+from tests.checkpoint.test_resume import assert_same
 from tests.cluster.real_slurm import Slurm, real_slurm, why_not
 
 pytestmark = pytest.mark.skipif(why_not() != "", reason=f"needs a Slurm: {why_not()}")
@@ -58,12 +59,16 @@ def slurm() -> Iterator[Slurm]:
 class Submitted:
     """A job that `tfaccel launch` has submitted from a folder."""
 
-    def __init__(self, slurm: Slurm, folder: Path, codes: str, *words: str) -> None:
+    def __init__(
+        self, slurm: Slurm, folder: Path, codes: str, *words: str, fit: Sequence[str] = ()
+    ) -> None:
         self._slurm, self._folder = slurm, folder
         (folder / "train.py").write_text(SCRIPT)
         launch = [sys.executable, "-m", "tfaccel.cli", "launch", "--engine=slurm", "--nproc=2"]
-        here = f"--sbatch=--chdir={folder}"
-        words = (*words, here, "--env=GREETING=it's $me", str(folder / "train.py"), codes, "a b")
+        script = ["-m", "--", "tests.checkpoint.run", str(folder), *fit]
+        if not fit:
+            script = ["--env=GREETING=it's $me", str(folder / "train.py"), codes, "a b"]
+        words = (*words, f"--sbatch=--chdir={folder}", *script)
         done = slurm.run(*launch, *words, env={"PYTHONPATH": os.getcwd()})
         assert done.returncode == 0, done.stdout + done.stderr
         (self.id,) = re.findall(r"submitted job (\d+)", done.stdout)
@@ -88,7 +93,7 @@ class Submitted:
 
     @property
     def code(self) -> int:
-        self.wait_for("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
+        self.wait_for("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", within_s=300.0)
         return int(self.field("ExitCode").partition(":")[0])
 
     @property
@@ -171,6 +176,25 @@ def test_a_cancelled_job_stays_cancelled(slurm: Slurm, tmp_path: Path) -> None:
     assert job.field("JobState") == "CANCELLED"
     assert job.field("Restarts") == "0"
     assert len(job.lines(0)) == 1
+
+
+@pytest.mark.slow
+def test_a_fit_that_is_requeued_ends_with_the_bits_of_one_that_is_not(
+    slurm: Slurm, tmp_path: Path
+) -> None:
+    whole, told = tmp_path / "whole", tmp_path / "told"
+    fit = ["--strategy=multi_worker_mirrored", "--seed=1"]
+    stop = ["--kill=10", "--signal=SIGTERM", "--rank=1", "--once"]
+    for folder, more in ((whole, []), (told, stop)):
+        folder.mkdir()
+        job = Submitted(slurm, folder, "", fit=[*fit, *more])
+        if more:
+            job.wait_for("PENDING", restarts=1, within_s=300.0)
+            time.sleep(3.0)
+            slurm.run("scontrol", "update", f"jobid={job.id}", "StartTime=now")
+        assert job.code == 0, job.output
+    assert "preempted and saved a checkpoint; requeued" in job.output
+    assert_same(whole, told, ranks=2)
 
 
 def test_inside_an_allocation(slurm: Slurm, tmp_path: Path) -> None:

@@ -56,8 +56,15 @@ class Kill:
     ended_s: float | None
     steps_lost: int
     next_step_s: float | None
-    cold_s: float
+    cold_s: float  # of the cold starts just before and after its run
     same: bool
+
+
+def cold_start(on: Sequence[Host], out: Path, script: Sequence[str]) -> float:
+    """The seconds from the start of a job to its first step, after which it is ended."""
+    with job(on, out, script) as running:
+        running.until(lambda: running.newest() > 0)
+        return time.monotonic() - running.started
 
 
 def undisturbed(on: Sequence[Host], out: Path, script: Sequence[str]) -> Whole:
@@ -176,7 +183,9 @@ def measure(out: Path, name: str, data: str, kills: int, seed: int) -> Iterator[
         for run in range(-(-kills // _KILLS_OF_A_RUN)):
             lost = folder / f"lost-{seed}-{run}"
             of_run = min(_KILLS_OF_A_RUN, kills - run * _KILLS_OF_A_RUN)
+            cold = [cold_start(on, folder / f"cold-{seed}-{run}-0", script)]
             strikes = disturbed(on, lost, script, whole, of_run)
+            cold.append(cold_start(on, folder / f"cold-{seed}-{run}-1", script))
             same = is_same(folder / "whole", lost, number)
             for strike, steps_lost, next_step_s in strikes:
                 yield Kill(
@@ -188,7 +197,7 @@ def measure(out: Path, name: str, data: str, kills: int, seed: int) -> Iterator[
                     strike.ended_s,
                     steps_lost,
                     next_step_s,
-                    whole.first_step_s,
+                    statistics.mean(cold),
                     same,
                 )
 
@@ -197,8 +206,8 @@ def table(kills: Sequence[Kill]) -> str:
     """The table as Markdown."""
     lines = [
         "| job | data | kills | starting, compiling, training | bit-identical | "
-        "steps lost, at most | others ended after | next new step after | cold start |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "steps lost, at most | others ended after | next new step after | cold start | ratio |",
+        f"|{' --- |' * 10}",
     ]
     for name in STRATEGIES:
         for data in DATA:
@@ -218,7 +227,8 @@ def table(kills: Sequence[Kill]) -> str:
                 max(one.steps_lost for one in of_column),
                 _seconds([one.ended_s for one in of_column if one.ended_s is not None]),
                 _seconds([one.next_step_s for one in of_column if one.next_step_s is not None]),
-                f"{of_column[0].cold_s:.0f} s",
+                f"{statistics.median(one.cold_s for one in of_column):.1f} s",
+                _ratio(of_column),
             ]
             lines.append(f"| {' | '.join(map(str, cells))} |")
     return "".join(f"{line}\n" for line in lines)
@@ -226,6 +236,12 @@ def table(kills: Sequence[Kill]) -> str:
 
 def _seconds(values: Sequence[float]) -> str:
     return f"{statistics.median(values):.1f} s, at most {max(values):.1f}" if values else ""
+
+
+def _ratio(kills: Sequence[Kill]) -> str:
+    """The median time until the next new step, over that of the cold starts around its run."""
+    ratios = [one.next_step_s / one.cold_s for one in kills if one.next_step_s is not None]
+    return f"{statistics.median(ratios):.2f}" if ratios else ""
 
 
 def main() -> None:
