@@ -204,7 +204,13 @@ def test_a_run_killed_twice_resumes_past_a_truncated_checkpoint(where: str, tmp_
 
 
 @pytest.mark.parametrize(
-    ("keep", "every", "left"), [(1, 5, [5]), (2, 5, [3, 5]), (2, 8, [3, 8]), (1, 6, [6])]
+    ("keep", "every", "left"),
+    [
+        (1, 5, [5]),
+        (2, 8, [3, 8]),
+        pytest.param(2, 5, [3, 5], marks=RARE),
+        pytest.param(1, 6, [6], marks=RARE),
+    ],
 )
 def test_a_damaged_checkpoint_does_not_count_among_those_kept(
     keep: int, every: int, left: list[int], tmp_path: Path
@@ -332,8 +338,11 @@ def test_another_models_checkpoint_is_one_line(tmp_path: Path) -> None:
         second.fit(x, y, verbose=0, callbacks=[tfaccel.checkpoint.resume(tmp_path)])
 
 
-def test_a_backup_that_loses_the_batch_is_warned_of(tmp_path: Path) -> None:
-    with strategy("mirrored", devices=2).scope():
+@pytest.mark.parametrize(("kind", "options"), [("mirrored", {"devices": 2}), ("one_device", {})])
+def test_a_backup_that_loses_the_batch_is_warned_of(
+    kind: str, options: Any, tmp_path: Path
+) -> None:
+    with strategy(kind, **options).scope():
         model = dense()
     backup = keras.callbacks.BackupAndRestore(tmp_path, save_freq=3)
     with mock.patch.object(logging, "warning") as warned:
