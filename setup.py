@@ -80,6 +80,8 @@ setup(
             # The API types of Kubernetes and JobSet, against which manifests are checked.
             "kubeflow-trainer-api>=2.3",
             "pyyaml",
+            # A run on its datasets resumes at the batch.
+            "grain",
             "ruff==0.17.*",
             "mypy==2.4.*",
             "setuptools>=77",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from tfaccel.distribute.default_strategy import warn_of_backups_under
 from tfaccel.errors import StrategyError
 from tfaccel.strategies import process_settings
 from tfaccel.strategies.accepted_options import ANY, COMMON
@@ -35,4 +36,6 @@ def make(request: Request) -> tf.distribute.Strategy:
             "CPUs are all of one processor, which TensorFlow uses whole; leave devices out."
         )
     process_settings.restrict_visible_gpus(request.devices)
-    return tf.distribute.get_strategy()
+    strategy = tf.distribute.get_strategy()
+    warn_of_backups_under(strategy)
+    return strategy

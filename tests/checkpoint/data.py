@@ -65,6 +65,24 @@ def _generator() -> Iterator[Any]:
         yield x[chosen], y[chosen]
 
 
+def _grain() -> Any:
+    from grain import MapDataset
+
+    x, y = rows()
+    return MapDataset.source([(x[i], y[i]) for i in range(ROWS)]).shuffle(seed=3)
+
+
+def _grain_loader() -> Any:
+    import grain
+
+    x, y = rows()
+    return grain.DataLoader(
+        data_source=[(x[i], y[i]) for i in range(ROWS)],
+        sampler=grain.samplers.IndexSampler(ROWS, num_epochs=1, shuffle=True, seed=3),
+        operations=[grain.transforms.Batch(BATCH)],
+    )
+
+
 DATA: dict[str, Callable[[], dict[str, Any]]] = {
     "arrays": lambda: dict(zip("xy", rows(), strict=True), batch_size=BATCH),
     "shuffled by batch": lambda: DATA["arrays"]() | {"shuffle": "batch"},
@@ -89,5 +107,8 @@ DATA: dict[str, Callable[[], dict[str, Any]]] = {
     "PyDataset": lambda: {"x": Rows()},
     "PyDataset with threads": lambda: {"x": Rows(workers=2)},
     "PyDataset with a generator": lambda: {"x": Rows(np.random.default_rng(3))},
+    "Grain": lambda: {"x": _grain().batch(BATCH)},
+    "Grain in sequence": lambda: {"x": _grain().to_iter_dataset().batch(BATCH)},
+    "Grain's loader": lambda: {"x": _grain_loader()},
     "a generator": lambda: {"x": _generator(), "steps_per_epoch": 6},
 }

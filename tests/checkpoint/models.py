@@ -113,6 +113,17 @@ def accumulating(replica_independent: bool = False) -> keras.Model:
     return dense(sgd, replica_independent=replica_independent)
 
 
+def averaged() -> keras.Model:
+    return dense(keras.optimizers.Adam(0.01, use_ema=True, ema_momentum=0.9))
+
+
+def compressed() -> keras.Model:
+    """With a loss scale and accumulated gradients; large enough for PowerSGD."""
+    sgd = keras.optimizers.SGD(0.05, momentum=0.9, gradient_accumulation_steps=2)
+    scaled = keras.optimizers.LossScaleOptimizer(sgd, dynamic_growth_steps=4)
+    return dense(scaled, units=64, deep=True)
+
+
 def scaled() -> keras.Model:
     inner = keras.optimizers.Adam(0.01)
     return dense(keras.optimizers.LossScaleOptimizer(inner, dynamic_growth_steps=4))
@@ -127,4 +138,7 @@ MODELS: dict[str, Callable[[], keras.Model]] = {
     "draws": draws,
     "accumulating": accumulating,
     "scaled": scaled,
+    "averaged": averaged,
+    "averaged by epoch": averaged,
+    "compressed": compressed,
 }

@@ -27,6 +27,7 @@ from tfaccel.checkpoint import checkpoint_manager, sharded_files
 
 EPOCHS = 3
 _UNTIL_IN_STEP_S = 5.0
+VALIDATED = ("dense", "digits", "transformer", "averaged", "averaged by epoch")
 PHASES = ("step", "validation", "part", "save", "trace", "compile")
 
 
@@ -78,24 +79,29 @@ def train(
     epochs: int = EPOCHS,
     stops: Stops | None = None,
     asynchronous: bool = True,
+    keep: int = 2,
+    directory: str = "",
 ) -> None:
     """Trains, from where an earlier call in the same folder has stopped."""
     cluster = getattr(strategy, "cluster", None)
     rank = cluster.rank if cluster else 0
-    resume = tfaccel.checkpoint.resume(f"{out}/checkpoints", every=every, asynchronous=asynchronous)
+    resume = tfaccel.checkpoint.resume(
+        directory or f"{out}/checkpoints", every, keep=keep, asynchronous=asynchronous
+    )
     given = DATA[data]()
     with strategy.scope():
         trained = MODELS[model]()
     history = trained.fit(
         **given,
         epochs=epochs,
-        validation_data=rows(12) if model in ("dense", "digits", "transformer") else None,
+        validation_data=rows(12) if model in VALIDATED else None,
         verbose=0,
         callbacks=[
             Seen(Path(out, f"seen-{rank}.jsonl")),
             keras.callbacks.LearningRateScheduler(lambda epoch, rate: 0.9 * rate),
             keras.callbacks.ReduceLROnPlateau("loss", 0.5, patience=1, min_delta=10.0),
             keras.callbacks.EarlyStopping("loss", patience=9, restore_best_weights=True),
+            *_averages(model),
             resume,
             *([stops] if stops else []),
         ],
@@ -105,6 +111,12 @@ def train(
     held = [np.asarray(keras.ops.convert_to_numpy(v)) for v in variables]
     np.savez(f"{out}/end-{rank}.npz", *held)
     Path(out, f"history-{rank}.json").write_text(json.dumps(history.history))
+
+
+def _averages(model: str) -> list[keras.callbacks.Callback]:
+    if not model.startswith("averaged"):
+        return []
+    return [keras.callbacks.SwapEMAWeights(swap_on_epoch=model.endswith("epoch"))]
 
 
 def main() -> None:

@@ -168,6 +168,34 @@ def test_what_one_worker_could_not_write_is_the_same_error_on_all(
         assert checkpoint_manager.newest(str(path)).endswith("6")
 
 
+@pytest.mark.child(workers=2)
+@pytest.mark.parametrize("where", ["/proc/nothing/run", "file"])
+def test_a_directory_that_the_chief_cannot_use_is_the_same_error_on_all(
+    where: str, tmp_path: Path
+) -> None:
+    strategy = tfaccel.strategy("multi_worker_mirrored", device_type="cpu", devices=1)
+    (tmp_path / "file").touch()
+    path = Path(broadcast_text(strategy, str(tmp_path / where)))
+    with pytest.raises(CheckpointError, match=r"\(worker 0: (FileNotFound|NotFound)Error: .*expec"):
+        fit(path, strategy, lambda batches: None)
+
+
+@pytest.mark.child(workers=2)
+def test_a_directory_that_one_worker_cannot_use_is_the_same_error_on_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    strategy = tfaccel.strategy("multi_worker_mirrored", device_type="cpu", devices=1)
+    path = Path(broadcast_text(strategy, str(tmp_path)))
+
+    def newest(*_: str) -> str:
+        raise PermissionError("denied")
+
+    if strategy.cluster.rank == 1:
+        monkeypatch.setattr(checkpoint_manager, "newest", newest)
+    with pytest.raises(CheckpointError, match=r"\(worker 1: PermissionError: denied\); expected"):
+        fit(path, strategy, lambda batches: None)
+
+
 def _fails_at_ten(path: Path, strategy: Any, failed: Any, done: list[int], reason: str) -> None:
     def after(batches: int) -> None:
         done.append(batches)

@@ -15,8 +15,8 @@ from tfaccel.exit_codes import PREEMPTED
 RUN = ["-m", "tests.checkpoint.run"]
 
 
-def job(out: Path, *more: str, data: str = "arrays", restarts: int = 0) -> None:
-    """Two workers, all of which are started again when one is lost."""
+def job(out: Path, *more: str, data: str = "arrays", restarts: int = 0) -> str:
+    """Two workers, all of which are started again when one is lost; and what they printed."""
     out.mkdir()
     launch = [
         "-m",
@@ -27,7 +27,7 @@ def job(out: Path, *more: str, data: str = "arrays", restarts: int = 0) -> None:
         f"--max-restarts={restarts}",
     ]
     options = ["--strategy", "multi_worker_mirrored", "--seed", "1", "--data", data]
-    run_child([*launch, *RUN[:1], "--", RUN[1], str(out), *options, *more])
+    return run_child([*launch, *RUN[:1], "--", RUN[1], str(out), *options, *more])
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,8 @@ def test_a_worker_is_killed(rank: int, phase: str, data: str, tmp_path: Path) ->
 
 def test_no_step_is_lost_when_a_worker_gets_sigterm(tmp_path: Path) -> None:
     out = tmp_path / "told"
-    job(out, "--kill", "10", "--signal", "SIGTERM", "--rank", "1", "--once")
+    said = job(out, "--kill", "10", "--signal", "SIGTERM", "--rank", "1", "--once")
+    assert said.count("tfaccel: resuming from") == 1, "the chief says it alone"
     for rank in range(2):
         lines = (out / f"seen-{rank}.jsonl").read_text().splitlines()
         assert [json.loads(line)[0] for line in lines] == list(range(1, 19))

@@ -7,6 +7,7 @@ import shutil
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -21,6 +22,7 @@ import tfaccel
 from tests.checkpoint.data import DATA, rows
 from tests.checkpoint.models import dense
 from tests.checkpoint.run import Stops, train
+from tfaccel.checkpoint import checkpoint_manager
 from tfaccel.checkpoint.background import settle
 from tfaccel.checkpoint.restart_counter import FILE, LIMIT, RestartCounter
 from tfaccel.errors import CheckpointError
@@ -62,7 +64,7 @@ def run(
         return
     with pytest.raises(LostError):
         train(str(out), create(), stops=Stops(stop, phase, lose), **options)
-    settle(f"{out}/checkpoints")
+    settle(options.get("directory", f"{out}/checkpoints"))
 
 
 def assert_same(first: Path, second: Path, ranks: int = 1) -> None:
@@ -91,7 +93,19 @@ def rarely(cases: Any, always: Any) -> list[Any]:
     return [case if case in always else pytest.param(case, marks=rare) for case in cases]
 
 
-@pytest.mark.parametrize("data", rarely(DATA, ("arrays", "tf.data that draws")))
+def _kinds_of_data() -> list[Any]:
+    cases = rarely(DATA, ("arrays", "tf.data that draws", "Grain"))
+    absent = pytest.mark.skipif(find_spec("grain") is None, reason="grain is not installed")
+    kinds = zip(DATA, cases, strict=True)
+    return [
+        pytest.param(kind, marks=[absent, *getattr(case, "marks", ())])
+        if kind.startswith("Grain")
+        else case
+        for kind, case in kinds
+    ]
+
+
+@pytest.mark.parametrize("data", _kinds_of_data())
 def test_the_place_in_the_data(data: str, tmp_path: Path) -> None:
     made = lambda: strategy("one_device")  # noqa: E731
     run(tmp_path / "whole", made, data=data)
@@ -125,6 +139,7 @@ def test_the_place_in_the_run(stop: int, phase: str, every: Any, data: str, tmp_
     ("model", "options"),
     [
         ("gan", {}),
+        ("compressed", {"gradient_compression": "powersgd"}),
         pytest.param("draws", {}, marks=pytest.mark.exhaustive),
         pytest.param("accumulating", {}, marks=pytest.mark.exhaustive),
         pytest.param(
@@ -143,16 +158,110 @@ def test_what_a_strategy_and_its_optimizers_keep(model: str, options: Any, tmp_p
     assert_same(tmp_path / "whole", tmp_path / "lost")
 
 
-def test_a_run_killed_twice_resumes_past_a_truncated_checkpoint(tmp_path: Path) -> None:
-    create = lambda: strategy("one_device")  # noqa: E731
-    run(tmp_path / "whole", create)
-    run(tmp_path / "lost", create, stop=7)
-    run(tmp_path / "lost", create, stop=7)
-    newest = max((tmp_path / "lost" / "checkpoints").iterdir())
-    data = max(newest.glob("*.data*"))
-    data.write_bytes(data.read_bytes()[:-1])
-    run(tmp_path / "lost", create)
+@pytest.mark.parametrize(
+    ("model", "stop", "phase"),
+    [
+        ("averaged", 9, "validation"),
+        ("averaged by epoch", 8, "step"),
+        pytest.param("averaged", 10, "step", marks=RARE),
+        pytest.param("averaged by epoch", 9, "validation", marks=RARE),
+    ],
+)
+def test_weights_that_a_callback_swaps(model: str, stop: int, phase: str, tmp_path: Path) -> None:
+    made = lambda: strategy("one_device")  # noqa: E731
+    run(tmp_path / "whole", made, model=model, every="epoch")
+    run(tmp_path / "lost", made, stop, phase, model=model, every="epoch")
+    run(tmp_path / "lost", made, model=model, every="epoch")
     assert_same(tmp_path / "whole", tmp_path / "lost")
+
+
+def names(directory: str) -> list[str]:
+    """The checkpoints in a directory, oldest first."""
+    entries = sorted(name.rstrip("/") for name in tf.io.gfile.listdir(directory))
+    return [name for name in entries if name.startswith("step-")]
+
+
+def tear(directory: str) -> None:
+    """Cuts the last byte off the newest checkpoint."""
+    newest = f"{directory}/{names(directory)[-1]}"
+    data = max(name for name in tf.io.gfile.listdir(newest) if ".data" in name)
+    with tf.io.gfile.GFile(f"{newest}/{data}", "rb") as file:
+        content = file.read()
+    with tf.io.gfile.GFile(f"{newest}/{data}", "wb") as file:
+        file.write(content[:-1])
+
+
+@pytest.mark.parametrize("where", ["local", "ram"])
+def test_a_run_killed_twice_resumes_past_a_truncated_checkpoint(where: str, tmp_path: Path) -> None:
+    create = lambda: strategy("one_device")  # noqa: E731
+    directory = f"ram://{tmp_path.name}" if where == "ram" else str(tmp_path / "checkpoints")
+    run(tmp_path / "whole", create)
+    run(tmp_path / "lost", create, stop=7, directory=directory)
+    run(tmp_path / "lost", create, stop=7, directory=directory)
+    tear(directory)
+    run(tmp_path / "lost", create, directory=directory)
+    assert_same(tmp_path / "whole", tmp_path / "lost")
+
+
+@pytest.mark.parametrize(
+    ("keep", "every", "left"),
+    [
+        (1, 5, [5]),
+        (2, 8, [3, 8]),
+        pytest.param(2, 5, [3, 5], marks=RARE),
+        pytest.param(1, 6, [6], marks=RARE),
+    ],
+)
+def test_a_damaged_checkpoint_does_not_count_among_those_kept(
+    keep: int, every: int, left: list[int], tmp_path: Path
+) -> None:
+    create = lambda: strategy("one_device")  # noqa: E731
+    directory = str(tmp_path / "checkpoints")
+    run(tmp_path, create, stop=7, every=3)
+    tear(directory)
+    assert names(directory) == ["step-0000000003", "step-0000000006"]
+    options = {"every": every, "keep": keep, "asynchronous": False}
+    run(tmp_path, create, stop=left[-1] + 1, **options)
+    assert names(directory) == [f"step-{step:010d}" for step in left]
+    assert not [
+        name for name in names(directory) if checkpoint_manager.damage(f"{directory}/{name}")
+    ]
+
+
+@pytest.mark.parametrize("where", ["/proc/nothing/run", "file/run", "file"])
+def test_a_directory_that_cannot_be_used_is_one_line(where: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        CheckpointError, match=r"cannot be read and written \(.*expected a directory"
+    ) as raised:
+        run(tmp_path / "run", lambda: strategy("one_device"), directory=str(tmp_path / where))
+    assert "\n" not in str(raised.value)
+
+
+def test_how_a_run_resumes_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    create = lambda: strategy("one_device")  # noqa: E731
+    options = {"data": "a generator", "asynchronous": False}
+    run(tmp_path, create, stop=4, **options)
+    for stop, place, read in (
+        (10, "step-0000000003: epoch 1, batch 4", "0 epochs and 3 batches"),
+        (11, "step-0000000009: epoch 2, batch 4", "1 epochs and 3 batches"),
+    ):
+        capsys.readouterr()
+        with mock.patch.object(logging, "warning") as warned:
+            run(tmp_path, create, stop=stop, **options)
+        printed = capsys.readouterr().err
+        assert printed.count("resuming from") == 1
+        assert f"tfaccel: resuming from {tmp_path}/checkpoints/{place}.\n" in printed
+        ((line, *values),) = (call.args for call in warned.call_args_list)
+        assert f"{read} are read again and skipped" in line % tuple(values)
+
+
+def test_data_that_are_restored_are_not_warned_of(tmp_path: Path) -> None:
+    create = lambda: strategy("one_device")  # noqa: E731
+    run(tmp_path, create, stop=10)
+    with mock.patch.object(logging, "warning") as warned:
+        run(tmp_path, create)
+    assert not warned.called
 
 
 def test_a_run_without_a_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,12 +284,16 @@ def test_on_a_mesh(tmp_path: Path) -> None:
     assert_same(tmp_path / "whole", tmp_path / "lost")
 
 
-def test_a_run_that_has_ended_ends_at_once_and_may_be_longer(tmp_path: Path) -> None:
+def test_a_run_that_has_ended_ends_at_once_and_may_be_longer(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     create = lambda: strategy("one_device")  # noqa: E731
     run(tmp_path / "whole", create)
     run(tmp_path / "ended", create, epochs=2, every=5)
     before = _history(tmp_path / "ended", 0)
+    capsys.readouterr()
     run(tmp_path / "ended", create, epochs=2, every=5)
+    assert "step-0000000012: the end of the run.\n" in capsys.readouterr().err
     assert _history(tmp_path / "ended", 0) == before
     run(tmp_path / "ended", create)
     assert_same(tmp_path / "whole", tmp_path / "ended")
@@ -225,8 +338,11 @@ def test_another_models_checkpoint_is_one_line(tmp_path: Path) -> None:
         second.fit(x, y, verbose=0, callbacks=[tfaccel.checkpoint.resume(tmp_path)])
 
 
-def test_a_backup_that_loses_the_batch_is_warned_of(tmp_path: Path) -> None:
-    with strategy("mirrored", devices=2).scope():
+@pytest.mark.parametrize(("kind", "options"), [("mirrored", {"devices": 2}), ("one_device", {})])
+def test_a_backup_that_loses_the_batch_is_warned_of(
+    kind: str, options: Any, tmp_path: Path
+) -> None:
+    with strategy(kind, **options).scope():
         model = dense()
     backup = keras.callbacks.BackupAndRestore(tmp_path, save_freq=3)
     with mock.patch.object(logging, "warning") as warned:

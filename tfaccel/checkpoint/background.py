@@ -92,27 +92,36 @@ class BackgroundWriter:
         if writing is None:
             return
         writing.part_done.wait()
-        failure = self._failure_of_any(writing.error)
+        failure = failure_of_any(self._strategy, writing.error)
         writing.end(others_have=not failure)
         failure = failure or broadcast_error(self._strategy, writing.error)
         if failure:
             raise sharded_files.not_written(writing.path, failure) from writing.error
 
-    def _failure_of_any(self, error: Exception | None) -> str:
-        """The error of the first process that failed; empty where none did."""
-        text = "" if error is None else error_text(error)
-        if self._cluster is None:
-            return text
-        rank = self._cluster.rank
-        own = np.zeros(self._cluster.size, np.int32)
-        own[rank] = error is not None
-        (failed,) = self._strategy.sum_over_workers([tf.constant(own)])
-        if not np.any(failed):
-            return ""
-        first = int(np.argmax(failed))
-        encoded = encode(f"worker {rank}: {text}" if rank == first else "")
-        (received,) = self._strategy.sum_over_workers([tf.constant(encoded)])
-        return decode(received)
+
+def failure_of_any(strategy: Any, error: Exception | None) -> str:
+    """The error of the first process that failed; every process must call.
+
+    Args:
+        strategy: of the processes.
+        error: of this one, if any.
+
+    Returns:
+        Its type and text, with the worker's number if there are several; empty where none failed.
+    """
+    text = "" if error is None else error_text(error)
+    cluster = getattr(strategy, "cluster", None)
+    if cluster is None:
+        return text
+    own = np.zeros(cluster.size, np.int32)
+    own[cluster.rank] = error is not None
+    (failed,) = strategy.sum_over_workers([tf.constant(own)])
+    if not np.any(failed):
+        return ""
+    first = int(np.argmax(failed))
+    encoded = encode(f"worker {first}: {text}" if cluster.rank == first else "")
+    (received,) = strategy.sum_over_workers([tf.constant(encoded)])
+    return decode(received)
 
 
 def settle(directory: str) -> None:

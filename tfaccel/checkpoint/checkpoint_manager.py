@@ -66,9 +66,21 @@ def newest(directory: str, whole: str = "") -> str:
     return ""
 
 
-def keep_newest(directory: str, number: int) -> None:
-    """Removes all checkpoints but the newest few, and abandoned partial ones."""
-    for path in [*_all(directory)[:-number], *_all(directory, _LEFT)]:
+def keep_newest(directory: str, number: int, saved: int, before: int) -> None:
+    """Removes all but the newest few, what was passed over as damaged, and partial ones.
+
+    Args:
+        directory: of the checkpoints.
+        number: how many to keep.
+        saved: the step of the one that was just written.
+        before: the step of the intact one before it, 0 for none: a run resumed from it, or wrote
+            it. Any other that is newer is damaged, and does not count among those to keep.
+    """
+    everything = _all(directory)
+    last, new = checkpoint_path(directory, before), checkpoint_path(directory, saved)
+    passed_over = [path for path in everything if path > last and path != new]
+    intact = [path for path in everything if path not in passed_over]
+    for path in [*_all(directory, _LEFT), *passed_over, *intact[:-number]]:
         remove_folder(path)
 
 

@@ -9,6 +9,8 @@ the position in the epoch. The data are not stored: they are read again up to th
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,7 +18,7 @@ import keras
 from absl import logging
 
 from tfaccel.checkpoint import checkpoint_manager, data_replay, run_state, run_variables
-from tfaccel.checkpoint.background import BackgroundWriter, settle
+from tfaccel.checkpoint.background import BackgroundWriter, failure_of_any, settle
 from tfaccel.checkpoint.preemption import PreemptionHandler
 from tfaccel.checkpoint.recorder import Recorder
 from tfaccel.checkpoint.restart_counter import LIMIT, RestartCounter
@@ -26,6 +28,7 @@ from tfaccel.checkpoint.topology import Topology, topology_of
 from tfaccel.distribute import _private, random_state
 from tfaccel.distribute.broadcast import broadcast_text
 from tfaccel.distribute.files.file_callbacks import SaveCount
+from tfaccel.distribute.files.one_writer import error_of
 from tfaccel.distribute.first_step_check import Checks
 from tfaccel.errors import CheckpointError
 from tfaccel.exit_codes import NO_PROGRESS, PREEMPTED
@@ -59,8 +62,8 @@ def resume(
             copy of the state is held in host memory.
 
     Raises:
-        CheckpointError: in `fit`, when the checkpoint is of another model, or cannot be written;
-            the latter shortly after the batch.
+        CheckpointError: in `fit`, when the directory cannot be used, or the checkpoint is of
+            another model; when one cannot be written, shortly after the batch.
 
     Example:
         ```python
@@ -93,16 +96,27 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
         self._fits = self._fitted = False
         self._preemption = PreemptionHandler()
         settle(directory)
+        self._newest_path, self._random_at_start = "", b""
         # Until the strategy determines which worker reads for all, each reads: the file is the
-        # same.
-        self._newest_path = newest = checkpoint_manager.newest(directory)
-        self._random_at_start = (
-            run_state.random_at_start(newest) if newest else random_state.serialize()
-        )
+        # same. An error is raised in `fit`, on all.
+        self._unreadable = error_of(self._read_start)
+        self._random_at_start = self._random_at_start or random_state.serialize()
         random_state.restore(self._random_at_start)
 
+    def _read_start(self) -> None:
+        """Finds the newest intact checkpoint, and the random state from before the data."""
+        self._newest_path = checkpoint_manager.newest(self._directory)
+        if self._newest_path:
+            self._random_at_start = run_state.random_at_start(self._newest_path)
+
     def on_train_begin(self, logs: Any = None) -> None:
-        """Finds the newest intact checkpoint, and makes `fit` resume from it."""
+        """Finds the newest intact checkpoint, and makes `fit` resume from it.
+
+        Raises:
+            CheckpointError: where a worker cannot use the directory, on all of them; or the
+                checkpoint is of another model.
+            SystemExit: after too many starts without a new step.
+        """
         fit = _private.running_fit()
         if fit is None:
             raise CheckpointError(
@@ -235,17 +249,18 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
     def _save(self, record: Record | None = None) -> None:
         """Writes a record; None to record the current state."""
         self._writer.finish()  # before the host holds a third copy of the state
-        self._saved_at = self._batches
+        before, self._saved_at = self._saved_at, self._batches
         shards, texts = record or self._record()
         path = checkpoint_manager.checkpoint_path(self._directory, self._batches)
-        then = partial(self._saved, self._batches)
+        then = partial(self._saved, self._batches, before)
         self._writer.start(path, shards, texts, checkpoint_manager.seal, then)
         if not self._asynchronous:
             self._writer.finish()
 
-    def _saved(self, batches: int) -> None:
+    def _saved(self, batches: int, before: int) -> None:
         """Called on the chief, in the background, once a checkpoint is in place."""
-        checkpoint_manager.keep_newest(self._directory, self._keep)
+        # The others have read the one that the run resumed from: they have written after it.
+        checkpoint_manager.keep_newest(self._directory, self._keep, batches, before)
         if self._starts is not None:
             self._starts.saved(batches)
 
@@ -253,18 +268,27 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
 
     def _newest(self) -> str:
         """The newest intact checkpoint, as the chief finds it."""
-        cluster = getattr(self._strategy, "cluster", None)
-        chief = cluster is None or cluster.is_chief
-        newest = checkpoint_manager.newest(self._directory, self._newest_path) if chief else ""
-        return newest if cluster is None else broadcast_text(self._strategy, newest)
+
+        def find() -> str:
+            if self._unreadable is not None:
+                raise self._unreadable
+            if not _is_chief(self._strategy):
+                return ""
+            return checkpoint_manager.newest(self._directory, self._newest_path)
+
+        return self._from_chief(find)
 
     def _count_start(self) -> None:
         """Ends the process when the last few starts made no new step."""
-        count = RestartCounter(self._directory)
-        cluster = getattr(self._strategy, "cluster", None)
-        chief = cluster is None or cluster.is_chief
-        stuck = "" if not chief or count.begin() else "stuck"
-        if stuck if cluster is None else broadcast_text(self._strategy, stuck):
+        counts: list[RestartCounter] = []
+
+        def begin() -> str:
+            counts.append(RestartCounter(self._directory))
+            return "stuck" if _is_chief(self._strategy) and not counts[0].begin() else ""
+
+        stuck = self._from_chief(begin)
+        (count,) = counts
+        if stuck:
             logging.error(
                 "tfaccel: no progress: the last %d attempts ended before completing a step after "
                 "batch %d; expected at least one step; see what ended them, and remove %s to start "
@@ -273,7 +297,26 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
             )
             raise SystemExit(NO_PROGRESS)
         self._preemption.before_stop = count.take_back
-        self._starts = count if chief else None
+        self._starts = count if _is_chief(self._strategy) else None
+
+    def _from_chief(self, work: Callable[[], str]) -> str:
+        """The chief's result of what all workers do with the directory; every worker must call.
+
+        Raises:
+            CheckpointError: when some worker failed, on all of them.
+        """
+        results: list[str] = []
+        error = error_of(lambda: results.append(work()))
+        failure = failure_of_any(self._strategy, error)
+        if failure:
+            raise CheckpointError(
+                f"tfaccel: the checkpoints in {self._directory} cannot be read and written "
+                f"({failure}); expected a directory that every worker can use; give resume "
+                "another one, or correct its permissions."
+            ) from error
+        (result,) = results
+        several = getattr(self._strategy, "cluster", None) is not None
+        return broadcast_text(self._strategy, result) if several else result
 
     def _begin_from(self, path: str) -> None:
         self._path, self._reader = path, open_checkpoint(path)
@@ -291,18 +334,15 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
             self._strategy.checks.keep_verdict(self.model, state.verdict)
         self._state.restore_callbacks(state)
         epochs = int(self.params.get("epochs") or 0)
-        logging.info(
-            "tfaccel: resuming from %s: epoch %d, batch %d.",
-            path,
-            state.place.epoch + 1,
-            state.place.step + 1,
-        )
         adapter, place = self._fit.adapter, state.place
+        ended = place.epoch >= epochs or (state.stopped and not place.step)
+        position = f"epoch {place.epoch + 1}, batch {place.step + 1}"
+        self._say(f"resuming from {path}: {'the end of the run' if ended else position}")
         in_python = data_replay.reads_in_python(adapter)
         before = place.epoch - place.first_epoch
         repeatable = data_replay.passes_are_alike(adapter) and not self._fit.epochs.steps_per_epoch
-        if before and not in_python and not repeatable:
-            logging.info("tfaccel: the data of %d earlier epochs are read again.", before)
+        if (before or place.step) and not in_python and not repeatable:
+            self._warn_of_reading(before, place.step)
         _private.start_within_epoch(
             self.model,
             self._fit.epochs,
@@ -334,7 +374,7 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
                 "expected as many workers under input='per_worker', where each reads rows of its "
                 "own; start as many, or remove the checkpoints to start over."
             )
-        logging.info("tfaccel: saved on %s, resuming on %s.", state.topology, topology)
+        self._say(f"saved on {state.topology}, resuming on {topology}")
         if state.topology.workers != topology.workers and run_state.processes_differ(
             self._path, self._reader, state
         ):
@@ -342,6 +382,21 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
                 "tfaccel: the random states of the %d workers were not the same; all resume "
                 "with those of the first one.",
                 state.topology.workers,
+            )
+
+    def _say(self, text: str) -> None:
+        """Prints a line, on the chief."""
+        if _is_chief(self._strategy):
+            print(f"tfaccel: {text}.", file=sys.stderr, flush=True)
+
+    def _warn_of_reading(self, epochs: int, batches: int) -> None:
+        """Warns, on the chief, of data that return to their position batch by batch."""
+        if _is_chief(self._strategy):
+            logging.warning(
+                "tfaccel: the position in these data cannot be restored: %d epochs and %d batches "
+                "are read again and skipped, which takes as long as reading them did; a "
+                "keras.utils.PyDataset reads no earlier epochs again.",
+                *(epochs, batches),
             )
 
     def _ready(self, state: RunState) -> None:
@@ -388,6 +443,11 @@ class _BeforeAll(keras.callbacks.Callback):  # type: ignore[misc]
         pending = self._resume._pending
         if pending is not None and not pending.place.step:
             self._resume._ready(pending)
+
+
+def _is_chief(strategy: Any) -> bool:
+    cluster = getattr(strategy, "cluster", None)
+    return cluster is None or bool(cluster.is_chief)
 
 
 def _reads_per_worker(strategy: Any) -> bool:

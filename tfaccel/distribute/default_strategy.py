@@ -13,6 +13,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfaccel.distribute import _private, scope
+from tfaccel.distribute.files import file_callbacks
 from tfaccel.distribute.mixins import mix_in
 from tfaccel.errors import ScopeError
 
@@ -38,6 +39,18 @@ class DelegatesToModelStrategy:
             return super().run(fn, args, kwargs, options)  # type: ignore[misc]
         _private.set_strategy(model, strategy)
         return strategy.run(fn, args, kwargs, options)
+
+
+class WarnsOfBackups:
+    """Mixin for TensorFlow's default strategy: warns of backups as other strategies do."""
+
+    def experimental_distribute_dataset(self, dataset: Any, options: Any = None) -> Any:
+        """As TensorFlow's."""
+        caller = _private.calling_model()
+        own = caller is not None and scope.strategy_of(caller.model) is None
+        if caller is not None and own and caller.method == "fit" and not caller.validates:
+            file_callbacks.warn_of_backups(caller.callbacks)
+        return super().experimental_distribute_dataset(dataset, options)  # type: ignore[misc]
 
 
 class DelegatesVariables:
@@ -80,6 +93,12 @@ def _strategy_of(variable: Any) -> Any:
     """The tfaccel strategy that created a variable, or None."""
     owner = getattr(variable, "distribute_strategy", None)
     return owner if owner is not None and hasattr(owner, "used") else None
+
+
+def warn_of_backups_under(strategy: Any) -> None:
+    """Makes TensorFlow's default strategy warn of backups that lose the batch; idempotent."""
+    if not tf.distribute.has_strategy():
+        mix_in(strategy, WarnsOfBackups)
 
 
 def delegate_default_strategy() -> None:
