@@ -18,7 +18,8 @@ import tfaccel
 from tests.checkpoint.data import rows
 from tests.checkpoint.models import dense
 from tests.checkpoint.run import Stops
-from tests.checkpoint.test_resume import assert_same, forgotten, run
+from tests.checkpoint.same import assert_same
+from tests.checkpoint.test_resume import forgotten, run
 from tfaccel.checkpoint import checkpoint_manager, preemption, sharded_files
 from tfaccel.distribute.broadcast import broadcast_text
 from tfaccel.errors import CheckpointError

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.checkpoint.test_resume import assert_same
+from tests.checkpoint.same import assert_same
 from tests.support import run_child
 from tfaccel.checkpoint.restart_counter import RestartCounter
 from tfaccel.exit_codes import PREEMPTED

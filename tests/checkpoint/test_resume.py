@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import signal
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ import tfaccel
 from tests.checkpoint.data import DATA, rows
 from tests.checkpoint.models import dense
 from tests.checkpoint.run import Stops, train
+from tests.checkpoint.same import assert_same, history
 from tfaccel.checkpoint import checkpoint_manager
 from tfaccel.checkpoint.background import settle
 from tfaccel.checkpoint.restart_counter import FILE, LIMIT, RestartCounter
@@ -65,26 +65,6 @@ def run(
     with pytest.raises(LostError):
         train(str(out), create(), stops=Stops(stop, phase, lose), **options)
     settle(options.get("directory", f"{out}/checkpoints"))
-
-
-def assert_same(first: Path, second: Path, ranks: int = 1) -> None:
-    """Weights, slots and history are the same bits, and so is what each batch was seen to be."""
-    for rank in range(ranks):
-        ours, theirs = (np.load(folder / f"end-{rank}.npz") for folder in (first, second))
-        assert ours.files == theirs.files
-        for name in ours.files:
-            np.testing.assert_array_equal(ours[name], theirs[name])
-        assert _history(first, rank) == _history(second, rank)
-        assert _seen(first, rank) == _seen(second, rank)
-
-
-def _history(out: Path, rank: int) -> Any:
-    return json.loads((out / f"history-{rank}.json").read_text())
-
-
-def _seen(out: Path, rank: int) -> dict[int, Any]:
-    lines = (out / f"seen-{rank}.jsonl").read_text().splitlines()
-    return dict(json.loads(line) for line in lines)
 
 
 def rarely(cases: Any, always: Any) -> list[Any]:
@@ -290,11 +270,11 @@ def test_a_run_that_has_ended_ends_at_once_and_may_be_longer(
     create = lambda: strategy("one_device")  # noqa: E731
     run(tmp_path / "whole", create)
     run(tmp_path / "ended", create, epochs=2, every=5)
-    before = _history(tmp_path / "ended", 0)
+    before = history(tmp_path / "ended", 0)
     capsys.readouterr()
     run(tmp_path / "ended", create, epochs=2, every=5)
     assert "step-0000000012: the end of the run.\n" in capsys.readouterr().err
-    assert _history(tmp_path / "ended", 0) == before
+    assert history(tmp_path / "ended", 0) == before
     run(tmp_path / "ended", create)
     assert_same(tmp_path / "whole", tmp_path / "ended")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.checkpoint.test_resume import assert_same
+from tests.checkpoint.same import assert_same
 from tests.cluster.real_slurm import Slurm, real_slurm, why_not
 
 pytestmark = pytest.mark.skipif(why_not() != "", reason=f"needs a Slurm: {why_not()}")

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tests.checkpoint.test_resume import assert_same
+from tests.checkpoint.same import assert_same
 from tests.support import ROOT
 from tests.survival import faults
 from tests.survival.hosts import Host, hosts
