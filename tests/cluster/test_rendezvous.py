@@ -10,7 +10,15 @@ from typing import Any
 
 import pytest
 
-from tfaccel.cluster import Cluster, RendezvousResult, framing, job_secret, rendezvous
+from tfaccel.cluster import (
+    Cluster,
+    RendezvousResult,
+    framing,
+    job_secret,
+    rendezvous,
+    rendezvous_client,
+    rendezvous_server,
+)
 from tfaccel.cluster.rendezvous import MAX_PAYLOAD_BYTES, installed_versions
 from tfaccel.errors import ClusterError
 
@@ -151,6 +159,23 @@ def test_a_missing_leader_is_named_with_the_seconds_waited() -> None:
     came = meet_all(workers, {1: {"timeout_s": 0.4}})
     assert f"waited 0.4 s and did not reach worker 0 at {workers[0]}" in str(came[1])
     assert "Connection refused" in str(came[1])
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_who_waits_for_long_tells_for_whom(
+    rank: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for module in (rendezvous_client, rendezvous_server):
+        monkeypatch.setattr(module, "WARN_AFTER_S", 0.1)
+    workers = free_addresses(2)
+    with caplog.at_level("WARNING", "absl"):
+        meet_all(workers, {rank: {"timeout_s": 0.6}})
+    (told,) = caplog.messages
+    if rank:
+        assert f"waited 0.1 s and did not reach worker 0 at {workers[0]}" in told
+        assert "(Connection refused, so far)" in told
+    else:
+        assert f"1 of 2 workers did not connect within 0.1 s: worker 1 ({workers[1]});" in told
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -179,9 +179,12 @@ def test_a_cancelled_job_stays_cancelled(slurm: Slurm, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_fit_that_is_requeued_ends_with_the_bits_of_one_that_is_not(
-    slurm: Slurm, tmp_path: Path
-) -> None:
+def test_a_fit_that_is_requeued_ends_with_the_bits_of_one_that_is_not(tmp_path: Path) -> None:
+    with real_slurm(nodes=("127.0.0.1", "127.0.0.2")) as slurm:
+        _requeues_a_fit(slurm, tmp_path)
+
+
+def _requeues_a_fit(slurm: Slurm, tmp_path: Path) -> None:
     whole, told = tmp_path / "whole", tmp_path / "told"
     fit = ["--strategy=multi_worker_mirrored", "--seed=1"]
     stop = ["--kill=10", "--signal=SIGTERM", "--rank=1", "--once"]

@@ -10,10 +10,12 @@ import json
 import socket
 import time
 
+from absl import logging
+
 from tfaccel.cluster import framing, job_secret
 from tfaccel.cluster.cluster import Cluster
 from tfaccel.cluster.job_identity import JobIdentity
-from tfaccel.cluster.rendezvous_server import CLOSE_TIMEOUT_S, HELLO, PAYLOAD, VERDICT
+from tfaccel.cluster.rendezvous_server import CLOSE_TIMEOUT_S, HELLO, PAYLOAD, VERDICT, WARN_AFTER_S
 from tfaccel.errors import ClusterError
 
 MAX_PAYLOAD_BYTES = 1 << 20
@@ -35,7 +37,7 @@ def join(
         }
     ).encode()
     deadline = started + timeout_s
-    pause, last = 0.05, "no answer"
+    pause, last, warned = 0.05, "no answer", False
     while (left := deadline - time.monotonic()) > 0:
         try:
             with socket.create_connection(
@@ -61,11 +63,20 @@ def join(
             ) from None
         except OSError as error:
             last = error.strerror or str(error) or type(error).__name__
+            if not warned and time.monotonic() - started >= WARN_AFTER_S:
+                warned = True
+                logging.warning(
+                    "tfaccel: %s.", _unreached(cluster, WARN_AFTER_S, f"{last}, so far")
+                )
         time.sleep(max(0.0, min(pause, deadline - time.monotonic())))
         pause = min(pause * 1.5, 1.0)
-    raise ClusterError(
-        f"worker {cluster.rank} ({cluster.address}) waited {timeout_s:g} s and did not reach "
-        f"worker 0 at {cluster.workers[0]} ({last}); start it, look at its own output, "
+    raise ClusterError(_unreached(cluster, timeout_s, last))
+
+
+def _unreached(cluster: Cluster, waited_s: float, why: str) -> str:
+    return (
+        f"worker {cluster.rank} ({cluster.address}) waited {waited_s:g} s and did not reach "
+        f"worker 0 at {cluster.workers[0]} ({why}); start it, look at its own output, "
         "or wait longer with TFACCEL_START_TIMEOUT"
     )
 

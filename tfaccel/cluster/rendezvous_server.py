@@ -14,6 +14,8 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from absl import logging
+
 from tfaccel.cluster import framing, job_secret
 from tfaccel.cluster.cluster import Cluster
 from tfaccel.cluster.job_identity import JobIdentity
@@ -21,6 +23,9 @@ from tfaccel.cluster.unidentified import Unidentified, abort
 from tfaccel.errors import ClusterError
 
 CLOSE_TIMEOUT_S = 5.0
+WARN_AFTER_S = 30.0
+"""After this long without the others a rank logs whom it waits for, and why."""
+
 HELLO, VERDICT, PAYLOAD = b"hello", b"verdict", b"payload"
 """What a frame is; its code covers this too."""
 
@@ -62,6 +67,7 @@ class RendezvousServer:
         self._disconnected: set[int] = set()
         self._unidentified: Unidentified[_Client] = Unidentified(cluster.size)
         self._turned_away: dict[str, None] = {}
+        self._warned = False
 
     def gather(self, listener: socket.socket, payload: bytes) -> None:
         """Returns when every rank has arrived and received the payload."""
@@ -83,11 +89,18 @@ class RendezvousServer:
                         abort(key.data.connection)
 
     def _serve(self, waiting: selectors.BaseSelector, listener: socket.socket) -> None:
-        left = self._started + self._timeout_s - time.monotonic()
-        if left <= 0:
+        waited_s = time.monotonic() - self._started
+        if waited_s >= self._timeout_s:
             raise ClusterError(self._missing())
-        next_overdue = self._unidentified.seconds_left()
-        for key, _ in waiting.select(left if next_overdue is None else min(left, next_overdue)):
+        if waited_s >= WARN_AFTER_S and not self._warned:
+            self._warned = True
+            logging.warning("tfaccel: still waiting: %s.", self._missing(WARN_AFTER_S))
+        until = [self._timeout_s - waited_s]
+        if not self._warned:
+            until.append(WARN_AFTER_S - waited_s)
+        if (next_overdue := self._unidentified.seconds_left()) is not None:
+            until.append(next_overdue)
+        for key, _ in waiting.select(min(until)):
             if not isinstance(key.data, _Client):
                 self._accept(waiting, listener)
             elif not self._receive(key.data):
@@ -199,7 +212,7 @@ class RendezvousServer:
                     if not client.connection.recv(1 << 12):
                         break
 
-    def _missing(self) -> str:
+    def _missing(self, within_s: float | None = None) -> str:
         missing = [
             f"worker {rank} ({address})"
             + (" (connected, then disconnected)" * (rank in self._disconnected))
@@ -211,8 +224,9 @@ class RendezvousServer:
             rejected = (
                 f" (connection from {', '.join(self._turned_away)} rejected: wrong job secret)"
             )
+        waited_s = within_s or self._timeout_s
         return (
-            f"{len(missing)} of {self._cluster.size} workers did not connect within "
-            f"{self._timeout_s:g} s: {', '.join(missing)}{rejected}; start them, look at their "
-            "own output, or wait longer with TFACCEL_START_TIMEOUT"
+            f"{len(missing)} of {self._cluster.size} workers did not connect within {waited_s:g} s: "
+            f"{', '.join(missing)}{rejected}; start them, look at their own output, or wait longer "
+            "with TFACCEL_START_TIMEOUT"
         )
