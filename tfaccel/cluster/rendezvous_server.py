@@ -224,9 +224,9 @@ class RendezvousServer:
             rejected = (
                 f" (connection from {', '.join(self._turned_away)} rejected: wrong job secret)"
             )
-        waited_s = within_s or self._timeout_s
+        among = f"{len(missing)} of {self._cluster.size} workers"
         return (
-            f"{len(missing)} of {self._cluster.size} workers did not connect within {waited_s:g} s: "
+            f"{among} did not connect within {within_s or self._timeout_s:g} s: "
             f"{', '.join(missing)}{rejected}; start them, look at their own output, or wait longer "
             "with TFACCEL_START_TIMEOUT"
         )
