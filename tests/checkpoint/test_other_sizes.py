@@ -39,13 +39,14 @@ def one() -> Any:
 
 
 def process(out: Path, on: str, *more: str, data: str, codes: tuple[int, ...] = (0,)) -> None:
-    """Trains in processes of its own: so many workers, or a mesh in one."""
+    """Trains in processes of its own: so many workers, or a mesh in one or more."""
     out.mkdir(exist_ok=True)
+    kind, _, number = on.partition(" ")
     command = ["-m", "tests.checkpoint.run"]
-    if on != "mesh":
-        launch = ["-m", "tfaccel.cli", "launch", f"--nproc={on}", "--show=all", "-m", "--"]
+    if number:
+        launch = ["-m", "tfaccel.cli", "launch", f"--nproc={number}", "--show=all", "-m", "--"]
         command = [*launch, command[1]]
-    options = MESH if on == "mesh" else ["--strategy=multi_worker_mirrored"]
+    options = MESH if kind == "mesh" else ["--strategy=multi_worker_mirrored"]
     run_child(
         [*command, str(out), *options, "--seed=1", "--model=alike", f"--data={data}", *more],
         codes=codes,
@@ -60,9 +61,9 @@ def go(out: Path, on: str, data: str, stops: bool = False) -> None:
         run(out, made, stop=STOP if stops else None, model="alike", data=data)
     elif stops:
         # The last checkpoint is there when the run is lost.
-        process(out, number or on, f"--kill={STOP}", "--synchronous", data=data, codes=(-9, 137))
+        process(out, on, f"--kill={STOP}", "--synchronous", data=data, codes=(-9, 137))
     else:
-        process(out, number or on, data=data)
+        process(out, on, data=data)
 
 
 def assert_close(whole: Path, other: Path) -> None:
@@ -94,6 +95,9 @@ def _seen(out: Path) -> dict[int, Any]:
         pytest.param("replicas 2", "mesh", "arrays", marks=RARE),
         pytest.param("mesh", "workers 2", "tf.data", marks=RARE),
         pytest.param("mesh", "replicas 1", "tf.data that repeats", marks=RARE),
+        pytest.param("workers 4", "replicas 1", "tf.data", marks=RARE),
+        pytest.param("workers 2", "mesh 2", "arrays", marks=RARE),
+        pytest.param("mesh 2", "workers 3", "tf.data", marks=RARE),
     ],
 )
 def test_a_run_goes_on_on_others(saved: str, goes_on: str, data: str, tmp_path: Path) -> None:
@@ -107,6 +111,39 @@ def test_a_run_goes_on_on_others(saved: str, goes_on: str, data: str, tmp_path: 
 
 def _last(out: Path) -> str:
     return max((out / "checkpoints").iterdir()).name.rpartition("-")[2]
+
+
+ELASTIC = """
+import json, os, sys
+from tests.checkpoint import run
+rank = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
+with open(f"{sys.argv[1]}/tries-{rank}", "a+") as file:
+    file.write("x")
+    tries = file.tell()
+if (rank, tries) == (2, 2):
+    sys.exit(9)  # it does not come back at once
+if tries < 3:
+    sys.argv += ["--kill=5", f"--rank={tries - 1}"]
+run.main()
+"""
+
+
+@pytest.mark.exhaustive
+def test_a_range_goes_on_without_a_worker_and_takes_it_back(tmp_path: Path) -> None:
+    """Three workers, of which one is lost; two, of which another is; and three to the end."""
+    go(tmp_path / "whole", "replicas 1", "tf.data")
+    lost, script = tmp_path / "lost", tmp_path / "elastic.py"
+    lost.mkdir()
+    script.write_text(ELASTIC)
+    launch = ["-m", "tfaccel.cli", "launch", "--nproc=2:3", "--max-restarts=2", "--show=all"]
+    options = ["--strategy=multi_worker_mirrored", "--seed=1", "--model=alike", "--data=tf.data"]
+    said = run_child([*launch, str(script), str(lost), *options])
+    assert said.count("resuming from") == 2
+    assert [(lost / f"tries-{rank}").stat().st_size for rank in range(3)] == [3, 3, 3]
+    assert "starting 2 workers: rank 2 did not connect" in said
+    assert "saved on 3 workers, resuming on 2 workers" in said
+    assert "saved on 2 workers, resuming on 3 workers" in said
+    assert_close(tmp_path / "whole", lost)
 
 
 def test_what_each_replica_has_accumulated_of_its_rows(tmp_path: Path) -> None:

@@ -108,6 +108,35 @@ def test_also_eagerly() -> None:
     same(lambda: [Keeps(*UPDATES[update]) for update in some], rows=9, run_eagerly=True)
 
 
+class KeepsAlways(Keeps):
+    """In `predict` too."""
+
+    def call(self, x: Any, training: bool = False) -> Any:
+        return super().call(x, training=True)
+
+
+def predicted(scope: Any, compiles: bool, eager: bool) -> tuple[Any, list[Any]]:
+    keras.utils.set_random_seed(3)
+    with scope.scope():
+        x = keras.Input((4,))
+        layers = [KeepsAlways(*UPDATES[update]) for update in UPDATES]
+        model = keras.Model(x, sum(layer(x) for layer in layers) / len(layers))
+        if compiles:
+            model.compile("sgd", "mse", run_eagerly=eager)
+    found = [model.predict(data()[0], batch_size=5, verbose=0) for _ in range(2)]
+    if scope is mirrored():
+        assert not scope.checks.reductions(model, "predict").all_rows, "each replica has its rows"
+    return found, [layer.kept.numpy() for layer in layers]
+
+
+@pytest.mark.parametrize(("compiles", "eager"), [(False, False), (True, False), (True, True)])
+def test_a_state_that_changes_in_predict(compiles: bool, eager: bool) -> None:
+    one, two = (predicted(s, compiles, eager) for s in (tf.distribute.get_strategy(), mirrored()))
+    for expected, found in zip(one, two, strict=True):
+        for a, b in zip(expected, found, strict=True):
+            np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-5)
+
+
 class Counts(keras.layers.Layer):
     """Counts rows in a TensorFlow variable."""
 

@@ -292,9 +292,9 @@ def difference_message(wrong: Difference, where: str) -> str:
 
 
 def log_skipped(model: keras.Model, reason: object) -> None:
-    """Logs that the step of `model` was not compared, and why."""
+    """Warns that the step of `model` was not compared, and why."""
     text = _shortened(reason)
-    logging.info("tfaccel: the first step of %r was not checked: %s", model.name, text)
+    logging.warning("tfaccel: the first step of %r was not checked: %s", model.name, text)
 
 
 def _refuse_or_log_skipped(model: keras.Model, reason: object, batch: Any, fn: Any) -> None:

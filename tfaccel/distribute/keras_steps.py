@@ -28,6 +28,7 @@ from tfaccel.distribute.gradients import Gradients
 from tfaccel.distribute.local_steps import ModelAveraging
 from tfaccel.distribute.reduction_rules import StepReductions
 from tfaccel.distribute.replica_attributes import ReplicaAttributes
+from tfaccel.distribute.stateful_layers import aggregate_states, keeps_states
 from tfaccel.distribute.sync_frequency import Frequency
 
 
@@ -51,20 +52,24 @@ class RunsKerasSteps:
 
         def _check(self, model: keras.Model, fn: Any) -> None: ...
 
+        def _refuse_stateful(self, model: keras.Model) -> None: ...
+
     def run_predict_step(
         self, fn: Any, batch: _private.PerReplicaBatch, host_batch: Any, kwargs: Any, options: Any
     ) -> Any:
-        """Runs a predict step: no loss, no state, only rows to combine."""
+        """Runs a predict step: no loss, only rows to combine, and states of the user's layers."""
         model = _private.predicting_model()
         if host_batch is not None and model is not None:
             scope.check(model, self)
             build.for_method(model, "predict_on_batch", build.specs(host_batch), self)
         if model is not None:
+            self._refuse_stateful(model)
+            aggregate_states(model)
             self._check(model, model.predict_step)
         has_real = batch.values[0].real is not None
         whole = batch.first_has_all
         gathers = model is not None and self.checks.reductions(model, "predict").all_rows
-        predicted = self.predicted(fn, batch, gathers and not whole, kwargs, options)
+        predicted = self.predicted(model, fn, batch, gathers and not whole, kwargs, options)
         if not has_real:
             return predicted
         real = [part.real for part in batch.values]
@@ -72,6 +77,7 @@ class RunsKerasSteps:
 
     def predicted(
         self,
+        model: keras.Model | None,
         fn: Any,
         batch: _private.PerReplicaBatch,
         all_rows: bool,
@@ -81,6 +87,7 @@ class RunsKerasSteps:
         """Each replica's predictions for its rows.
 
         Args:
+            model: that predicts; None if it is unknown.
             fn: a predict step.
             batch: sharded over the replicas.
             all_rows: whether the step gets the rows of all replicas.
@@ -88,11 +95,24 @@ class RunsKerasSteps:
             options: of `run`.
         """
         equal = all_rows and replicated_batch.has_equal_parts(batch, self.placement.workers)
+        combines = model is not None and keeps_states(model) and not all_rows
 
         def replica_step(part: Part, **kwargs: Any) -> Any:
             if all_rows:
                 return replicated_batch.predict(fn, part.data, part.real, equal)
-            return fn(part.data, **kwargs)
+            if not combines:
+                return fn(part.data, **kwargs)
+            fraction = part.batch_fraction
+            step_context = step.StepContext(
+                step.batch_fraction_of(part.data) if fraction is None else fraction,
+                batch.has_empty_replicas,
+                batch.first_has_all,
+                real=part.real,
+                rows=step.known_rows(part.data),
+            )
+            replica_collectives.adapt_context()
+            with step.entered(step_context):
+                return fn(part.data, **kwargs)
 
         return super().run(replica_step, (batch,), kwargs, options)  # type: ignore[misc]
 

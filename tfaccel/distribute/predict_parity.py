@@ -21,7 +21,7 @@ class PredictParityRun(ParityRun):
     """
 
     def _replicated(self, batch: Any, reductions: StepReductions) -> Any:
-        predicted = self.strategy.predicted(self._fn, batch, reductions.all_rows)
+        predicted = self.strategy.predicted(self.model, self._fn, batch, reductions.all_rows)
         results = self.strategy.experimental_local_results
         flat = [tf.concat(results(value), axis=0) for value in keras.tree.flatten(predicted)]
         return flat_outputs(flat), []

@@ -82,6 +82,11 @@ def aggregate_states(model: keras.Model) -> None:
             mix_in(metric, StatefulMetric)
 
 
+def keeps_states(model: keras.Model) -> bool:
+    """Whether a layer of the user's own in `model` keeps a state."""
+    return any(isinstance(layer, StatefulLayer) for layer in _private.layers_of(model))
+
+
 def _each_metric(metrics: Sequence[Any]) -> list[keras.metrics.Metric]:
     """Metrics, including nested ones."""
     inner = [m for metric in metrics for m in _private.metrics_in(metric)]
