@@ -93,7 +93,7 @@ def select(
 ) -> Selection:
     """Selects for a model, on all workers alike.
 
-    How fast the devices are is not asked: of what fits the simplest is taken, replicas before
+    The speed of the devices does not count: of what fits the simplest is taken, replicas before
     meshes. On one device and on TPUs there is nothing to choose.
 
     Args:
