@@ -165,7 +165,7 @@ def beside(cell: Cell) -> dict[str, Any]:
 def planned(cell: Cell) -> Any:
     """The estimate of a cell."""
     from tfaccel.distribute.model_parallel.mesh import MeshShape
-    from tfaccel.planner import devices
+    from tfaccel.planner import device_catalogue
     from tfaccel.planner.candidates import Candidate
     from tfaccel.planner.estimate import estimate
     from tfaccel.planner.models import Models
@@ -174,7 +174,7 @@ def planned(cell: Cell) -> Any:
     mesh = MeshShape.parse(given["mesh"]) if "mesh" in given else None
     count = int(given["devices"])
     candidate = Candidate(given["strategy"], count, 1, cell.precision, mesh, given.get("layouts"))
-    machines = devices.Machines(devices.here(), 1, count)
+    machines = device_catalogue.Machines(device_catalogue.here(), 1, count)
     models = Models(globals()[cell.model], (2, cell.batch))
     return estimate(candidate, cell.batch, machines, models)
 

@@ -12,6 +12,7 @@ import tensorflow as tf
 from absl import logging
 
 from tfaccel import onednn
+from tfaccel.cluster.cluster import cluster_of
 from tfaccel.distribute import _private
 from tfaccel.strategies.selection import Selection
 
@@ -127,5 +128,4 @@ def describe(strategy: tf.distribute.Strategy) -> str:
 
 def is_chief(strategy: tf.distribute.Strategy) -> bool:
     """Whether this process is the one that writes files and reports for all workers."""
-    cluster = getattr(strategy, "cluster", None)
-    return cluster is None or bool(cluster.is_chief)
+    return cluster_of(strategy).is_chief

@@ -10,7 +10,7 @@ from absl import logging
 
 from tfaccel.cluster import coordinator, interface, job_secret, mpiexec
 from tfaccel.cluster.cluster import Cluster
-from tfaccel.cluster.rendezvous import RendezvousResult, installed_versions, rendezvous
+from tfaccel.cluster.rendezvous import installed_versions, rendezvous
 from tfaccel.distribute import random_state, worker_liveness
 from tfaccel.errors import StrategyError
 from tfaccel.strategies.options import Options
@@ -41,7 +41,7 @@ def rendezvous_workers(
         address = interface.own_address(cluster)
         port = coordinator.start(cluster.size, secret, address, options.stall_timeout)
     payload = f"{port} {secret}\n".encode() + random_state.serialize()
-    received, _, state = join_workers(cluster, options, payload, transport).payload.partition(b"\n")
+    received, _, state = join_workers(cluster, options, payload, transport).partition(b"\n")
     random_state.restore(state)
     number, _, secret = received.decode().partition(" ")
     return RendezvousInfo(int(number), secret)
@@ -56,7 +56,7 @@ def rendezvous_for_tf_collectives(
         StrategyError, ClusterError: as `join_workers`.
     """
     if cluster.size == 1:
-        state = join_workers(cluster, options, random_state.serialize(), transport).payload
+        state = join_workers(cluster, options, random_state.serialize(), transport)
         random_state.restore(state)
         return
     info = rendezvous_workers(cluster, options, transport)
@@ -65,7 +65,7 @@ def rendezvous_for_tf_collectives(
 
 def join_workers(
     cluster: Cluster, options: Options, payload: bytes, transport: str = "auto"
-) -> RendezvousResult:
+) -> bytes:
     """Waits for all workers of `cluster`, which must use the same `transport`.
 
     Rank 0's `payload` is sent to all.

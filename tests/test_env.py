@@ -167,8 +167,8 @@ def test_two_clusters_that_disagree_are_a_problem_and_both_are_named(monkeypatch
     monkeypatch.setattr(env, "_backend", lambda environ, problems: "tensorflow")
     told = env.report(ENVIRON | {"PMI_RANK": "0"})
     (problem,) = told.problems
-    assert "TF_CONFIG says that this is worker 1 of 2" in problem
-    assert "mpiexec says that it is worker 0 of 2" in problem
+    assert "TF_CONFIG describes this process as worker 1 of 2" in problem
+    assert "mpiexec describes it as worker 0 of 2" in problem
     assert told.cluster is None
     shown = dict(env.rows(told))
     assert shown["by TF_CONFIG"].startswith("worker 1 of 2; read TF_CONFIG=")

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from tfaccel.fpga.export import export_fpga
     from tfaccel.monitoring.callback import monitor
     from tfaccel.placement.visualize import visualize
-    from tfaccel.planner.auto import strategy
     from tfaccel.planner.plan import plan
+    from tfaccel.planner.planned_strategy import strategy
     from tfaccel.strategies.describe import describe, is_chief
 
 __version__ = "0.1.0.dev0"
@@ -35,7 +35,7 @@ __all__ = [
 
 _HOME = {
     "LayoutMap": "tfaccel.distribute.model_parallel.layout_map",
-    "strategy": "tfaccel.planner.auto",
+    "strategy": "tfaccel.planner.planned_strategy",
     "describe": "tfaccel.strategies.describe",
     "export_fpga": "tfaccel.fpga.export",
     "is_chief": "tfaccel.strategies.describe",

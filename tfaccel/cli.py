@@ -43,7 +43,7 @@ COMMANDS = {
     ),
     "bench": Command("tfaccel.bench:main", "measure how fast workers reduce gradients"),
     "plan": Command(
-        "tfaccel.planner.command:main",
+        "tfaccel.planner.plan_command:main",
         "estimate whether a model fits, how to split it, and its step time",
     ),
     "tpu": Command(

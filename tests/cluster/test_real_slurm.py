@@ -21,7 +21,7 @@ STEPS = (
 MEET = """
 from tfaccel.cluster import rendezvous, resolve
 me = resolve()
-print(me.rank, me.address, rendezvous(me, timeout_s=30, payload=me.address.encode()).payload)
+print(me.rank, me.address, rendezvous(me, timeout_s=30, payload=me.address.encode()))
 """
 
 

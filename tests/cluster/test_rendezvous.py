@@ -12,7 +12,6 @@ import pytest
 
 from tfaccel.cluster import (
     Cluster,
-    RendezvousResult,
     framing,
     job_secret,
     rendezvous,
@@ -35,9 +34,9 @@ def free_addresses(count: int) -> tuple[str, ...]:
 
 def meet_all(
     workers: tuple[str, ...], calls: dict[int, dict[str, Any]], **common: Any
-) -> dict[int, RendezvousResult | ClusterError]:
+) -> dict[int, bytes | ClusterError]:
     """Each rank of `calls` meets in a thread of its own; what came of it, by rank."""
-    came: dict[int, RendezvousResult | ClusterError] = {}
+    came: dict[int, bytes | ClusterError] = {}
 
     def one(rank: int, options: dict[str, Any]) -> None:
         cluster = Cluster(options.pop("workers", workers), rank, "TF_CONFIG")
@@ -74,22 +73,19 @@ def test_all_get_rank_0s_payload_and_free_ports(size: int) -> None:
     workers = free_addresses(size)
     calls = {rank: {"payload": f'{{"seed": {rank}}}'.encode()} for rank in range(size)}
     came = meet_all(workers, calls)
-    payloads = {rank: meeting.payload for rank, meeting in came.items()}  # type: ignore[union-attr]
-    assert payloads == dict.fromkeys(range(size), b'{"seed": 0}')
+    assert came == dict.fromkeys(range(size), b'{"seed": 0}')
     assert_free(workers)
 
 
 def test_one_worker_needs_no_rendezvous_and_no_port(silent_listener: str) -> None:
-    assert rendezvous(
-        Cluster((silent_listener,), 0, "TF_CONFIG"), payload=b"x"
-    ) == RendezvousResult(b"x", 0.0)
+    assert rendezvous(Cluster((silent_listener,), 0, "TF_CONFIG"), payload=b"x") == b"x"
 
 
 def test_the_largest_payload_arrives_and_a_larger_one_is_refused() -> None:
     workers = free_addresses(2)
     largest = bytes(range(256)) * (MAX_PAYLOAD_BYTES // 256)
     came = meet_all(workers, {0: {"payload": largest}, 1: {}})
-    assert came[1].payload == largest  # type: ignore[union-attr]
+    assert came[1] == largest
     with pytest.raises(ClusterError, match=f"{MAX_PAYLOAD_BYTES + 1} bytes"):
         rendezvous(Cluster(workers, 0, "TF_CONFIG"), payload=largest + b"x")
 
@@ -190,7 +186,7 @@ def test_a_taken_port_is_named_before_anybody_waits(rank: int, silent_listener: 
 def test_a_worker_that_left_may_come_again() -> None:
     workers = free_addresses(2)
     host, _, port = workers[0].rpartition(":")
-    came: dict[int, RendezvousResult | ClusterError] = {}
+    came: dict[int, bytes | ClusterError] = {}
     leader = threading.Thread(
         target=lambda: came.update(meet_all((*workers, "127.0.0.1:1"), {0: {"timeout_s": 0.7}}))
     )
@@ -208,7 +204,7 @@ def test_a_worker_that_left_may_come_again() -> None:
 def test_port_scans_are_ignored() -> None:
     workers = free_addresses(2)
     host, _, port = workers[0].rpartition(":")
-    came: dict[int, RendezvousResult | ClusterError] = {}
+    came: dict[int, bytes | ClusterError] = {}
     leader = threading.Thread(target=lambda: came.update(meet_all(workers, {0: {}})))
     leader.start()
     for noise in (b"", b"GET / HTTP/1.1\r\n\r\n", b"tfaccel2\xff\xff\xff\xff"):
@@ -216,12 +212,12 @@ def test_port_scans_are_ignored() -> None:
             scan.sendall(noise)
     came.update(meet_all(workers, {1: {}}))
     leader.join(30)
-    assert [type(came[rank]) for rank in (0, 1)] == [RendezvousResult, RendezvousResult]
+    assert [type(came[rank]) for rank in (0, 1)] == [bytes, bytes]
 
 
 def test_a_worker_that_left_is_not_counted() -> None:
     workers = free_addresses(2)
-    came: dict[int, RendezvousResult | ClusterError] = {}
+    came: dict[int, bytes | ClusterError] = {}
     leader = threading.Thread(
         target=lambda: came.update(meet_all((*workers, "127.0.0.1:1"), {0: {"timeout_s": 0.7}}))
     )

@@ -77,8 +77,8 @@ def test_two_that_disagree_are_an_error_that_shows_both(
     with pytest.raises(ClusterError) as caught:
         resolve({**two, **one})
     message = str(caught.value)
-    assert f"{first} says that this is worker 1 of 2 (" in message
-    assert f"{second} says that it is worker {other[0]} of {other[1]} (" in message
+    assert f"{first} describes this process as worker 1 of 2 (" in message
+    assert f"{second} describes it as worker {other[0]} of {other[1]} (" in message
     for name, value in (one | two).items():
         assert f"{name}={value}" in message
     assert message.endswith("unset the variables of the one that is wrong.")
@@ -121,7 +121,7 @@ def test_launchers_inside_others(
 
 def test_a_job_of_one_in_tf_config_is_a_description_too() -> None:
     assert resolve(tf_config(0, 1)) == Cluster(("h0:1",), 0, "TF_CONFIG")
-    with pytest.raises(ClusterError, match=r"worker 0 of 1 \(.*and Slurm says that it is worker 1"):
+    with pytest.raises(ClusterError, match=r"worker 0 of 1 \(.*and Slurm describes it as worker 1"):
         resolve(tf_config(0, 1) | slurm(1, 2))
 
 

@@ -43,7 +43,9 @@ def test_tasks_in_planes() -> None:
 
 @pytest.mark.parametrize("how", ["plane", "plane=0", "arbitrary"])
 def test_an_unknown_task_distribution_is_refused(how: str) -> None:
-    with pytest.raises(ClusterError, match=f"SLURM_DISTRIBUTION is '{how}', which does not tell"):
+    with pytest.raises(
+        ClusterError, match=f"SLURM_DISTRIBUTION is '{how}', which does not determine"
+    ):
         slurm.resolve(STEP | {"SLURM_DISTRIBUTION": how})
 
 
@@ -86,7 +88,7 @@ def test_ranks_are_on_the_nodes_that_slurm_put_them_on(step: str) -> None:
 @pytest.mark.parametrize("step", ARBITRARY)
 def test_an_arbitrary_order_is_in_no_variable(step: str) -> None:
     for task in RECORDED[step]:
-        with pytest.raises(ClusterError, match="'arbitrary', which does not tell which node"):
+        with pytest.raises(ClusterError, match="'arbitrary', which does not determine the node"):
             resolve(task)
 
 

@@ -12,7 +12,7 @@ from tests.support import run_child
 from tfaccel.cluster import Cluster
 from tfaccel.errors import StrategyError
 from tfaccel.hardware import Device
-from tfaccel.planner import auto, devices
+from tfaccel.planner import device_catalogue, planned_strategy
 from tfaccel.strategies.selection import Selection
 
 CPU = (Device("CPU", 0),)
@@ -31,9 +31,9 @@ def build() -> Any:
 
 def select(megabytes: int, cluster: Cluster | None = None, **values: Any) -> Selection:
     """On a host with so much memory."""
-    host = dataclasses.replace(devices.here(), usable=megabytes << 20)
-    with mock.patch.object(devices, "here", return_value=host):
-        return auto.select(build, 32, None, values, {}, CPU, cluster)
+    host = dataclasses.replace(device_catalogue.here(), usable=megabytes << 20)
+    with mock.patch.object(device_catalogue, "here", return_value=host):
+        return planned_strategy.select(build, 32, None, values, {}, CPU, cluster)
 
 
 @pytest.mark.slow
@@ -70,7 +70,7 @@ def test_on_one_device_there_is_nothing_to_choose() -> None:
 
 def test_what_was_requested_takes_precedence() -> None:
     def named(name: str | None, environ: dict[str, str], **values: Any) -> Selection:
-        return auto.select(build, 32, name, {**FOUR, **values}, environ, CPU, None)
+        return planned_strategy.select(build, 32, name, {**FOUR, **values}, environ, CPU, None)
 
     assert named(None, {"TFACCEL_STRATEGY": "mirrored"}).choice.name == "mirrored"
     assert named(None, {"TFACCEL_MESH": "model=4"}).choice.name == "model_parallel"
@@ -79,18 +79,18 @@ def test_what_was_requested_takes_precedence() -> None:
     with pytest.raises(StrategyError, match="a mesh was requested together with model="):
         named("auto", {}, mesh="model=4")
     with pytest.raises(StrategyError, match=r"model= without batch_size= was given"):
-        auto.select(build, None, None, FOUR, {}, CPU, None)
+        planned_strategy.select(build, None, None, FOUR, {}, CPU, None)
 
 
 SCRIPT = """
 import numpy as np
 import tfaccel
 from tests.planner.test_auto import build
-from tfaccel.planner import devices
+from tfaccel.planner import device_catalogue
 import dataclasses
 
-host = dataclasses.replace(devices.here(), usable=80 << 20)
-devices.here = lambda: host
+host = dataclasses.replace(device_catalogue.here(), usable=80 << 20)
+device_catalogue.here = lambda: host
 strategy = tfaccel.strategy(model=build, batch_size=32, device_type="cpu", devices=4, seed=1)
 assert "batch=2,model=2" in tfaccel.describe(strategy), tfaccel.describe(strategy)
 with strategy.scope():

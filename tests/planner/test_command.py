@@ -15,8 +15,8 @@ import tfaccel
 from tests.planner import builders
 from tests.support import run_child
 from tfaccel.errors import StrategyError
-from tfaccel.planner.command import main
 from tfaccel.planner.plan import Plan
+from tfaccel.planner.plan_command import main
 
 TARGET = f"{builders.__file__}:mlp"
 SMALL = """

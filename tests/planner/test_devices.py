@@ -9,7 +9,7 @@ import pytest
 
 from tfaccel.errors import StrategyError
 from tfaccel.planner import local_devices
-from tfaccel.planner.devices import catalogue, parse
+from tfaccel.planner.device_catalogue import catalogue, parse
 from tfaccel.tpu.topologies import GENERATIONS
 
 

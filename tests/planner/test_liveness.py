@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tfaccel.planner.exchange import exchanged
+from tfaccel.planner.gradient_reduction import with_reduced_gradients
 from tfaccel.planner.kernel_workspace import of_processor
 from tfaccel.planner.liveness import Peak, order, peak
 from tfaccel.planner.steps import Operation, Step, Value
@@ -90,4 +90,4 @@ def test_replicas_hold_all_gradients_and_one_buffer_of_them() -> None:
     one = step([("MatMul", [0], [1]), ("MatMul", [0], [2]), ("ResourceApplyAdam", [1], []),
                 ("ResourceApplyAdam", [2], [])], [5, 10, 20], (), {0: 1, 1: 2})  # fmt: skip
     assert of(one).total == 5 + 10 + 20
-    assert of(exchanged(one, 2)).total == 5 + (10 + 20) + 30
+    assert of(with_reduced_gradients(one, 2)).total == 5 + (10 + 20) + 30

@@ -9,8 +9,8 @@ import pytest
 
 import tfaccel
 from tests.planner import builders
-from tfaccel.planner.command import main
 from tfaccel.planner.plan import Plan
+from tfaccel.planner.plan_command import main
 
 TARGET = f"{builders.__file__}:mlp"
 BATCH = 64

@@ -10,13 +10,13 @@ import keras
 import pytest
 from keras import layers
 
-from tfaccel.planner import devices, estimate
-from tfaccel.planner.calls import Call, repeats
+from tfaccel.planner import device_catalogue, estimate
 from tfaccel.planner.candidates import candidates
 from tfaccel.planner.estimate import Estimate
 from tfaccel.planner.models import Models
+from tfaccel.planner.repeated_blocks import Call, repeats
 
-FOUR = devices.parse("4xT4", devices.catalogue())
+FOUR = device_catalogue.parse("4xT4", device_catalogue.catalogue())
 
 
 def compiled(model: keras.Model, optimizer: Any = "adam") -> keras.Model:

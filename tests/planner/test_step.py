@@ -6,13 +6,13 @@ import pytest
 
 from tests.planner.builders import BUILDERS
 from tfaccel.distribute.model_parallel.mesh import MeshShape
-from tfaccel.planner import costs, devices
+from tfaccel.planner import costs, device_catalogue
 from tfaccel.planner.candidates import Candidate
 from tfaccel.planner.estimate import Estimate, estimate
 from tfaccel.planner.models import Models
 
 ROWS = 32
-HERE = devices.Machines(devices.here(), 1, 4)
+HERE = device_catalogue.Machines(device_catalogue.here(), 1, 4)
 
 
 @pytest.fixture(scope="module")

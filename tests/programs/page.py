@@ -30,8 +30,7 @@ losses, metrics, predictions and weights are compared in float32.
   which gains neither speed nor memory, and is logged;
 - **same, over all rows**: plain Keras's numbers; every replica runs the step over all rows of the
   batch, which gains no speed, and is logged;
-- **refused**: one line that says what to write instead, before anything is trained;
-- **stops**: an error of Keras or TensorFlow, known and not answered yet.
+- **refused**: one line that says what to write instead, before anything is trained.
 
 Written by `python -m tests.programs.page` from the table that the tests check.
 """
@@ -56,8 +55,6 @@ def _outcome(program: Program) -> str:
     for strategy in STRATEGIES:
         if strategy in program.refused:
             line = f"refused: “{program.refused[strategy].replace('.*', '…')}”"
-        elif strategy in program.known:
-            line = f"stops: {program.known[strategy]}"
         elif strategy in MESHES and program.undivided:
             line = "same, undivided"
         elif program.falls_back(strategy):

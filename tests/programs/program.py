@@ -21,8 +21,6 @@ class Program:
         run: takes a strategy, and a folder that all workers share if `needs_folder`; returns what
             is compared with plain Keras: nested dicts and lists of numbers and texts.
         refused: columns under which it is refused, and a regular expression of the line.
-        known: columns under which it ends with an error that is no line of ours, and which (told in
-            the docs). What would come out with other numbers has no place here.
         undivided: whether a mesh computes steps of it whole, by each process on its host.
         all_rows: whether every replica runs steps of it over all rows.
         always: whether it may stand for its kind in every run of the tests, which take the first
@@ -37,7 +35,6 @@ class Program:
     run: Callable[..., Numbers]
     needs_folder: bool = False
     refused: Mapping[str, str] = field(default_factory=dict)
-    known: Mapping[str, str] = field(default_factory=dict)
     undivided: bool = False
     all_rows: bool = False
     always: bool = False

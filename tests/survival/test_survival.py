@@ -99,7 +99,7 @@ from tfaccel.cluster import Cluster, rendezvous
 rank, secret, job_id, timeout_s = int(sys.argv[1]), *sys.argv[2:4], float(sys.argv[4])
 cluster = Cluster(("10.77.0.1:2222", "10.77.0.2:2222"), rank, "TF_CONFIG")
 print(rendezvous(cluster, timeout_s=timeout_s, secret=secret, job_id=job_id, payload=b"of " +
-                 job_id.encode(), versions={}).payload, flush=True)
+                 job_id.encode(), versions={}), flush=True)
 """
 
 

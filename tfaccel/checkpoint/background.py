@@ -19,6 +19,7 @@ from absl import logging
 
 from tfaccel.checkpoint import sharded_files
 from tfaccel.checkpoint.sharded_files import Shard
+from tfaccel.cluster.cluster import cluster_of
 from tfaccel.distribute.broadcast import decode, encode
 from tfaccel.distribute.files.one_writer import broadcast_error, error_of, error_text
 
@@ -37,7 +38,7 @@ class BackgroundWriter:
 
     def __init__(self, strategy: Any) -> None:
         self._strategy = strategy
-        self._cluster = getattr(strategy, "cluster", None)
+        self._cluster = cluster_of(strategy)
         self._writing: _Writing | None = None
 
     def failed(self) -> bool:
@@ -67,19 +68,16 @@ class BackgroundWriter:
         taken = [replace(shard, tensor=_taken(shard.tensor)) for shard in shards]
         begun = sharded_files.begin(self._strategy, path)
         cluster = self._cluster
-        rank, size, chief = (
-            (cluster.rank, cluster.size, cluster.is_chief) if cluster else (0, 1, True)
-        )
 
         def complete() -> None:
-            sharded_files.complete(begun, path, size, seal)
+            sharded_files.complete(begun, path, cluster.size, seal)
             then()
 
         self._writing = _Writing(
             path,
-            partial(sharded_files.write_part, begun, rank, taken, texts),
-            partial(sharded_files.has_all_parts, begun, size),
-            complete if chief else None,
+            partial(sharded_files.write_part, begun, cluster.rank, taken, texts),
+            partial(sharded_files.has_all_parts, begun, cluster.size),
+            complete if cluster.is_chief else None,
         )
 
     def finish(self) -> None:

@@ -25,6 +25,7 @@ from tfaccel.checkpoint.restart_counter import LIMIT, RestartCounter
 from tfaccel.checkpoint.run_state import Place, RunState
 from tfaccel.checkpoint.sharded_files import Shard, open_checkpoint
 from tfaccel.checkpoint.topology import Topology, topology_of
+from tfaccel.cluster.cluster import cluster_of
 from tfaccel.distribute import _private, random_state
 from tfaccel.distribute.broadcast import broadcast_text
 from tfaccel.distribute.files.file_callbacks import SaveCount
@@ -242,7 +243,7 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
         state = self._state.state(
             self._place, self._batches, self._logs, self._random_at_start, verdict
         )
-        cluster = getattr(self._strategy, "cluster", None)
+        cluster = cluster_of(self._strategy)
         shards = [*run_variables.shards(self.model, self._strategy), *state.shards(cluster)]
         return Record(shards, state.texts(cluster))
 
@@ -272,7 +273,7 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
         def find() -> str:
             if self._unreadable is not None:
                 raise self._unreadable
-            if not _is_chief(self._strategy):
+            if not cluster_of(self._strategy).is_chief:
                 return ""
             return checkpoint_manager.newest(self._directory, self._newest_path)
 
@@ -284,7 +285,7 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
 
         def begin() -> str:
             counts.append(RestartCounter(self._directory))
-            return "stuck" if _is_chief(self._strategy) and not counts[0].begin() else ""
+            return "stuck" if cluster_of(self._strategy).is_chief and not counts[0].begin() else ""
 
         stuck = self._from_chief(begin)
         (count,) = counts
@@ -297,7 +298,7 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
             )
             raise SystemExit(NO_PROGRESS)
         self._preemption.before_stop = count.take_back
-        self._starts = count if _is_chief(self._strategy) else None
+        self._starts = count if cluster_of(self._strategy).is_chief else None
 
     def _from_chief(self, work: Callable[[], str]) -> str:
         """The chief's result of what all workers do with the directory; every worker must call.
@@ -386,12 +387,12 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
 
     def _say(self, text: str) -> None:
         """Prints a line, on the chief."""
-        if _is_chief(self._strategy):
+        if cluster_of(self._strategy).is_chief:
             print(f"tfaccel: {text}.", file=sys.stderr, flush=True)
 
     def _warn_of_reading(self, epochs: int, batches: int) -> None:
         """Warns, on the chief, of data that return to their position batch by batch."""
-        if _is_chief(self._strategy):
+        if cluster_of(self._strategy).is_chief:
             logging.warning(
                 "tfaccel: the position in these data cannot be restored: %d epochs and %d batches "
                 "are read again and skipped, which takes as long as reading them did; a "
@@ -443,11 +444,6 @@ class _BeforeAll(keras.callbacks.Callback):  # type: ignore[misc]
         pending = self._resume._pending
         if pending is not None and not pending.place.step:
             self._resume._ready(pending)
-
-
-def _is_chief(strategy: Any) -> bool:
-    cluster = getattr(strategy, "cluster", None)
-    return cluster is None or bool(cluster.is_chief)
 
 
 def _reads_per_worker(strategy: Any) -> bool:

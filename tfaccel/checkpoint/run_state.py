@@ -17,6 +17,7 @@ import tensorflow as tf
 from tfaccel.checkpoint.plain_values import decode, fingerprint
 from tfaccel.checkpoint.sharded_files import Reader, Shard, read
 from tfaccel.checkpoint.topology import Topology
+from tfaccel.cluster.cluster import Cluster
 from tfaccel.distribute.files.atomic import inside
 from tfaccel.errors import CheckpointError
 
@@ -70,11 +71,11 @@ class RunState:
     arrays: list[np.ndarray] = field(default_factory=list)
     own_arrays: list[np.ndarray] = field(default_factory=list)
 
-    def texts(self, cluster: Any) -> dict[str, str]:
+    def texts(self, cluster: Cluster) -> dict[str, str]:
         """The small files of this process."""
-        rank, chief = (cluster.rank, cluster.is_chief) if cluster else (0, True)
-        contents = {_PROCESS.format(rank): {"state": self.process, "arrays": len(self.own_arrays)}}
-        if chief:
+        process = _PROCESS.format(cluster.rank)
+        contents = {process: {"state": self.process, "arrays": len(self.own_arrays)}}
+        if cluster.is_chief:
             contents[_RUN] = {
                 "format": _FORMAT,
                 "layout": asdict(self.topology),
@@ -89,13 +90,13 @@ class RunState:
             }
         return {name: json.dumps(content) for name, content in contents.items()}
 
-    def shards(self, cluster: Any) -> list[Shard]:
+    def shards(self, cluster: Cluster) -> list[Shard]:
         """The arrays that this process writes."""
-        rank, chief = (cluster.rank, cluster.is_chief) if cluster else (0, True)
-        own = [(f"process-{rank}/{i}", array) for i, array in enumerate(self.own_arrays)]
+        own = [(f"process-{cluster.rank}/{i}", array) for i, array in enumerate(self.own_arrays)]
         shared = [(f"callbacks/{i}", array) for i, array in enumerate(self.arrays)]
         return [
-            Shard(name, tf.convert_to_tensor(array)) for name, array in [*own, *(shared * chief)]
+            Shard(name, tf.convert_to_tensor(array))
+            for name, array in [*own, *(shared if cluster.is_chief else ())]
         ]
 
 

@@ -20,6 +20,7 @@ import tensorflow as tf
 from tfaccel.checkpoint.sharded_files import Reader, Shard, read, shapes
 from tfaccel.checkpoint.topology import Topology, merged, topology_of
 from tfaccel.checkpoint.variable_shards import Slices, assign, local_shards
+from tfaccel.cluster.cluster import cluster_of
 from tfaccel.distribute.object_graph import reachable_objects
 from tfaccel.errors import CheckpointError
 
@@ -30,8 +31,7 @@ _PART = re.compile(r"@(\d+)\.(\d+)$")  # of a worker's replica, if each has its 
 
 def shards(model: keras.Model, strategy: Any) -> list[Shard]:
     """What this process writes."""
-    cluster = getattr(strategy, "cluster", None)
-    chief = cluster is None or cluster.is_chief
+    chief = cluster_of(strategy).is_chief
     written = []
     for name, variable in _named(model, strategy).items():
         if _on_mesh(variable):

@@ -12,6 +12,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfaccel.cluster.cluster import cluster_of
 from tfaccel.distribute.files.atomic import begin_folder, beside, inside, replace_folder
 from tfaccel.distribute.files.one_writer import broadcast_error, error_of, error_text
 from tfaccel.errors import CheckpointError
@@ -62,14 +63,12 @@ def write(strategy: Any, path: str, shards: Sequence[Shard]) -> None:
     """
     path = path.rstrip("/")
     begun = begin(strategy, path)
-    cluster = getattr(strategy, "cluster", None)
-    rank, chief = (cluster.rank, cluster.is_chief) if cluster else (0, True)
-    failed = error_of(lambda: write_part(begun, rank, shards, {}))
+    cluster = cluster_of(strategy)
+    failed = error_of(lambda: write_part(begun, cluster.rank, shards, {}))
     # A process that could not write waits with the others, and is detected by its missing files.
-    _agree(strategy, path, failed if chief else None)
-    if chief:
-        workers = cluster.size if cluster else 1
-        failed = error_of(lambda: complete(begun, path, workers))
+    _agree(strategy, path, failed if cluster.is_chief else None)
+    if cluster.is_chief:
+        failed = error_of(lambda: complete(begun, path, cluster.size))
     _agree(strategy, path, failed)
 
 
@@ -80,8 +79,7 @@ def begin(strategy: Any, path: str) -> str:
         CheckpointError: when the chief could not, on all processes.
     """
     begun = beside(path, "writing")
-    cluster = getattr(strategy, "cluster", None)
-    chief = cluster is None or cluster.is_chief
+    chief = cluster_of(strategy).is_chief
     _agree(strategy, path, error_of(lambda: begin_folder(begun)) if chief else None)
     return begun
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from tfaccel.cluster.cluster import cluster_of
+
 
 @dataclass(frozen=True)
 class Topology:
@@ -46,10 +48,10 @@ class Topology:
 
 def topology_of(strategy: Any) -> Topology:
     """What a strategy trains on."""
-    cluster, planner = getattr(strategy, "cluster", None), getattr(strategy, "planner", None)
+    planner = getattr(strategy, "planner", None)
     frequency = getattr(strategy, "frequency", None)
     return Topology(
-        workers=cluster.size if cluster else 1,
+        workers=cluster_of(strategy).size,
         replicas=1 if planner else int(strategy.num_replicas_in_sync),
         mesh=str(planner.mesh) if planner else "",
         diverges=frequency is not None and frequency.replicas_diverge,

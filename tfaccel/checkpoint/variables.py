@@ -16,6 +16,7 @@ import keras
 
 from tfaccel.checkpoint.sharded_files import Shard, open_checkpoint, read, shapes, write
 from tfaccel.checkpoint.variable_shards import assign, local_shards
+from tfaccel.cluster.cluster import cluster_of
 from tfaccel.distribute.optimizer import optimizers_of
 from tfaccel.errors import CheckpointError
 
@@ -43,8 +44,7 @@ def save(model: keras.Model, path: str | os.PathLike[str]) -> None:
         ```
     """
     strategy = model.distribute_strategy
-    cluster = getattr(strategy, "cluster", None)
-    chief = cluster is None or cluster.is_chief
+    chief = cluster_of(strategy).is_chief
     shards = [
         Shard(name, tensor, slices, tuple(v.shape))
         for name, v in _named(model)

@@ -26,13 +26,12 @@ import os
 from collections.abc import Mapping
 
 from tfaccel.cluster.cluster import Cluster
-from tfaccel.cluster.rendezvous import RendezvousResult, rendezvous
+from tfaccel.cluster.rendezvous import rendezvous
 from tfaccel.cluster.resolution import ResolverResult, decide, resolve_all
 from tfaccel.cluster.tf_config import to_tf_config
 
 __all__ = [
     "Cluster",
-    "RendezvousResult",
     "ResolverResult",
     "decide",
     "rendezvous",

@@ -1,4 +1,4 @@
-"""The result of every resolver: the workers of this job, and the rank of this one."""
+"""The workers of this job, and the rank of this one: the result of every resolver."""
 
 from __future__ import annotations
 
@@ -42,3 +42,16 @@ class Cluster:
         """
         host, _, port = self.workers[rank].rpartition(":")
         return host.strip("[]"), int(port)
+
+
+_ONE_PROCESS = Cluster(("localhost:0",), 0, "one process")
+
+
+def cluster_of(strategy: object) -> Cluster:
+    """The workers of a strategy; this process alone, the chief, if it has no cluster.
+
+    >>> cluster_of(None).is_chief
+    True
+    """
+    cluster: Cluster | None = getattr(strategy, "cluster", None)
+    return _ONE_PROCESS if cluster is None else cluster

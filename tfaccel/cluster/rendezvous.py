@@ -17,7 +17,6 @@ import os
 import socket
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from tfaccel.cluster import interface, job_secret
@@ -27,20 +26,7 @@ from tfaccel.cluster.rendezvous_client import MAX_PAYLOAD_BYTES, join
 from tfaccel.cluster.rendezvous_server import RendezvousServer
 from tfaccel.errors import ClusterError
 
-__all__ = ["MAX_PAYLOAD_BYTES", "RendezvousResult", "installed_versions", "rendezvous"]
-
-
-@dataclass(frozen=True)
-class RendezvousResult:
-    """What all workers know once they have met.
-
-    Attributes:
-        payload: rank 0's bytes, the same on every worker.
-        waited_s: how long this worker waited for the others, in seconds.
-    """
-
-    payload: bytes
-    waited_s: float
+__all__ = ["MAX_PAYLOAD_BYTES", "installed_versions", "rendezvous"]
 
 
 def rendezvous(
@@ -52,7 +38,7 @@ def rendezvous(
     payload: bytes = b"",
     versions: Mapping[str, str] | None = None,
     arrivals: str = "",
-) -> RendezvousResult:
+) -> bytes:
     """Waits until every worker of this job has arrived, and shares rank 0's payload with all.
 
     All ports are free again when it returns, so that TensorFlow's server can take them.
@@ -68,13 +54,13 @@ def rendezvous(
         arrivals: a directory where this machine's launcher sees which workers arrived; or empty.
 
     Returns:
-        Rank 0's payload, and the seconds waited.
+        Rank 0's payload.
 
     Raises:
         ClusterError: a port is in use, a worker does not arrive in time, arrives twice, or belongs
             to another job, size or set of versions; or worker 0 does not hold the same secret.
 
-    >>> rendezvous(Cluster(("localhost:2222",), 0, "example"), payload=b"seed 7").payload
+    >>> rendezvous(Cluster(("localhost:2222",), 0, "example"), payload=b"seed 7")
     b'seed 7'
     """
     if len(payload) > MAX_PAYLOAD_BYTES:
@@ -83,7 +69,7 @@ def rendezvous(
             f"expected at most {MAX_PAYLOAD_BYTES}"
         )
     if cluster.size == 1:
-        return RendezvousResult(payload, 0.0)
+        return payload
     key = job_secret.key(secret, job_id)
     identity = JobIdentity(
         "" if key else job_id,  # a different id shows as a different key
@@ -100,7 +86,7 @@ def rendezvous(
             RendezvousServer(cluster, identity, key, started, timeout_s).gather(listener, payload)
         else:
             payload = join(cluster, identity, key, started, timeout_s)
-    return RendezvousResult(payload, time.monotonic() - started)
+    return payload
 
 
 def _listen(cluster: Cluster) -> socket.socket:

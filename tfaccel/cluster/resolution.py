@@ -108,7 +108,7 @@ def decide(answers: Sequence[ResolverResult]) -> Cluster | None:
 def _compare(first: ResolverResult, second: ResolverResult) -> None:
     if second.cluster is not None and first.summary != second.summary:
         raise ClusterError(
-            f"tfaccel: {first.source} says that this is {first.summary} ({first.read}) and "
-            f"{second.source} says that it is {second.summary} ({second.read}); expected one "
+            f"tfaccel: {first.source} describes this process as {first.summary} ({first.read}) and "
+            f"{second.source} describes it as {second.summary} ({second.read}); expected one "
             "description of this job; unset the variables of the one that is wrong."
         )

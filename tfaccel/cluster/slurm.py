@@ -91,7 +91,7 @@ def _nodes(environ: Mapping[str, str], counts: list[int]) -> list[int]:
         # which has a distribution of its own.
         _wrong(
             f"this is a heterogeneous job (SLURM_HET_SIZE is {environ['SLURM_HET_SIZE']}) on "
-            f"{len(counts)} nodes, and no variable tells which node a rank is on",
+            f"{len(counts)} nodes, and no variable determines the node of a rank",
             "a step of one component, and SLURM_HET_SIZE unset",
         )
     plane = _plane(environ, counts)
@@ -111,7 +111,7 @@ def _plane(environ: Mapping[str, str], counts: list[int]) -> int:
         return 1
     if name != "plane" or not size.isdecimal() or int(size) < 1:
         _wrong(
-            f"SLURM_DISTRIBUTION is {how!r}, which does not tell which node a rank is on",
+            f"SLURM_DISTRIBUTION is {how!r}, which does not determine the node of a rank",
             "block, cyclic or plane=SIZE",
         )
     return int(size)

@@ -150,7 +150,7 @@ def _and_computed(parts: Any, moved: own_rows.MovedCut) -> Any:
 
 
 def _with_first(parts: Any, whole: Any, first: Callable[[Any], tf.Tensor]) -> Any:
-    """`parts` of numbered elements, and what `first` says of the `whole` first batch."""
+    """`parts` of numbered elements, and the result of `first` for the `whole` first batch."""
 
     @tf.autograph.experimental.do_not_convert
     def numbered(number: tf.Tensor, element: Any) -> Any:
@@ -191,7 +191,7 @@ def check_batched(spec: Any) -> None:
     """Raises when an element of a dataset is not a batch.
 
     Raises:
-        InputError: says what the dataset yields.
+        InputError: with the types and shapes that the dataset yields.
     """
     if any(s.shape.rank == 0 for s in tf.nest.flatten(spec) if hasattr(s, "shape")):
         given = [s for s in tf.nest.flatten(spec) if not is_absent(s)]

@@ -144,9 +144,7 @@ def _global_batch_gradient(plain: Callable[..., Any]) -> Callable[..., Any]:
         weighted = _weighted(target, means, output_gradients, weight)
         with plain_gradients():  # recomputation in the backward pass has its own tapes
             grads = tf.nest.flatten(plain(self, target, flat, weighted, unconnected_gradients))
-        of_variables = [grads[i] for i in chosen]
-        if ctx.has_empty_replicas:
-            of_variables = [ctx.zero_if_empty(g) for g in of_variables]
+        of_variables = [ctx.zero_if_empty(grads[i]) for i in chosen]
         if tracker.reduces:
             of_variables = all_reduce_gradients(of_variables)
         for i, grad in zip(chosen, of_variables, strict=True):

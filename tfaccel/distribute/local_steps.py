@@ -51,7 +51,7 @@ class LocalUpdates(ReduceFirst):
         ctx = step.current()
         if ctx is None or step.is_checking():
             return super().global_batch_gradients(grads, variables)
-        return [ctx.zero_if_empty(g) for g in grads] if ctx.has_empty_replicas else grads
+        return [ctx.zero_if_empty(g) for g in grads]
 
 
 def use_local_updates(

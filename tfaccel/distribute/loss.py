@@ -39,14 +39,14 @@ class GlobalBatchLoss:
         ctx = step.current()
         if ctx is None or ctx.independent:
             loss: Any = super().__call__(y_true, y_pred, sample_weight)  # type: ignore[misc]
-            return loss if ctx is None else _zero_if_empty(loss, ctx, self.reduction)
+            return loss if ctx is None else _reduced_if_empty(loss, ctx, self.reduction)
         if ctx.has_global_batch:
             return super().__call__(y_true, y_pred, sample_weight)  # type: ignore[misc]
         loss = self
         if row_gather.has_other_replicas() and not is_per_example(loss, y_true, y_pred):
             return self._with_gathered_rows(y_true, y_pred, sample_weight, ctx)
         loss = super().__call__(y_true, y_pred, sample_weight)  # type: ignore[misc]
-        loss = _zero_if_empty(loss, ctx, self.reduction)
+        loss = _reduced_if_empty(loss, ctx, self.reduction)
         if self.reduction == "sum":
             return tf.math.divide_no_nan(loss, tf.cast(ctx.batch_fraction, loss.dtype))
         mask = _combine_masks(_private.keras_mask(y_pred), ctx.loss_mask)
@@ -178,11 +178,11 @@ def _attribute_losses(model: keras.Model) -> list[keras.losses.Loss]:
     return [loss for loss in losses if not hasattr(loss, "_flat_losses")]
 
 
-def _zero_if_empty(loss: Any, ctx: StepContext, reduction: str | None) -> Any:
-    """The loss of a replica that may have no rows: Keras leaves it unreduced, or NaN."""
+def _reduced_if_empty(loss: Any, ctx: StepContext, reduction: str | None) -> Any:
+    """The loss of a replica, reduced and zero if it has no rows: Keras's is not, or is NaN."""
     if not ctx.has_empty_replicas or (reduction in (None, "none") and loss.shape.rank):
         return loss
-    return tf.where(ctx.batch_fraction > 0, tf.reduce_sum(loss), tf.zeros([], loss.dtype))
+    return ctx.zero_if_empty(tf.reduce_sum(loss))
 
 
 def _combine_masks(mask: Any, other: Any) -> Any:

@@ -62,7 +62,7 @@ class TracksLoss:
             if sample_weight is None and _is_scalar(values):
                 values, sample_weight = _batch_value(self.name, values, ctx), ctx.batch_fraction
             # Without rows, `add_loss` adds nothing.
-            values = _zero_if_empty(_mean_of_rows(values, ctx), ctx)
+            values = ctx.zero_if_empty(_mean_of_rows(values, ctx))
         super().update_state(values, sample_weight)  # type: ignore[misc]
 
 
@@ -143,24 +143,18 @@ class WeightedBatchValue(IgnoresPadding):
                     block = row_gather.local_block(keras.tree.flatten(y_pred)[0], ctx)
                     value = function(*row_gather.gather_rows((y_true, y_pred), block, ctx))
                 else:
-                    value = _zero_if_empty(tf.convert_to_tensor(value), ctx)
+                    value = ctx.zero_if_empty(tf.convert_to_tensor(value))
                 return keras.metrics.Mean.update_state(self, value, ctx.batch_fraction)
         return super().update_state(y_true, y_pred, sample_weight)
 
 
 def _batch_value(name: str, values: Any, ctx: StepContext) -> tf.Tensor:
     """A metric's update, weighted by the replica's batch fraction."""
-    values = _zero_if_empty(tf.convert_to_tensor(values), ctx)
+    values = ctx.zero_if_empty(tf.convert_to_tensor(values))
     if (reduction := ctx.reductions.of("metrics", name)) == WEIGHTED_MEAN:
         return values
     part = ctx.contribution(tf.cast(values, tf.float32), reduction)
     return tf.math.divide_no_nan(part, ctx.batch_fraction)
-
-
-def _zero_if_empty(values: tf.Tensor, ctx: StepContext) -> tf.Tensor:
-    if not ctx.has_empty_replicas:
-        return values
-    return tf.where(ctx.batch_fraction > 0, values, tf.zeros_like(values))
 
 
 def _mean_of_rows(values: Any, ctx: StepContext) -> Any:

@@ -15,6 +15,7 @@ import keras
 import tensorflow as tf
 from absl import logging
 
+from tfaccel.cluster.cluster import cluster_of
 from tfaccel.distribute import _private
 from tfaccel.distribute.graphs import outside_graphs
 from tfaccel.distribute.object_graph import ReachableObjects, reachable_objects, reached_by
@@ -185,7 +186,7 @@ def _recreated(old: Any, name: str, value: Any) -> Any:
     parts = getattr(new, "values", None)
     if parts is None:
         new.assign(value)
-    elif getattr(getattr(_owner(new), "cluster", None), "is_chief", True):
+    elif cluster_of(_owner(new)).is_chief:
         parts[0].assign(value)
     return new
 

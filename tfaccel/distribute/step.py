@@ -89,15 +89,19 @@ class StepContext:
     def contribution(self, value: tf.Tensor, reduction: str) -> tf.Tensor:
         """Our part of a per-batch number, so that the sum over replicas is the whole."""
         if reduction == SUM:
-            return self.zero_if_empty(value) if self.has_empty_replicas else value
+            return self.zero_if_empty(value)
         if reduction == SCALED_MEAN:
             value *= tf.cast(tf.distribute.get_strategy().placement.replicas, value.dtype)
         return self.weight(value)
 
     def zero_if_empty(self, value: Any) -> Any:
-        """`value`, or zeros where the replica has no rows."""
-        have = tf.cast(self.batch_fraction > 0, tf.float32)
-        return StepContext(have, has_empty_replicas=True).weight(value)
+        """`value`, or zeros where the replica has no rows; also of IndexedSlices and None."""
+        if value is None or not self.has_empty_replicas:
+            return value
+        if isinstance(value, tf.IndexedSlices):
+            values = self.zero_if_empty(value.values)
+            return tf.IndexedSlices(values, value.indices, value.dense_shape)
+        return tf.where(self.batch_fraction > 0, value, tf.zeros_like(value))
 
 
 def current() -> StepContext | None:

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from tfaccel.cluster.cluster import cluster_of
 from tfaccel.errors import FpgaError
 
 LOG = "export.log"
@@ -22,8 +23,8 @@ def worker_directory(directory: str | Path, strategy: Any) -> Path:
         strategy: the model's; one of several processes has a `cluster`.
     """
     home = Path(directory).expanduser().resolve()
-    cluster = getattr(strategy, "cluster", None)
-    if cluster is None or cluster.is_chief:
+    cluster = cluster_of(strategy)
+    if cluster.is_chief:
         return home
     return home.with_name(f"{home.name}.worker-{cluster.rank}")
 

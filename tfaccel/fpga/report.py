@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-KINDS = ("emulated", "estimated", "synthesised")
-
 
 @dataclass(frozen=True)
 class Figure:

@@ -171,7 +171,7 @@ TAKES_RANGES = True
 def render(job: Job, options: Options) -> str:
     """The workers as shell lines, which create their secret; all ports are free now.
 
-    What only a launcher does, such as restarts, is told in comments.
+    What only a launcher does, such as restarts, is described in comments.
     """
     lines = [f"# {text}\n" for text in _notes(job)]
     lines += [f"export {job_secret.VARIABLE}={shell.NEW_SECRET}\n"]

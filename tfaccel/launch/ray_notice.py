@@ -1,8 +1,8 @@
-"""How a script in a worker of Ray hears that it is to stop: as SIGTERM, as under any engine.
+"""Delivers Ray's preemption notices to a script in a worker as SIGTERM, as under any engine.
 
-Ray says so in two ways. A worker process gets SIGTERM, upon which Ray's own handler ends it at once
-(`Worker.main_loop` in python/ray/_private/worker.py), and the script with it. Or Ray Train learns
-that a node is drained, and answers `ray.train.get_preemption_info`.
+Ray has two such notices. A worker process gets SIGTERM, upon which Ray's own handler ends it at
+once (`Worker.main_loop` in python/ray/_private/worker.py), and the script with it. Or Ray Train
+detects that a node is drained, and `ray.train.get_preemption_info` returns it.
 https://docs.ray.io/en/latest/train/api/doc/ray.train.get_preemption_info.html
 """
 
@@ -16,7 +16,7 @@ from types import FrameType
 from typing import Any
 
 POLL_S = 1.0
-"""How often a worker asks Ray Train whether one of the job's nodes goes away, in seconds."""
+"""Seconds between a worker's requests to Ray Train for a drained node of the job."""
 
 _Receive = Callable[[signal.Signals], object]
 _receivers: list[_Receive] = []
@@ -40,14 +40,14 @@ def handle_sigterm() -> None:
 
 
 class Notice:
-    """What Ray has said to this worker.
+    """The notices that Ray has sent to this worker.
 
     Args:
         preemption: `ray.train.get_preemption_info`, or None where Ray is too old to have it. All
             workers must call it equally often: it waits for the others.
 
     Attributes:
-        preempted: whether Ray Train has said that a node goes away.
+        preempted: whether Ray Train has reported that a node is drained.
     """
 
     def __init__(self, preemption: Callable[[], Any] | None) -> None:
@@ -56,7 +56,7 @@ class Notice:
 
     @contextlib.contextmanager
     def listening(self, numbers: Iterable[int], receive: _Receive) -> Iterator[None]:
-        """Calls `receive` with SIGTERM when Ray says that the worker is to stop.
+        """Calls `receive` with SIGTERM when Ray requests that the worker stop.
 
         Args:
             numbers: of signals; those other than SIGTERM are Ray's.
@@ -66,7 +66,7 @@ class Notice:
         if self._preemption is not None:
             # It may still wait for workers that have ended, so nothing waits for it.
             threading.Thread(
-                target=self._ask,
+                target=self._poll,
                 args=(self._preemption, receive, over),
                 name="tfaccel notice",
                 daemon=True,
@@ -80,7 +80,9 @@ class Notice:
             if receive in _receivers:
                 _receivers.remove(receive)
 
-    def _ask(self, preemption: Callable[[], Any], receive: _Receive, over: threading.Event) -> None:
+    def _poll(
+        self, preemption: Callable[[], Any], receive: _Receive, over: threading.Event
+    ) -> None:
         while not over.wait(POLL_S):
             try:
                 info = preemption()

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Any
 
 Shape = Sequence[int | None] | None
-_Shapes = Callable[[str], Shape]
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,6 @@ from tfaccel.errors import MonitorError
 from tfaccel.monitoring.run import Cause, Run
 from tfaccel.monitoring.window import Window
 
-_KINDS = {"run": Run, "window": Window}
-
 
 @dataclass(frozen=True)
 class Record:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from tfaccel.planner import commands
+from tfaccel.planner import run_command
 from tfaccel.planner.candidates import Candidate, candidates
-from tfaccel.planner.devices import Machines
+from tfaccel.planner.device_catalogue import Machines
 from tfaccel.planner.estimate import Estimate, estimate
 from tfaccel.planner.models import Models
 
@@ -47,7 +47,7 @@ def advise(
     if rows:
         better = estimate(least, rows, machines, models)
         change = f"a global batch of {rows} in place of {batch}, {least.name}, {least.precision}"
-        yield Advice(change, better, commands.command(target, least, machines, rows))
+        yield Advice(change, better, run_command.command(target, least, machines, rows))
     accumulated = _accumulation(least, batch, machines, models)
     if accumulated is not None:
         change = (
@@ -55,13 +55,13 @@ def advise(
             f"batches of {batch // accumulated.candidate.accumulate}, {least.name}, "
             f"{least.precision}"
         )
-        line = commands.command(target, accumulated.candidate, machines, batch)
+        line = run_command.command(target, accumulated.candidate, machines, batch)
         yield Advice(change, accumulated, line)
     more = _devices(batch, machines, models, least.precision)
     if more is not None:
         larger, better = more
         change = f"{larger} in place of {machines}, {better.candidate.name}, {least.precision}"
-        yield Advice(change, better, commands.command(target, better.candidate, larger, batch))
+        yield Advice(change, better, run_command.command(target, better.candidate, larger, batch))
 
 
 def eased(

@@ -47,7 +47,8 @@ class BlockCopies:
         ends: how many copies at either end have a role of their own.
 
     Raises:
-        UnevenError: here and in `extended`, when the three blocks do not say what a copy takes.
+        UnevenError: here and in `extended`, when the three blocks do not determine the inputs of a
+            copy.
         KeyError: the same, when something of a block has no counterpart in another.
     """
 

@@ -1,7 +1,7 @@
-"""Which of any number of blocks a copy takes something from, by what three blocks take.
+"""From which of any number of blocks a copy takes its inputs, derived from three traced blocks.
 
-The first and the last of them are copies of the first and the last of three, and all others of the
-middle one: what that one takes from a neighbour or from an end says what each of its copies takes.
+The first and the last are copies of the first and the last of the three, and all others of the
+middle one: the inputs of that one, from a neighbour or from an end, determine those of its copies.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class BlockIndices:
             slot: what each of the three blocks takes at this place.
 
         Raises:
-            UnevenError: when the three do not say what a copy takes.
+            UnevenError: when the three do not determine the input of a copy.
         """
         if given is None:
             if block == 1 and slot[2] is not None:

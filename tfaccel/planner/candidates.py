@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tfaccel.distribute.model_parallel.mesh import MeshShape
-from tfaccel.planner.devices import Device, Machines
+from tfaccel.planner.device_catalogue import Device, Machines
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from tfaccel.distribute.model_parallel.layout_planner import LayoutPlanner, Vari
 from tfaccel.planner import costs, liveness, operation_costs, sharding_propagation
 from tfaccel.planner import kernel_workspace as kernels
 from tfaccel.planner.candidates import Candidate
-from tfaccel.planner.devices import Machines
-from tfaccel.planner.figures import Figures, extended
+from tfaccel.planner.device_catalogue import Machines
 from tfaccel.planner.models import Models, Sized
 from tfaccel.planner.state import Item, State, count_items, parts
+from tfaccel.planner.step_counts import Figures, extended
 from tfaccel.planner.steps import Step
 
 

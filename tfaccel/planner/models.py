@@ -20,11 +20,11 @@ from tfaccel.distribute import _private
 from tfaccel.distribute.fused import FusedAdam, fuse
 from tfaccel.distribute.replacements import replaced
 from tfaccel.errors import StrategyError
-from tfaccel.planner import calls, lists, liveness, trace
+from tfaccel.planner import layer_lists, liveness, repeated_blocks, trace
 from tfaccel.planner.abstract import AbstractStrategy, Made
 from tfaccel.planner.block_copies import Role
 from tfaccel.planner.block_places import UnevenError
-from tfaccel.planner.exchange import exchanged
+from tfaccel.planner.gradient_reduction import with_reduced_gradients
 from tfaccel.planner.state import Item, items
 from tfaccel.planner.steps import Step
 from tfaccel.planner.unroll import Extension
@@ -57,7 +57,7 @@ class Sized:
     def exchange(self, replicas: int) -> tuple[Step, Sequence[int]]:
         """The step with this many replicas, and its operations as they run."""
         if replicas not in self._exchanged:
-            step = exchanged(self.step, replicas)
+            step = with_reduced_gradients(self.step, replicas)
             self._exchanged[replicas] = step, liveness.order(step)
         return self._exchanged[replicas]
 
@@ -174,7 +174,8 @@ class Models:
             return ()
         if self._whole:
             return (self._whole,)
-        return (f"{self._found.count} equal blocks were counted from {calls.KEPT} of them",)
+        kept = repeated_blocks.KEPT
+        return (f"{self._found.count} equal blocks were counted from {kept} of them",)
 
     def variant(self, precision: str, fused: bool, accumulate: int = 1) -> Variant:
         """A model built under a policy.
@@ -189,7 +190,7 @@ class Models:
             try:
                 made = self._make(*key, self._found if not self._whole else None)
                 if made.count is not None:
-                    made.extension.to(calls.KEPT + 1)
+                    made.extension.to(repeated_blocks.KEPT + 1)
             except UnevenError as reason:
                 self._whole = f"the model was traced with all its blocks: {reason}"
                 made = self._make(*key, None)
@@ -197,7 +198,7 @@ class Models:
         return self._made[key]
 
     @functools.cached_property
-    def _found(self) -> calls.Repeats | lists.Listed | None:
+    def _found(self) -> repeated_blocks.Repeats | layer_lists.Listed | None:
         strategy, models = AbstractStrategy(), []
 
         def build() -> keras.Model:
@@ -205,9 +206,9 @@ class Models:
             return models[-1]
 
         with strategy.scope():
-            found = calls.find(build)
+            found = repeated_blocks.find(build)
             if found is None and models and not getattr(models[0], "inputs", None):
-                return lists.find(models[0], self._shape, self._dtype)
+                return layer_lists.find(models[0], self._shape, self._dtype)
         return found
 
     def _make(
@@ -215,7 +216,7 @@ class Models:
         precision: str,
         fused: bool,
         accumulate: int,
-        found: calls.Repeats | lists.Listed | None,
+        found: repeated_blocks.Repeats | layer_lists.Listed | None,
     ) -> Variant:
         key = (precision, accumulate, found is not None)
         if key not in self._built:
@@ -237,7 +238,10 @@ class Models:
         return Variant(described.model, strategy.made, described.notes, traced, count, blocks)
 
     def _build(
-        self, precision: str, accumulate: int, found: calls.Repeats | lists.Listed | None
+        self,
+        precision: str,
+        accumulate: int,
+        found: repeated_blocks.Repeats | layer_lists.Listed | None,
     ) -> _Built:
         """A model whose Adam is fused, also used for a plain one."""
         strategy = AbstractStrategy()
@@ -245,10 +249,10 @@ class Models:
         keras.config.set_dtype_policy(precision)
         try:
             with strategy.scope():
-                repeats = found if isinstance(found, calls.Repeats) else None
-                with calls.shortened(repeats) as short:
+                repeats = found if isinstance(found, repeated_blocks.Repeats) else None
+                with repeated_blocks.shortened(repeats) as short:
                     model = _build(self._source)
-                if isinstance(found, lists.Listed):
+                if isinstance(found, layer_lists.Listed):
                     short = found.shorten(model)
                 if found is not None and (differs := short.differs or short.unlike()):
                     raise UnevenError(differs)
@@ -279,7 +283,7 @@ def _variables(operation: Any) -> Iterator[Any]:
         yield _private.tf_variable(variable)
 
 
-def _blocks(short: calls.Shortened, made: Sequence[Made]) -> list[int | None]:
+def _blocks(short: repeated_blocks.Shortened, made: Sequence[Made]) -> list[int | None]:
     """The block of each variable, and of each slot that goes with it."""
     of: dict[int, int | None] = {}
     for block, layers in enumerate(short.blocks):

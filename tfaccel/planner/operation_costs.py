@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from tfaccel.planner.liveness import ALIASES
-from tfaccel.planner.steps import Operation, Step
+from tfaccel.planner.steps import Operation
 
 Shape = tuple[int, ...] | None
 _NOTHING = ALIASES | {"Const", "Placeholder", "NoOp", "Shape", "VarHandleOp", "Assert"}
@@ -51,26 +51,6 @@ def moved(op: Operation, sizes: Sequence[int]) -> int:
     if op.kind in _NOTHING:
         return 0
     return sum(sizes[v] for v in (*op.inputs, *op.outputs))
-
-
-def is_product(op: Operation) -> bool:
-    """Whether it is a product of matrices, or a convolution."""
-    return op.kind in _PRODUCTS
-
-
-_PRODUCTS = frozenset(
-    {
-        *("MatMul", "BatchMatMul", "BatchMatMulV2", "BatchMatMulV3", "Einsum", "Conv2D", "Conv3D"),
-        *("Conv2DBackpropInput", "Conv2DBackpropFilter", "Conv3DBackpropInputV2"),
-        *("Conv3DBackpropFilterV2", "DepthwiseConv2dNative"),
-        *("DepthwiseConv2dNativeBackpropInput", "DepthwiseConv2dNativeBackpropFilter"),
-    }
-)
-
-
-def total_flops(step: Step, shapes: Sequence[Shape]) -> int:
-    """The operations of a whole step, on one device."""
-    return sum(flops(op, shapes) for op in step.operations)
 
 
 def _einsum(op: Operation, ins: Sequence[tuple[int, ...]]) -> int:

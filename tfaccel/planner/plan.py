@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from tfaccel.errors import StrategyError
-from tfaccel.planner import advice, commands
+from tfaccel.planner import advice, run_command
 from tfaccel.planner.candidates import Candidate, candidates
 from tfaccel.planner.candidates import precisions as precisions_of
-from tfaccel.planner.devices import Machines
+from tfaccel.planner.device_catalogue import Machines
 from tfaccel.planner.estimate import Estimate, estimate
 from tfaccel.planner.models import Models, Source
 from tfaccel.planner.prices import price
@@ -104,13 +104,13 @@ def plan(
         print(found.reason, found.command)
         ```
     """
-    from tfaccel.planner import devices as catalogue
+    from tfaccel.planner import device_catalogue
 
     if batch_size < 1:
         raise StrategyError(f"tfaccel: a batch of {batch_size} was to be planned, expected rows.")
     machines = devices
     if isinstance(machines, str):
-        machines = catalogue.parse(machines, catalogue.catalogue(device_file))
+        machines = device_catalogue.parse(machines, device_catalogue.catalogue(device_file))
     chosen = [precision] if precision is not None else precisions_of(machines.device)
     models = Models(model, _rows(batch_size, machines), input_shape, dtype)
     notes: tuple[str, ...] = ()
@@ -129,7 +129,7 @@ def plan(
     changes: tuple[advice.Advice, ...] = ()
     command = ""
     if best is not None:
-        command = commands.command(named, best.candidate, machines, batch_size)
+        command = run_command.command(named, best.candidate, machines, batch_size)
     if not any(one.fits for one in plain) and any(one.peak is not None for one in plain):
         changes = tuple(advice.advise(plain, batch_size, machines, models, named))
     return Plan(named, machines, batch_size, found, best, reason, command, changes, notes)

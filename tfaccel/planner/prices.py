@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tfaccel.planner.devices import Device
+from tfaccel.planner.device_catalogue import Device
 from tfaccel.planner.estimate import Estimate
 
 _HOUR = 3600  # seconds

@@ -62,7 +62,7 @@ class Extension:
             ends: how many copies at either end have a role of their own.
 
         Raises:
-            UnevenError: when the three blocks do not say what the others take.
+            UnevenError: when the three blocks do not determine the inputs of the others.
         """
         try:
             return BlockCopies(self._rolled, self.variables(count), count, ends).extended()

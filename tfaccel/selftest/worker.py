@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tfaccel.cluster.cluster import cluster_of
 from tfaccel.selftest.cases import Case, Trained
 
 
@@ -40,8 +41,7 @@ def train(case: Case) -> tuple[int, Trained]:
     history = model.fit(x, y, batch_size=16, epochs=3, shuffle=False, verbose=0)
     flat = np.concatenate([np.ravel(weight) for weight in model.get_weights()])
     order = 1.0 + np.arange(flat.size) % 13
-    rank = strategy.cluster.rank if getattr(strategy, "cluster", None) else 0
-    return rank, Trained(
+    return cluster_of(strategy).rank, Trained(
         loss=float(history.history["loss"][-1]),
         checksum=float(np.sum(np.abs(flat.astype("float64")) * order)),
         digest=hashlib.sha256(flat.tobytes()).hexdigest(),

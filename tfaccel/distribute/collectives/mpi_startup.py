@@ -52,9 +52,9 @@ def join(
         comm = _initialized()
     if (comm.Get_rank(), comm.Get_size()) != (cluster.rank, cluster.size):
         raise ClusterError(
-            f"tfaccel: MPI says worker {comm.Get_rank()} of {comm.Get_size()}, but "
-            f"{cluster.source} says {cluster.rank} of {cluster.size}; expected the same: use the "
-            "MPI library that started this job, or start it with `tfaccel launch`."
+            f"tfaccel: this process is worker {comm.Get_rank()} of {comm.Get_size()} in MPI, but "
+            f"worker {cluster.rank} of {cluster.size} in {cluster.source}; expected the same: use "
+            "the MPI library that started this job, or start it with `tfaccel launch`."
         )
     if port is None:
         hosts = comm.allgather(socket.gethostname())

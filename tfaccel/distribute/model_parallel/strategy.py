@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.experimental import dtensor
 
-from tfaccel.cluster.cluster import Cluster
+from tfaccel.cluster.cluster import Cluster, cluster_of
 from tfaccel.distribute import _private, broadcast, build, custom_loops
 from tfaccel.distribute.files import file_callbacks
 from tfaccel.distribute.gradients import install
@@ -349,8 +349,7 @@ class ModelParallelExtended(tf.distribute.StrategyExtended):  # type: ignore[mis
     @property
     def should_save_summary(self) -> bool:
         """Whether this process writes summaries: the chief."""
-        cluster = self._container_strategy().cluster
-        return cluster is None or cluster.is_chief
+        return cluster_of(self._container_strategy()).is_chief
 
     @property
     def experimental_between_graph(self) -> bool:

@@ -16,7 +16,7 @@ import keras
 import tensorflow as tf
 
 from tfaccel.distribute.replacements import replaced
-from tfaccel.planner.calls import FEWEST, KEPT, Shortened, signature
+from tfaccel.planner.repeated_blocks import FEWEST, KEPT, Shortened, signature
 
 
 @dataclass(frozen=True)

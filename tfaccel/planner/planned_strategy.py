@@ -22,7 +22,7 @@ from tfaccel.strategies.selection import Selection
 if TYPE_CHECKING:
     import tensorflow as tf
 
-    from tfaccel.planner.devices import Machines
+    from tfaccel.planner.device_catalogue import Machines
     from tfaccel.planner.models import Source
     from tfaccel.planner.plan import Plan
 
@@ -93,7 +93,7 @@ def select(
 ) -> Selection:
     """Selects for a model, on all workers alike.
 
-    How fast the devices are is not asked: of what fits the simplest is taken, replicas before
+    The speed of the devices does not count: of what fits the simplest is taken, replicas before
     meshes. On one device and on TPUs there is nothing to choose.
 
     Args:
@@ -133,7 +133,7 @@ def select(
 
 
 def _machines(found: Selection) -> Machines | None:
-    from tfaccel.planner import devices, local_devices
+    from tfaccel.planner import device_catalogue, local_devices
 
     workers = found.cluster.size if found.cluster is not None else 1
     count = len(found.devices)
@@ -141,13 +141,13 @@ def _machines(found: Selection) -> Machines | None:
         return None
     if found.devices[0].startswith("GPU"):
         memory = local_devices.gpu_memory()
-        device = devices.Device(
+        device = device_catalogue.Device(
             "GPU", "gpu", memory, memory, None, None, None, {}, "this machine", ""
         )
     else:  # logical CPUs share the memory of their host
-        host = devices.here()
+        host = device_catalogue.here()
         device = dataclasses.replace(host, usable=host.usable // count)
-    return devices.Machines(device, workers, count)
+    return device_catalogue.Machines(device, workers, count)
 
 
 def _precision(found: Selection) -> str:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _PRICES = ("$/hour", "$/M rows")
-_SAYS = (
+_NOTE = (
     "Nothing was run. Bytes are those of one device, the fullest; a step's time is at the rates of "
     "the catalogue, and a real one is longer."
 )
@@ -49,7 +49,7 @@ def render(found: Plan) -> Iterator[RenderableType]:
         yield Text(f"fits with {change.change}: peak {size(one.peak or 0)}{time}")
         if change.command:
             yield Text(f"  {change.command}")
-    yield Text(_SAYS)
+    yield Text(_NOTE)
 
 
 def table(found: Plan) -> Table:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from tfaccel.planner.steps import Operation, Step, Value
 
 
-def exchanged(step: Step, replicas: int) -> Step:
+def with_reduced_gradients(step: Step, replicas: int) -> Step:
     """A step in which its gradients are summed over replicas.
 
     TensorFlow's collectives put gradients of one type into one buffer, sum that, and take it apart

@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 
 from tfaccel.planner.candidates import Candidate
-from tfaccel.planner.devices import Machines
+from tfaccel.planner.device_catalogue import Machines
 
 
 def command(target: str, candidate: Candidate, machines: Machines, batch: int) -> str:

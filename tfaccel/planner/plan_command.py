@@ -1,4 +1,4 @@
-"""`tfaccel plan`: the command line of a plan."""
+"""`tfaccel plan`: its arguments, and what it prints."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from rich.console import Console
 
-    from tfaccel.planner import picture, report
+    from tfaccel.planner import picture, plan_report
     from tfaccel.planner.plan import plan
 
     found = plan(
@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
         console = Console(highlight=False, soft_wrap=True)
         if not console.is_terminal:
             console = Console(highlight=False, soft_wrap=True, width=220)
-        for part in report.render(found):
+        for part in plan_report.render(found):
             console.print(part)
     if args.picture:
         Path(args.picture).write_text(picture.svg(found), "utf-8")
