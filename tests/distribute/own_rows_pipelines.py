@@ -98,8 +98,13 @@ def with_options() -> Any:
     return rows(ROWS).map(double).with_options(_with_options()).batch(8)
 
 
+def batches_skipped() -> Any:
+    return rows(ROWS).map(double).batch(8).skip(1).take(3)
+
+
 MOVED = [
     mapped,
+    batches_skipped,
     mapped_twice_in_parallel,
     shuffled_before,
     remainder_dropped,
@@ -184,7 +189,13 @@ def ragged() -> Any:
     return rows(ROWS).map(lambda i: tf.RaggedTensor.from_row_lengths(tf.range(i), [i])).batch(8)
 
 
+def parsed_in_an_interleave() -> Any:
+    """interleave of <lambda> at own_rows_pipelines.py"""
+    return rows(5).interleave(lambda i: rows(10 * i, 10 * i + 7).map(double)).batch(8)
+
+
 STAYS = [
+    parsed_in_an_interleave,
     filtered_after,
     shuffled_after,
     flat_mapped_after,

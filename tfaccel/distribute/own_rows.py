@@ -54,7 +54,7 @@ class MovedCut:
         batches: global batches at the cut.
         compute: maps one of their rows to a user's row.
         output: the structure of a user's row.
-        after: later transformations of the batches: cache, repeat, take.
+        after: later transformations of the batches: cache, repeat, take, skip.
         size: of a batch, as text valid in a file name.
     """
 
@@ -92,29 +92,37 @@ _caches: weakref.WeakKeyDictionary[Any, dict[str, Any]] = weakref.WeakKeyDiction
 
 @dataclass
 class _Report:
-    """The maps that run over all rows, and the reasons."""
+    """The functions that run over all rows, and the reasons."""
 
     lines: list[str] = field(default_factory=list)
+    readers: list[str] = field(default_factory=list)
 
-    def stays(self, function: _private.MapFunction, why: str) -> None:
-        self.lines.append(f"map of {_place(function.source)}: {why}")
+    def of_all(self) -> list[str]:
+        """The lines where no row is computed by its worker alone: also of what reads rows."""
+        return [*self.lines, *self.readers]
+
+    def stays(self, kind: str, function: Any, why: str) -> None:
+        self.lines.append(f"{kind} of {_place(function)}: {why}")
 
     def last(self, dataset: tf.data.Dataset) -> None:
         """The last transformation, which the cut cannot pass."""
-        found = _private.stage(dataset)
+        found, function = _private.stage(dataset), _private.user_function(dataset)
         why = f"{found.kind} comes after it"
         if found.function is not None:
             self.stays(
-                found.function, "it is after batch, and before it would run on own rows alone"
+                "map", function, "it is after batch, and before it would run on own rows alone"
             )
-            why = f"the map of {_place(found.function.source)} is after batch"
+            why = f"the map of {_place(function)} is after batch"
+        elif function is not None and found.kind != "filter":
+            why_not = "it may give any number of rows for each element"
+            self.readers.append(f"{found.kind} of {_place(function)}: {why_not}")
         for each in found.inputs:
             self.all_below(each, why)
 
     def all_below(self, dataset: tf.data.Dataset, why: str) -> None:
-        found = _private.stage(dataset)
+        found, function = _private.stage(dataset), _private.user_function(dataset)
         if found.function is not None:
-            self.stays(found.function, why)
+            self.stays("map", function, why)
         for each in found.inputs:
             self.all_below(each, why)
 
@@ -126,12 +134,12 @@ def move_cut(dataset: tf.data.Dataset) -> tuple[MovedCut | None, list[str]]:
         dataset: of global batches.
 
     Returns:
-        The pipeline in parts, or None when it would gain nothing; and, for each `map` that every
-        worker runs over all rows, its location and the reason.
+        The pipeline in parts, or None when it would gain nothing; and, for each `map`, `interleave`
+        or `flat_map` that every worker runs over all rows, its location and the reason.
     """
     report, after, node = _Report(), list[Any](), dataset
     found = _private.stage(node)
-    while found.kind in ("options", "prefetch", "repeat", "take", "cache", "batch"):
+    while found.kind in ("options", "prefetch", "repeat", "take", "skip", "cache", "batch"):
         if found.kind == "cache" and not _is_reproducible(node):
             break
         if found.kind not in ("options", "prefetch"):
@@ -142,7 +150,7 @@ def move_cut(dataset: tf.data.Dataset) -> tuple[MovedCut | None, list[str]]:
         found = _private.stage(node)
     if found.kind != "batch":
         report.last(node)
-        return None, report.lines
+        return None, report.of_all()
     (node,) = found.inputs
     output = node.element_spec
     node = _without_prefetch(node)
@@ -154,7 +162,7 @@ def move_cut(dataset: tf.data.Dataset) -> tuple[MovedCut | None, list[str]]:
         del after[0]
     rows = _rows(node, report)
     if rows.compute is None:
-        return None, report.lines
+        return None, report.of_all()
     batches = rows.source.batch(found.number, found.drop_remainder)
     size = f"{found.number}{'-whole' if found.drop_remainder else ''}"
     return MovedCut(batches, rows.compute, output, tuple(after), size), report.lines
@@ -209,7 +217,7 @@ def _mapped(dataset: tf.data.Dataset, found: _private.Stage, report: _Report) ->
     assert function is not None
     why = _why_not(function, source.element_spec)
     if why:
-        report.stays(function, why)
+        report.stays("map", function.source, why)
         report.all_below(source, f"the map of {_place(function.source)} comes after it")
         return _Rows(dataset)
     inner = _rows(source, report)
