@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -145,6 +146,8 @@ def test_a_rank_that_is_lost_after_its_work_ends_what_waits_for_it_in_finalize(
     if already_finalizes:
         closing.start()
         assert reached.wait(10)
+    while not stays.life._last:  # it has heard that the other one has done its work
+        time.sleep(0.01)
     lost.line.shutdown(socket.SHUT_RDWR)
     if not already_finalizes:
         assert not stays.ended.wait(0.3), "it still has its own work to do"
