@@ -262,6 +262,8 @@ def test_equals_one_device(table: Table, column: str, case: str) -> None:
     if case in CASES:
         assert got["copies_equal"], "the replicas of one process hold different weights"
     compared, rtol, atol = comparison(case, got)
+    if case == "batch_norm" and COLUMNS[column].replicas == 1:  # of the rows of the global batch
+        compared = ("history", "evaluate", "predict", "weights")
     may_fall_back = _FALLS_BACK.get(case, ())
     assert not got["fallbacks"] or COLUMNS[column].strategy in may_fall_back, got["fallbacks"]
     want = table.result("plain", case) if compared else {}

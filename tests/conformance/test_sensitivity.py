@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.exhaustive, pytest.mark.slow]
 
 # Rows whose subject hides the scale of gradients.
 UNSEEN = {
-    "batch_norm": "compares workers alone",
+    "batch_norm": "of replicas compares workers alone",
     "global_clipnorm": "every step is clipped",
     "lion": "steps by the sign",
     "mixed_float16_overflow": "every step overflows",
