@@ -113,39 +113,6 @@ def _last(out: Path) -> str:
     return max((out / "checkpoints").iterdir()).name.rpartition("-")[2]
 
 
-ELASTIC = """
-import json, os, sys
-from tests.checkpoint import run
-rank = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
-with open(f"{sys.argv[1]}/tries-{rank}", "a+") as file:
-    file.write("x")
-    tries = file.tell()
-if (rank, tries) == (2, 2):
-    sys.exit(9)  # it does not come back at once
-if tries < 3:
-    sys.argv += ["--kill=5", f"--rank={tries - 1}"]
-run.main()
-"""
-
-
-@pytest.mark.exhaustive
-def test_a_range_goes_on_without_a_worker_and_takes_it_back(tmp_path: Path) -> None:
-    """Three workers, of which one is lost; two, of which another is; and three to the end."""
-    go(tmp_path / "whole", "replicas 1", "tf.data")
-    lost, script = tmp_path / "lost", tmp_path / "elastic.py"
-    lost.mkdir()
-    script.write_text(ELASTIC)
-    launch = ["-m", "tfaccel.cli", "launch", "--nproc=2:3", "--max-restarts=2", "--show=all"]
-    options = ["--strategy=multi_worker_mirrored", "--seed=1", "--model=alike", "--data=tf.data"]
-    said = run_child([*launch, str(script), str(lost), *options])
-    assert said.count("resuming from") == 2
-    assert [(lost / f"tries-{rank}").stat().st_size for rank in range(3)] == [3, 3, 3]
-    assert "starting 2 workers: rank 2 did not connect" in said
-    assert "saved on 3 workers, resuming on 2 workers" in said
-    assert "saved on 2 workers, resuming on 3 workers" in said
-    assert_close(tmp_path / "whole", lost)
-
-
 def test_what_each_replica_has_accumulated_of_its_rows(tmp_path: Path) -> None:
     """Half of an update, which four replicas that reduce in every step complete."""
     two = lambda: strategy("mirrored", devices=2, gradient_accumulation="local")  # noqa: E731
