@@ -41,13 +41,14 @@ class PreemptionHandler:
     Attributes:
         before_stop: called before a run that has taken no step yet ends at once.
         knows_of_failure: whether any worker has failed, as far as all know.
+        saves: whether a step waits for a checkpoint to be written, which is not cut off.
     """
 
     def __init__(self) -> None:
         self._strategy: Any = None
         self._cluster: Any = None
         self._failed: Callable[[], bool] = lambda: False
-        self.knows_of_failure = self._received = False
+        self.knows_of_failure = self.saves = self._received = False
         self._steps, self._next_look, self._looked_at = 0, 1, time.monotonic()
         self._listens = self._has_stepped = self._stops = False
         self._stepped_at, self._longest_s = time.monotonic(), 0.0
@@ -150,12 +151,15 @@ class PreemptionHandler:
         """Gives the step some time: it is not interrupted where it is compiled."""
         # A failed fit may have left a reader, whose signals another one handles now.
         if _current_handler() is self and self._timer is None and not self._stops:
-            wait_s = max(_NEXT_STEP_S, _TIMES_LONGEST * self._longest_s)
-            self._timer = threading.Timer(
-                wait_s if self._has_stepped else _FIRST_STEP_S, self._stop_without_step
-            )
-            self._timer.daemon = True
-            self._timer.start()
+            self._wait_for_step()
+
+    def _wait_for_step(self) -> None:
+        wait_s = max(_NEXT_STEP_S, _TIMES_LONGEST * self._longest_s)
+        self._timer = threading.Timer(
+            wait_s if self._has_stepped else _FIRST_STEP_S, self._stop_without_step
+        )
+        self._timer.daemon = True
+        self._timer.start()
 
     def _has_failed(self) -> bool:
         """Whether the `fit` has begun, and failed."""
@@ -176,7 +180,9 @@ class PreemptionHandler:
 
     def _stop_without_step(self) -> None:
         """As `_stop_at_once`, from another thread than the one that runs the step."""
-        if not (self._has_failed() or self._stops) and _current_handler() is self:
+        if self.saves:
+            self._wait_for_step()
+        elif not (self._has_failed() or self._stops) and _current_handler() is self:
             self._stop_others()
             sys.stdout.flush()
             os._exit(PREEMPTED)

@@ -213,7 +213,9 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
         """Saves if it is due, or if the run is to stop; then ends the process."""
         self._raise_what_was_heard()
         if due or stops:
+            self._preemption.saves = True
             self._save()
+            self._preemption.saves = False
         if stops:
             self._stop("the state at that point")
 
@@ -234,10 +236,7 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
         raise SystemExit(PREEMPTED)
 
     def _record(self) -> Record:
-        """The complete current state.
-
-        Its tensors share memory with the variables until those are assigned to.
-        """
+        """The complete current state, in the variables' own memory."""
         checks = getattr(self._strategy, "checks", None)
         verdict = checks.verdict(self.model) if isinstance(checks, Checks) else None
         state = self._state.state(
