@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ import pytest
 
 from tests.support import environment, run_child
 from tfaccel.cluster import coordinator
+from tfaccel.cluster.failure_detector import FailureDetector
 from tfaccel.cluster.stalls import (
     BUSY,
     COLLECTIVE,
@@ -199,11 +201,29 @@ def test_ranks_get_their_names() -> None:
     assert named("{1} and {0}", ["worker 0", "worker 1"]) == "worker 1 and worker 0"
 
 
+def test_a_worker_has_reported_before_its_detector_is_made() -> None:
+    """It may be stopped at any time after that, and is judged."""
+    coordinator_end, worker_end = socket.socketpair()
+    with coordinator_end, worker_end:
+        reporters: list[threading.Thread] = []
+
+        def report() -> dict[str, Any]:
+            reporters.append(threading.current_thread())
+            return {"state": STEP}
+
+        detector = FailureDetector(worker_end, ["worker 0"], report=report)
+        assert reporters[0] is threading.current_thread()
+        coordinator_end.settimeout(10.0)
+        assert coordinator_end.recv(100).startswith(b'at {"state": "step"}\n')
+        detector.abort()
+
+
 # --- processes ------------------------------------------------------------------------------------
 
 RANK = """
 import sys, threading, time
 from tfaccel.cluster import coordinator
+from tfaccel.cluster.failure_detector import FailureDetector
 from tfaccel.cluster.failure_detector import FailureDetector
 
 rank, port, state = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]

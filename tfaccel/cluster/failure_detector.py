@@ -80,6 +80,9 @@ class FailureDetector:
             target=self._send_heartbeats, name="tfaccel-heartbeat", daemon=True
         )
         if report is not None:
+            # Here, since a rank that has never reported is not judged: it may be stopped any time.
+            with contextlib.suppress(OSError):  # the listener sees it too
+                self._send_heartbeat(report)
             self._reporter.start()
 
     def before_collective(self, what: str = "") -> None:
@@ -157,10 +160,12 @@ class FailureDetector:
 
     def _send_heartbeats(self) -> None:
         assert self._report is not None
-        with contextlib.suppress(OSError):  # the listener sees it too
-            while not self._leaves.is_set():
-                self._send(f"at {json.dumps(self._report())}")
-                self._leaves.wait(_REPORT_EVERY_S)
+        with contextlib.suppress(OSError):
+            while not self._leaves.wait(_REPORT_EVERY_S):
+                self._send_heartbeat(self._report)
+
+    def _send_heartbeat(self, report: Callable[[], Mapping[str, Any]]) -> None:
+        self._send(f"at {json.dumps(report())}")
 
     def _check(self) -> None:
         for rank, last in list(self._last.items()):
