@@ -10,7 +10,7 @@ rounds. All numbers compare parts of one process:
   copies of variables that the step makes because they are being written are in it.
 - What a save costs in all is the first half of the steps up to the next save less the second half,
   in which nothing is written any more. What the column without saves has there is noise.
-- Memory is the peak of the process with saves less its peak before the first one.
+- Memory is the peak of the `fit` with saves less that of one without, just before.
 """
 
 from __future__ import annotations
@@ -97,19 +97,19 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
     steps = asked.every * (asked.saves + 1)
     data = tf.data.Dataset.from_tensors((x, x)).repeat(WARM + steps)
     model.fit(data.take(WARM), verbose=0)
+    _peak_and_reset()
+    model.fit(data.take(WARM), verbose=0)
+    before = _peak_and_reset()
 
     class Watch(keras.callbacks.Callback):
-        """Notes the time after each step, before it is saved, and the peak of memory so far."""
+        """Notes the time after each step, before it is saved."""
 
         def __init__(self) -> None:
             super().__init__()
             self.times: list[float] = []
-            self.before = 0
 
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
             self.times.append(time.perf_counter())
-            if batch + 1 == asked.every:
-                self.before = _peak_and_reset()
 
     watch = Watch()
     with tempfile.TemporaryDirectory(dir=asked.directory) as directory:
@@ -118,7 +118,6 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
             asynchronous = asked.column == "asynchronous"
             saving = tfaccel.checkpoint.resume(directory, asked.every, asynchronous=asynchronous)
             callbacks.append(saving)
-        _peak_and_reset()
         model.fit(data.take(steps), verbose=0, callbacks=callbacks)
         saved = len(list(Path(directory).glob("step-*")))
     times = np.diff(watch.times)
@@ -132,7 +131,7 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
         "step_s": statistics.median(times.tolist()),
         "pauses_s": [float(p[0] - np.median(p[half:])) for p in periods],
         "costs_s": [float(p[:half].sum() - p[-half:].sum()) for p in periods],
-        "memory_mb": (_peak_and_reset() - watch.before) / 1e6,
+        "memory_mb": (_peak_and_reset() - before) / 1e6,
         "state_mb": sum(sizes) / 1e6,
         "largest_mb": max(sizes) / 1e6,
         "saved": saved,

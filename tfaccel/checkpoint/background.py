@@ -1,4 +1,4 @@
-"""Writes checkpoints in the background; training pauses only while the state is captured.
+"""Writes checkpoints in the background; training pauses only while the state is copied.
 
 Collectives must run in the same order on all processes, so only the training threads use them, at
 points that all reach. Next to each of them a thread writes the part of its process; the chief's
@@ -7,9 +7,6 @@ then waits until the files show that all have, and moves the directory into plac
 
 from __future__ import annotations
 
-import contextlib
-import os
-import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -20,13 +17,13 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from tfaccel.checkpoint import sharded_files
+from tfaccel.checkpoint import low_priority, sharded_files
+from tfaccel.checkpoint.host_buffers import HostBuffers
 from tfaccel.checkpoint.sharded_files import Shard
 from tfaccel.cluster.cluster import cluster_of
 from tfaccel.distribute.broadcast import decode, encode
 from tfaccel.distribute.files.one_writer import broadcast_error, error_of, error_text
 
-_NICE = 10
 _POLL_INTERVAL_S = 0.2  # for the files of other processes
 _SETTLE_S = 60.0  # for those of processes that may have been lost
 
@@ -38,12 +35,24 @@ class BackgroundWriter:
 
     Args:
         strategy: of the processes.
+        asynchronous: whether training continues meanwhile; if not, the state is not copied, and
+            `finish` is to follow `start`.
     """
 
-    def __init__(self, strategy: Any) -> None:
+    def __init__(self, strategy: Any, asynchronous: bool = True) -> None:
         self._strategy = strategy
+        self._buffers = HostBuffers() if asynchronous else None
         self._cluster = cluster_of(strategy)
         self._writing: _Writing | None = None
+
+    def reserve(self, shards: Sequence[Shard]) -> None:
+        """Makes host memory ready in the background.
+
+        Args:
+            shards: like those that `start` will be given.
+        """
+        if self._buffers is not None:
+            self._buffers.reserve([shard.tensor for shard in shards])
 
     def failed(self) -> bool:
         """Whether this process has failed; `finish` raises it on all."""
@@ -57,7 +66,7 @@ class BackgroundWriter:
         seal: Callable[[str], None],
         then: Callable[[], None],
     ) -> None:
-        """Captures the current state and starts writing it; call `finish` first.
+        """Starts writing the current state; call `finish` first.
 
         Args:
             path: of the directory, which appears when it is complete.
@@ -69,7 +78,10 @@ class BackgroundWriter:
         Raises:
             CheckpointError: when the chief could not make a directory, on all processes.
         """
-        taken = [replace(shard, tensor=_taken(shard.tensor)) for shard in shards]
+        if self._buffers is not None:
+            copies = self._buffers.copy([shard.tensor for shard in shards])
+            pairs = zip(shards, copies, strict=True)
+            shards = [replace(shard, tensor=copy) for shard, copy in pairs]
         begun = sharded_files.begin(self._strategy, path)
         cluster = self._cluster
 
@@ -79,10 +91,16 @@ class BackgroundWriter:
 
         self._writing = _Writing(
             path,
-            partial(sharded_files.write_part, begun, cluster.rank, taken, texts),
+            partial(sharded_files.write_part, begun, cluster.rank, shards, texts),
             partial(sharded_files.has_all_parts, begun, cluster.size),
             complete if cluster.is_chief else None,
         )
+
+    def close(self) -> None:
+        """As `finish`, and releases the host memory."""
+        self.finish()
+        if self._buffers is not None:
+            self._buffers = HostBuffers()
 
     def finish(self) -> None:
         """Waits until the checkpoint that is being written, if any, is in place.
@@ -139,31 +157,8 @@ def settle(directory: str) -> None:
             logging.warning("%s", sharded_files.not_written(writing.path, failure))
 
 
-def _taken(tensor: tf.Tensor) -> tf.Tensor:
-    """A copy of a tensor on the host, which does not change while training continues.
-
-    It is made here, though TensorFlow would update a variable in a copy while a value read from it
-    is in use: one by one, as the operations of the next step need them, those copies took five
-    times as long (2.21, on CPUs).
-    """
-    with tf.device("/CPU:0"):
-        value = tf.convert_to_tensor(tensor)
-        if "CPU" not in value.device.upper() or value.dtype == tf.string:
-            return tf.identity(value)
-        return tf.raw_ops.DeepCopy(x=value)
-
-
-def _yield_processors() -> None:
-    """Lets this thread use what the training leaves: on Linux a thread has its own priority."""
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
-
-
 class _Writing:
     """A checkpoint, and the thread that writes it.
-
-    Not a daemon thread: a process whose `fit` fails still finishes the write.
 
     Args:
         path: its final path.
@@ -189,8 +184,7 @@ class _Writing:
         self._has_all, self._complete = has_all, complete
         self._ended, self._others_have = threading.Event(), False
         _begun.append(self)
-        self._thread = threading.Thread(target=self._run, name=f"tfaccel: {path}")
-        self._thread.start()
+        self._thread = low_priority.start(self._run, path)
 
     def end(self, others_have: bool, wait_s: float = 0.0) -> None:
         """Waits for the thread.
@@ -207,7 +201,6 @@ class _Writing:
         _begun.remove(self)
 
     def _run(self) -> None:
-        _yield_processors()
         self.error = error_of(self._part.pop())  # which frees its memory
         self.part_done.set()
         if self._complete is not None and self.error is None:

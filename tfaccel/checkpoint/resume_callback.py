@@ -59,8 +59,8 @@ def resume(
         directory: of this `fit` alone; also on a filesystem of `tf.io.gfile`, such as ``gs://``.
         every: batches between checkpoints, or ``"epoch"``.
         keep: how many checkpoints to keep; if the newest is damaged, the one before it is used.
-        asynchronous: whether training continues while a checkpoint is written. Meanwhile, a second
-            copy of the state is held in host memory.
+        asynchronous: whether training continues while a checkpoint is written. For that, host
+            memory for a second copy of the state is held throughout the `fit`.
 
     Raises:
         CheckpointError: in `fit`, when the directory cannot be used, or the checkpoint is of
@@ -130,7 +130,8 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
         self._place = Place(fit.initial_epoch, 0, fit.initial_epoch)
         self._logs: dict[str, float] = {}
         self._pending: RunState | None = None
-        self._writer = BackgroundWriter(self._strategy)
+        self._writer = BackgroundWriter(self._strategy, self._asynchronous)
+        self._reserved = False
         if self._fitted:
             self._preemption = PreemptionHandler()
         self._preemption.begin(fit, self._strategy, self._writer.failed)
@@ -165,6 +166,9 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
         self._logs = {k: v for k, v in (logs or {}).items() if isinstance(v, (int, float))}
         if self._starts is not None:
             self._starts.step(self._batches)
+        if not self._reserved:  # now that all variables are created
+            self._writer.reserve(run_variables.shards(self.model, self._strategy))
+            self._reserved = True
         due = self._count is not None and self._count.due(batch)
         self._save_if(due, stops=self._preemption.after_step())
 
@@ -201,7 +205,7 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
             self._ready(self._pending)
         elif self._batches != self._saved_at:
             self._save()
-        self._writer.finish()
+        self._writer.close()
         self._fits = False
         if self._starts is not None:
             self._starts.saved(self._batches)
