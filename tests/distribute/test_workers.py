@@ -391,27 +391,48 @@ def test_every_worker_raises_when_lengths_of_data_differ() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "told"), [("same", False), ("noise", False), ("arrays", True), ("shard", True)]
+    ("kind", "told"),
+    [
+        ("same", ""),
+        ("some noise", ""),
+        ("noise", "warning"),
+        ("arrays", "error"),
+        ("arrays of which one is the same", "error"),
+        ("shard", "error"),
+        ("slices, then shuffled", "error"),
+    ],
 )
-def test_workers_that_read_different_rows_are_warned(
-    kind: str, told: bool, monkeypatch: Any
+def test_workers_that_read_different_rows_are_refused_or_warned(
+    kind: str, told: str, monkeypatch: Any
 ) -> None:
     rank = strategy().placement.rank
     monkeypatch.setattr(dataset_consistency, "_warned", False)
     x, y = data(16)
     y = y + np.arange(16)[:, None]
     rows = tf.data.Dataset.from_tensor_slices((x, y))
-    noise = rows.map(lambda x, y: (x + 0.01 * (rank + tf.random.uniform([3])), y))
+    own = tf.data.Dataset.from_tensor_slices((x[rank::2], y[rank::2]))
+
+    def noise(t: Any) -> Any:
+        return tf.cast(t, tf.float32) + 0.01 * (rank + tf.random.uniform([t.shape[0]]))
+
     given = {
         "same": (rows.batch(4),),
-        "noise": (noise.batch(4),),  # of which each worker trains its own rows
+        # Of which each worker trains its own rows.
+        "some noise": (rows.map(lambda x, y: (noise(x), y)).batch(4),),
+        "noise": (rows.map(lambda x, y: (noise(x), noise(y))).batch(4),),
         "arrays": (x[rank::2], y[rank::2]),
+        "arrays of which one is the same": (x[rank::2], np.zeros((8, 1), "float32")),
         "shard": (rows.shard(2, rank).batch(4),),
+        "slices, then shuffled": (own.shuffle(8).map(lambda x, y: (2 * x, y)).batch(4).repeat(2),),
     }
     with strategy().scope():
         model = linear()
-    model.fit(*given[kind], verbose=0, shuffle=False)
-    assert dataset_consistency._warned is told
+    if told == "error":
+        with pytest.raises(InputError, match=r"first batch differs.*input='per_worker'"):
+            model.fit(*given[kind], verbose=0, shuffle=False)
+    else:
+        model.fit(*given[kind], verbose=0, shuffle=False)
+    assert dataset_consistency._warned is (told == "warning")
 
 
 class FailsOnOne(keras.Sequential):

@@ -42,10 +42,12 @@ def together(datasets: list[Any]) -> list[Any]:
     """The global batches of all processes, from their own rows of each."""
     batches = []
     for elements in zip(*datasets, strict=True):
-        (rows,) = {int(rows) for *_, rows in elements}
-        numbers = np.concatenate([numbers for _, numbers, _ in elements])
+        (rows,) = {int(rows) for *_, rows, _ in elements}
+        numbers = np.concatenate([numbers for _, numbers, *_ in elements])
         assert set(numbers) == set(range(rows))
         order = np.argsort(numbers)[:: len(numbers) // max(rows, 1)]
+        first = [fingerprints.numpy().tolist() for *_, fingerprints in elements]
+        assert first[0] == first[1]
         batches.append(
             tf.nest.map_structure(
                 lambda *leaves, order=order: tf.gather(tf.concat(leaves, 0), order),
@@ -72,6 +74,7 @@ def test_arrays_are_gathered_for_own_rows_alone() -> None:
     made = [of_own_rows(dataset(), MeshRows(2, (part,))) for part in range(2)]
     found = list(together(made))
     assert_same(found, dataset())
+    assert [len(fingerprints) for *_, fingerprints in made[0]] == [1, 0, 0]
     assert [len(tf.nest.flatten(own)[0]) for own, *_ in made[0]] == [4, 4, 3]
 
 

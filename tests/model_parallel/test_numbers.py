@@ -14,6 +14,7 @@ import tensorflow as tf
 from tests.distribute.pages import Pages, own_rows
 from tests.model_parallel.models import MODELS, RTOL, train
 from tfaccel.distribute.model_parallel.mesh_rows import MeshRows
+from tfaccel.errors import InputError
 
 RUNS = [
     *(
@@ -191,3 +192,33 @@ def test_two_processes_that_compute_their_own_rows_alone(
         found, of_rows(makes[kind], contextlib.nullcontext, **given), strict=True
     ):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("arrays", "the first batch differs between workers"),
+        ("shard", "the first batch differs between workers"),
+        ("lengths", r"have 2, 3 batches \(by rank\)"),
+        ("a batch that does not divide", "the first batch differs between workers"),
+    ],
+)
+@pytest.mark.child(workers=2, group="2x2")
+def test_two_processes_that_read_different_rows_are_refused(kind: str, says: str) -> None:
+    ours = strategy("batch=2,model=2", "auto", 2)
+    rank = ours.cluster.rank
+    x, y = np.arange(64, dtype="float32").reshape(16, 4), np.arange(16, dtype="float32")[:, None]
+    rows = tf.data.Dataset.from_tensor_slices((x, y))
+    given = {
+        "arrays": (x[rank::2], y[rank::2]),
+        "shard": (rows.shard(2, rank).batch(4),),
+        "lengths": (rows.take(8 + 4 * rank).batch(4),),
+        "a batch that does not divide": (
+            rows.shard(2, rank).map(lambda x, y: (2 * x, y)).batch(3),
+        ),
+    }
+    with ours.scope():
+        model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+        model.compile("sgd", "mse")
+    with pytest.raises(InputError, match=says):
+        model.fit(*given[kind], verbose=0)

@@ -75,11 +75,12 @@ class HostBuffers:
 
 def nbytes(tensor: tf.Tensor) -> int:
     """The size of a tensor's values in bytes."""
-    return int(tensor.shape.num_elements()) * tensor.dtype.size
+    return int(tensor.shape.num_elements() * tensor.dtype.size)
 
 
 def _is_kept(tensor: tf.Tensor) -> bool:
     """Whether a buffer can hold it: a GPU's values are new memory of the host in any case."""
-    number = tensor.dtype.is_floating or tensor.dtype.is_integer
+    dtype = tensor.dtype
+    number = dtype.is_floating or dtype.is_integer
     on_host = "CPU" in tensor.device.upper()
-    return on_host and number and tensor.dtype.size in (2, 4, 8) and tensor.shape.rank > 0
+    return bool(on_host and number and dtype.size in (2, 4, 8) and tensor.shape.rank)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from tfaccel.distribute import _private, data_service, dataset_consistency, padding
+from tfaccel.distribute import _private, data_service, dataset_consistency, own_rows, padding
 from tfaccel.distribute.batch_iterator import BatchIterable, without_autotune
 from tfaccel.distribute.batch_rows import PyDatasetRows
 from tfaccel.distribute.batch_sharding import (
@@ -26,6 +26,10 @@ from tfaccel.distribute.batch_sharding import (
 )
 from tfaccel.distribute.dataset_sharding import shard_dataset, shard_rows_of
 from tfaccel.distribute.read_ahead import read_ahead
+
+_PER_WORKER = (
+    "; or give tfaccel.strategy(..., input='per_worker'), where each worker reads rows of its own"
+)
 
 
 class Part(NamedTuple):
@@ -190,6 +194,7 @@ class Batches(BatchIterable):
         self._all_gather = all_gather
         self._length = length
         self._compared = all_gather is None
+        self._is_deterministic = functools.partial(own_rows.is_deterministic, dataset)
         self._alike = alike and multiples
         self._proportion: tuple[int, ...] | None = None
         sharding = _sharding_options(partial_batch, multiples)
@@ -247,7 +252,9 @@ class Batches(BatchIterable):
             if self._own is not None and len(fingerprint):
                 self._own.check_order(fingerprint, self._all_gather)
             elif not self._compared:
-                dataset_consistency.check_first_batch(fingerprint, self._all_gather)
+                dataset_consistency.check_first_batch(
+                    fingerprint, self._all_gather, self._is_deterministic, _PER_WORKER
+                )
             self._compared = True
         number, replicas = int(rows), self._placement.replicas
         has_empty = number < replicas

@@ -126,17 +126,36 @@ def _check_batch(number: int, gathered: list[list[int]]) -> None:
     )
 
 
-def check_first_batch(parts: Any, all_gather: AllGather) -> None:
-    """Warns when workers have different values in the first global batch.
+def check_first_batch(
+    parts: Any,
+    all_gather: AllGather,
+    is_deterministic: Callable[[], bool],
+    alternative: str = "",
+) -> None:
+    """Compares the first global batch of all workers; all must call.
 
     Args:
         parts: fingerprints of the batch: integers, one for each of its leaves.
         all_gather: as in `check_equal`.
+        is_deterministic: whether nothing but the data makes the dataset's rows. If something draws
+            at random, noise that each worker adds to its own rows is harmless.
+        alternative: to write instead, for the error.
+
+    Raises:
+        InputError: on every worker, when data differ in a deterministic dataset.
     """
     global _warned
     gathered = all_gather([int(part) for part in parts])
-    if _warned or not gathered or any(len(set(leaf)) == 1 for leaf in zip(*gathered, strict=True)):
-        return  # some parts match: noise that each worker adds to its own rows is harmless
+    same = [len(set(leaf)) == 1 for leaf in zip(*gathered, strict=True)]
+    if all(same):
+        return
+    if all(flag for (flag,) in all_gather([int(is_deterministic())])):
+        raise InputError(
+            "tfaccel: the first batch differs between workers, and nothing in its dataset is "
+            f"random; {_EXPECTED}, and seed what creates arrays{alternative}."
+        )
+    if _warned or any(same):
+        return
     _warned = True
     logging.warning(
         "tfaccel: the first batch differs between workers. If that comes from random "

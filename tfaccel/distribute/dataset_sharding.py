@@ -56,7 +56,7 @@ def shard_dataset(
         return shard_batch(batch if len(batch) > 1 else batch[0], placement, sharding)
 
     arrays = _private.array_pipeline(dataset) if read_ahead else None
-    source, whole = dataset, _as_it_is
+    source, whole = dataset, as_it_is
     if arrays is not None:
         source, functions = arrays
         whole = functools.partial(gathered, functions)
@@ -71,7 +71,7 @@ def shard_dataset(
         if not data_service.in_use():
             parts = _and_computed(parts, moved)
     if first is not None:
-        source, parts = source.enumerate(), _with_first(parts, whole, first)
+        source, parts = source.enumerate(), with_first(parts, whole, first)
     if not read_ahead:
         return source.map(parts).with_options(dataset.options())
     divided = source.map(parts, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
@@ -149,7 +149,7 @@ def _and_computed(parts: Any, moved: own_rows.MovedCut) -> Any:
     return computed
 
 
-def _with_first(parts: Any, whole: Any, first: Callable[[Any], tf.Tensor]) -> Any:
+def with_first(parts: Any, whole: Any, first: Callable[[Any], tf.Tensor]) -> Any:
     """`parts` of numbered elements, and the result of `first` for the `whole` first batch."""
 
     @tf.autograph.experimental.do_not_convert
@@ -162,7 +162,8 @@ def _with_first(parts: Any, whole: Any, first: Callable[[Any], tf.Tensor]) -> An
     return numbered
 
 
-def _as_it_is(*batch: Any) -> Any:
+def as_it_is(*batch: Any) -> Any:
+    """The components of an element."""
     return batch
 
 

@@ -43,6 +43,7 @@ _REPRODUCIBLE = frozenset(
         *("tfrecord", "text_line", "fixed_length_record"),
     }
 )
+_SEEDED = frozenset({"shuffle", "shard"})  # by seeds on which all workers agree
 _PYTHON = ("PyFunc", "EagerPyFunc", "PyFuncStateless")
 
 
@@ -174,14 +175,25 @@ def _without_prefetch(dataset: tf.data.Dataset) -> tf.data.Dataset:
     return dataset
 
 
+def is_deterministic(dataset: tf.data.Dataset) -> bool:
+    """Whether all workers that run the same program on the same data get the same rows."""
+    arrays = _private.array_pipeline(dataset) is not None
+    return arrays or _consists_of(dataset, _REPRODUCIBLE | _SEEDED)
+
+
 def _is_reproducible(dataset: tf.data.Dataset) -> bool:
     """Whether each pass gives the same rows, so that a cache may be refilled."""
+    return _consists_of(dataset, _REPRODUCIBLE)
+
+
+def _consists_of(dataset: tf.data.Dataset, kinds: frozenset[str]) -> bool:
+    """Whether a pipeline has only these transformations, and maps without a state."""
     found = _private.stage(dataset)
-    if found.kind not in _REPRODUCIBLE:
+    if found.kind not in kinds:
         return False
     if found.function is not None and _state(found.function):
         return False
-    return all(_is_reproducible(each) for each in found.inputs)
+    return all(_consists_of(each, kinds) for each in found.inputs)
 
 
 @dataclass(frozen=True)

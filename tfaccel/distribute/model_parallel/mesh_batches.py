@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.experimental import dtensor
 
-from tfaccel.distribute import _private
+from tfaccel.distribute import _private, dataset_consistency, own_rows
 from tfaccel.distribute.batch_iterator import (
     BatchIterable,
     BatchIterator,
@@ -67,11 +68,14 @@ class MeshBatches(BatchIterable):
         self._divides = divides
         self._by_leaf = by_leaf
         self._static_rows = _has_static_rows(dataset.element_spec)
+        user_dataset = dataset
         self._py_dataset = own if isinstance(own, PyDatasetRows) else None
         self._own_rows = own is not None
         if own is not None:
             dataset = own.dataset if isinstance(own, PyDatasetRows) else own
         self._dataset = without_autotune(dataset)
+        self._is_deterministic = functools.partial(own_rows.is_deterministic, user_dataset)
+        self._compared = False
         self._mesh = mesh
         self._axis = axis
 
@@ -80,10 +84,34 @@ class MeshBatches(BatchIterable):
             source = iter(self._dataset)
         if self._own_rows:
             elements = source if self._py_dataset is None else self._py_dataset.elements(source)
-            placed = (self._own_to_mesh(*element) for element in elements)
+            compared = self._compare_first(elements, lambda element: element[3])
+            placed = (self._own_to_mesh(*element[:3]) for element in compared)
         else:
-            placed = (self._to_mesh(batch) if self._divides() else batch for batch in source)
+            compared = self._compare_first(source, dataset_consistency.fingerprints)
+            placed = (self._to_mesh(batch) if self._divides() else batch for batch in compared)
         return read_ahead(placed, in_thread=True) if self._threads is None else placed
+
+    def _compare_first(
+        self, elements: Iterator[Any], fingerprints_of: Callable[[Any], Any]
+    ) -> Iterator[Any]:
+        """`elements` of a pass, the first (which no thread prefetches) compared with others'."""
+        for number, element in enumerate(elements):
+            if number == 0:
+                self._compare(fingerprints_of(element))
+            yield element
+
+    def _compare(self, first: Any) -> None:
+        """Compares a batch with those of other processes; every process must call."""
+        strategy = self._strategy() if self._strategy is not None else None
+        if strategy is None or strategy.cluster is None or not len(first):
+            return
+        if self._py_dataset is not None:
+            self._py_dataset.check_order(first, strategy.gather_numbers)
+        elif not self._compared:
+            dataset_consistency.check_first_batch(
+                first, strategy.gather_numbers, self._is_deterministic
+            )
+        self._compared = True
 
     def _to_mesh(self, batch: Any) -> Any:
         if not self._by_leaf:
@@ -98,11 +126,7 @@ class MeshBatches(BatchIterable):
             place(batch, self._mesh, self._axis),
         )
 
-    def _own_to_mesh(self, own: Any, numbers: Any, rows: Any, order: Any = ()) -> Any:
-        strategy = self._strategy() if self._strategy is not None else None
-        if self._py_dataset is not None and strategy is not None and len(order):
-            # For the first batch of a pass, which no thread prefetches.
-            self._py_dataset.check_order(order, strategy.gather_numbers)
+    def _own_to_mesh(self, own: Any, numbers: Any, rows: Any) -> Any:
         numbers, rows = numbers.numpy(), int(rows)
         leaves = tf.nest.map_structure(
             lambda leaf: place_own(leaf, numbers, rows, self._mesh, str(self._axis)), own

@@ -8,6 +8,7 @@ is known when the data are requested: a step that falls back later gathers the r
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +17,10 @@ import numpy.typing as npt
 import tensorflow as tf
 from absl import logging
 
-from tfaccel.distribute import _private, batch_rows, own_rows
+from tfaccel.distribute import _private, batch_rows, dataset_consistency, own_rows
 from tfaccel.distribute.batch_rows import PyDatasetRows
 from tfaccel.distribute.batch_sharding import is_absent, row_count
-from tfaccel.distribute.dataset_sharding import gathered
+from tfaccel.distribute.dataset_sharding import as_it_is, gathered, with_first
 
 
 @dataclass(frozen=True)
@@ -86,8 +87,9 @@ def of_own_rows(dataset: tf.data.Dataset, rows: MeshRows) -> tf.data.Dataset | N
         rows: ours.
 
     Returns:
-        A dataset of tuples of our rows, their indices (int64, shape `[n]`) and the number of rows
-        of the batch (int64 scalar); None where it would gain nothing.
+        A dataset of tuples of our rows, their indices (int64, shape `[n]`), the number of rows of
+        the batch (int64 scalar), and the fingerprints of the first batch (int64, shape `[k]`),
+        which are empty for the others; None where it would gain nothing.
     """
     arrays = _private.array_pipeline(dataset)
     if arrays is not None:
@@ -99,7 +101,9 @@ def of_own_rows(dataset: tf.data.Dataset, rows: MeshRows) -> tf.data.Dataset | N
             numbers = rows.numbers_in_graph(count)
             return gathered(functions, tf.gather(indices, numbers), data), numbers, count
 
-        return _mapped(source, gather).with_options(dataset.options()).prefetch(tf.data.AUTOTUNE)
+        whole = functools.partial(gathered, functions)
+        done = _mapped(source, gather, whole)
+        return done.with_options(dataset.options()).prefetch(tf.data.AUTOTUNE)
     moved, over_all_rows = own_rows.move_cut(dataset)
     for line in over_all_rows:
         logging.info("tfaccel: input: every process computes all rows in the %s.", line)
@@ -114,13 +118,14 @@ def of_own_rows(dataset: tf.data.Dataset, rows: MeshRows) -> tf.data.Dataset | N
         own = tf.nest.map_structure(lambda leaf: tf.gather(leaf, numbers), given)
         return moved.compute_rows(own), numbers, count
 
-    key = f"mesh-{'-'.join(map(str, rows.held))}-of-{rows.parts}"
-    done = moved.finish(_mapped(moved.batches, compute), key)
+    key = f"mesh-first-{'-'.join(map(str, rows.held))}-of-{rows.parts}"
+    done = moved.finish(_mapped(moved.batches, compute, as_it_is), key)
     return done.with_options(dataset.options()).prefetch(tf.data.AUTOTUNE)
 
 
-def _mapped(dataset: tf.data.Dataset, function: Any) -> tf.data.Dataset:
-    return dataset.map(function, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+def _mapped(dataset: tf.data.Dataset, function: Any, whole: Any) -> tf.data.Dataset:
+    parts = with_first(function, whole, dataset_consistency.fingerprints)
+    return dataset.enumerate().map(parts, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
 
 def _is_dense(spec: Any) -> bool:

@@ -12,7 +12,7 @@ import tensorflow as tf
 from tensorflow.experimental import dtensor
 
 from tfaccel.cluster.cluster import Cluster, cluster_of
-from tfaccel.distribute import _private, broadcast, build, custom_loops
+from tfaccel.distribute import _private, broadcast, build, custom_loops, dataset_consistency
 from tfaccel.distribute.files import file_callbacks
 from tfaccel.distribute.gradients import install
 from tfaccel.distribute.keras_strategy import KerasStrategy
@@ -127,6 +127,11 @@ class ModelParallelStrategy(KerasStrategy, tf.distribute.Strategy):  # type: ign
         mapped = preprocessing.map_host_part(model, dataset, read_ahead=threads is None)
         if (reason := preprocessing.stays_on_host(mapped.element_spec)) is not None:
             fallback.enable(kind, reason)
+        if self.cluster is not None:
+            length = dataset_consistency.length_of(
+                dataset, getattr(caller.epoch, "num_batches", None)
+            )
+            dataset_consistency.check_equal(dataset, length, self.gather_numbers)
         own = None
         if (rows := mesh_rows.MeshRows.of(self.mesh, self.planner.mesh.batch_axis)) is not None:
             why = mesh_rows.why_whole(dataset.element_spec)
