@@ -212,7 +212,7 @@ def _some_rows(strategy: Any, batch: Any, few: bool) -> _private.PerReplicaBatch
     """A few rows for each local replica, unequal; or all rows of the batch."""
     placement = strategy.placement
     if not isinstance(batch, _private.PerReplicaBatch):
-        batch = strategy.shard(batch)
+        batch = strategy.shard(batch, multiples=True)  # what may not have them was refused before
     assert isinstance(batch, _private.PerReplicaBatch)
     if batch.has_empty_replicas:
         raise ParityRunError("there is a replica without rows")
