@@ -130,7 +130,7 @@ class ParityRun:
 
     def _traced(self, fn: Any, data: Any) -> TracedStep:
         self._host.restore()
-        return TracedStep(fn, data)
+        return TracedStep(fn, data, eagerly=self.model.run_eagerly)
 
     def _replicated(self, batch: Any, reductions: StepReductions) -> Any:
         recorded: dict[int, list[Any]] = {}
@@ -163,6 +163,7 @@ class ParityRun:
                 own.assign(tf.zeros_like(own))
         variables = self._variables
         before = [_read(v, self.strategy, alone) for v in variables]
+        self._host.restore()
         seen = traced.run(data)
         after = [_read(v, self.strategy, alone) for v in variables]
         seen.add_changes(self.model, zip(variables, before, after, strict=True))
