@@ -15,7 +15,6 @@ from absl import logging
 from tests.distribute.watched import mirrored
 from tfaccel.distribute import compression, first_step_check
 from tfaccel.distribute.checked_steps import KINDS
-from tfaccel.distribute.metric_weights import WeightedScalar
 from tfaccel.distribute.sync_frequency import Frequency
 from tfaccel.errors import CheckError
 
@@ -83,13 +82,13 @@ def contrastive(model: Any, x: Any, y: Any) -> Any:
     return tf.reduce_mean(tf.square(out - tf.transpose(out)))
 
 
-def refuses(made: Any, says: str) -> None:
+def refuses(made: Any, says: str, **fit: Any) -> None:
     # Without its last resort, which makes right whatever can be.
     with (
         mock.patch.object(first_step_check.Checks, "_with_all_rows", return_value=False),
         pytest.raises(CheckError, match=rf"(?s)tfaccel: the first-step check.*{says}") as caught,
     ):
-        fitted(made)
+        fitted(made, **fit)
     assert "\n" not in str(caught.value)
 
 
@@ -209,61 +208,6 @@ def test_a_queue_of_the_newest_rows_is_that_of_all_rows() -> None:
         return model
 
     runs_over_all_rows(made, "variable '.*' would be")
-
-
-# The same with a fix taken out: the check would have found what it fixes.
-
-
-def test_without_losses_of_the_whole_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = dense(loss=lambda y, p: keras.losses.mean_squared_error(y, p))
-    fitted(made)
-    summed = keras.losses.MeanSquaredError(reduction="sum")
-    fitted(dense(loss=summed))
-    monkeypatch.setattr("tfaccel.distribute.fit.use_global_batch_losses", lambda model: None)
-    refuses(dense(loss=keras.losses.MeanSquaredError(reduction="sum")), "gradient of")
-
-
-def test_without_weights_by_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tfaccel.distribute.gradients._weight", lambda ctx, reduction: None)
-    refuses(dense(), "gradient of")
-
-
-def test_without_means_that_count_a_batch_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    def made() -> keras.Model:
-        def more(model: Any, x: Any, loss: Any) -> Any:
-            model.told.update_state(loss)
-            return {"told": model.told.result()}
-
-        model = Own(mean_square, more)
-        model.told = keras.metrics.Mean(name="told")
-        model.compile(SGD(0.1))
-        return model
-
-    fitted(made)
-    plain = keras.metrics.Mean.update_state
-    monkeypatch.setattr(WeightedScalar, "update_state", plain)
-    refuses(made, "metric variable '.*told/total'")
-
-
-def test_without_the_gradients_of_the_tape(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Clips(Own):
-        def train_step(self, data: Any) -> Any:
-            x, y = data
-            with tf.GradientTape() as tape:
-                loss = mean_square(self, x, y)
-            of = self.trainable_variables
-            grads = [tf.clip_by_norm(g, 0.01) for g in tape.gradient(loss, of)]
-            self.optimizer.apply(grads, of)
-            return {"loss": loss}
-
-    def made() -> keras.Model:
-        model = Clips(mean_square)
-        model.compile(SGD(0.1))
-        return model
-
-    fitted(made)
-    monkeypatch.setattr("tfaccel.distribute.fit.KerasFit._gradients", lambda self: None)
-    refuses(made, "gradient of|after a step")
 
 
 # What is written for the global batch.
@@ -388,6 +332,20 @@ def test_train_on_batch_is_checked_too() -> None:
     with mirrored().scope():
         model = own(mean_square)()
     model.train_on_batch(X[:8], Y[:8])
+
+
+def test_a_batch_with_several_rows_for_one_is_checked_by_train_on_batch() -> None:
+    class Pairs(Own):
+        def train_step(self, data: Any) -> Any:
+            (more, x), y = data[:2]
+            pairs = tf.reshape(more, (-1, 8))
+            return super().train_step((x, y - tf.reduce_mean(pairs, axis=1, keepdims=True)))
+
+    with mirrored().scope(), mock.patch.object(logging, "warning") as warned:
+        model = Pairs(mean_square)
+        model.compile(SGD(0.1))
+        model.train_on_batch((X, X[:8]), Y[:8])
+    assert not warned.called
 
 
 def test_it_runs_once_for_each_compile(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import tensorflow as tf
 import tfaccel
 from tests.distribute.watched import data, linear, under
 from tfaccel.distribute import per_worker
-from tfaccel.errors import InputError
+from tfaccel.errors import CheckError, InputError
 
 pytestmark = [pytest.mark.slow, pytest.mark.child(workers=2, group="per_worker")]
 
@@ -155,3 +155,19 @@ def test_what_cannot_be_is_said_on_every_worker(caplog: Any) -> None:
     with caplog.at_level("WARNING", logger="absl"):
         ours.fit(own((EQUAL[0], EQUAL[0])), verbose=0)
     assert "the first batch has the same values on every worker" in caplog.text
+
+
+def test_the_first_step_check_sees_what_a_shard_counts_for(monkeypatch: Any) -> None:
+    plain, checks = per_worker.exact_batch, strategy().checks
+
+    def equal(parts: Any, fractions: Any, *rest: Any) -> Any:
+        return plain(parts, [tf.constant(0.25) for _ in fractions], *rest)
+
+    monkeypatch.setattr(checks, "mode", "always")
+    ours = under(strategy(), made)
+    ours.fit(own(OTHER_ROWS), verbose=0)
+    monkeypatch.setattr(per_worker, "exact_batch", equal)
+    ours = under(strategy(), made)
+    says = "replica 0 would count for 0.25 of the batch; expected 0.428571, as it has 3 of 7 rows"
+    with pytest.raises(CheckError, match=says):
+        ours.fit(own(OTHER_ROWS), verbose=0)

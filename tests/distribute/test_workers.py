@@ -16,7 +16,7 @@ import tfaccel
 from tests.distribute.pages import Pages
 from tests.distribute.pages import own_rows as own_rows_of
 from tests.distribute.watched import data, linear
-from tfaccel.distribute import dataset_consistency, own_rows, step
+from tfaccel.distribute import dataset_consistency, own_rows, random_state, step
 from tfaccel.distribute.batch_sharding import own_numbers
 from tfaccel.distribute.broadcast import broadcast, broadcast_text
 from tfaccel.distribute.files.file_callbacks import ChiefBacksUp
@@ -433,6 +433,34 @@ def test_workers_that_read_different_rows_are_refused_or_warned(
     else:
         model.fit(*given[kind], verbose=0, shuffle=False)
     assert dataset_consistency._warned is (told == "warning")
+
+
+@pytest.mark.parametrize("seed", [3, None])
+def test_without_the_seeds_that_workers_share_they_are_warned(
+    seed: int | None, monkeypatch: Any
+) -> None:
+    """An operation's own seed goes with the global one; without both, a clock decides."""
+    place = strategy().placement
+    x, y = data(16)
+    rows = tf.data.Dataset.from_tensor_slices((x, y + np.arange(16)[:, None]))
+
+    def warned() -> bool:
+        monkeypatch.setattr(dataset_consistency, "_warned", False)
+        with strategy().scope():
+            model = linear()
+        model.fit(rows.shuffle(16, seed=seed).batch(4), verbose=0)
+        return dataset_consistency._warned
+
+    tf.random.set_seed(None)
+    assert not warned()
+    if seed is None:
+        monkeypatch.setattr(random_state.SeedStream, "__call__", lambda self: None)
+    else:
+        tf.random.set_seed(place.rank)
+    try:
+        assert warned()
+    finally:
+        tf.random.set_seed(None)
 
 
 class FailsOnOne(keras.Sequential):

@@ -239,9 +239,14 @@ class KerasFit(KerasStrategy, RunsKerasSteps):
         checks: Checks = vars(self).setdefault("_checks", Checks(self.check))
         return checks
 
-    def shard(self, batch: Any) -> _private.PerReplicaBatch:
-        """Shards one global batch of host tensors over the local replicas."""
-        return shard_host_batch(batch, self.placement)
+    def shard(self, batch: Any, multiples: bool = False) -> _private.PerReplicaBatch:
+        """Shards one global batch of host tensors over the local replicas.
+
+        Args:
+            batch: a nest.
+            multiples: as in `tfaccel.distribute.batch_sharding.ShardingOptions`.
+        """
+        return shard_host_batch(batch, self.placement, multiples=multiples)
 
     def min_over_workers(self, number: int) -> int:
         """The minimum of the workers' numbers; every worker must call."""

@@ -28,7 +28,7 @@ from tfaccel.distribute.step_result import (
     variables_of,
 )
 from tfaccel.distribute.sync_frequency import Frequency
-from tfaccel.errors import TfaccelError
+from tfaccel.errors import CheckError, TfaccelError
 
 _T = TypeVar("_T")
 FIRST_REPLICA_ROWS, OTHER_REPLICA_ROWS = 4, 3
@@ -46,6 +46,7 @@ class ParityRun:
 
     Raises:
         ParityRunError: when the batch is too small, or cannot be split.
+        CheckError: when a replica would not count by its part of the rows.
     """
 
     def __init__(
@@ -130,7 +131,7 @@ class ParityRun:
 
     def _traced(self, fn: Any, data: Any) -> TracedStep:
         self._host.restore()
-        return TracedStep(fn, data)
+        return TracedStep(fn, data, eagerly=self.model.run_eagerly)
 
     def _replicated(self, batch: Any, reductions: StepReductions) -> Any:
         recorded: dict[int, list[Any]] = {}
@@ -163,6 +164,7 @@ class ParityRun:
                 own.assign(tf.zeros_like(own))
         variables = self._variables
         before = [_read(v, self.strategy, alone) for v in variables]
+        self._host.restore()
         seen = traced.run(data)
         after = [_read(v, self.strategy, alone) for v in variables]
         seen.add_changes(self.model, zip(variables, before, after, strict=True))
@@ -212,7 +214,7 @@ def _some_rows(strategy: Any, batch: Any, few: bool) -> _private.PerReplicaBatch
     """A few rows for each local replica, unequal; or all rows of the batch."""
     placement = strategy.placement
     if not isinstance(batch, _private.PerReplicaBatch):
-        batch = strategy.shard(batch)
+        batch = strategy.shard(batch, multiples=True)  # what may not have them was refused before
     assert isinstance(batch, _private.PerReplicaBatch)
     if batch.has_empty_replicas:
         raise ParityRunError("there is a replica without rows")
@@ -221,6 +223,7 @@ def _some_rows(strategy: Any, batch: Any, few: bool) -> _private.PerReplicaBatch
         raise ParityRunError("the batch holds ragged or sparse tensors")
     if placement.workers > 1 and any(t.dtype == tf.string for t in leaves[0]):
         raise ParityRunError("the batch holds strings")
+    _refuse_wrong_fractions(strategy, batch)
     if not few:
         # With static shapes, a step written for a fixed number of rows fails in tracing: an
         # operation that fails in one replica at run time breaks the collectives of all.
@@ -242,6 +245,35 @@ def _some_rows(strategy: Any, batch: Any, few: bool) -> _private.PerReplicaBatch
         fraction = tf.constant(number / sum(rows), tf.float32)
         parts.append(Part(tf.nest.map_structure(some, part.data), fraction))
     return _private.PerReplicaBatch(parts)
+
+
+def _refuse_wrong_fractions(strategy: Any, batch: _private.PerReplicaBatch) -> None:
+    """Raises where a replica would not count by its part of all rows; every worker must call.
+
+    The runs that are compared have other rows, and fractions of their own.
+    """
+    local: list[int] = []
+    for data, fraction, real in batch.values:
+        copies = 0 if real is None else int(tf.reduce_sum(tf.cast(~real, tf.int32)))
+        sent = -1 if fraction is None else round(float(fraction) * _PARTS)
+        local += [sent, *(int(tf.shape(t)[0]) - copies for t in _present(data))]
+    numbers = np.concatenate(strategy.gather_numbers(local))
+    sent, *rows_of_parts = numbers.reshape(strategy.placement.replicas, -1).T
+    # A part with one row on each replica may be one that all share; others have several for one.
+    several = [rows for rows in rows_of_parts if (rows != 1).any()] or rows_of_parts
+    rows = min(several, key=sum)
+    expected = rows / max(1, sum(rows))
+    for replica, fraction in enumerate(sent / _PARTS):
+        if fraction >= 0 and abs(fraction - expected[replica]) > 1e-4:
+            raise CheckError(
+                f"tfaccel: the first-step check found that replica {replica} would count for "
+                f"{fraction:.6g} of the batch; expected {expected[replica]:.6g}, as it has "
+                f"{rows[replica]} of {sum(rows)} rows; report it, or disable the check with "
+                "check='off'."
+            )
+
+
+_PARTS = 1_000_000  # of a fraction that is sent as an integer
 
 
 def _present(data: Any) -> list[Any]:

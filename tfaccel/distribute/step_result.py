@@ -85,6 +85,8 @@ class TracedStep:
         fn: takes a batch; returns the results of the step, flat, and the gradients that its tapes
             took: pairs of the variables and the gradients of each call.
         data: a batch.
+        eagerly: whether it runs as Python where it has no random operations: eager replicas take
+            turns, and those of a graph are traced one after the other.
 
     Attributes:
         concrete: what was traced, as a concrete function.
@@ -92,9 +94,10 @@ class TracedStep:
         random_ops: how many random operations it has.
     """
 
-    def __init__(self, fn: Callable[[Any], Any], data: Any) -> None:
+    def __init__(self, fn: Callable[[Any], Any], data: Any, eagerly: bool = False) -> None:
         self._names: list[list[str]] = []
         self.random_ops = 0
+        self._fn = fn
 
         def traced(data: Any) -> Any:
             with (
@@ -113,10 +116,17 @@ class TracedStep:
         self._function = tf.function(traced, autograph=False)
         self.concrete = self._function.get_concrete_function(data)
         self.graph = self.concrete.graph
+        self._eagerly = eagerly and not self.random_ops
 
     def run(self, data: Any) -> StepResult:
         """Runs the step; the result only has gradients and logs."""
-        return self._result(*self._function(data))
+        if not self._eagerly:
+            return self._result(*self._function(data))
+        with _inlined_functions(), tf.summary.record_if(False):
+            step_logs, recorded = self._fn(data)
+        return self._result(
+            step_logs, [[_dense_gradient(g) for g in gradients] for _, gradients in recorded]
+        )
 
     def run_in(self, double: DoublePrecision, data: Any) -> StepResult:
         """Runs it in double precision, which leaves its variables unchanged."""
@@ -205,13 +215,17 @@ def _inlined_functions() -> Iterator[None]:
         tf.config.run_functions_eagerly(before)
 
 
-def _dense_gradient(grad: Any, graph: Any) -> Any:
-    """A gradient as a dense tensor, or an empty one if it is in a branch or loop."""
+def _dense_gradient(grad: Any, graph: Any = None) -> Any:
+    """A gradient as a dense tensor, or an empty one if it is in a branch or loop.
+
+    Args:
+        grad: of a step.
+        graph: of that step; None for an eager one.
+    """
     if grad is None:
         return tf.zeros([0])
-    dense = grad if isinstance(grad, tf.Tensor) else None
-    values = grad.values if dense is None else dense
-    if values.graph is not graph:
+    values = grad if isinstance(grad, tf.Tensor) else grad.values
+    if graph is not None and values.graph is not graph:
         return tf.zeros([0])
     return tf.convert_to_tensor(grad)
 
