@@ -436,29 +436,27 @@ def test_workers_that_read_different_rows_are_refused_or_warned(
 
 
 @pytest.mark.parametrize("seed", [3, None])
-def test_without_the_seeds_that_workers_share_they_are_warned(
+def test_without_the_seeds_that_workers_share_their_order_is_refused(
     seed: int | None, monkeypatch: Any
 ) -> None:
     """An operation's own seed goes with the global one; without both, a clock decides."""
-    place = strategy().placement
     x, y = data(16)
     rows = tf.data.Dataset.from_tensor_slices((x, y + np.arange(16)[:, None]))
 
-    def warned() -> bool:
-        monkeypatch.setattr(dataset_consistency, "_warned", False)
+    def fit() -> None:
         with strategy().scope():
             model = linear()
         model.fit(rows.shuffle(16, seed=seed).batch(4), verbose=0)
-        return dataset_consistency._warned
 
     tf.random.set_seed(None)
-    assert not warned()
+    fit()
     if seed is None:
         monkeypatch.setattr(random_state.SeedStream, "__call__", lambda self: None)
     else:
-        tf.random.set_seed(place.rank)
+        tf.random.set_seed(strategy().placement.rank)
     try:
-        assert warned()
+        with pytest.raises(InputError, match="the first batch differs between workers"):
+            fit()
     finally:
         tf.random.set_seed(None)
 

@@ -31,6 +31,7 @@ from tfaccel.distribute.sync_frequency import Frequency
 from tfaccel.errors import CheckError, TfaccelError
 
 _T = TypeVar("_T")
+_PARTS = 1_000_000  # of a fraction that is sent as an integer
 FIRST_REPLICA_ROWS, OTHER_REPLICA_ROWS = 4, 3
 
 
@@ -271,9 +272,6 @@ def _refuse_wrong_fractions(strategy: Any, batch: _private.PerReplicaBatch) -> N
                 f"{rows[replica]} of {sum(rows)} rows; report it, or disable the check with "
                 "check='off'."
             )
-
-
-_PARTS = 1_000_000  # of a fraction that is sent as an integer
 
 
 def _present(data: Any) -> list[Any]:
