@@ -13,7 +13,7 @@ from tensorflow.experimental import dtensor
 
 from tfaccel.cluster.cluster import Cluster, cluster_of
 from tfaccel.distribute import _private, broadcast, build, custom_loops
-from tfaccel.distribute.files import file_callbacks
+from tfaccel.distribute.files import file_callbacks, model_files
 from tfaccel.distribute.gradients import install
 from tfaccel.distribute.keras_strategy import KerasStrategy
 from tfaccel.distribute.model_parallel import (
@@ -104,6 +104,8 @@ class ModelParallelStrategy(KerasStrategy, tf.distribute.Strategy):  # type: ign
         user_functions.install()
         install()
         self.cluster = cluster
+        if cluster is not None:
+            model_files.all_models_by_policy(self)
         self.deferred_errors = DeferredErrors()
         self.seeds = Seeds(self)
         self.replicated_operations: set[str] = set()
