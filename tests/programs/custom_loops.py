@@ -300,3 +300,37 @@ def moving_means_in_a_loop(strategy: Any) -> Numbers:
     train, test = reduced(step), reduced(validate)
     found = [float(run(batch)) for _ in range(2) for run in (train, test) for batch in data]
     return {"found": found, "weights": weights(model), "mean": plain.moving_mean.numpy()}
+
+
+@program(12, always=True)
+def called_first_outside_of_the_scope(strategy: Any) -> Numbers:
+    """Models without an input shape, created in the scope and first called in a loop outside"""
+
+    class Subclassed(keras.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.hidden, self.normed = layers.Dense(8, "tanh"), layers.BatchNormalization()
+            self.logits = layers.Dense(3)
+
+        def call(self, x: Any, training: bool = False) -> Any:
+            return self.logits(self.normed(self.hidden(x), training=training))
+
+    def step(model: Any, optimizer: Any, features: Any, target: Any) -> Any:
+        with tf.GradientTape() as tape:
+            loss = loss_fn(target, model(features, training=True))
+        of = model.trainable_variables
+        optimizer.apply_gradients(zip(tape.gradient(loss, of), of, strict=True))
+        return loss
+
+    x, y = reals(24, 5), labels(3, 24)
+    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(8)
+    loss_fn = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    found = []
+    for compiled in (False, True):
+        for made in (Subclassed, lambda: keras.Sequential([layers.Dense(4), layers.Dense(3)])):
+            with strategy.scope():
+                model, optimizer = made(), keras.optimizers.Adam(0.05)
+            run = tf.function(step) if compiled else step
+            losses = [float(run(model, optimizer, *batch)) for batch in data]
+            found.append({"losses": losses, "weights": weights(model)})
+    return {"found": found}
