@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import keras
@@ -334,3 +335,59 @@ def called_first_outside_of_the_scope(strategy: Any) -> Numbers:
             losses = [float(run(model, optimizer, *batch)) for batch in data]
             found.append({"losses": losses, "weights": weights(model)})
     return {"found": found}
+
+
+@program(12)
+def objects_given_to_the_step(strategy: Any) -> Numbers:
+    """strategy.run(step, args=(model, optimizer, metric, batch)), each made inside and outside"""
+
+    def step(model: Any, optimizer: Any, total: Any, batch: Any) -> Any:
+        features, target = batch
+        with tf.GradientTape() as tape:
+            rows = tf.square(model(features, training=True) - target)
+            loss = tf.nn.compute_average_loss(rows[:, 0], global_batch_size=8)
+        of = model.trainable_variables
+        optimizer.apply_gradients(zip(tape.gradient(loss, of), of, strict=True))
+        total.update_state(tf.reduce_sum(target))
+        return loss
+
+    x, y = reals(16, 4), reals(16, 1, seed=2)
+    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(8)
+    data = strategy.experimental_distribute_dataset(data)
+    found = []
+    for inside in (lambda part: False, lambda part: part == "model", lambda part: part != "model"):
+
+        def made(part: str, make: Any, inside: Any = inside) -> Any:
+            with strategy.scope() if inside(part) else contextlib.nullcontext():
+                return make()
+
+        stack = [keras.Input((4,)), layers.BatchNormalization(synchronized=True), layers.Dense(1)]
+        model = made("model", lambda stack=stack: keras.Sequential(stack))
+        optimizer = made("optimizer", lambda: keras.optimizers.Adam(0.05, global_clipnorm=0.5))
+        total = made("metric", keras.metrics.Sum)
+
+        @tf.function
+        def run(batch: Any, given: Any = (model, optimizer, total)) -> Any:
+            return strategy.reduce("SUM", strategy.run(step, args=(*given, batch)), axis=None)
+
+        losses = [float(run(batch)) for _ in range(2) for batch in data]
+        found.append({"losses": losses, "weights": weights(model), "total": float(total.result())})
+    return {"found": found}
+
+
+@program(12)
+def an_optimizer_inside_and_a_model_outside(strategy: Any) -> Numbers:
+    """An eager loop without strategy.run, whose optimizer alone was made inside the scope"""
+    x, y = reals(24, 5), labels(3, 24)
+    model = classifier()
+    with strategy.scope():
+        optimizer = keras.optimizers.Adam(0.05)
+    loss_fn = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    found = []
+    for features, target in tf.data.Dataset.from_tensor_slices((x, y)).batch(8):
+        with tf.GradientTape() as tape:
+            loss = loss_fn(target, model(features, training=True))
+        of = model.trainable_variables
+        optimizer.apply_gradients(zip(tape.gradient(loss, of), of, strict=True))
+        found.append(float(loss))
+    return {"found": found, "weights": weights(model), "slots": weights(optimizer.variables)}

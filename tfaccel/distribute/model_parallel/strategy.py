@@ -168,7 +168,7 @@ class ModelParallelStrategy(KerasStrategy, tf.distribute.Strategy):  # type: ign
             user_functions.before_run(self)
             if user_functions.in_python(self):
                 return user_functions.compiled(fn, self)(*args, **(kwargs or {}))
-            parts = custom_loops.prepare(fn, self, custom_loops.Anywhere)
+            parts = custom_loops.prepare(fn, self, (args, kwargs), custom_loops.Anywhere)
             if tf.executing_eagerly():
                 args, kwargs = self.on_mesh_where_tensors((args, kwargs or {}))
             with mesh_model.in_custom_loop(parts, self), unsupported.eager_step(fn):
