@@ -260,9 +260,13 @@ class ModelParallelExtended(tf.distribute.StrategyExtended):  # type: ignore[mis
 
     def _create_variable(self, next_creator: Any, **kwargs: Any) -> tf.Variable:
         owner = self._container_strategy()
+        if host_copies.in_use():  # a step on the host, that builds its optimizer
+            return host_copies.made_on_mesh(lambda: self._create_variable(next_creator, **kwargs))
         if phase.current() == phase.COPY or fork.in_forked_process():
             return next_creator(**kwargs)
         if not tf.executing_eagerly():
+            if (constant := tf.get_static_value(kwargs["initial_value"])) is not None:
+                kwargs["initial_value"] = constant  # of the graph: Nadam's product is 1 at first
             with tf.init_scope():
                 return self._create_variable(next_creator, **kwargs)
         if kwargs.get("aggregation") == tf.VariableAggregation.ONLY_FIRST_REPLICA:
