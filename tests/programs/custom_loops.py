@@ -391,3 +391,51 @@ def an_optimizer_inside_and_a_model_outside(strategy: Any) -> Numbers:
         optimizer.apply_gradients(zip(tape.gradient(loss, of), of, strict=True))
         found.append(float(loss))
     return {"found": found, "weights": weights(model), "slots": weights(optimizer.variables)}
+
+
+@program(12, undivided=True)
+def episodes_of_an_actor_and_a_critic(strategy: Any) -> Numbers:
+    """Reinforcement learning: an episode in a tf.function, step by step into TensorArrays"""
+
+    class ActorCritic(keras.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.common, self.actor = layers.Dense(8, "relu"), layers.Dense(2)
+            self.critic = layers.Dense(1)
+
+        def call(self, x: Any) -> Any:
+            x = self.common(x)
+            return self.actor(x), self.critic(x)
+
+    with strategy.scope():
+        model, optimizer = ActorCritic(), keras.optimizers.Nadam(0.01)
+        huber = keras.losses.Huber(reduction="sum")
+
+    def episode(state: Any) -> Any:
+        chosen = tf.TensorArray(tf.float32, size=0, dynamic_size=True)
+        values = tf.TensorArray(tf.float32, size=0, dynamic_size=True)
+        for t in tf.range(5):
+            logits, value = model(state[None])
+            action = tf.argmax(logits[0], output_type=tf.int32)
+            chosen = chosen.write(t, tf.nn.softmax(logits)[0, action])
+            values = values.write(t, tf.squeeze(value))
+            state = 0.9 * state + 0.1 * tf.cast(2 * action - 1, tf.float32)
+            state.set_shape((4,))
+        return chosen.stack(), values.stack()
+
+    @tf.function
+    def train_step(state: Any, returns: Any) -> Any:
+        with tf.GradientTape() as tape:
+            chosen, values = episode(state)
+            advantage = returns - values
+            loss = huber(values[:, None], returns[:, None])
+            loss -= tf.reduce_sum(tf.math.log(chosen) * advantage)
+        of = model.trainable_variables
+        optimizer.apply_gradients(zip(tape.gradient(loss, of), of, strict=True))
+        return loss
+
+    states, returns = reals(3, 4), reals(3, 5, seed=2)
+    found = [
+        float(train_step(*map(tf.constant, each))) for each in zip(states, returns, strict=True)
+    ]
+    return {"found": found, "weights": weights(model)}
