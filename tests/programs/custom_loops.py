@@ -439,3 +439,34 @@ def episodes_of_an_actor_and_a_critic(strategy: Any) -> Numbers:
         float(train_step(*map(tf.constant, each))) for each in zip(states, returns, strict=True)
     ]
     return {"found": found, "weights": weights(model)}
+
+
+@program(12)
+def results_of_rows_reduced_and_gathered(strategy: Any) -> Numbers:
+    """distribute_datasets_from_function with a shard, strategy.reduce along the rows, and gather"""
+    x = reals(16, 5)
+
+    def dataset_fn(context: Any) -> Any:
+        rows = tf.data.Dataset.from_tensor_slices(x)
+        rows = rows.shard(context.num_input_pipelines, context.input_pipeline_id)
+        return rows.batch(context.get_per_replica_batch_size(16))
+
+    with strategy.scope():
+        model = classifier()
+
+    @tf.function
+    def reduced(batch: Any) -> Any:
+        logits = strategy.run(model, args=(batch,))
+        return [strategy.reduce(kind, logits, axis=0) for kind in ("MEAN", "sum")]
+
+    @tf.function
+    def logits_of(batch: Any) -> Any:
+        return strategy.run(model, args=(batch,))
+
+    found = [reduced(batch) for batch in strategy.distribute_datasets_from_function(dataset_fn)]
+    data = tf.data.Dataset.from_tensor_slices(x[:14]).batch(8)
+    data = strategy.experimental_distribute_dataset(data)
+    mean = tf.distribute.ReduceOp.MEAN
+    found.append([strategy.reduce(mean, logits_of(batch), axis=0) for batch in data])
+    rows = [strategy.gather(logits_of(batch), axis=0) for batch in data]
+    return {"found": found, "rows": rows}

@@ -183,8 +183,15 @@ class ModelParallelStrategy(KerasStrategy, tf.distribute.Strategy):  # type: ign
             return fn(data)
 
     def reduce(self, reduce_op: Any, value: Any, axis: Any = None) -> Any:
-        """Returns `value`, which is the sum and the mean of one."""
-        return to_dtensors(value)
+        """Returns `value`, which is the sum and the mean of one, reduced along `axis` if given."""
+        value = to_dtensors(value)
+        if axis is None:
+            return value
+        if isinstance(reduce_op, str):
+            reduce_op = tf.distribute.ReduceOp(reduce_op.upper())
+        is_sum = reduce_op == tf.distribute.ReduceOp.SUM
+        of = tf.reduce_sum if is_sum else tf.reduce_mean
+        return tf.nest.map_structure(lambda each: of(each, axis), value)
 
     def run_on_host(self, function: Any, reason: str, args: Any, kwargs: Any) -> Any:
         """Calls a `tf.function` that cannot run on the mesh (`host_fallback.py`)."""
