@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
+import os
 import pickle
 import random
 import re
@@ -22,7 +24,7 @@ import tensorflow as tf
 
 from tests.support import environment
 from tfaccel.distribute import _private, dataset_cache, random_state
-from tfaccel.distribute.files import file_callbacks, model_files
+from tfaccel.distribute.files import atomic, file_callbacks, model_files
 from tfaccel.distribute.files.one_writer import on_chief
 from tfaccel.distribute.loss import GlobalBatchLoss
 from tfaccel.distribute.mixins import mix_in
@@ -343,3 +345,45 @@ def test_strategies_of_one_process_train_in_turn() -> None:
         timeout=300,
     )
     assert "all trained" in done.stdout, done.stderr[-3000:]
+
+
+@pytest.fixture
+def plain_methods() -> Iterator[None]:
+    names = ("save", "save_weights", "export")
+    plain = {name: getattr(keras.Model, name) for name in names}
+    yield
+    for name, method in plain.items():
+        setattr(keras.Model, name, method)
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_any_model_is_written_in_one_step(
+    trained: bool, plain_methods: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A part of a trained model, an encoder say, has not run itself."""
+    seen: list[tuple[str, ...]] = []
+    write = atomic.write
+
+    def watched(path: str, rank: int, write_to: Any, parents: bool = False) -> None:
+        write(path, rank, lambda own: (seen.append((path, own)), write_to(own)), parents)
+
+    monkeypatch.setattr(atomic, "write", watched)
+    model_files.all_models_by_policy(strategy(1))
+    model_files.all_models_by_policy(strategy(1))
+    model = small()
+    if trained:
+        model_files.write_by_policy(model, strategy(1))
+    calls = {"m.keras": model.save, "m.weights.h5": model.save_weights}
+    calls["new/exported"] = functools.partial(model.export, verbose=False)
+    for name, call in calls.items():
+        call(tmp_path / name)
+        if "new" not in name:
+            with pytest.raises(FileExistsError, match="is there already"):
+                call(tmp_path / name, overwrite=False)
+    folders = [os.path.relpath(own, tmp_path) for _, own in seen]
+    assert folders == [
+        ".rank1.m.keras/m.keras",
+        ".rank1.m.weights.h5/m.weights.h5",
+        "new/.rank1.exported/exported",
+    ]
+    assert keras.models.load_model(tmp_path / "m.keras").count_params() == 3

@@ -140,6 +140,27 @@ def test_a_variable_in_a_tuple_is_refused() -> None:
 
 
 @pytest.mark.child(devices=2)
+def test_what_an_optimizer_of_the_scope_cannot_take_over_is_refused() -> None:
+    strategy = mirrored()
+    variable = tf.Variable([1.0, 2.0])
+    layer = keras.layers.Dense(1)
+    layer.build((None, 2))
+    with strategy.scope():
+        optimizers = [keras.optimizers.SGD(0.1, name=f"sgd{i}") for i in range(2)]
+    expected = r"optimizer 'sgd{}' was created inside .* trains variable '{}', which .*; create the"
+    with pytest.raises(ScopeError, match=expected.format(0, "Variable:0")):
+        optimizers[0].apply([tf.ones(2)], [variable])
+
+    @tf.function(autograph=False)
+    def step() -> None:
+        kernel = layer.trainable_variables[0]
+        optimizers[1].apply([tf.ones_like(kernel)], [kernel])
+
+    with pytest.raises(ScopeError, match=expected.format(1, layer.kernel.path)):
+        step()
+
+
+@pytest.mark.child(devices=2)
 def test_another_strategy_is_refused() -> None:
     other = tf.distribute.MirroredStrategy(["CPU:0"])
     with other.scope():

@@ -145,3 +145,33 @@ def best_model_kept(strategy: Any, folder: str) -> Numbers:
         "best": best.evaluate(x, y, batch_size=8, verbose=0),
         "weights": weights(model),
     }
+
+
+@program(16)
+def parts_saved_on_their_own(strategy: Any, folder: str) -> Numbers:
+    """An encoder that a callback saves each epoch; a model that has never run, exported"""
+
+    class SavesTheEncoder(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            self.model.encoder.save_weights(str(Path(folder) / f"{epoch}.weights.h5"))
+
+    x = reals(22, 6)
+    with strategy.scope():
+        inputs = keras.Input((6,))
+        encoder = keras.Sequential([keras.Input((6,)), layers.Dense(256, "tanh"), layers.Dense(2)])
+        model = keras.Model(inputs, layers.Dense(6)(encoder(inputs)))
+        model.encoder = encoder
+        model.compile(keras.optimizers.SGD(0.05), "mse")
+        sums = keras.Model(inputs, keras.ops.sum(encoder(inputs), axis=1, keepdims=True))
+    run = model.fit(x, x, batch_size=8, epochs=2, callbacks=[SavesTheEncoder()], verbose=0)
+    model.encoder.save(str(Path(folder) / "encoder.keras"))
+    sums.export(str(Path(folder) / "sums"), verbose=False)
+    model.encoder.load_weights(str(Path(folder) / "0.weights.h5"))
+    first = model.encoder.predict(x[:4], verbose=0)  # after which no worker writes
+    exported = tf.saved_model.load(str(Path(folder) / "sums"))
+    return {
+        "history": run.history,
+        "first": first,
+        "last": np.asarray(keras.models.load_model(str(Path(folder) / "encoder.keras"))(x[:4])),
+        "exported": exported.serve(x[:4]).numpy(),
+    }

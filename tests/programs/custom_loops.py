@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import keras
@@ -300,3 +301,172 @@ def moving_means_in_a_loop(strategy: Any) -> Numbers:
     train, test = reduced(step), reduced(validate)
     found = [float(run(batch)) for _ in range(2) for run in (train, test) for batch in data]
     return {"found": found, "weights": weights(model), "mean": plain.moving_mean.numpy()}
+
+
+@program(12, always=True)
+def called_first_outside_of_the_scope(strategy: Any) -> Numbers:
+    """Models without an input shape, created in the scope and first called in a loop outside"""
+
+    class Subclassed(keras.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.hidden, self.normed = layers.Dense(8, "tanh"), layers.BatchNormalization()
+            self.logits = layers.Dense(3)
+
+        def call(self, x: Any, training: bool = False) -> Any:
+            return self.logits(self.normed(self.hidden(x), training=training))
+
+    def step(model: Any, optimizer: Any, features: Any, target: Any) -> Any:
+        with tf.GradientTape() as tape:
+            loss = loss_fn(target, model(features, training=True))
+        of = model.trainable_variables
+        optimizer.apply_gradients(zip(tape.gradient(loss, of), of, strict=True))
+        return loss
+
+    x, y = reals(24, 5), labels(3, 24)
+    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(8)
+    loss_fn = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    found = []
+    for compiled in (False, True):
+        for made in (Subclassed, lambda: keras.Sequential([layers.Dense(4), layers.Dense(3)])):
+            with strategy.scope():
+                model, optimizer = made(), keras.optimizers.Adam(0.05)
+            run = tf.function(step) if compiled else step
+            losses = [float(run(model, optimizer, *batch)) for batch in data]
+            found.append({"losses": losses, "weights": weights(model)})
+    return {"found": found}
+
+
+@program(12)
+def objects_given_to_the_step(strategy: Any) -> Numbers:
+    """strategy.run(step, args=(model, optimizer, metric, batch)), each made inside and outside"""
+
+    def step(model: Any, optimizer: Any, total: Any, batch: Any) -> Any:
+        features, target = batch
+        with tf.GradientTape() as tape:
+            rows = tf.square(model(features, training=True) - target)
+            loss = tf.nn.compute_average_loss(rows[:, 0], global_batch_size=8)
+        of = model.trainable_variables
+        optimizer.apply_gradients(zip(tape.gradient(loss, of), of, strict=True))
+        total.update_state(tf.reduce_sum(target))
+        return loss
+
+    x, y = reals(16, 4), reals(16, 1, seed=2)
+    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(8)
+    data = strategy.experimental_distribute_dataset(data)
+    found = []
+    for inside in (lambda part: False, lambda part: part == "model", lambda part: part != "model"):
+
+        def made(part: str, make: Any, inside: Any = inside) -> Any:
+            with strategy.scope() if inside(part) else contextlib.nullcontext():
+                return make()
+
+        stack = [keras.Input((4,)), layers.BatchNormalization(synchronized=True), layers.Dense(1)]
+        model = made("model", lambda stack=stack: keras.Sequential(stack))
+        optimizer = made("optimizer", lambda: keras.optimizers.Adam(0.05, global_clipnorm=0.5))
+        total = made("metric", keras.metrics.Sum)
+
+        @tf.function
+        def run(batch: Any, given: Any = (model, optimizer, total)) -> Any:
+            return strategy.reduce("SUM", strategy.run(step, args=(*given, batch)), axis=None)
+
+        losses = [float(run(batch)) for _ in range(2) for batch in data]
+        found.append({"losses": losses, "weights": weights(model), "total": float(total.result())})
+    return {"found": found}
+
+
+@program(12)
+def an_optimizer_inside_and_a_model_outside(strategy: Any) -> Numbers:
+    """An eager loop without strategy.run, whose optimizer alone was made inside the scope"""
+    x, y = reals(24, 5), labels(3, 24)
+    model = classifier()
+    with strategy.scope():
+        optimizer = keras.optimizers.Adam(0.05)
+    loss_fn = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    found = []
+    for features, target in tf.data.Dataset.from_tensor_slices((x, y)).batch(8):
+        with tf.GradientTape() as tape:
+            loss = loss_fn(target, model(features, training=True))
+        of = model.trainable_variables
+        optimizer.apply_gradients(zip(tape.gradient(loss, of), of, strict=True))
+        found.append(float(loss))
+    return {"found": found, "weights": weights(model), "slots": weights(optimizer.variables)}
+
+
+@program(12, undivided=True)
+def episodes_of_an_actor_and_a_critic(strategy: Any) -> Numbers:
+    """Reinforcement learning: an episode in a tf.function, step by step into TensorArrays"""
+
+    class ActorCritic(keras.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.common, self.actor = layers.Dense(8, "relu"), layers.Dense(2)
+            self.critic = layers.Dense(1)
+
+        def call(self, x: Any) -> Any:
+            x = self.common(x)
+            return self.actor(x), self.critic(x)
+
+    with strategy.scope():
+        model, optimizer = ActorCritic(), keras.optimizers.Nadam(0.01)
+        huber = keras.losses.Huber(reduction="sum")
+
+    def episode(state: Any) -> Any:
+        chosen = tf.TensorArray(tf.float32, size=0, dynamic_size=True)
+        values = tf.TensorArray(tf.float32, size=0, dynamic_size=True)
+        for t in tf.range(5):
+            logits, value = model(state[None])
+            action = tf.argmax(logits[0], output_type=tf.int32)
+            chosen = chosen.write(t, tf.nn.softmax(logits)[0, action])
+            values = values.write(t, tf.squeeze(value))
+            state = 0.9 * state + 0.1 * tf.cast(2 * action - 1, tf.float32)
+            state.set_shape((4,))
+        return chosen.stack(), values.stack()
+
+    @tf.function
+    def train_step(state: Any, returns: Any) -> Any:
+        with tf.GradientTape() as tape:
+            chosen, values = episode(state)
+            advantage = returns - values
+            loss = huber(values[:, None], returns[:, None])
+            loss -= tf.reduce_sum(tf.math.log(chosen) * advantage)
+        of = model.trainable_variables
+        optimizer.apply_gradients(zip(tape.gradient(loss, of), of, strict=True))
+        return loss
+
+    states, returns = reals(3, 4), reals(3, 5, seed=2)
+    found = [
+        float(train_step(*map(tf.constant, each))) for each in zip(states, returns, strict=True)
+    ]
+    return {"found": found, "weights": weights(model)}
+
+
+@program(12)
+def results_of_rows_reduced_and_gathered(strategy: Any) -> Numbers:
+    """distribute_datasets_from_function with a shard, strategy.reduce along the rows, and gather"""
+    x = reals(16, 5)
+
+    def dataset_fn(context: Any) -> Any:
+        rows = tf.data.Dataset.from_tensor_slices(x)
+        rows = rows.shard(context.num_input_pipelines, context.input_pipeline_id)
+        return rows.batch(context.get_per_replica_batch_size(16))
+
+    with strategy.scope():
+        model = classifier()
+
+    @tf.function
+    def reduced(batch: Any) -> Any:
+        logits = strategy.run(model, args=(batch,))
+        return [strategy.reduce(kind, logits, axis=0) for kind in ("MEAN", "sum")]
+
+    @tf.function
+    def logits_of(batch: Any) -> Any:
+        return strategy.run(model, args=(batch,))
+
+    found = [reduced(batch) for batch in strategy.distribute_datasets_from_function(dataset_fn)]
+    data = tf.data.Dataset.from_tensor_slices(x[:14]).batch(8)
+    data = strategy.experimental_distribute_dataset(data)
+    mean = tf.distribute.ReduceOp.MEAN
+    found.append([strategy.reduce(mean, logits_of(batch), axis=0) for batch in data])
+    rows = [strategy.gather(logits_of(batch), axis=0) for batch in data]
+    return {"found": found, "rows": rows}

@@ -21,6 +21,11 @@ from tfaccel.distribute.mixins import mix_in
 from tfaccel.distribute.object_graph import ReachableObjects
 from tfaccel.distribute.optimizer import ReduceFirst
 
+_OBJECTS = (
+    *(keras.layers.Layer, keras.losses.Loss, keras.metrics.Metric, keras.optimizers.Optimizer),
+    tf.Module,
+)
+
 
 class _Traces(threading.local):
     built_optimizer = False
@@ -47,7 +52,10 @@ class Anywhere:
         strategy = self._distribution_strategy  # type: ignore[attr-defined]
         if not tf.executing_eagerly():
             _traces.built_optimizer = True
-        if tf.distribute.get_strategy() is strategy:
+        inside = tf.distribute.get_strategy() is strategy
+        if not inside or tf.distribute.in_cross_replica_context():
+            scope.adopt_trained(self, list(variables), strategy)
+        if inside:
             super().build(variables)  # type: ignore[misc]
             return
         with strategy.scope():
@@ -92,7 +100,9 @@ class Parts(NamedTuple):
 
 
 @tf.autograph.experimental.do_not_convert  # as users' functions around a loop are
-def prepare(function: Any, strategy: Any, mixin: type = CreatedInScope) -> Parts:
+def prepare(
+    function: Any, strategy: Any, arguments: Any = (), mixin: type = CreatedInScope
+) -> Parts:
     """Adopts the objects of a custom step into `strategy`, before it first runs.
 
     A counter on one device would count each replica, and an optimizer would ignore the other
@@ -101,11 +111,13 @@ def prepare(function: Any, strategy: Any, mixin: type = CreatedInScope) -> Parts
     Args:
         function: passed to `strategy.run`.
         strategy: created by tfaccel.
+        arguments: a nest of what is passed to it.
         mixin: added to the class of its optimizers.
 
     Returns:
         The objects it uses.
     """
+    given = [each for each in tf.nest.flatten(arguments) if isinstance(each, _OBJECTS)]
     done = vars(strategy).setdefault("_prepared", weakref.WeakKeyDictionary())
     bound = isinstance(function, types.MethodType)
     owner, method = (function.__self__, function.__func__) if bound else (function, None)
@@ -113,12 +125,13 @@ def prepare(function: Any, strategy: Any, mixin: type = CreatedInScope) -> Parts
         known = done.setdefault(owner, {})
     except TypeError:  # not hashable: inspected each time
         known = {}
-    if method not in known:
-        reachable = scope.check_function(function, strategy)
+    key = (method, *map(weakref.ref, given))
+    if key not in known:
+        reachable = scope.check_function(function, strategy, given)
         for optimizer in reachable.optimizers():
             mix_in(optimizer, mixin)
-        known[method] = _weakly(_parts(reachable))
-    layers, losses = known[method]
+        known[key] = _weakly(_parts(reachable))
+    layers, losses = known[key]
     return Parts(_alive(layers), _alive(losses))
 
 

@@ -192,7 +192,7 @@ class KerasFit(KerasStrategy, RunsKerasSteps):
                     f"tfaccel: fit runs {fn}; expected a plain method train_step or test_step of "
                     "the model; remove the decorator (fit wraps it in a tf.function itself)."
                 )
-            layers = custom_loops.prepare(fn, self).layers
+            layers = custom_loops.prepare(fn, self, (args, kwargs)).layers
             if self.batch_norm == "synchronized":
                 for layer in layers:
                     batch_norm.synchronize(_private.layers_of(layer))

@@ -11,7 +11,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfaccel.distribute import _private, build, default_strategy, scope
+from tfaccel.distribute import _private, build, default_strategy, late_variables, scope
 from tfaccel.distribute.files import file_callbacks
 from tfaccel.distribute.gradients import install
 
@@ -28,6 +28,7 @@ class KerasStrategy:
     def scope(self) -> Any:
         """As TensorFlow's; a model that Keras is about to build in it is prepared first."""
         default_strategy.delegate_default_strategy()
+        late_variables.make_in_scope_of_model()
         install()
         if (model := _private.building_model()) is not None:
             self._adopt(model)

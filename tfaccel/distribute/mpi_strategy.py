@@ -14,6 +14,7 @@ from tfaccel.distribute.collectives.communicator import Communicator
 from tfaccel.distribute.collectives.cross_device_ops import CrossWorkerCollectives
 from tfaccel.distribute.collectives.ops import WorkerCollectives
 from tfaccel.distribute.effects import InOrderOfReplicas
+from tfaccel.distribute.files import model_files
 from tfaccel.distribute.fit import KerasFitExtended
 from tfaccel.distribute.layer_state import AveragesLayerState
 from tfaccel.distribute.multi_worker import MultiWorkerMirroredStrategy
@@ -92,6 +93,7 @@ class MpiStrategy(MultiWorkerMirroredStrategy):
         self.cluster = cluster
         self._set_options(options)
         dataset_cache.use_worker_files(cluster.rank)
+        model_files.all_models_by_policy(self)
         _private.reserve_collective_keys(self)
         workers = WorkerCollectives(communicator, tuning.bucket_bytes(communicator))
         tf.distribute.Strategy.__init__(self, MpiExtended(self, cluster, workers, devices))

@@ -90,6 +90,7 @@ class MultiWorkerMirroredStrategy(KerasFit, tf.distribute.MultiWorkerMirroredStr
         self.communication = communication
         self._set_options(options)
         dataset_cache.use_worker_files(cluster.rank)
+        model_files.all_models_by_policy(self)
         _private.reserve_collective_keys(self)
         devices = range(devices) if isinstance(devices, int) else devices
         with _sigterm_kept():

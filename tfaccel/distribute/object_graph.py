@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import sys
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -103,14 +103,16 @@ def reachable_objects(model: Any) -> ReachableObjects:
     return walk.reachable
 
 
-def reached_by(function: Any) -> ReachableObjects:
+def reached_by(function: Any, given: Sequence[Any] = ()) -> ReachableObjects:
     """Everything that a user's function can reach.
 
     Args:
         function: a function, a bound method, a `tf.function` or a `functools.partial`.
+        given: objects that are passed to it.
     """
     walk = _Traversal()
-    walk.visit(function, None)
+    for each in (function, *given):
+        walk.visit(each, None)
     if (generator := _private.global_seed_generator()) is not None:
         walk.visit(generator, None)
     walk.run()

@@ -90,7 +90,11 @@ NAMES: dict[str, tuple[str, ...]] = {
         "most_specific_common_supertype",
     ),
     # Graphs, functions, variables and datasets.
-    f"{_TF}.framework.ops.Graph": ("_create_op_internal", "_get_function"),
+    f"{_TF}.framework.ops.Graph": (
+        "_create_op_internal",
+        "_get_function",
+        "_variable_creator_stack",
+    ),
     f"{_TF}.framework.op_def_registry": ("get",),
     f"{_TF}.framework.func_graph": ("func_graph_from_py_func",),
     f"{_TF}.framework.random_seed": ("get_seed",),

@@ -44,12 +44,13 @@ def check(model: Any, strategy: Any) -> None:
             _private.set_strategy(layer, strategy)
 
 
-def check_function(function: Any, strategy: Any) -> ReachableObjects:
+def check_function(function: Any, strategy: Any, given: Sequence[Any] = ()) -> ReachableObjects:
     """Adopts everything that a user's function uses into `strategy`.
 
     Args:
         function: that is about to run under `strategy`.
         strategy: created by tfaccel.
+        given: objects that are passed to it.
 
     Returns:
         The objects it uses.
@@ -57,9 +58,33 @@ def check_function(function: Any, strategy: Any) -> ReachableObjects:
     Raises:
         ScopeError: as `check`.
     """
-    reachable = reached_by(function)
+    reachable = reached_by(function, given)
     _adopt(f"function {getattr(function, '__name__', function)!r}", reachable, strategy)
     return reachable
+
+
+def adopt_trained(optimizer: Any, variables: Sequence[Any], strategy: Any) -> None:
+    """Adopts the variables that an optimizer of `strategy` is about to make its slots for.
+
+    Args:
+        optimizer: created in the scope of `strategy`.
+        variables: that it is to train, of Keras or of TensorFlow.
+        strategy: created by tfaccel.
+
+    Raises:
+        ScopeError: names a variable that cannot be replaced, or that a graph has read already.
+    """
+    moved = [v for v in variables if _outside(_private.tf_variable(v), strategy, v.name)]
+    for variable in moved:
+        if not isinstance(variable, keras.Variable) or not tf.executing_eagerly():
+            name = getattr(variable, "path", variable.name)
+            raise ScopeError(
+                f"tfaccel: optimizer {optimizer.name!r} was created inside the scope of this "
+                f"strategy and trains variable {name!r}, which was created outside; expected both "
+                "inside; create the model, or the variable, inside `with strategy.scope():` too."
+            )
+    if moved:
+        _take_over(f"optimizer {optimizer.name!r}", moved, [], ReachableObjects(), strategy)
 
 
 def _adopt(user: str, reachable: ReachableObjects, strategy: Any) -> None:

@@ -7,6 +7,7 @@ the value, nor which copy of several is read. Seen with TensorFlow 2.21 and Kera
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -21,6 +22,7 @@ from tensorflow.python.ops.resource_variable_ops import UninitializedVariable
 __all__ = [
     "ReadByValue",
     "UninitializedVariable",
+    "create_variables_by",
     "handle",
     "read_here",
     "set_tf_variable",
@@ -53,6 +55,21 @@ class ReadByValue:
     def handle(self) -> Any:
         """The handle of the resource."""
         return self._stored_handle
+
+
+def create_variables_by(creator: Callable[..., Any]) -> None:
+    """Has `creator` make the variables that this thread creates outside a strategy; idempotent.
+
+    `tf.variable_creator_scope` would have to be left again, in order.
+
+    Args:
+        creator: as `tf.variable_creator_scope` takes it.
+    """
+    graph = tf.compat.v1.get_default_graph()
+    creators = graph._variable_creator_stack
+    if all(other is not creator for _, other in creators):
+        creators.insert(0, (100, creator))  # above those of a `tf.function`
+        graph._variable_creator_stack = creators
 
 
 def handle(variable: Any) -> tf.Tensor:

@@ -15,6 +15,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfaccel.distribute import _private
+from tfaccel.distribute.graphs import outside_graphs
 from tfaccel.distribute.model_parallel import phase, user_functions
 from tfaccel.distribute.replacements import replaced
 
@@ -74,11 +75,21 @@ class HostCopies:
 
 
 def _copied(variable: Any) -> tf.Variable:
-    with replaced(_thread_state, "copies", None), tf.init_scope(), tf.device("/CPU:0"):
-        with phase.entered(phase.HOST):
+    def copied() -> tf.Variable:
+        with tf.init_scope(), tf.device("/CPU:0"):
             value = variable.numpy()
-        with phase.entered(phase.COPY):
-            return tf.Variable(value, trainable=variable.trainable)
+            with phase.entered(phase.COPY):
+                return tf.Variable(value, trainable=variable.trainable)
+
+    return made_on_mesh(copied)
+
+
+def made_on_mesh(make: Callable[[], Any]) -> Any:
+    """What `make` returns, called outside of the function that uses copies."""
+    made: list[Any] = []
+    with replaced(_thread_state, "copies", None), phase.entered(phase.HOST):
+        outside_graphs(lambda: made.append(make()))
+    return made[0]
 
 
 class _ThreadState(threading.local):

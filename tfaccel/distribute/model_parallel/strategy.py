@@ -13,7 +13,7 @@ from tensorflow.experimental import dtensor
 
 from tfaccel.cluster.cluster import Cluster, cluster_of
 from tfaccel.distribute import _private, broadcast, build, custom_loops, dataset_consistency
-from tfaccel.distribute.files import file_callbacks
+from tfaccel.distribute.files import file_callbacks, model_files
 from tfaccel.distribute.gradients import install
 from tfaccel.distribute.keras_strategy import KerasStrategy
 from tfaccel.distribute.model_parallel import (
@@ -104,6 +104,8 @@ class ModelParallelStrategy(KerasStrategy, tf.distribute.Strategy):  # type: ign
         user_functions.install()
         install()
         self.cluster = cluster
+        if cluster is not None:
+            model_files.all_models_by_policy(self)
         self.deferred_errors = DeferredErrors()
         self.seeds = Seeds(self)
         self.replicated_operations: set[str] = set()
@@ -171,7 +173,7 @@ class ModelParallelStrategy(KerasStrategy, tf.distribute.Strategy):  # type: ign
             user_functions.before_run(self)
             if user_functions.in_python(self):
                 return user_functions.compiled(fn, self)(*args, **(kwargs or {}))
-            parts = custom_loops.prepare(fn, self, custom_loops.Anywhere)
+            parts = custom_loops.prepare(fn, self, (args, kwargs), custom_loops.Anywhere)
             if tf.executing_eagerly():
                 args, kwargs = self.on_mesh_where_tensors((args, kwargs or {}))
             with mesh_model.in_custom_loop(parts, self), unsupported.eager_step(fn):
@@ -186,8 +188,15 @@ class ModelParallelStrategy(KerasStrategy, tf.distribute.Strategy):  # type: ign
             return fn(data)
 
     def reduce(self, reduce_op: Any, value: Any, axis: Any = None) -> Any:
-        """Returns `value`, which is the sum and the mean of one."""
-        return to_dtensors(value)
+        """Returns `value`, which is the sum and the mean of one, reduced along `axis` if given."""
+        value = to_dtensors(value)
+        if axis is None:
+            return value
+        if isinstance(reduce_op, str):
+            reduce_op = tf.distribute.ReduceOp(reduce_op.upper())
+        is_sum = reduce_op == tf.distribute.ReduceOp.SUM
+        of = tf.reduce_sum if is_sum else tf.reduce_mean
+        return tf.nest.map_structure(lambda each: of(each, axis), value)
 
     def run_on_host(self, function: Any, reason: str, args: Any, kwargs: Any) -> Any:
         """Calls a `tf.function` that cannot run on the mesh (`host_fallback.py`)."""
@@ -263,9 +272,13 @@ class ModelParallelExtended(tf.distribute.StrategyExtended):  # type: ignore[mis
 
     def _create_variable(self, next_creator: Any, **kwargs: Any) -> tf.Variable:
         owner = self._container_strategy()
+        if host_copies.in_use():  # a step on the host, that builds its optimizer
+            return host_copies.made_on_mesh(lambda: self._create_variable(next_creator, **kwargs))
         if phase.current() == phase.COPY or fork.in_forked_process():
             return next_creator(**kwargs)
         if not tf.executing_eagerly():
+            if (constant := tf.get_static_value(kwargs["initial_value"])) is not None:
+                kwargs["initial_value"] = constant  # of the graph: Nadam's product is 1 at first
             with tf.init_scope():
                 return self._create_variable(next_creator, **kwargs)
         if kwargs.get("aggregation") == tf.VariableAggregation.ONLY_FIRST_REPLICA:

@@ -130,6 +130,19 @@ def eager_step(function: Any) -> Iterator[None]:
         ) from error
 
 
+def why_not_divided(error: Exception, function: str) -> str | None:
+    """Why a user's function cannot run on a mesh; None for an error that is none of DTensor's.
+
+    Args:
+        error: of its first call there.
+        function: its name.
+    """
+    wrong = _explained(str(error), {}, (), function)
+    if not isinstance(wrong, CannotDivideError):
+        return None
+    return wrong.reason.replace(f"model {function!r}", "it")
+
+
 def explanation(
     text: str, operations: Mapping[str, Iterable[str]], layers: Iterable[str], model: str
 ) -> str | None:

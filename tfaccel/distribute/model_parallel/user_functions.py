@@ -3,7 +3,8 @@
 A graph of such a function would read both host tensors and the mesh, which TensorFlow rejects. Use
 of the mesh is detected when the function is traced: the trace is abandoned, and the call goes
 
-* to the mesh, as if the function had been given to `strategy.run`; or
+* to the mesh, as if the function had been given to `strategy.run`; or to the host, with copies of
+  the variables, where it has an operation that DTensor cannot lay out (a `TensorArray` in a loop);
 * where it reads its batches itself, from a dataset or an iterator, to Python: it runs eagerly, and
   the steps that it passes to `strategy.run` run on the mesh. A mesh graph cannot read batches from
   the host.
@@ -28,11 +29,11 @@ from absl import logging
 from tensorflow.experimental import dtensor
 
 from tfaccel.distribute import _private, custom_loops
-from tfaccel.distribute.model_parallel import host_transfer, phase
+from tfaccel.distribute.model_parallel import host_transfer, phase, unsupported
 from tfaccel.distribute.model_parallel.preprocessing import stays_on_host
 from tfaccel.distribute.replacements import replaced
 
-MESH, PYTHON = "mesh", "python"
+MESH, PYTHON, HOST = "mesh", "python", "host"
 
 
 class _UsesMeshError(BaseException):
@@ -204,10 +205,17 @@ def _traced_or_redirected(
 
 def _redirected(function: Any, strategy: Any, target: str, args: Any, kwargs: Any) -> Any:
     strategy.used = True
-    if target == MESH:
-        if (reason := stays_on_host((args, kwargs))) is not None:
-            return strategy.run_on_host(function, reason, args, kwargs)
-        return compiled(function.python_function, strategy)(*args, **kwargs)
+    reason = stays_on_host((args, kwargs)) if target == MESH else None
+    if target == MESH and reason is None:
+        try:
+            return compiled(function.python_function, strategy)(*args, **kwargs)
+        except tf.errors.OpError as error:
+            name = getattr(function.python_function, "__name__", str(function))
+            if (reason := unsupported.why_not_divided(error, name)) is None:
+                raise
+        _targets[function] = weakref.ref(strategy), HOST
+    if target == HOST or reason is not None:
+        return strategy.run_on_host(function, reason, args, kwargs)
     with replaced(_thread_state, "in_python", strategy):
         return function.python_function(*args, **kwargs)
 
