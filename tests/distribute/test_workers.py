@@ -484,3 +484,33 @@ def test_a_check_that_fails_on_one_worker_ends_on_all(caplog: Any) -> None:
     assert losses[0] == losses[1]
     reason = "OSError: no such file" if rank else "fails on another worker"
     assert [m for m in caplog.messages if "was not checked" in m and reason in m]
+
+
+def test_a_step_over_all_rows_is_checked_where_replicas_have_unequal_rows(caplog: Any) -> None:
+    """One that fails in an operation of one worker leaves the other in a collective."""
+
+    class Compares(keras.Sequential):
+        def train_step(self, data: Any) -> Any:
+            x, y = data
+            with tf.GradientTape() as tape:
+                out = self(x) - tf.cast(y, tf.float32)
+                loss = tf.reduce_mean(tf.square(out - tf.transpose(out)))
+            of = self.trainable_variables
+            self.optimizer.apply(tape.gradient(loss, of), of)
+            return {"loss": loss}
+
+    def made() -> keras.Model:
+        model = Compares([keras.Input((3,)), keras.layers.Dense(1)])
+        model.compile(keras.optimizers.SGD(0.01))
+        return model
+
+    x, y = data(7)  # of which a replica has one, and the others two
+    keras.utils.set_random_seed(3)
+    with strategy().scope():
+        model = made()
+    with caplog.at_level("INFO", "absl"):
+        losses = model.fit(x, y, batch_size=7, epochs=2, verbose=0).history["loss"]
+    assert "every replica runs the steps of" in caplog.text
+    keras.utils.set_random_seed(3)
+    expected = made().fit(x, y, batch_size=7, epochs=2, verbose=0).history["loss"]
+    assert losses == pytest.approx(expected, rel=1e-5)

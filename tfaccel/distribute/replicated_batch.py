@@ -17,7 +17,7 @@ import keras
 import tensorflow as tf
 
 from tfaccel.distribute import _private, row_gather
-from tfaccel.distribute.step import StepContext
+from tfaccel.distribute.step import StepContext, is_checking_unequal_rows
 
 
 def has_equal_parts(batch: _private.PerReplicaBatch, workers: int) -> bool:
@@ -27,7 +27,7 @@ def has_equal_parts(batch: _private.PerReplicaBatch, workers: int) -> bool:
         batch: sharded over the replicas.
         workers: how many there are: the parts of others are not visible.
     """
-    if batch.static_rows:
+    if batch.static_rows and not is_checking_unequal_rows():
         return True
     rows = [
         [leaf.shape[0] for leaf in tf.nest.flatten(part.data) if leaf is not None]
