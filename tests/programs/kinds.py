@@ -64,7 +64,8 @@ KINDS: dict[int, Kind] = {
         "Each part is split by its own rows.",
         "A part with several rows for each row of the others is split in proportion in every batch, "
         "if the first-step check finds one device's numbers; `evaluate` and `predict` alone, or "
-        "with the check off, take it with another dimension (`[rows, 3, features]`).",
+        "with the check off, take it with another dimension (`[rows, 3, features]`). A script that "
+        'shards its data itself leaves that out, or names it: `input="per_worker"`.',
     ),
     9: Kind(
         "Eager steps, graph networks, new axes, integer types",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from typing import Any
 
 import keras
@@ -171,3 +173,27 @@ def pairs_along_the_first_axis(strategy: Any) -> Numbers:
         model.compile(keras.optimizers.SGD(0.5), loss, metrics=[accuracy])
     history = model.fit(Pairs(), epochs=2, shuffle=False, verbose=0).history
     return {"history": history, "weights": weights(model)}
+
+
+def _place() -> tuple[int, int]:
+    """How many workers there are, and the number of this one, as scripts find out."""
+    config = json.loads(os.environ.get("TF_CONFIG", "{}"))
+    workers = config.get("cluster", {}).get("worker", ["only"])
+    return len(workers), int(config.get("task", {}).get("index", 0))
+
+
+_OTHER_ROWS = dict.fromkeys(
+    ("workers", "mesh_of_workers"), "the first batch differs between workers"
+)
+
+
+@program(8, refused=_OTHER_ROWS)
+def sharded_by_the_script(strategy: Any) -> Numbers:
+    """dataset.shard with the number of the worker, all of equal length, as for Horovod"""
+    workers, rank = _place()
+    rows = tf.data.Dataset.from_tensor_slices((reals(24, 5), reals(24, 1, seed=3)))
+    with strategy.scope():
+        model = keras.Sequential([keras.Input((5,)), layers.Dense(1)])
+        model.compile(keras.optimizers.SGD(0.1), "mse")
+    run = model.fit(rows.shard(workers, rank).shuffle(24, seed=1).batch(6), epochs=2, verbose=0)
+    return {"history": run.history, "weights": weights(model)}
