@@ -187,7 +187,7 @@ _OTHER_ROWS = dict.fromkeys(
 )
 
 
-@program(8, refused=_OTHER_ROWS)
+@program(8, refused={"workers": _DIFFERS, "mesh_of_workers": _DIFFERS})
 def sharded_by_the_script(strategy: Any) -> Numbers:
     """dataset.shard with the number of the worker, all of equal length, as for Horovod"""
     workers, rank = _place()
