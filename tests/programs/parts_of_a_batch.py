@@ -182,9 +182,7 @@ def _place() -> tuple[int, int]:
     return len(workers), int(config.get("task", {}).get("index", 0))
 
 
-_OTHER_ROWS = dict.fromkeys(
-    ("workers", "mesh_of_workers"), "the first batch differs between workers"
-)
+_DIFFERS = "the first batch differs between workers"
 
 
 @program(8, refused={"workers": _DIFFERS, "mesh_of_workers": _DIFFERS})
