@@ -84,6 +84,7 @@ PART = (
     "one_row_of_an_image",
     *("fewer_rows_than_replicas", "sample_weight", "dict_inputs_two_outputs", "optional_input"),
     *("loss_of_the_batch", "loss_not_reduced", "layer_state", "metric_maximum"),
+    "loss_of_the_batch_of_few_rows",
     *("loss_masked", "metric_auc", "global_clipnorm", "gradient_accumulation"),
     *("mixed_bfloat16", "overflow_on_one_replica", "run_eagerly", "steps_per_execution", "gan"),
     *("custom_train_step", "batch_norm_synchronized", "embedding_sparse_gradients", "on_batch"),
@@ -121,6 +122,7 @@ _NOT_OF_A_MESH = (
     *("pydataset", "fewer_rows_than_replicas", "sample_weight", "on_batch"),
     *("loss_not_reduced", "metric_maximum", "metric_auc"),
     *("lstm", "optional_input"),
+    "loss_of_the_batch_of_few_rows",
     "one_row_of_an_image",
     "one_row_of_an_image_in_a_train_step",
 )

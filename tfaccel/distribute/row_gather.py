@@ -7,7 +7,12 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from tfaccel.distribute.step import StepContext, all_reduce_sum, transport_dtype
+from tfaccel.distribute.step import (
+    StepContext,
+    all_reduce_sum,
+    is_checking_unequal_rows,
+    transport_dtype,
+)
 from tfaccel.errors import StrategyError
 
 
@@ -181,8 +186,8 @@ def _summed(tensors: list[tf.Tensor]) -> list[tf.Tensor]:
 
 def _shaped(whole: tf.Tensor, local: tf.Tensor, ctx: StepContext) -> tf.Tensor:
     rows = None
-    if ctx.rows is not None and local.shape[0] == ctx.rows and not tf.executing_eagerly():
+    unequal = ctx.real is not None or ctx.has_empty_replicas or is_checking_unequal_rows()
+    if not (unequal or tf.executing_eagerly()) and local.shape[0] == ctx.rows is not None:
         # Parts with a static number of rows are equal, unless padded with copies.
-        replicas = tf.distribute.get_strategy().placement.replicas
-        rows = None if ctx.real is not None or ctx.has_empty_replicas else ctx.rows * replicas
+        rows = ctx.rows * tf.distribute.get_strategy().placement.replicas
     return tf.cast(tf.ensure_shape(whole, [rows, *local.shape[1:]]), local.dtype)
