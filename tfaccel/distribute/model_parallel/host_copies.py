@@ -41,14 +41,17 @@ class HostCopies:
         self._broadcast = broadcast
         self._copies: dict[int, tuple[Any, tf.Variable]] = {}
         self._assigned: set[int] = set()
+        self.puts_back = True
 
     @contextmanager
     def used(self, put_back: bool = True) -> Iterator[None]:
         """Reads and assignments inside go to the copies; every process must call.
 
         Args:
-            put_back: whether assignments to the copies are written to the variables.
+            put_back: whether assignments to the copies are written to the variables, and those
+                that are created inside are the mesh's.
         """
+        self.puts_back = put_back
         for variable, copy in self._copies.values():
             copy.assign(variable.numpy())
         for variable in self._variables():
@@ -120,6 +123,11 @@ _dataset_copies = DatasetCopies()
 def in_use() -> bool:
     """Whether this thread runs or traces a function that uses its own copies."""
     return _thread_state.copies is not None
+
+
+def creates_on_mesh() -> bool:
+    """Whether this thread runs or traces a function whose new variables are the mesh's."""
+    return _thread_state.copies is not None and _thread_state.copies.puts_back
 
 
 def current() -> HostCopies | DatasetCopies | None:

@@ -272,7 +272,7 @@ class ModelParallelExtended(tf.distribute.StrategyExtended):  # type: ignore[mis
 
     def _create_variable(self, next_creator: Any, **kwargs: Any) -> tf.Variable:
         owner = self._container_strategy()
-        if host_copies.in_use():  # a step on the host, that builds its optimizer
+        if host_copies.creates_on_mesh():  # a step on the host, that builds its optimizer
             return host_copies.made_on_mesh(lambda: self._create_variable(next_creator, **kwargs))
         if phase.current() == phase.COPY or fork.in_forked_process():
             return next_creator(**kwargs)
