@@ -96,21 +96,19 @@ class MeshBatches(BatchIterable):
     ) -> Iterator[Any]:
         """`elements` of a pass, the first (which no thread prefetches) compared with others'."""
         for number, element in enumerate(elements):
-            if number == 0:
-                self._compare(fingerprints_of(element))
+            strategy = self._strategy() if number == 0 and self._strategy is not None else None
+            if strategy is not None and strategy.cluster is not None:
+                self._compare(fingerprints_of(element), strategy.gather_numbers)
             yield element
 
-    def _compare(self, first: Any) -> None:
+    def _compare(self, first: Any, all_gather: dataset_consistency.AllGather) -> None:
         """Compares a batch with those of other processes; every process must call."""
-        strategy = self._strategy() if self._strategy is not None else None
-        if strategy is None or strategy.cluster is None or not len(first):
+        if not len(first):
             return
         if self._py_dataset is not None:
-            self._py_dataset.check_order(first, strategy.gather_numbers)
+            self._py_dataset.check_order(first, all_gather)
         elif not self._compared:
-            dataset_consistency.check_first_batch(
-                first, strategy.gather_numbers, self._is_deterministic
-            )
+            dataset_consistency.check_first_batch(first, all_gather, self._is_deterministic)
         self._compared = True
 
     def _to_mesh(self, batch: Any) -> Any:
