@@ -354,6 +354,7 @@ def plain_methods() -> Iterator[None]:
     yield
     for name, method in plain.items():
         setattr(keras.Model, name, method)
+    _private.replace_file_writers(lambda writer: writer)
 
 
 @pytest.mark.parametrize("trained", [False, True])
@@ -387,3 +388,28 @@ def test_any_model_is_written_in_one_step(
         "new/.rank1.exported/exported",
     ]
     assert keras.models.load_model(tmp_path / "m.keras").count_params() == 3
+
+
+def test_functions_that_save_write_in_one_step(
+    plain_methods: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    write = atomic.write
+
+    def watched(path: str, rank: int, write_to: Any, parents: bool = False) -> None:
+        write(path, rank, lambda own: (seen.append(own), write_to(own)), parents)
+
+    monkeypatch.setattr(atomic, "write", watched)
+    model_files.all_models_by_policy(strategy(1))
+    features = keras.utils.FeatureSpace({"x": keras.utils.FeatureSpace.float()})
+    features.adapt(tf.data.Dataset.from_tensor_slices({"x": [[1.0], [2.0]]}))
+    keras.saving.save_model(small(), tmp_path / "f.keras")
+    keras.models.save_model(small(), str(tmp_path / "f.h5"))
+    features.save(tmp_path / "features.keras")
+    assert [os.path.relpath(own, tmp_path) for own in seen] == [
+        ".rank1.f.keras/f.keras",
+        ".rank1.f.h5/f.h5",
+        ".rank1.features.keras/features.keras",
+    ]
+    assert keras.saving.load_model(tmp_path / "f.keras").count_params() == 3
+    assert keras.saving.load_model(tmp_path / "f.h5").count_params() == 3

@@ -52,7 +52,6 @@ from tfaccel.distribute.optimizer import optimizers_of, reduce_first
 from tfaccel.distribute.per_worker import PerWorkerBatches
 from tfaccel.distribute.replica_options import ReplicaOptions
 from tfaccel.distribute.stateful_layers import ReplicaLocalAssign, aggregate_states
-from tfaccel.distribute.steps_per_execution import StepsPerExecution
 from tfaccel.distribute.sync_frequency import Frequency
 from tfaccel.distribute.variable_conversion import NumericConversion, Sum
 from tfaccel.distribute.worker_activity import worker_activity
@@ -68,8 +67,6 @@ class KerasFit(KerasStrategy, RunsKerasSteps):
         integer: the integer dtype that replicas can sum.
         partial_batch: how to handle a batch with fewer rows than the first: ``"exact"`` (trained
             unchanged), ``"pad"`` or ``"drop"`` (see `tfaccel.distribute.padding`).
-        steps_per_execution: how many steps run per call, for static batches; None for one at a
-            time.
         batch_norm: ``"synchronized"`` where every `BatchNormalization` normalises the global batch.
         input: ``"per_worker"`` where each worker passes its own part of every global batch.
         check: whether the first step of a model is compared with one device's: ``"auto"`` for
@@ -84,7 +81,6 @@ class KerasFit(KerasStrategy, RunsKerasSteps):
     check = "auto"
     gradient_compression: Compression | None = None
     frequency = Frequency()
-    steps_per_execution: StepsPerExecution | None = None
 
     def _set_options(self, options: ReplicaOptions | None) -> None:
         options = options or ReplicaOptions()

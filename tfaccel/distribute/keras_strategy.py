@@ -14,6 +14,7 @@ import tensorflow as tf
 from tfaccel.distribute import _private, build, default_strategy, late_variables, scope
 from tfaccel.distribute.files import file_callbacks
 from tfaccel.distribute.gradients import install
+from tfaccel.distribute.steps_per_execution import StepsPerExecution
 
 
 class KerasStrategy:
@@ -21,9 +22,11 @@ class KerasStrategy:
 
     Attributes:
         used: whether anything has run under this strategy.
+        steps_per_execution: chooses how many steps run per call; None for the number of the model.
     """
 
     used = False
+    steps_per_execution: StepsPerExecution | None = None
 
     def scope(self) -> Any:
         """As TensorFlow's; a model that Keras is about to build in it is prepared first."""
@@ -56,7 +59,18 @@ class KerasStrategy:
         if caller.method == "fit" and not caller.validates:
             file_callbacks.warn_of_backups(caller.callbacks)
         self._prepare_callbacks(caller.callbacks)
-        return self._batches(caller, dataset)
+        return self._batches(caller, self._read_ahead_of(caller, dataset))
+
+    def _read_ahead_of(self, caller: _private.Caller, dataset: tf.data.Dataset) -> tf.data.Dataset:
+        """`dataset`, read ahead no farther than on one device: one batch more than is taken.
+
+        A shuffled dataset that repeats draws its next order as soon as a pass ends; a later `fit`
+        on it has the one after.
+        """
+        endless = caller.threads is None and dataset.cardinality() == tf.data.INFINITE_CARDINALITY
+        if caller.total is None or not endless or self.steps_per_execution is not None:
+            return dataset
+        return dataset.take(caller.total + 1)  # tf.data itself prefetches one
 
     def _adopt(self, model: keras.Model) -> None:
         """Adopts everything that the steps of `model` use into this strategy."""

@@ -185,6 +185,8 @@ NAMES: dict[str, tuple[str, ...]] = {
     f"{_KERAS}.losses.losses.LossFunctionWrapper": ("_fn_kwargs", "fn"),
     f"{_KERAS}.metrics.metric.Metric": ("_variables",),
     f"{_KERAS}.metrics.reduction_metrics.MeanMetricWrapper": ("_fn", "_fn_kwargs"),
+    f"{_KERAS}.saving.saving_lib": ("save_model",),
+    f"{_KERAS}.legacy.saving.legacy_h5_format": ("save_model_to_hdf5",),
     f"{_KERAS}.callbacks.model_checkpoint.ModelCheckpoint": ("_should_save_on_batch",),
     f"{_KERAS}.callbacks.backup_and_restore.BackupAndRestore": ("_should_save_on_batch",),
     # Optimizers.

@@ -10,6 +10,7 @@ from tfaccel.distribute._private import (
     callers,
     datasets,
     keras_epochs,
+    keras_files,
     keras_layers,
     keras_losses,
     keras_optimizers,
@@ -27,6 +28,7 @@ from tfaccel.distribute._private import (
 from tfaccel.distribute._private.callers import *  # noqa: F403
 from tfaccel.distribute._private.datasets import *  # noqa: F403
 from tfaccel.distribute._private.keras_epochs import *  # noqa: F403
+from tfaccel.distribute._private.keras_files import *  # noqa: F403
 from tfaccel.distribute._private.keras_layers import *  # noqa: F403
 from tfaccel.distribute._private.keras_losses import *  # noqa: F403
 from tfaccel.distribute._private.keras_optimizers import *  # noqa: F403
@@ -45,6 +47,7 @@ __all__: list[str] = []
 __all__ += callers.__all__
 __all__ += datasets.__all__
 __all__ += keras_epochs.__all__
+__all__ += keras_files.__all__
 __all__ += keras_layers.__all__
 __all__ += keras_losses.__all__
 __all__ += keras_optimizers.__all__

@@ -55,6 +55,8 @@ class Caller(NamedTuple):
         limits: the numbers of steps passed to it, each possibly None.
         validates: whether a `fit` of the model has begun: these are its validation data, or those
             of a callback.
+        total: the number of batches it takes from one pass, where it was passed numbers of steps;
+            else None.
     """
 
     model: keras.Model
@@ -65,6 +67,7 @@ class Caller(NamedTuple):
     limits: tuple[int | None, ...] = ()
     validates: bool = False
     inspected: bool = False
+    total: int | None = None
 
 
 def calling_model() -> Caller | None:
@@ -92,9 +95,23 @@ def calling_model() -> Caller | None:
                 limits = tuple(map(local, ("steps_per_epoch", "validation_steps", "steps")))
                 fits = (c.function == "fit" and c.local("self") is model for c in outwards)
                 begun = local("epoch_iterator") is not None or any(fits)
-                about = (threads, epoch, limits, begun, _inspects(call.function, adapter))
+                inspected = _inspects(call.function, adapter)
+                total = None if begun else _batches_taken(call, model)
+                about = (threads, epoch, limits, begun, inspected, total)
                 return Caller(model, call.function, local("callbacks"), *about)
     return None
+
+
+def _batches_taken(call: Call, model: Any) -> int | None:
+    """How many batches a `fit` takes in all its epochs, or an `evaluate` or `predict`."""
+    fits = call.function == "fit"
+    steps = call.local("steps_per_epoch" if fits else "steps")
+    if steps is None:
+        return None
+    steps = int(steps)
+    per_call = int(model.steps_per_execution)  # Keras runs whole calls
+    epochs = call.local("epochs") - call.local("initial_epoch") if fits else 1
+    return -(-steps // per_call) * per_call * epochs
 
 
 def _inspects(method: str, adapter: Any) -> bool:

@@ -2,7 +2,7 @@
 
 A model that has run writes by methods of its own, since its class may override them. Any other (a
 part of a trained model, one of a custom loop) by those of `keras.Model`, which are replaced once
-per process and permanently.
+per process and permanently, like the functions behind `keras.saving.save_model`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfaccel.distribute import scope
+from tfaccel.distribute import _private, scope
 from tfaccel.distribute.files import atomic
 from tfaccel.distribute.files.one_writer import (
     WritingStrategy,
@@ -41,6 +41,23 @@ def all_models_by_policy(strategy: WritingStrategy) -> None:
         method = getattr(keras.Model, name)
         plain = getattr(method, "_tfaccel_plain", method)
         setattr(keras.Model, name, _of_any_model(plain, name, strategy))
+    _private.replace_file_writers(functools.partial(_writes_file, strategy))
+
+
+def _writes_file(strategy: WritingStrategy, plain: Callable[..., Any]) -> Callable[..., Any]:
+    """`keras.saving.save_model` and `FeatureSpace.save`, at the function that they call."""
+
+    @functools.wraps(plain)
+    def writes(model: Any, filepath: Any, *args: Any, **kwargs: Any) -> None:
+        path = os.fspath(filepath) if isinstance(filepath, (str, os.PathLike)) else ""
+        if _is_writing.get() or not path.endswith(_SUFFIXES):  # no path of one file
+            plain(model, filepath, *args, **kwargs)
+            return
+        owner = None if scope.strategy_of(model) is None else strategy
+        rank = strategy.cluster.rank
+        _write(model, owner, rank, path, lambda own: plain(model, own, *args, **kwargs))
+
+    return writes
 
 
 def _of_any_model(plain: Callable[..., Any], name: str, strategy: WritingStrategy) -> Any:
