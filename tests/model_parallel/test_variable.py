@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.fallbacks import Fallbacks
+from tfaccel.distribute.model_parallel.host_copies import HostCopies
 from tfaccel.errors import LayoutError, StrategyError
 
 pytestmark = [pytest.mark.slow, pytest.mark.child(devices=4, group="variable")]
@@ -155,3 +157,19 @@ def test_a_mesh_that_does_not_fit_gets_one_line() -> None:
         tfaccel.strategy("model_parallel", devices=4, device_type="cpu")
     with pytest.raises(StrategyError, match="'batch=2' was requested with strategy 'mirrored'"):
         tfaccel.strategy("mirrored", devices=4, device_type="cpu", mesh="batch=2")
+
+
+def test_autograph_leaves_its_methods_as_they_are() -> None:
+    variable = dense().bias.value
+
+    def counts(x: tf.Tensor) -> tf.Tensor:
+        variable.assign_add(x)
+        variable.assign_sub(2 * x)
+        return variable.value() + variable.read_value() + tf.gather(variable, [0])
+
+    with Fallbacks() as fallbacks, HostCopies().used():
+        found = tf.function(counts)(tf.ones([8]))
+        variable.assign(variable.value() - 1)
+    assert not fallbacks.said
+    np.testing.assert_array_equal(found, np.full(8, -3.0))
+    np.testing.assert_array_equal(variable.numpy(), np.full(8, -2.0))

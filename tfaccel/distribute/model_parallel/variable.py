@@ -20,6 +20,9 @@ from tfaccel.distribute.model_parallel import (
 )
 from tfaccel.distribute.model_parallel.layout_planner import VariablePlan
 
+# A user's function calls these, which AutoGraph would convert with it, and cannot.
+_not_converted = tf.autograph.experimental.do_not_convert
+
 
 class MeshVariable(_private.ReadByValue, dtensor.DVariable):  # type: ignore[misc]
     """A DTensor inside a step; on the host it reads and assigns whole arrays.
@@ -124,6 +127,7 @@ class MeshVariable(_private.ReadByValue, dtensor.DVariable):  # type: ignore[mis
     def _used(self) -> None:
         user_functions.before_use(self._owner())
 
+    @_not_converted
     def value(self) -> tf.Tensor:
         """A DTensor in its compute layout; on the host, the whole value."""
         self._used()
@@ -143,6 +147,7 @@ class MeshVariable(_private.ReadByValue, dtensor.DVariable):  # type: ignore[mis
         """As `value`."""
         return self.value()
 
+    @_not_converted
     def sparse_read(self, indices: Any, name: Any = None) -> tf.Tensor:
         """The rows at `indices`."""
         if (copied := host_copies.current()) is not None:
@@ -155,6 +160,7 @@ class MeshVariable(_private.ReadByValue, dtensor.DVariable):  # type: ignore[mis
         """The slices at `indices`."""
         return tf.gather_nd(self.value(), indices)
 
+    @_not_converted
     def assign(self, value: Any, *args: Any, **kwargs: Any) -> Any:
         """Sets the value, from a DTensor in a step, or from an array on the host."""
         self._used()
@@ -164,6 +170,7 @@ class MeshVariable(_private.ReadByValue, dtensor.DVariable):  # type: ignore[mis
             self.in_datasets.assign(value)
         return super().assign(self._laid_out(value), *args, **kwargs)
 
+    @_not_converted
     def assign_add(self, delta: Any, *args: Any, **kwargs: Any) -> Any:
         """Adds to the value."""
         self._used()
@@ -171,6 +178,7 @@ class MeshVariable(_private.ReadByValue, dtensor.DVariable):  # type: ignore[mis
             return copied.of(self, assigned=True).assign_add(delta, *args, **kwargs)
         return super().assign_add(self._laid_out(delta), *args, **kwargs)
 
+    @_not_converted
     def assign_sub(self, delta: Any, *args: Any, **kwargs: Any) -> Any:
         """Subtracts from the value."""
         self._used()
