@@ -9,7 +9,7 @@ import tensorflow as tf
 from absl import logging
 
 from tfaccel import installed
-from tfaccel.cluster import gke_tpu, tpu_address
+from tfaccel.cluster import gce_tpu, gke_tpu, tpu_address
 from tfaccel.cluster.cluster import Cluster
 from tfaccel.distribute.tpu_strategy import TPUStrategy
 from tfaccel.errors import StrategyError
@@ -68,7 +68,8 @@ def _refuse_workers(cluster: Cluster | None, address: tpu_address.TpuAddress) ->
     if cluster is None or cluster.size == 1:
         return
     # One process drives a slice, on its first host, by its name.
-    if cluster.source == gke_tpu.SOURCE and cluster.is_chief and not address.is_local:
+    slices = (gke_tpu.SOURCE, gce_tpu.SOURCE)
+    if cluster.source in slices and cluster.is_chief and not address.is_local:
         return
     raise StrategyError(
         f"tfaccel: strategy 'tpu' drives {address} from this process alone, but {cluster.source} "

@@ -117,7 +117,7 @@ def test_json_has_a_key_for_each_attribute():
     assert shown["variables"] == {"CUDA_VISIBLE_DEVICES": "0,1"}
     assert shown["devices"][1]["compute_capability"] == [8, 9]
     assert shown["cluster"]["workers"] == ["a:1", "b:1"]
-    sources = ["TF_CONFIG", "Slurm", "Kubernetes", "mpiexec", "GKE TPU"]
+    sources = ["TF_CONFIG", "Slurm", "Kubernetes", "mpiexec", "GKE TPU", "Compute Engine TPU"]
     assert [answer["source"] for answer in shown["resolvers"]] == sources
     assert shown["resolvers"][3]["variables"] == {"PMI_RANK": "1", "PMI_SIZE": "2"}
 

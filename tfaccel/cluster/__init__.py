@@ -1,4 +1,4 @@
-"""Cluster resolvers: one per file, each a pure function of an environment.
+"""Cluster resolvers: one per file, each a function of an environment.
 
 They are tried in this order, and the first that describes a job is used:
 
@@ -7,6 +7,7 @@ They are tried in this order, and the first that describes a job is used:
 3. `kubernetes`: a pod of an indexed Job or a JobSet.
 4. `mpiexec`: rank and size, set by the launchers of MPI.
 5. `gke_tpu`: a host of a TPU slice, under Google Kubernetes Engine or KubeRay.
+6. `gce_tpu`: a host of a TPU slice, a TPU VM of Google Compute Engine.
 
 Launchers run inside other launchers and variables are inherited, so several may match:
 

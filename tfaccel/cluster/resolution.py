@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from tfaccel.cluster import gke_tpu, kubernetes, mpiexec, slurm, tf_config
+from tfaccel.cluster import gce_tpu, gke_tpu, kubernetes, mpiexec, slurm, tf_config
 from tfaccel.cluster.cluster import Cluster
 from tfaccel.errors import ClusterError
 
@@ -30,7 +30,7 @@ class Resolver(Protocol):
         """The cluster, or None when the environment does not apply to it."""
 
 
-RESOLVERS: tuple[Resolver, ...] = (tf_config, slurm, kubernetes, mpiexec, gke_tpu)
+RESOLVERS: tuple[Resolver, ...] = (tf_config, slurm, kubernetes, mpiexec, gke_tpu, gce_tpu)
 """In the order in which they are tried."""
 
 
