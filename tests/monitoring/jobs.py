@@ -3,11 +3,13 @@
     python -m tests.monitoring.jobs FOLDER STRATEGY[,OPTION=VALUE] JOB...
 
 Every worker prints a line of JSON for each job: the verdict, the windows, and what else it asks.
+With `pin=0:1:1` worker 0 has the first core for itself, and workers 1 and 2 share the second.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from dataclasses import asdict
@@ -145,6 +147,15 @@ class Job:
         model = self.model(seconds=SLEEP_S * self.rank)
         model.fit(self.data(), verbose=0, callbacks=[monitor])
 
+    def shared_core(self, monitor: Any) -> None:
+        """As fast as the cores; with `pin`, some workers share one."""
+        with self.strategy.scope():
+            wide = [keras.layers.Dense(400, "relu") for _ in range(3)]
+            model = keras.Sequential([keras.Input((WIDTH,)), *wide, keras.layers.Dense(2)])
+            model.compile("sgd", "mse")
+        x, y = np.tile(self.x, (1500, 1)), np.tile(self.y, (1500, 1))
+        model.fit(x, y, batch_size=len(x) // 12, verbose=0, callbacks=[monitor])
+
     def communication(self, monitor: Any) -> None:
         model = self.model(hidden=3000)
         model.fit(self.data(), verbose=0, callbacks=[monitor])
@@ -189,6 +200,9 @@ class Job:
 def main(folder: str, chosen: str, *jobs: str) -> None:
     name, *options = chosen.split(",")
     given: dict[str, Any] = dict(option.split("=") for option in options)
+    if pin := given.pop("pin", ""):  # before TensorFlow starts its threads
+        rank = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
+        os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[int(pin.split(":")[rank])]})
     if "devices" in given:
         given["devices"] = int(given["devices"])
     strategy = tfaccel.strategy(name, device_type="cpu", seed=1, check="off", **given)
