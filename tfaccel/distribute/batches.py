@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from tfaccel.distribute import _private, data_service, dataset_consistency, own_rows, padding
+from tfaccel.distribute import _private, data_service, dataset_consistency, padding, row_functions
 from tfaccel.distribute.batch_iterator import BatchIterable, without_autotune
 from tfaccel.distribute.batch_rows import PyDatasetRows
 from tfaccel.distribute.batch_sharding import (
@@ -194,7 +194,7 @@ class Batches(BatchIterable):
         self._all_gather = all_gather
         self._length = length
         self._compared = all_gather is None
-        self._is_deterministic = functools.partial(own_rows.is_deterministic, dataset)
+        self._is_deterministic = functools.partial(row_functions.is_deterministic, dataset)
         self._alike = alike and multiples
         self._proportion: tuple[int, ...] | None = None
         sharding = _sharding_options(partial_batch, multiples)

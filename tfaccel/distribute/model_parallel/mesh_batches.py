@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.experimental import dtensor
 
-from tfaccel.distribute import _private, dataset_consistency, own_rows
+from tfaccel.distribute import _private, dataset_consistency, row_functions
 from tfaccel.distribute.batch_iterator import (
     BatchIterable,
     BatchIterator,
@@ -74,7 +74,7 @@ class MeshBatches(BatchIterable):
         if own is not None:
             dataset = own.dataset if isinstance(own, PyDatasetRows) else own
         self._dataset = without_autotune(dataset)
-        self._is_deterministic = functools.partial(own_rows.is_deterministic, user_dataset)
+        self._is_deterministic = functools.partial(row_functions.is_deterministic, user_dataset)
         self._compared = False
         self._mesh = mesh
         self._axis = axis
