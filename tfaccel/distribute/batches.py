@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -217,11 +216,7 @@ class Batches(BatchIterable):
     def _open(self) -> Iterator[Any]:
         with tf.device("/CPU:0"):
             source = iter(self._dataset)
-        elements = self._elements(source)
-        if data_service.in_use():
-            # A pass over the user's dataset begins at the same point as without a service, even if
-            # it will not be read: the next one's shuffle depends on it.
-            elements = _begun(elements)
+        elements = data_service.begun(self._elements(source))
         batches = self._placed(elements)
         copies = any("CPU" not in device.upper() for device in self._devices)
         ahead = copies and self._threads is None
@@ -293,12 +288,6 @@ def _sharding_options(partial_batch: str, multiples: bool) -> ShardingOptions:
     if partial_batch != "exact":
         return ShardingOptions("last")
     return ShardingOptions("whole", multiples)
-
-
-def _begun(elements: Iterator[Any]) -> Iterator[Any]:
-    """`elements`, with the first already read."""
-    first = list(itertools.islice(elements, 1))
-    return itertools.chain(first, elements)
 
 
 def _copy_to_device(tensor: Any, device: str) -> Any:
