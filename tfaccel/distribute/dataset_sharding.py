@@ -134,7 +134,7 @@ def with_data_workers(dataset: tf.data.Dataset) -> tf.data.Dataset:
     return made.with_options(dataset.options()).prefetch(tf.data.AUTOTUNE)
 
 
-def _of_parts(moved: own_rows.MovedCut) -> Callable[[Any], Any]:
+def _of_parts(moved: own_rows.MovedCut) -> Any:
     @tf.autograph.experimental.do_not_convert
     def compute(own: Any) -> Any:
         return tuple(moved.compute_rows(part) for part in own)
