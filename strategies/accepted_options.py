@@ -15,6 +15,9 @@ Accepted = Mapping[str, Sequence[Any] | None]
 
 ANY = None
 
+_ALSO = {"data_service": "data workers", "profile": "a profile"}
+"""What the options are that the launcher sets for every script."""
+
 COMMON: Accepted = dict.fromkeys(
     (
         "devices",
@@ -59,8 +62,10 @@ def check(name: str, factories: Mapping[str, str], options: Options) -> None:
             expected = (
                 f"which does not accept it; use {' or '.join(map(repr, takers))}, or leave it out."
             )
+        also = f" ({_ALSO[field.name]})" if field.name in _ALSO else ""
         raise StrategyError(
-            f"tfaccel: {field.name}={value!r} was requested with strategy {name!r}, {expected}"
+            f"tfaccel: {field.name}={value!r}{also} was requested with strategy {name!r}, "
+            f"{expected}"
         )
 
 

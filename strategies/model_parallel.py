@@ -12,6 +12,7 @@ from tfaccel.strategies.request import Request
 
 ACCEPTS = {
     **COMMON,
+    "data_service": ANY,
     "profile": ANY,
     "profile_dir": ANY,
     "mesh": ANY,

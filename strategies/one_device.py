@@ -5,6 +5,7 @@ from __future__ import annotations
 import tensorflow as tf
 
 from tfaccel.distribute.default_strategy import warn_of_backups_under
+from tfaccel.distribute.profiled_epochs import profile_fits_of
 from tfaccel.errors import StrategyError
 from tfaccel.strategies import process_settings
 from tfaccel.strategies.accepted_options import ANY, COMMON
@@ -15,6 +16,8 @@ ACCEPTS = {
     "gradient_accumulation": ("reduced",),
     "partial_batch": ("exact",),
     "input": ANY,
+    "profile": ANY,
+    "profile_dir": ANY,
 }
 
 
@@ -38,4 +41,6 @@ def make(request: Request) -> tf.distribute.Strategy:
     process_settings.restrict_visible_gpus(request.devices)
     strategy = tf.distribute.get_strategy()
     warn_of_backups_under(strategy)
+    if request.options.profile is not None:
+        profile_fits_of(strategy)
     return strategy

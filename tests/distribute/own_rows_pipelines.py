@@ -102,7 +102,66 @@ def batches_skipped() -> Any:
     return rows(ROWS).map(double).batch(8).skip(1).take(3)
 
 
+def rows_counted() -> Any:
+    counted = rows(ROWS).map(double).apply(tf.data.experimental.assert_cardinality(ROWS))
+    return counted.batch(8)
+
+
+def batches_counted() -> Any:
+    return rows(ROWS).map(double).batch(8).apply(tf.data.experimental.assert_cardinality(5))
+
+
+def sharded_the_same_everywhere() -> Any:
+    return rows(ROWS).map(double).shard(3, 1).batch(4).shard(2, 0)
+
+
+def batched_anew() -> Any:
+    return rows(ROWS).map(double).batch(5).prefetch(1).unbatch().take(30).batch(8)
+
+
+def rebatched() -> Any:
+    return rows(ROWS).map(double).batch(5).rebatch(8)
+
+
+def padded_to_a_known_size() -> Any:
+    def of(i: Any) -> Any:
+        return {"ids": tf.range(i), "text": tf.fill([i % 3], "a"), "n": i}
+
+    sizes = {"ids": [ROWS], "text": [4], "n": []}
+    values = {"ids": tf.constant(-1, tf.int64), "text": "-", "n": tf.constant(0, tf.int64)}
+    return rows(ROWS).map(of).padded_batch(8, sizes, values)
+
+
+def rows_of_other_shapes_at_the_cut() -> Any:
+    made = rows(ROWS).map(lambda i: (tf.range(i), tf.fill([i % 3], i % 2 > 0), i))
+    kept = made.filter(lambda x, y, i: i % 5 > 0)
+    return kept.map(lambda x, y, i: (tf.reduce_sum(x), tf.reduce_any(y), i)).batch(8)
+
+
+def generated_rows_of_other_shapes() -> Any:
+    def generate() -> Any:
+        for i in range(ROWS):
+            yield {"x": np.arange(i, dtype="float32")}
+
+    spec = {"x": tf.TensorSpec([None])}
+    generated = tf.data.Dataset.from_generator(generate, output_signature=spec)
+    return generated.map(lambda row: tf.pad(row["x"], [[0, ROWS - tf.size(row["x"])]])).batch(8)
+
+
+def files_cached() -> Any:
+    files = rows(5).interleave(lambda i: rows(10 * i, 10 * i + 7), num_parallel_calls=2)
+    return files.map(double).cache().batch(8).repeat(2)
+
+
 MOVED = [
+    rows_counted,
+    batches_counted,
+    sharded_the_same_everywhere,
+    batched_anew,
+    rebatched,
+    padded_to_a_known_size,
+    generated_rows_of_other_shapes,
+    files_cached,
     mapped,
     batches_skipped,
     mapped_twice_in_parallel,
@@ -156,8 +215,29 @@ def whole_batches() -> Any:
 
 
 def padded() -> Any:
-    """padded_batch comes after it"""
+    """padded_batch comes after it, and pads to the longest row of a batch; with padded_shapes"""
     return rows(ROWS).map(lambda i: tf.range(i)).padded_batch(8)
+
+
+def unbatched_of_dropped_rows() -> Any:
+    """unbatch comes after it"""
+    return rows(ROWS).map(double).batch(5, drop_remainder=True).unbatch().batch(8)
+
+
+def rebatched_to_several_sizes() -> Any:
+    """rebatch comes after it"""
+    return rows(ROWS).map(double).batch(5).rebatch([4, 6])
+
+
+def ragged_batches() -> Any:
+    """ragged_batch comes after it"""
+    return rows(ROWS).map(lambda i: tf.range(i)).ragged_batch(8)
+
+
+def skipped_below_a_shuffle() -> Any:
+    """shuffle comes after it"""
+    skipped = rows(ROWS).map(double).skip(2)
+    return skipped.shuffle(8, seed=1, reshuffle_each_iteration=False).skip(1).batch(8)
 
 
 def calls_python() -> Any:
@@ -194,8 +274,19 @@ def parsed_in_an_interleave() -> Any:
     return rows(5).interleave(lambda i: rows(10 * i, 10 * i + 7).map(double)).batch(8)
 
 
+def parsed_in_an_interleave_below_a_shuffle() -> Any:
+    """may give any number of rows for each element; what it maps would run on own rows alone"""
+    files = rows(5).interleave(lambda i: rows(10 * i, 10 * i + 7).map(double))
+    return files.shuffle(8, seed=1, reshuffle_each_iteration=False).batch(8)
+
+
 STAYS = [
     parsed_in_an_interleave,
+    parsed_in_an_interleave_below_a_shuffle,
+    unbatched_of_dropped_rows,
+    rebatched_to_several_sizes,
+    ragged_batches,
+    skipped_below_a_shuffle,
     filtered_after,
     shuffled_after,
     flat_mapped_after,

@@ -71,6 +71,61 @@ def test_what_would_change_the_rows_is_not_moved_and_the_reason_is_told(
     assert_same(gathered(make(), 2, 1, "whole"), make())
 
 
+def test_each_reason_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="absl"):
+        for make in pipelines.STAYS:
+            caplog.clear()
+            shard_dataset(make(), Placement(2, 0, 1))
+            said = [record.getMessage() for record in caplog.records]
+            lines = [line for line in said if "tfaccel: input:" in line]
+            assert len(set(lines)) == len(lines)
+            assert str(make.__doc__) in lines[0]
+            for line in lines:
+                assert line.startswith("tfaccel: input: every worker computes all rows in the ")
+                assert " at own_rows_pipelines.py:" in line
+        caplog.clear()
+        shard_dataset(pipelines.mapped(), Placement(2, 0, 1))
+        assert not [r for r in caplog.records if "tfaccel: input:" in r.getMessage()]
+
+
+def test_rows_of_other_shapes_may_stand_at_the_cut() -> None:
+    moved, (line,) = own_rows.move_cut(pipelines.rows_of_other_shapes_at_the_cut())
+    assert moved is not None
+    assert line.endswith("filter comes after it")
+    made = pipelines.rows_of_other_shapes_at_the_cut
+    assert_same(gathered(made(), 2, 1, "whole"), made())
+
+
+def test_a_map_inside_a_reader_is_told_where_the_cut_moves_too() -> None:
+    files = tf.data.Dataset.range(5).interleave(lambda i: pipelines.rows(i).map(lambda j: j + 1))
+    moved, (line,) = own_rows.move_cut(files.map(pipelines.double).batch(8))
+    assert moved is not None
+    assert "interleave of <lambda> at test_own_rows.py:" in line
+    assert line.endswith("what it maps would run on own rows alone in a map after it")
+
+
+def test_a_count_that_is_wrong_is_still_an_error() -> None:
+    for made in (pipelines.rows_counted, pipelines.batches_counted):
+        short = made().repeat(1)
+        wrong = short.apply(tf.data.experimental.assert_cardinality(4))
+        with pytest.raises(tf.errors.FailedPreconditionError, match="expected to contain 4"):
+            list(shard_dataset(wrong, Placement(2, 0, 1)))
+
+
+@pytest.mark.parametrize("make", ["generator", "drawn"])
+def test_a_cache_of_rows_that_differ_is_not_moved(make: str) -> None:
+    read: Any = tf.data.Dataset.range(4)
+    if make == "generator":
+        read = tf.data.Dataset.from_generator(lambda: range(4), output_signature=tf.TensorSpec([]))
+    else:
+        read = read.interleave(
+            lambda i: tf.data.Dataset.from_tensors(i).map(lambda _: tf.random.uniform([]))
+        )
+    moved, lines = own_rows.move_cut(read.map(lambda x: 2 * x).cache().batch(4))
+    assert moved is None
+    assert lines[0].endswith("cache comes after it")
+
+
 def test_a_map_that_keeps_a_state_is_not_moved() -> None:
     moved, (why,) = own_rows.move_cut(pipelines.counts_rows())
     assert moved is None

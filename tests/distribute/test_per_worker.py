@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -28,7 +29,12 @@ KINDS = {"equal": EQUAL, "other rows": OTHER_ROWS, "other lengths": OTHER_LENGTH
 @functools.cache
 def strategy() -> Any:
     return tfaccel.strategy(
-        "multi_worker_mirrored", devices=2, device_type="cpu", input="per_worker", seed=1
+        "multi_worker_mirrored",
+        devices=2,
+        device_type="cpu",
+        input="per_worker",
+        batch_norm="synchronized",
+        seed=1,
     )
 
 
@@ -133,14 +139,48 @@ def test_arrays_are_each_worker_s_own() -> None:
     np.testing.assert_allclose(ours.get_weights()[0], alone.get_weights()[0], rtol=1e-5)
 
 
-@pytest.mark.exhaustive
-def test_a_script_that_shards_by_itself_has_no_shard_policy() -> None:
+@pytest.mark.parametrize("policy", ["FILE", pytest.param("OFF", marks=pytest.mark.exhaustive)])
+def test_a_script_that_shards_by_itself_has_no_shard_policy(policy: str) -> None:
+    policies = tf.data.experimental.AutoShardPolicy
     options = tf.data.Options()
-    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    options.experimental_distribute.auto_shard_policy = getattr(policies, policy)
     ours, alone = under(strategy(), made), made()
     alone.fit(together(EQUAL), verbose=0)
     ours.fit(own(EQUAL).with_options(options), verbose=0)
     np.testing.assert_allclose(ours.get_weights()[0], alone.get_weights()[0], rtol=1e-5)
+
+
+def test_a_dataset_of_a_function_is_each_worker_s_own() -> None:
+    """`distribute_datasets_from_function`: each replica gets a batch of its worker's dataset."""
+
+    def of_worker(context: Any) -> tf.data.Dataset:
+        assert context.num_input_pipelines == 2
+        assert context.input_pipeline_id == strategy().cluster.rank
+        return own(([[0, 1], [2, 3], [4, 5], [6, 7]], [[8, 9], [10, 11], [12, 13], [14, 15]]))
+
+    ours, alone = under(strategy(), made), made()
+    alone.fit(together(EQUAL), verbose=0)
+    ours.fit(strategy().distribute_datasets_from_function(of_worker), steps_per_epoch=2, verbose=0)
+    np.testing.assert_allclose(ours.get_weights()[0], alone.get_weights()[0], rtol=1e-5)
+
+
+def test_batch_normalization_over_the_rows_of_all_workers() -> None:
+    def normalized() -> Any:
+        stack = [
+            keras.layers.Dense(2, kernel_initializer="ones"),
+            keras.layers.BatchNormalization(momentum=0.5),
+            keras.layers.Dense(1, kernel_initializer="ones"),
+        ]
+        model = keras.Sequential([keras.Input((3,)), *stack])
+        model.compile(keras.optimizers.SGD(0.1), "mse")
+        return model
+
+    ours, alone = under(strategy(), normalized), normalized()
+    expected = alone.fit(together(OTHER_ROWS), epochs=2, verbose=0).history["loss"]
+    found = ours.fit(own(OTHER_ROWS), epochs=2, verbose=0).history["loss"]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    for one, other in zip(ours.get_weights(), alone.get_weights(), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
 
 
 def test_what_cannot_be_is_said_on_every_worker(caplog: Any) -> None:

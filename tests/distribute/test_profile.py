@@ -6,12 +6,16 @@ import glob
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import keras
 import pytest
+import tensorflow as tf
 
 from tests.support import environment
-from tfaccel.distribute import profile
+from tfaccel.distribute import profile, profiled_epochs
 from tfaccel.distribute.profile import Profiler, ProfileRange
 
 SCRIPT = """
@@ -71,6 +75,49 @@ def test_the_same_steps_of_every_worker(executions: int, tmp_path: Path) -> None
         assert products >= 4 * 5, "of each step: two forward, three backward"
 
 
+EACH = """
+import sys
+import numpy as np
+import tfaccel
+
+for name, more in (("model_parallel", {"mesh": "batch=2"}), ("mirrored", {}), ("one_device", {})):
+    devices = 1 if name == "one_device" else 2
+    folder = f"{sys.argv[1]}/{name}"
+    strategy = tfaccel.strategy(
+        name, device_type="cpu", devices=devices, profile_dir=folder, check="off", **more
+    )
+    import keras
+
+    with strategy.scope():
+        model = keras.Sequential([keras.layers.Dense(3), keras.layers.Dense(1)])
+        model.compile("sgd", "mse")
+    x = np.ones((32, 4), "float32")
+    model.fit(x, x[:, :1], batch_size=8, epochs=2, verbose=0)
+"""
+
+
+@pytest.mark.slow
+def test_other_strategies_profile_the_same_steps(tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(EACH)
+    launch = [sys.executable, "-m", "tfaccel.cli", "launch", "--nproc=1", "--profile=3:6"]
+    done = subprocess.run(
+        [*launch, f"--log-dir={tmp_path}", str(script), str(tmp_path)],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name in ("one_device", "mirrored", "model_parallel"):
+        folder = tmp_path / name / "plugins" / "profile" / "steps-3-6"
+        assert f"tfaccel: the profile of steps 3 to 6 is in {folder}." in done.stderr
+        steps, operations = steps_of(str(folder / "rank-0.xplane.pb"))
+        assert steps == [3, 4, 5, 6]
+        products = sum(number for name, number in operations.items() if "MatMul" in name)
+        assert products >= 4 * 5, "of each step: two forward, three backward"
+
+
 class Recorder:
     """Stands for TensorFlow's profiler, and notes what is asked of it."""
 
@@ -116,6 +163,35 @@ def test_what_keras_looks_at_is_no_step(recorder: Recorder, tmp_path: Path) -> N
     assert glob.glob(f"{tmp_path}/plugins/profile/*/*") == [
         f"{tmp_path}/plugins/profile/steps-1-2/rank-0.xplane.pb"
     ]
+
+
+def unknown_length() -> tuple[tf.data.Dataset]:
+    rows = tf.data.Dataset.from_tensor_slices((tf.ones([32, 4]), tf.ones([32, 1]))).batch(8)
+    return (rows.filter(lambda x, y: True),)
+
+
+@pytest.mark.parametrize(
+    ("data", "executions", "asked"),
+    [
+        (lambda: (tf.ones([32, 4]), tf.ones([32, 1])), 1, [3, "|", 4, "|", 5, "|", 6, "|"]),
+        # The first pass ends in a call that finds no batch, which is counted again.
+        (unknown_length, 1, [3, "|", 4, "|", 5, "|", 5, "|", 6, "|"]),
+        (lambda: (tf.ones([32, 4]), tf.ones([32, 1])), 2, [3, "|", 5, "|"]),
+    ],
+)
+def test_steps_under_the_default_strategy(
+    data: Callable[[], Any], executions: int, asked: list[Any], recorder: Recorder, tmp_path: Path
+) -> None:
+    """Those of `fit`: neither of a batch that is inspected, nor of validation or the data's end."""
+    profiled_epochs.profile_fits_of(tf.distribute.get_strategy())
+    model = keras.Sequential([keras.layers.Dense(1)])
+    model.compile("sgd", "mse", steps_per_execution=executions)
+    profile.profiler.schedule(ProfileRange(3, 6, str(tmp_path)))
+    profile.atexit.unregister(profile.profiler._at_exit)
+    model.fit(*data(), batch_size=8 if len(data()) > 1 else None, epochs=1, verbose=0)
+    model.evaluate(*data(), verbose=0)
+    model.fit(*data(), batch_size=8 if len(data()) > 1 else None, epochs=1, verbose=0)
+    assert recorder.asked == ["start", *asked, "stop"]
 
 
 def test_a_run_that_ends_early_has_what_there_was_and_says_so(

@@ -75,6 +75,35 @@ def test_a_job_whose_data_worker_dies_ends_with_the_same_bits(tmp_path: Path) ->
     assert {"data-dispatcher.log", "data-worker-0.log", "data-worker-1.log"} < logs
 
 
+@pytest.mark.slow
+@pytest.mark.exhaustive
+def test_workers_of_other_engines_have_their_own_and_the_same_bits(tmp_path: Path) -> None:
+    """As Slurm, Kubernetes and the others start them: `tfaccel.launch.worker` around each."""
+    (tmp_path / "train.py").write_text(SCRIPT)
+    weights = []
+    wrapper = [sys.executable, "-m", "tfaccel.launch.worker", "--show=all"]
+    for more in ([], ["--data-workers=1", f"--log-dir={tmp_path}/logs"]):
+        launch = [sys.executable, "-m", "tfaccel.cli", "launch", "--nproc=2", "--show=all"]
+        done = subprocess.run(
+            [*launch, *wrapper, *more, "--", sys.executable, "train.py"],
+            cwd=tmp_path,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        weights.append(re.findall(r"weights (\w+)", done.stdout))
+    assert weights[0] == weights[1]
+    assert len({*weights[0]}) == 1
+    logs = {path.name for path in (tmp_path / "logs").iterdir()}
+    assert logs == {
+        f"rank-{rank}{name}.log"
+        for rank in range(2)
+        for name in ("", "-data-dispatcher", "-data-worker-0")
+    }
+
+
 def test_processes_are_started_again_and_end_with_the_job(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -123,6 +123,26 @@ def test_a_dry_run_has_the_data_workers(capsys: pytest.CaptureFixture[str]) -> N
     assert wait == "wait $workers; kill $data"
 
 
+@pytest.mark.parametrize(
+    ("engine", "has"),
+    [
+        ("slurm", "-m tfaccel.launch.worker --show all --data-workers 3 -- "),
+        ("skypilot", "-m tfaccel.launch.worker --data-workers 3 "),
+        ("kubernetes", f'{" " * 14}- "--data-workers"\n{" " * 14}- "3"\n'),
+        ("ray", "'data_workers': 3,"),
+    ],
+)
+def test_other_engines_have_data_workers_beside_each_worker(
+    engine: str, has: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = ["--image=i"] if engine == "kubernetes" else []
+    words = [f"--engine={engine}", "--nproc=2", "--dry-run", *image]
+    assert main([*words, "train.py"]) == 0
+    assert not re.search("data.workers", capsys.readouterr().out)
+    assert main([*words, "--data-workers=3", "train.py"]) == 0
+    assert has in capsys.readouterr().out
+
+
 def test_an_option_of_another_engine_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert refusal(capsys, "--nproc=2", "--partition=p", "--image=i", "train.py") == (
         "tfaccel launch: error: --partition, --image is not an option of --engine local; expected "
@@ -160,6 +180,13 @@ def test_an_option_of_another_engine_is_refused(capsys: pytest.CaptureFixture[st
         (
             ["--engine=tpu-vm", "--zone=z", "--accelerator-type=v6e-8", "--show=all", "train.py"],
             "--show is not an option of --engine tpu-vm",
+        ),
+        (
+            [
+                *("--engine=tpu-vm", "--zone=z", "--accelerator-type=v6e-8"),
+                *("--data-workers=2", "train.py"),
+            ],
+            "--data-workers is not an option of --engine tpu-vm",
         ),
         (["--nproc=2", "--max-restarts=-1", "train.py"], "--max-restarts is -1; expected 0 or"),
         (["--engine=kubernetes", "--nproc=2", "a.py"], "--engine kubernetes needs --image IMAGE"),

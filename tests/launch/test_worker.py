@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -72,6 +73,19 @@ def test_the_cluster_comes_from_hosts() -> None:
     ]
     assert json.loads(config)["task"]["index"] == 1
     assert job == "sky-1"
+
+
+def test_a_worker_may_have_data_workers_of_its_own(tmp_path: Path) -> None:
+    show = "import os; print(os.environ['TFACCEL_DATA_SERVICE'])"
+    words = ["--data-workers=1", "--log-dir", str(tmp_path), "--show=all"]
+    workers = '{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 1}}'
+    process = start(*words, "--", sys.executable, "-c", show, TF_CONFIG=workers)
+    code, out, err = finish(process)
+    assert (code, err) == (0, "")
+    assert re.fullmatch(r"\[1\] 127\.0\.0\.1:\d+\n", out)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("rank-1.log", "rank-1-data-dispatcher.log", "rank-1-data-worker-0.log")
+    }
 
 
 def test_a_worker_that_is_not_shown_tells_its_warnings_and_its_end(tmp_path: Path) -> None:

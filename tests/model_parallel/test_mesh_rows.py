@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -11,9 +12,16 @@ import pytest
 import tensorflow as tf
 
 from tests.distribute import own_rows_pipelines as pipelines
+from tests.distribute.test_data_service import Service
 from tests.distribute.test_own_rows import assert_same
-from tfaccel.distribute import _private
+from tfaccel.distribute import _private, data_service
+from tfaccel.distribute.dataset_sharding import with_data_workers
 from tfaccel.distribute.model_parallel.mesh_rows import MeshRows, of_own_rows, why_whole
+
+
+@functools.cache
+def two_data_workers() -> Service:
+    return Service()
 
 
 def mesh(*batch: int) -> Any:
@@ -62,6 +70,23 @@ def test_global_batches_are_the_same_row_by_row(make: Callable[[], Any]) -> None
     made = [of_own_rows(make(), MeshRows(2, (part,))) for part in range(2)]
     assert None not in made
     assert_same(together(made), make())
+
+
+@pytest.mark.parametrize("make", [pipelines.mapped, pipelines.padded_to_a_known_size])
+def test_data_workers_compute_the_same_rows(make: Callable[[], Any]) -> None:
+    data_service.use(two_data_workers().address)
+    try:
+        made = [of_own_rows(make(), MeshRows(2, (part,))) for part in range(2)]
+        assert None not in made
+        assert_same(together(made), make())
+        whole = with_data_workers(make())
+        for served, given in zip(
+            *(tf.nest.flatten(each.element_spec) for each in (whole, make())), strict=True
+        ):
+            assert served.shape[1:] == given.shape[1:]
+        assert_same(list(whole), make())
+    finally:
+        data_service.use("")
 
 
 def test_arrays_are_gathered_for_own_rows_alone() -> None:

@@ -229,6 +229,46 @@ def test_the_command_follows_a_job_until_it_ends(
     assert capsys.readouterr().out.count("steps 11-20") == 1
 
 
+def test_the_command_follows_files_that_grow(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each look at the files finds what was written since the one before."""
+    paths = [tmp_path / records.file_name(rank) for rank in (0, 1)]
+
+    def add(rank: int, *lines: str) -> None:
+        with paths[rank].open("a", encoding="utf-8") as file:
+            file.write("".join(f"{line}\n" for line in lines))
+
+    def windows(number: int) -> list[str]:
+        return [records.line(w) for w in WINDOWS if w.number == number]
+
+    said: list[str] = []
+    looks = iter(
+        [
+            lambda: add(0, *windows(1)),
+            lambda: None,
+            lambda: add(0, *windows(2)),
+            lambda: (add(1, records.end_line(1000, 1)), add(0, records.end_line(1000, 0))),
+        ]
+    )
+
+    def sleep(seconds: float) -> None:
+        said.append(capsys.readouterr().out)
+        next(looks)()
+
+    monkeypatch.setattr("tfaccel.monitoring.command.time.sleep", sleep)
+    add(0, *map(records.line, RUNS), *windows(0))
+    add(1, records.line(RUNS[1]))
+    assert cli.main(["monitor", "--follow", str(tmp_path)]) == 0
+    assert ["steps 1-" in text for text in said] == [True, False, False, False]
+    assert ["steps 11-20" in text for text in said] == [False, True, False, False]
+    assert ["steps 21-30" in text for text in said] == [False, False, False, True]
+    last = capsys.readouterr().out
+    assert "compute-bound" in last
+    assert "ms/step:" not in last, "no window is printed twice"
+    assert not list(looks)
+
+
 def test_the_command_writes_json_and_a_page(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

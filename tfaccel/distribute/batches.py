@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from tfaccel.distribute import _private, data_service, dataset_consistency, own_rows, padding
+from tfaccel.distribute import _private, data_service, dataset_consistency, padding, row_functions
 from tfaccel.distribute.batch_iterator import BatchIterable, without_autotune
 from tfaccel.distribute.batch_rows import PyDatasetRows
 from tfaccel.distribute.batch_sharding import (
@@ -194,7 +193,7 @@ class Batches(BatchIterable):
         self._all_gather = all_gather
         self._length = length
         self._compared = all_gather is None
-        self._is_deterministic = functools.partial(own_rows.is_deterministic, dataset)
+        self._is_deterministic = functools.partial(row_functions.is_deterministic, dataset)
         self._alike = alike and multiples
         self._proportion: tuple[int, ...] | None = None
         sharding = _sharding_options(partial_batch, multiples)
@@ -217,11 +216,7 @@ class Batches(BatchIterable):
     def _open(self) -> Iterator[Any]:
         with tf.device("/CPU:0"):
             source = iter(self._dataset)
-        elements = self._elements(source)
-        if data_service.in_use():
-            # A pass over the user's dataset begins at the same point as without a service, even if
-            # it will not be read: the next one's shuffle depends on it.
-            elements = _begun(elements)
+        elements = data_service.begun(self._elements(source))
         batches = self._placed(elements)
         copies = any("CPU" not in device.upper() for device in self._devices)
         ahead = copies and self._threads is None
@@ -293,12 +288,6 @@ def _sharding_options(partial_batch: str, multiples: bool) -> ShardingOptions:
     if partial_batch != "exact":
         return ShardingOptions("last")
     return ShardingOptions("whole", multiples)
-
-
-def _begun(elements: Iterator[Any]) -> Iterator[Any]:
-    """`elements`, with the first already read."""
-    first = list(itertools.islice(elements, 1))
-    return itertools.chain(first, elements)
 
 
 def _copy_to_device(tensor: Any, device: str) -> Any:

@@ -12,6 +12,7 @@ never depend on the service, only their latency does.
 from __future__ import annotations
 
 import ctypes
+import itertools
 import threading
 import time
 import uuid
@@ -95,6 +96,18 @@ def _that_waits(dataset: tf.data.Dataset, besides: int) -> tf.data.Dataset:
     options = tf.data.Options()
     options.threading.private_threadpool_size = besides + 1
     return dataset.with_options(options)
+
+
+def begun(elements: Iterator[Any]) -> Iterator[Any]:
+    """`elements` of a pass, with the first already read where there is a service.
+
+    A pass over the user's dataset then begins at the same point as without one, even if it will not
+    be read: the next one's shuffle depends on it.
+    """
+    if not in_use():
+        return elements
+    first = list(itertools.islice(elements, 1))
+    return itertools.chain(first, elements)
 
 
 class _PendingElement(NamedTuple):

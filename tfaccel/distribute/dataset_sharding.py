@@ -77,7 +77,7 @@ def shard_dataset(
     divided = source.map(parts, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     if moved is not None:
         if data_service.in_use():
-            divided = _computed_elsewhere(divided, moved)
+            divided = computed_elsewhere(divided, _of_parts(moved))
         place = f"{placement.rank}-of-{placement.workers}x{placement.local}"
         key = f"{place}-{sharding.undersized}{sharding.multiples:d}{first is not None:d}"
         divided = moved.finish(divided, key)
@@ -117,13 +117,38 @@ def _cut_moved_up(dataset: tf.data.Dataset, placement: Placement) -> own_rows.Mo
     return moved
 
 
-def _computed_elsewhere(cut: tf.data.Dataset, moved: own_rows.MovedCut) -> tf.data.Dataset:
-    """The user's rows of what was cut, made by data workers."""
+def with_data_workers(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """A dataset of global batches, whole, whose rows data workers compute where they can.
 
+    Args:
+        dataset: of global batches, the same.
+    """
+    if _private.array_pipeline(dataset) is not None:
+        return dataset
+    moved = _cut_moved_up(dataset, Placement(1, 0, 1))
+    if moved is None:
+        return dataset
+    cut = moved.batches.map(lambda *batch: (batch if len(batch) > 1 else batch[0],))
+    made = computed_elsewhere(cut, moved.compute_rows).map(lambda batch: batch)
+    made = moved.finish(made, "whole")
+    return made.with_options(dataset.options()).prefetch(tf.data.AUTOTUNE)
+
+
+def _of_parts(moved: own_rows.MovedCut) -> Any:
     @tf.autograph.experimental.do_not_convert
     def compute(own: Any) -> Any:
         return tuple(moved.compute_rows(part) for part in own)
 
+    return compute
+
+
+def computed_elsewhere(cut: tf.data.Dataset, compute: Callable[[Any], Any]) -> tf.data.Dataset:
+    """The user's rows of what was cut, made by data workers, or here where these cannot.
+
+    Args:
+        cut: of tuples whose first part are rows at the cut.
+        compute: makes the user's of them.
+    """
     found = data_service.computed_elsewhere(cut, compute)
     if found is not None:
         return found

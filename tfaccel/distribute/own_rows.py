@@ -14,37 +14,21 @@ Global batches stay the same, row by row.
 
 from __future__ import annotations
 
-import inspect
-import os
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import tensorflow as tf
 
-from tfaccel.distribute import _private
+from tfaccel.distribute import _private, row_shapes
+from tfaccel.distribute.own_rows_report import Report, place
+from tfaccel.distribute.row_functions import is_reproducible, why_not_row_by_row
 
-# Operations that TensorFlow does not consider pure, but whose result for a row does not depend on
-# the other rows.
-_ROW_BY_ROW = frozenset(
-    {
-        *("Assert", "ReadVariableOp"),
-        *("LookupTableFind", "LookupTableFindV2", "LookupTableSize", "LookupTableSizeV2"),
-        *("TensorListFromTensor", "TensorListGetItem", "TensorListLength", "TensorListReserve"),
-        *("TensorListSetItem", "TensorListStack", "EmptyTensorList", "TensorListPushBack"),
-    }
-)
-# Datasets that yield the same elements in each pass.
-_REPRODUCIBLE = frozenset(
-    {
-        *("map", "batch", "prefetch", "options", "repeat", "take", "skip", "zip", "cache"),
-        *("from_tensor_slices", "from_tensors", "range", "concatenate"),
-        *("tfrecord", "text_line", "fixed_length_record"),
-    }
-)
-_SEEDED = frozenset({"shuffle", "shard"})  # by seeds on which all workers agree
-_PYTHON = ("PyFunc", "EagerPyFunc", "PyFuncStateless")
+# Transformations that neither change elements nor their number, and those that take or repeat some
+# by their position, of rows as well as of batches.
+_UNCHANGING = ("options", "prefetch")
+_BY_POSITION = ("repeat", "take", "skip", "shard", "assert_cardinality")
 
 
 @dataclass(frozen=True)
@@ -55,7 +39,7 @@ class MovedCut:
         batches: global batches at the cut.
         compute: maps one of their rows to a user's row.
         output: the structure of a user's row.
-        after: later transformations of the batches: cache, repeat, take, skip.
+        after: later transformations of the batches: cache, or by their position, such as take.
         size: of a batch, as text valid in a file name.
     """
 
@@ -84,48 +68,11 @@ class MovedCut:
                 name = stage.filename and f"{stage.filename}.{key}"
                 cut = kept[key] = kept[key] if key in kept else cut.cache(name)
             else:
-                cut = getattr(cut, stage.kind)(stage.number)
+                cut = stage.applied_to(cut)
         return cut
 
 
 _caches: weakref.WeakKeyDictionary[Any, dict[str, Any]] = weakref.WeakKeyDictionary()
-
-
-@dataclass
-class _Report:
-    """The functions that run over all rows, and the reasons."""
-
-    lines: list[str] = field(default_factory=list)
-    readers: list[str] = field(default_factory=list)
-
-    def of_all(self) -> list[str]:
-        """The lines where no row is computed by its worker alone: also of what reads rows."""
-        return [*self.lines, *self.readers]
-
-    def stays(self, kind: str, function: Any, why: str) -> None:
-        self.lines.append(f"{kind} of {_place(function)}: {why}")
-
-    def last(self, dataset: tf.data.Dataset) -> None:
-        """The last transformation, which the cut cannot pass."""
-        found, function = _private.stage(dataset), _private.user_function(dataset)
-        why = f"{found.kind} comes after it"
-        if found.function is not None:
-            self.stays(
-                "map", function, "it is after batch, and before it would run on own rows alone"
-            )
-            why = f"the map of {_place(function)} is after batch"
-        elif function is not None and found.kind != "filter":
-            why_not = "it may give any number of rows for each element"
-            self.readers.append(f"{found.kind} of {_place(function)}: {why_not}")
-        for each in found.inputs:
-            self.all_below(each, why)
-
-    def all_below(self, dataset: tf.data.Dataset, why: str) -> None:
-        found, function = _private.stage(dataset), _private.user_function(dataset)
-        if found.function is not None:
-            self.stays("map", function, why)
-        for each in found.inputs:
-            self.all_below(each, why)
 
 
 def move_cut(dataset: tf.data.Dataset) -> tuple[MovedCut | None, list[str]]:
@@ -138,62 +85,74 @@ def move_cut(dataset: tf.data.Dataset) -> tuple[MovedCut | None, list[str]]:
         The pipeline in parts, or None when it would gain nothing; and, for each `map`, `interleave`
         or `flat_map` that every worker runs over all rows, its location and the reason.
     """
-    report, after, node = _Report(), list[Any](), dataset
+    report, after, node = Report(), list[Any](), dataset
     found = _private.stage(node)
-    while found.kind in ("options", "prefetch", "repeat", "take", "skip", "cache", "batch"):
-        if found.kind == "cache" and not _is_reproducible(node):
+    while found.kind in (*_UNCHANGING, *_BY_POSITION, "cache"):
+        if found.kind == "cache" and not is_reproducible(node):
             break
-        if found.kind not in ("options", "prefetch"):
+        if found.kind not in _UNCHANGING:
             after.insert(0, (node, found))
-        if found.kind == "batch":
-            break
         (node,) = found.inputs
         found = _private.stage(node)
-    if found.kind != "batch":
-        report.last(node)
+    batched = _batched(node, found)
+    if batched is None:
+        report.last(node, _hint(node, found))
         return None, report.of_all()
-    (node,) = found.inputs
-    output = node.element_spec
-    node = _without_prefetch(node)
+    node = _without_prefetch(batched)
     cache = _private.stage(node)
-    if cache.kind == "cache" and _is_reproducible(node):
-        after[0] = (node, cache)
+    if cache.kind == "cache" and is_reproducible(node) and found.kind != "padded_batch":
+        after.insert(0, (node, cache))
         (node,) = cache.inputs
-    else:
-        del after[0]
-    rows = _rows(node, report)
-    if rows.compute is None:
+    rows, output = _rows(node, report), batched.element_spec
+    if rows.compute is not None and found.kind == "padded_batch":
+        output = _row_of(dataset)
+        rows = rows.then(row_shapes.padded(output, found.padding))
+    compute = rows.compute
+    if compute is None:
         return None, report.of_all()
-    batches = rows.source.batch(found.number, found.drop_remainder)
+    source, unpack = row_shapes.packed(rows.source)
+    batches = source.batch(found.number, found.drop_remainder)
     size = f"{found.number}{'-whole' if found.drop_remainder else ''}"
-    return MovedCut(batches, rows.compute, output, tuple(after), size), report.lines
+    moved = MovedCut(batches, lambda row: compute(unpack(row)), output, tuple(after), size)
+    return moved, report.lines
+
+
+def _batched(dataset: tf.data.Dataset, found: _private.Stage) -> tf.data.Dataset | None:
+    """The rows of a dataset of batches; None where it does not just put them together."""
+    match found.kind:
+        case "batch":
+            return found.inputs[0]
+        case "rebatch" if found.number:
+            return _unbatched(found.inputs[0])
+        case "padded_batch" if row_shapes.have_one_shape(_row_of(dataset)):
+            return found.inputs[0]
+    return None
+
+
+def _unbatched(dataset: tf.data.Dataset) -> tf.data.Dataset | None:
+    """The rows of batches of which none is dropped."""
+    found = _private.stage(_without_prefetch(dataset))
+    whole = found.kind == "batch" and not found.drop_remainder
+    return found.inputs[0] if whole else None
+
+
+def _row_of(dataset: tf.data.Dataset) -> Any:
+    """The structure of a row of batches."""
+    return tf.nest.map_structure(
+        lambda spec: tf.TensorSpec(spec.shape[1:], spec.dtype), dataset.element_spec
+    )
+
+
+def _hint(dataset: tf.data.Dataset, found: _private.Stage) -> str:
+    if found.kind != "padded_batch":
+        return ""
+    return ", and pads to the longest row of a batch; with padded_shapes of known sizes it may move"
 
 
 def _without_prefetch(dataset: tf.data.Dataset) -> tf.data.Dataset:
-    while (found := _private.stage(dataset)).kind in ("options", "prefetch"):
+    while (found := _private.stage(dataset)).kind in _UNCHANGING:
         (dataset,) = found.inputs
     return dataset
-
-
-def is_deterministic(dataset: tf.data.Dataset) -> bool:
-    """Whether all workers that run the same program on the same data get the same rows."""
-    arrays = _private.array_pipeline(dataset) is not None
-    return arrays or _consists_of(dataset, _REPRODUCIBLE | _SEEDED)
-
-
-def _is_reproducible(dataset: tf.data.Dataset) -> bool:
-    """Whether each pass gives the same rows, so that a cache may be refilled."""
-    return _consists_of(dataset, _REPRODUCIBLE)
-
-
-def _consists_of(dataset: tf.data.Dataset, kinds: frozenset[str]) -> bool:
-    """Whether a pipeline has only these transformations, and maps without a state."""
-    found = _private.stage(dataset)
-    if found.kind not in kinds:
-        return False
-    if found.function is not None and _state(found.function):
-        return False
-    return all(_consists_of(each, kinds) for each in found.inputs)
 
 
 @dataclass(frozen=True)
@@ -203,43 +162,48 @@ class _Rows:
     source: tf.data.Dataset
     compute: Callable[[Any], Any] | None = None  # None: identity
 
+    def then(self, function: Callable[[Any], Any]) -> _Rows:
+        """The same, and then `function` of each element."""
+        first = self.compute
+        if first is None:
+            return _Rows(self.source, function)
+        return _Rows(self.source, lambda element: function(first(element)))
 
-def _rows(dataset: tf.data.Dataset, report: _Report) -> _Rows:
+
+def _rows(dataset: tf.data.Dataset, report: Report) -> _Rows:
     """`dataset` as `source.map(compute)`."""
     found = _private.stage(dataset)
     match found.kind:
-        case "options" | "prefetch":
-            inner = _rows(found.inputs[0], report)
-            return inner if inner.compute else _Rows(dataset)
         case "map":
             return _mapped(dataset, found, report)
-        case "repeat" | "take" | "skip":
+        case kind if kind in (*_UNCHANGING, *_BY_POSITION):
             inner = _rows(found.inputs[0], report)
             if inner.compute is None:
                 return _Rows(dataset)
-            return _Rows(getattr(inner.source, found.kind)(found.number), inner.compute)
+            if kind in _UNCHANGING:
+                return inner
+            return _Rows(found.applied_to(inner.source), inner.compute)
+        case "unbatch" if (rows := _unbatched(found.inputs[0])) is not None:
+            inner = _rows(rows, report)
+            return inner if inner.compute else _Rows(dataset)
         case "zip":
             return _zipped(dataset, found, report)
     report.last(dataset)
     return _Rows(dataset)
 
 
-def _mapped(dataset: tf.data.Dataset, found: _private.Stage, report: _Report) -> _Rows:
+def _mapped(dataset: tf.data.Dataset, found: _private.Stage, report: Report) -> _Rows:
     function, (source,) = found.function, found.inputs
     assert function is not None
-    why = _why_not(function, source.element_spec)
+    why = why_not_row_by_row(function, source.element_spec)
     if why:
         report.stays("map", function.source, why)
-        report.all_below(source, f"the map of {_place(function.source)} comes after it")
+        report.all_below(source, f"the map of {place(function.source)} comes after it")
         return _Rows(dataset)
-    inner = _rows(source, report)
-    first = inner.compute
-    if first is None:
-        return _Rows(inner.source, function.call)
-    return _Rows(inner.source, lambda element: function.call(first(element)))
+    return _rows(source, report).then(function.call)
 
 
-def _zipped(dataset: tf.data.Dataset, found: _private.Stage, report: _Report) -> _Rows:
+def _zipped(dataset: tf.data.Dataset, found: _private.Stage, report: Report) -> _Rows:
     inner = [_rows(each, report) for each in found.inputs]
     if all(each.compute is None for each in inner):
         return _Rows(dataset)
@@ -260,40 +224,3 @@ def _up_to(structure: Any, element: Any) -> list[Any]:
         return [element]
     keys = sorted(structure) if isinstance(structure, dict) else range(len(structure))
     return [part for key in keys for part in _up_to(structure[key], element[key])]
-
-
-def _why_not(function: _private.MapFunction, given: Any) -> str:
-    """Why a map must run over all rows; empty when it need not."""
-    if not (_is_dense(given) and _is_dense(function.output)):
-        return "it takes or gives ragged or sparse tensors, datasets or None"
-    return _state(function)
-
-
-def _state(function: _private.MapFunction) -> str:
-    """Why a map may give different rows when called for fewer; empty when it does not."""
-    try:
-        operations = function.operations()
-    except ValueError:
-        return "its constants are larger than 2 GB"
-    for op in sorted(operations):
-        if op in _PYTHON:
-            return "it calls Python, which may keep a state from row to row"
-        if "Random" in op and not op.startswith("Stateless"):
-            return "it draws random numbers, which would be others for fewer rows"
-        if not (_private.is_pure(op) or _private.only_calls(op) or op in _ROW_BY_ROW):
-            return f"{op} in it may keep a state from row to row"
-    return ""
-
-
-def _is_dense(structure: Any) -> bool:
-    leaves = tf.nest.flatten(structure)
-    return bool(leaves) and all(type(leaf) is tf.TensorSpec for leaf in leaves)
-
-
-def _place(function: Any) -> str:
-    """The location of a user's function: ``decode at train.py:40``."""
-    code = getattr(inspect.unwrap(function), "__code__", None)
-    name = getattr(function, "__name__", type(function).__name__)
-    if code is None:
-        return name
-    return f"{name} at {os.path.basename(code.co_filename)}:{code.co_firstlineno}"

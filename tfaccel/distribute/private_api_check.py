@@ -142,6 +142,16 @@ NAMES: dict[str, tuple[str, ...]] = {
     ),
     f"{_TF}.data.ops.batch_op._BatchDataset": ("_batch_size", "_drop_remainder"),
     f"{_TF}.data.ops.batch_op._ParallelBatchDataset": ("_batch_size", "_drop_remainder"),
+    f"{_TF}.data.ops.padded_batch_op._PaddedBatchDataset": (
+        "_batch_size",
+        "_drop_remainder",
+        "_padding_values",
+    ),
+    f"{_TF}.data.ops.rebatch_op._RebatchDataset": ("_batch_sizes", "_drop_remainder"),
+    f"{_TF}.data.ops.shard_op._ShardDataset": ("_index", "_num_shards"),
+    f"{_TF}.data.experimental.ops.cardinality._AssertCardinalityDataset": (
+        "_expected_cardinality",
+    ),
     f"{_TF}.data.ops.cache_op.CacheDataset": ("_filename",),
     f"{_TF}.data.ops.prefetch_op._PrefetchDataset": ("_buffer_size",),
     f"{_TF}.data.ops.repeat_op._RepeatDataset": ("_count",),

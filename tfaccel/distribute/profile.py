@@ -57,6 +57,7 @@ class Profiler:
         self._scheduled: ProfileRange | None = None
         self._range: ProfileRange | None = None  # until it is carried out
         self._step = 0
+        self._taken = 1  # of which it was the last
         self._written: tempfile.TemporaryDirectory[str] | None = None
         self._mark: Any = None
 
@@ -70,23 +71,25 @@ class Profiler:
         atexit.unregister(self._at_exit)
         atexit.register(self._at_exit)
 
-    def step_begins(self) -> None:
-        """A batch of `fit` has arrived."""
-        self._step += 1
+    def step_begins(self, number: int = 1) -> None:
+        """A batch of `fit` has arrived, or a call begins that takes several."""
+        begin = self._step + 1
+        self._step += number
+        self._taken = number
         steps = self._range
-        if steps is None or not steps.first <= self._step <= steps.last:
+        if steps is None or self._step < steps.first or steps.last < begin:
             return
         if self._written is None:
             tf.test.experimental.sync_devices()
             self._written = tempfile.TemporaryDirectory(prefix="tfaccel-profile-")
             tf.profiler.experimental.start(self._written.name)
-        self._mark = tf.profiler.experimental.Trace("train", step_num=self._step, _r=1)
+        self._mark = tf.profiler.experimental.Trace("train", step_num=begin, _r=1)
         self._mark.__enter__()
 
     def step_was_none(self) -> None:
-        """Keras has only inspected the batch, and takes it again."""
+        """Keras has only inspected the batch, and takes it again; or there was none."""
         self._leave_step()
-        self._step -= 1
+        self._step -= self._taken
 
     def step_ends(self) -> None:
         """The next batch is requested, or there is none."""

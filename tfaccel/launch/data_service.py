@@ -1,4 +1,8 @@
-"""`--data-workers`: a `tf.data` service next to the workers of a job, on this machine."""
+"""`--data-workers`: a `tf.data` service on one machine, next to the workers of a job.
+
+The `local` engine starts one for all of its workers. Elsewhere each worker gets one of its own, on
+its own machine (`worker.py`): a part of a batch is computed for one worker alone.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +25,8 @@ from tfaccel.launch.process import Worker
 
 DATA_WORKERS = Option(
     "--data-workers",
-    "processes that compute rows of tf.data pipelines for all workers (0)",
+    "processes that compute rows of tf.data pipelines; with another engine than local, as many "
+    "beside each worker (0)",
     "N",
     type=count,
 )
@@ -35,7 +40,10 @@ SOON_S = 10.0
 
 @contextlib.contextmanager
 def running(
-    number: int, env: Mapping[str, str], log_dir: str | os.PathLike[str] | None
+    number: int,
+    env: Mapping[str, str],
+    log_dir: str | os.PathLike[str] | None,
+    of_rank: int | None = None,
 ) -> Iterator[dict[str, str]]:
     """Runs a dispatcher and its workers, each of which is started again when it ends.
 
@@ -43,6 +51,7 @@ def running(
         number: of workers; 0 starts nothing.
         env: their environment. They see no GPU.
         log_dir: a directory for `data-worker-N.log`, or None.
+        of_rank: the only worker that uses it, which its logs are named after; None for all.
 
     Yields:
         The environment variables of a job's workers.
@@ -56,7 +65,7 @@ def running(
     words = _words(number)
     env = {**env, **_ENVIRONMENT}
     with contextlib.ExitStack() as stack:
-        for name, arguments in zip(_names(number), words, strict=True):
+        for name, arguments in zip(_names(number, of_rank), words, strict=True):
             stack.enter_context(_Kept(name, arguments, env, log_dir))
         yield _told(words)
 
@@ -73,8 +82,9 @@ def shell_lines(number: int, log_dir: str | None) -> tuple[list[str], dict[str, 
     return lines, _told(words)
 
 
-def _names(number: int) -> list[str]:
-    return ["data dispatcher", *(f"data worker {index}" for index in range(number))]
+def _names(number: int, of_rank: int | None = None) -> list[str]:
+    owner = "" if of_rank is None else f"rank {of_rank} "
+    return [f"{owner}data dispatcher", *(f"{owner}data worker {n}" for n in range(number))]
 
 
 def _log_file(log_dir: str | os.PathLike[str], name: str) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 
 from tfaccel.errors import LaunchError
 from tfaccel.exit_codes import NO_PROGRESS, PREEMPTED
+from tfaccel.launch.data_service import DATA_WORKERS
 from tfaccel.launch.kubernetes_pod import (
     IMAGE,
     NODE_SELECTOR,
@@ -40,7 +41,7 @@ KIND = Option(
 NAMESPACE = Option("--namespace", "namespace; default: that of kubectl", "NS")
 OPTIONS: tuple[Option, ...] = (
     *(NAME, IMAGE, KIND, NAMESPACE, CPUS, MEMORY, GPUS, TPUS),
-    *(VOLUME, NODE_SELECTOR, GRACE, SHOW, PROFILE),
+    *(VOLUME, NODE_SELECTOR, GRACE, SHOW, PROFILE, DATA_WORKERS),
 )
 
 # Of the message that a Job fails with by a rule about an exit code (Kubernetes's

@@ -177,7 +177,7 @@ def render(job: Job, options: Options) -> str:
     lines += [f"export {job_secret.VARIABLE}={shell.NEW_SECRET}\n"]
     if job.log_dir is not None:
         lines.append(f"{shlex.join(['mkdir', '-p', job.log_dir])}\n")
-    number = options["data_workers"] or 0
+    number = job.data_workers
     service, service_env = data_service.shell_lines(number, job.log_dir) if number else ([], {})
     lines += service
     base = {**dict(job.env), **service_env}
@@ -228,5 +228,5 @@ def launch(job: Job, options: Options) -> int:
         grace_s=GRACE_S if grace_s is None else grace_s,
         max_restarts=job.max_restarts,
         show=CHIEF if job.show is None else job.show,
-        data_workers=options["data_workers"] or 0,
+        data_workers=job.data_workers,
     )

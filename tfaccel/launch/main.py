@@ -59,6 +59,7 @@ def main(argv: Sequence[str]) -> int:
         max_restarts=parsed.max_restarts,
         start_timeout_s=parsed.start_timeout,
         show=options.get("show"),
+        data_workers=options.get("data_workers") or 0,
     )
     if job.show is not None:
         shown_by(job.show, workers)

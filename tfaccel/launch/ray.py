@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tfaccel.errors import LaunchError
+from tfaccel.launch.data_service import DATA_WORKERS
 from tfaccel.launch.options import CPUS, GPUS, NAME, Option, Options
 from tfaccel.launch.profile import PROFILE
 from tfaccel.launch.show import CHIEF, SHOW
@@ -29,7 +30,10 @@ STORAGE = Option("--storage", "where Ray keeps the run's state, for all nodes", 
 WORKING_DIR = Option(
     "--working-dir", "directory to copy to all nodes; default: they share this one", "D"
 )
-OPTIONS: tuple[Option, ...] = (NAME, CPUS, GPUS, SHOW, PROFILE, ADDRESS, STORAGE, WORKING_DIR)
+OPTIONS: tuple[Option, ...] = (
+    *(NAME, CPUS, GPUS, SHOW, PROFILE, DATA_WORKERS),
+    *(ADDRESS, STORAGE, WORKING_DIR),
+)
 
 _PROGRAM = """\
 import os
@@ -79,6 +83,7 @@ def render(job: Job, options: Options) -> str:
         "log_dir": job.log_dir and str(Path(job.log_dir).absolute()),
         "show": CHIEF if job.show is None else job.show,
         "folder": os.getcwd() if folder is None else None,
+        **({"data_workers": job.data_workers} if job.data_workers else {}),
     }
     resources: dict[str, Any] = {}
     if options["cpus"] is not None:

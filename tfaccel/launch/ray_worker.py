@@ -74,8 +74,8 @@ def run_worker(config: Mapping[str, Any]) -> int:
 
     Args:
         config: its ``script``, whether that is a ``module``, its variables ``env``, a ``log_dir``,
-            which workers to ``show``, the ``folder`` to run in, or None for Ray's, and the job's
-            ``secret``.
+            which workers to ``show``, the ``folder`` to run in, or None for Ray's, the job's
+            ``secret``, and perhaps a number of ``data_workers``.
 
     Returns:
         The exit code, if it is one of those that Ray's failure policy must not count.
@@ -97,6 +97,7 @@ def run_worker(config: Mapping[str, Any]) -> int:
         config["log_dir"],
         shown_by(config["show"]),
         received=notice.listening,
+        data_workers=config.get("data_workers", 0),
     )
     if ended.code in (0, PREEMPTED, NO_PROGRESS):
         return ended.code

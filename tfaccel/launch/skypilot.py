@@ -16,6 +16,7 @@ from typing import Any
 from tfaccel.cluster import job_secret
 from tfaccel.errors import LaunchError
 from tfaccel.exit_codes import PREEMPTED
+from tfaccel.launch.data_service import DATA_WORKERS
 from tfaccel.launch.options import CPUS, MEMORY, NAME, SPOT, Option, Options
 from tfaccel.launch.profile import PROFILE
 from tfaccel.launch.show import SHOW
@@ -34,7 +35,7 @@ MOUNT = Option(
     "--mount", "a bucket and where to mount it, for checkpoints", "/PATH=URL", repeated=True
 )
 OPTIONS: tuple[Option, ...] = (
-    *(NAME, CPUS, MEMORY, SHOW, PROFILE),
+    *(NAME, CPUS, MEMORY, SHOW, PROFILE, DATA_WORKERS),
     *(INFRA, ACCELERATORS, SPOT, SETUP, MOUNT),
 )
 

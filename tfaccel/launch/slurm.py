@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from tfaccel.errors import LaunchError
 from tfaccel.exit_codes import NO_PROGRESS, PREEMPTED
 from tfaccel.launch import shell
+from tfaccel.launch.data_service import DATA_WORKERS
 from tfaccel.launch.options import CPUS, GPUS, NAME, Option, Options, count
 from tfaccel.launch.profile import PROFILE
 from tfaccel.launch.show import SHOW
@@ -37,7 +38,7 @@ ACCOUNT = Option("--account", "account to charge", "A")
 SBATCH = Option("--sbatch", "any other option of sbatch, such as --mem=64G", "OPT", repeated=True)
 WAIT = Option("--wait", "wait for the job, and exit with its exit code")
 OPTIONS: tuple[Option, ...] = (
-    *(NAME, NODES, CPUS, GPUS, SHOW, PROFILE),
+    *(NAME, NODES, CPUS, GPUS, SHOW, PROFILE, DATA_WORKERS),
     *(TIME, PARTITION, ACCOUNT, SBATCH, WAIT),
 )
 
@@ -183,7 +184,7 @@ def _loop(job: Job, options: Options, preempted: str) -> str:
         srun = ["srun", "--ntasks-per-node=1"]
     srun += [*_resources(job, options), "--kill-on-bad-exit=1"]
     # Where the worker has a wrapper, that prefixes each line with the rank.
-    srun += ["--label"] if job.log_dir is None and job.show is None else []
+    srun += [] if job.needs_wrapper else ["--label"]
     return _LOOP.format(
         srun=shlex.join([*srun, *job.logged_command()]),
         new_secret=shell.NEW_SECRET,

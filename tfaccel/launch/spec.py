@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePath
 
 from tfaccel.errors import LaunchError
@@ -32,6 +32,7 @@ class Job:
         log_dir: where each writes `rank-N.log`, or None.
         max_restarts: how often all of them are started again after a failure.
         start_timeout_s: how long they wait for each other, in seconds.
+        data_workers: how many processes compute rows (`tfaccel.launch.data_service`).
         show: whose output is shown, as `tfaccel.launch.show.shown_by` reads it; None for the
             engine's default.
     """
@@ -46,6 +47,7 @@ class Job:
     max_restarts: int = 0
     start_timeout_s: float = START_TIMEOUT_S
     show: str | None = None
+    data_workers: int = 0
 
     def command(self, python: str = sys.executable) -> list[str]:
         """The program and its arguments; scripts and modules are run by this Python.
@@ -56,19 +58,28 @@ class Job:
         return python_command(self.script, module=self.module, python=python)
 
     def logged_command(self, python: str = sys.executable) -> list[str]:
-        """The command of one worker, which also writes its log if requested.
+        """The command of one worker, which also writes its log and has data workers if requested.
 
-        With neither a log nor a choice of shown output, it is the plain command.
+        With none of these, nor a choice of shown output, it is the plain command.
         """
-        if self.log_dir is None and self.show is None:
+        if not self.needs_wrapper:
             return self.command(python)
-        return [*self.wrapper(python), "--", *self.command(python)]
+        # Without a log or a choice, all output is shown, as it is without a wrapper.
+        shows_all = self.log_dir is None and self.show is None
+        job = replace(self, show="all") if shows_all else self
+        return [*job.wrapper(python), "--", *self.command(python)]
+
+    @property
+    def needs_wrapper(self) -> bool:
+        """Whether something runs around a worker's command."""
+        return self.log_dir is not None or self.show is not None or bool(self.data_workers)
 
     def wrapper(self, python: str) -> list[str]:
         """The wrapper of a worker's command, up to the command itself."""
         logs = [] if self.log_dir is None else ["--log-dir", self.log_dir]
         show = [] if self.show is None else ["--show", self.show]
-        return [python, "-m", "tfaccel.launch.worker", *logs, *show]
+        data = ["--data-workers", str(self.data_workers)] if self.data_workers else []
+        return [python, "-m", "tfaccel.launch.worker", *logs, *show, *data]
 
     def variables(self) -> dict[str, str]:
         """What each worker's environment gets with any engine.

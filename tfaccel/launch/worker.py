@@ -3,7 +3,8 @@
     python -m tfaccel.launch.worker --log-dir logs -- python train.py
 
 Every line of the worker is written to ``logs/rank-N.log``, and printed here depending on
-``--show``. With ``--hosts`` it also gets the cluster, for engines that cannot pass it otherwise.
+``--show``. With ``--data-workers`` it has a `tf.data` service of its own on this machine. With
+``--hosts`` it also gets the cluster, for engines that cannot pass it otherwise.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import IO, TextIO, TypeAlias
 from tfaccel import cluster, signals
 from tfaccel.errors import LaunchError, TfaccelError
 from tfaccel.exit_codes import PREEMPTED
-from tfaccel.launch import startup_messages
+from tfaccel.launch import data_service, startup_messages
 from tfaccel.launch.console import Console
 from tfaccel.launch.environment import worker_environment
 from tfaccel.launch.failure import Exit, output_tail
@@ -46,6 +47,7 @@ def run(
     shown: Shown,
     *,
     received: SignalSource = signals.received,
+    data_workers: int = 0,
 ) -> Exit:
     """Runs a command to its end.
 
@@ -57,6 +59,7 @@ def run(
         shown: whose output is shown. If this worker's is not, its warnings still are.
         received: calls a function with the signals that the command gets; by default those of this
             process, in the main thread.
+        data_workers: how many processes of a `tf.data` service compute rows for this worker.
 
     Returns:
         How it ended.
@@ -64,6 +67,18 @@ def run(
     Raises:
         LaunchError: the command cannot be started, or the log cannot be written.
     """
+    with data_service.running(data_workers, environment, log_dir, of_rank=rank) as variables:
+        return _run(command, {**environment, **variables}, rank, log_dir, shown, received)
+
+
+def _run(
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    rank: int,
+    log_dir: str | os.PathLike[str] | None,
+    shown: Shown,
+    received: SignalSource,
+) -> Exit:
     log = None if log_dir is None else _open_log(log_dir, rank)
     console = Console(shown, *(_plain(stream) for stream in (sys.stdout, sys.stderr)), hold_s=0.0)
     worker = Worker(command, rank, environment)
@@ -140,13 +155,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rank", type=int, help="index of this host in --hosts")
     parser.add_argument("--port", type=int, default=2222, help="port of the workers (%(default)d)")
     parser.add_argument("--job-id", default="", help="unique name of the job")
+    parser.add_argument(
+        "--data-workers", type=int, default=0, metavar="N", help="processes that compute rows"
+    )
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND")
     options = parser.parse_args(argv)
     command = options.command[1:] if options.command[:1] == ["--"] else options.command
     try:
         environment, rank = _environment(options, parser)
         shown = shown_by(options.show)
-        ended = run(command, environment, rank, options.log_dir, shown)
+        ended = run(
+            command,
+            environment,
+            rank,
+            options.log_dir,
+            shown,
+            data_workers=options.data_workers,
+        )
     except TfaccelError as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return 2

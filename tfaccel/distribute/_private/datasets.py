@@ -7,6 +7,7 @@ TensorFlow 2.21 and Keras 3.15, watched by `tests/distribute/test_private.py` an
 
 from __future__ import annotations
 
+import functools
 import itertools
 import re
 from collections.abc import Callable
@@ -24,6 +25,7 @@ __all__ = [
     "MapFunction",
     "Stage",
     "array_pipeline",
+    "called_operations",
     "is_parallel",
     "restart_threads",
     "stage",
@@ -44,6 +46,10 @@ _KINDS = {
     "CacheDataset": "cache",
     "_TensorDataset": "from_tensors",
     "_TensorSliceDataset": "from_tensor_slices",
+}
+_OTHER_METHODS = {
+    "dense_to_ragged": "ragged_batch",
+    "directed_interleave": "sample_from_datasets or choose_from_datasets",
 }
 
 
@@ -74,9 +80,11 @@ class Stage:
         kind: the method that created it, such as ``"map"`` or ``"shuffle"``.
         inputs: the datasets that it transforms.
         function: of a map.
-        number: the rows of a batch; the count of repeat, take and skip; the size of prefetch's
-            buffer.
+        number: the rows of a batch; the count of repeat, take, skip and assert_cardinality; the
+            shards of shard; the size of prefetch's buffer; 0 for rebatch to several sizes.
+        index: of shard.
         drop_remainder: of a batch.
+        padding: of a padded_batch, the value for each component of a row.
         filename: of a cache.
         structure: of a zip, its datasets as passed.
     """
@@ -85,9 +93,20 @@ class Stage:
     inputs: tuple[Any, ...]
     function: MapFunction | None = None
     number: int = 0
+    index: int = 0
     drop_remainder: bool = False
+    padding: Any = None
     filename: str = ""
     structure: Any = None
+
+    def applied_to(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
+        """The same repeat, take, skip, shard or assert_cardinality of another dataset."""
+        match self.kind:
+            case "assert_cardinality":
+                return dataset.apply(tf.data.experimental.assert_cardinality(self.number))
+            case "shard":
+                return dataset.shard(self.number, self.index)
+        return getattr(dataset, self.kind)(self.number)
 
 
 def stage(dataset: tf.data.Dataset) -> Stage:
@@ -100,6 +119,20 @@ def stage(dataset: tf.data.Dataset) -> Stage:
         case "batch":
             rows, drops = int(dataset._batch_size), bool(dataset._drop_remainder)
             return Stage(kind, inputs, number=rows, drop_remainder=drops)
+        case "padded_batch":
+            rows, drops = int(dataset._batch_size), bool(dataset._drop_remainder)
+            padding = dataset._padding_values
+            return Stage(kind, inputs, number=rows, drop_remainder=drops, padding=padding)
+        case "unbatch":
+            return Stage(kind, _as_given(inputs))
+        case "rebatch":
+            sizes, drops = dataset._batch_sizes, bool(dataset._drop_remainder)
+            rows = 0 if sizes.shape.rank else int(sizes)
+            return Stage(kind, _as_given(inputs), number=rows, drop_remainder=drops)
+        case "assert_cardinality":
+            return Stage(kind, inputs, number=int(dataset._expected_cardinality))
+        case "shard":
+            return Stage(kind, inputs, number=int(dataset._num_shards), index=int(dataset._index))
         case "prefetch":
             return Stage(kind, inputs, number=int(dataset._buffer_size))
         case "repeat" | "take" | "skip":
@@ -109,6 +142,31 @@ def stage(dataset: tf.data.Dataset) -> Stage:
         case "zip":
             return Stage(kind, inputs, structure=dataset._datasets)
     return Stage(kind, inputs)
+
+
+def _as_given(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The dataset that the user unbatched: TensorFlow inserts a map of its own and a new structure.
+
+    Both leave dense tensors as they are.
+    """
+    for mapped in (below for each in inputs for below in each._inputs()):
+        name = getattr(user_function(mapped), "__qualname__", "")
+        if name == "normalize_to_dense.<locals>.normalize":
+            return tuple(mapped._inputs())
+    return inputs
+
+
+def called_operations(dataset: tf.data.Dataset) -> frozenset[str]:
+    """The operations of the user's function that the last transformation of a dataset calls.
+
+    Also of the functions that those call: of a map inside of an interleave, say. Empty without a
+    function.
+
+    Raises:
+        ValueError: its constants are larger than a graph may be (2 GB).
+    """
+    wrappers = (getattr(dataset, name, None) for name in ("_map_func", "_predicate"))
+    return frozenset().union(*(_operations(each.function) for each in wrappers if each is not None))
 
 
 def is_parallel(dataset: tf.data.Dataset) -> bool:
@@ -134,7 +192,8 @@ def _method(name: str) -> str:
     ('shuffle', 'interleave')
     """
     plain = name.strip("_").removesuffix("V2").removesuffix("Dataset").removeprefix("Parallel")
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", plain).lower()
+    method = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", plain).lower()
+    return _OTHER_METHODS.get(method, method)
 
 
 def _map_function(wrapper: Any) -> MapFunction:
@@ -145,12 +204,14 @@ def _map_function(wrapper: Any) -> MapFunction:
         flat = returned if isinstance(returned, (list, tuple)) else [returned]
         return tf.nest.pack_sequence_as(output, flat, expand_composites=True)
 
-    def operations() -> frozenset[str]:
-        graph = function.graph.as_graph_def()
-        called = (node for each in graph.library.function for node in each.node_def)
-        return frozenset(node.op for node in itertools.chain(graph.node, called))
+    return MapFunction(call, output, functools.partial(_operations, function), wrapper._func)
 
-    return MapFunction(call, output, operations, wrapper._func)
+
+def _operations(function: Any) -> frozenset[str]:
+    """The types of all operations of a function, and of those that it calls."""
+    graph = function.graph.as_graph_def()
+    called = (node for each in graph.library.function for node in each.node_def)
+    return frozenset(node.op for node in itertools.chain(graph.node, called))
 
 
 def array_pipeline(dataset: tf.data.Dataset) -> tuple[tf.data.Dataset, list[Any]] | None:

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.experimental import dtensor
 
-from tfaccel.distribute import _private, dataset_consistency, own_rows
+from tfaccel.distribute import _private, data_service, dataset_consistency, row_functions
 from tfaccel.distribute.batch_iterator import (
     BatchIterable,
     BatchIterator,
@@ -20,7 +20,7 @@ from tfaccel.distribute.batch_iterator import (
 )
 from tfaccel.distribute.batch_rows import PyDatasetRows
 from tfaccel.distribute.batch_sharding import is_absent
-from tfaccel.distribute.dataset_sharding import check_batched
+from tfaccel.distribute.dataset_sharding import check_batched, with_data_workers
 from tfaccel.distribute.model_parallel import host_transfer, user_functions
 from tfaccel.distribute.read_ahead import read_ahead
 from tfaccel.errors import InputError
@@ -73,15 +73,17 @@ class MeshBatches(BatchIterable):
         self._own_rows = own is not None
         if own is not None:
             dataset = own.dataset if isinstance(own, PyDatasetRows) else own
+        elif data_service.in_use() and threads is None:
+            dataset = with_data_workers(dataset)
         self._dataset = without_autotune(dataset)
-        self._is_deterministic = functools.partial(own_rows.is_deterministic, user_dataset)
+        self._is_deterministic = functools.partial(row_functions.is_deterministic, user_dataset)
         self._compared = False
         self._mesh = mesh
         self._axis = axis
 
     def _open(self) -> Iterator[Any]:
         with tf.device("/CPU:0"):
-            source = iter(self._dataset)
+            source = data_service.begun(iter(self._dataset))
         if self._own_rows:
             elements = source if self._py_dataset is None else self._py_dataset.elements(source)
             compared = self._compare_first(elements, lambda element: element[3])
