@@ -189,7 +189,7 @@ def _inputs(model: keras.Model, shape: Sequence[int] | None, dtype: str) -> Any:
         if None in spec.shape.as_list()[1:]:
             raise InputError(
                 f"tfaccel: model {model.name!r} has an input of shape {tuple(spec.shape)}; "
-                "expected known sizes behind the batch, as a TPU needs; give --input-shape."
+                "expected known sizes behind the batch; give --input-shape."
             )
     return specs
 
