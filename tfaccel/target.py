@@ -171,9 +171,13 @@ def build(text: str) -> keras.Model:
 
 def _inputs(model: keras.Model, shape: Sequence[int] | None, dtype: str) -> Any:
     known = getattr(model, "inputs", None)
-    if shape is not None and not (known and len(known) > 1):
+    if shape is not None and (not known or len(known) == 1):
         return tf.TensorSpec([None, *shape], dtype)
-    if shape is not None and all(_filled(t.shape, shape) == tuple(t.shape) for t in known):
+    if (
+        shape is not None
+        and known
+        and all(_filled(t.shape, shape) == tuple(t.shape) for t in known)
+    ):
         raise InputError(
             f"tfaccel: --input-shape was given for model {model.name!r}, which has {len(known)} "
             "inputs; expected one, or several of unknown sizes; write the shapes into the model."
