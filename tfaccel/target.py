@@ -171,27 +171,44 @@ def build(text: str) -> keras.Model:
 
 def _inputs(model: keras.Model, shape: Sequence[int] | None, dtype: str) -> Any:
     known = getattr(model, "inputs", None)
-    if shape is not None:
-        if known and len(known) > 1:
-            raise InputError(
-                f"tfaccel: --input-shape was given for model {model.name!r}, which has "
-                f"{len(known)} inputs; expected one; write the shapes into the model."
-            )
+    if shape is not None and (not known or len(known) == 1):
         return tf.TensorSpec([None, *shape], dtype)
+    if (
+        shape is not None
+        and known
+        and all(_filled(t.shape, shape) == tuple(t.shape) for t in known)
+    ):
+        raise InputError(
+            f"tfaccel: --input-shape was given for model {model.name!r}, which has {len(known)} "
+            "inputs; expected one, or several of unknown sizes; write the shapes into the model."
+        )
     if not known:
         raise InputError(
             f"tfaccel: model {model.name!r} has no known input shape; give it with "
             "--input-shape, such as --input-shape 224,224,3."
         )
     known = known[0] if isinstance(model, keras.Sequential) else model.input
-    specs = keras.tree.map_structure(lambda t: tf.TensorSpec(t.shape, tf.as_dtype(t.dtype)), known)
+    specs = keras.tree.map_structure(
+        lambda t: tf.TensorSpec(_filled(t.shape, shape), tf.as_dtype(t.dtype)), known
+    )
     for spec in tf.nest.flatten(specs):
         if None in spec.shape.as_list()[1:]:
             raise InputError(
                 f"tfaccel: model {model.name!r} has an input of shape {tuple(spec.shape)}; "
-                "expected known sizes behind the batch, as a TPU needs; give --input-shape."
+                "expected known sizes behind the batch; give --input-shape."
             )
     return specs
+
+
+def _filled(known: Sequence[int | None], shape: Sequence[int] | None) -> tuple[int | None, ...]:
+    """An input's shape, whose unknown sizes are those of `shape` if it has as many.
+
+    >>> _filled((None, None), (16,)), _filled((None, 4, None), (16,))
+    ((None, 16), (None, 4, None))
+    """
+    if shape is None or len(known) != len(shape) + 1:
+        return tuple(known)
+    return (known[0], *(a if a is not None else b for a, b in zip(known[1:], shape, strict=True)))
 
 
 def _compile(model: keras.Model, outputs: Any) -> tuple[str, ...]:

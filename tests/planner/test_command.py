@@ -14,7 +14,7 @@ import pytest
 import tfaccel
 from tests.planner import builders
 from tests.support import run_child
-from tfaccel.errors import StrategyError
+from tfaccel.errors import InputError, StrategyError
 from tfaccel.planner.plan import Plan
 from tfaccel.planner.plan_command import main
 
@@ -175,3 +175,17 @@ def test_a_script_with_flags_is_run_itself() -> None:
         "python examples/language_model.py --strategy=mirrored --device_type=cpu --devices=2 "
         "--batch_size=32"
     )
+
+
+def test_a_shape_is_that_of_all_inputs_of_unknown_sizes() -> None:
+    """As of the backbones of keras-hub: tokens and which of them are padding."""
+
+    def padded() -> keras.Model:
+        ids, mask = (keras.Input((None,), dtype="int32", name=name) for name in ("ids", "mask"))
+        x = keras.layers.Embedding(10, 8)(ids) * keras.ops.cast(mask, "float32")[..., None]
+        return keras.Model({"ids": ids, "mask": mask}, keras.layers.Dense(2)(x))
+
+    found = tfaccel.plan(padded, devices="T4", batch_size=8, precision="float32", input_shape=(6,))
+    assert found.estimates[0].fits
+    with pytest.raises(InputError, match="several of unknown sizes"):
+        tfaccel.plan(padded, devices="T4", batch_size=8, precision="float32", input_shape=(6, 2))

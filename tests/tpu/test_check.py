@@ -150,7 +150,7 @@ NO_MODEL = [
     (["no_model"], "returned a int; expected a keras.Model"),
     (["nothing"], "has no function 'nothing'; expected one of cnn, lstm"),
     (["with_arguments"], "needs width; expected a function that builds the model without arg"),
-    (["several", "--input-shape", "4"], "which has 2 inputs; expected one"),
+    (["several", "--input-shape", "4"], "which has 2 inputs; expected one, or several of unknown"),
 ]
 
 

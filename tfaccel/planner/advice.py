@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from tfaccel.planner import run_command
 from tfaccel.planner.candidates import Candidate, candidates
 from tfaccel.planner.device_catalogue import Machines
-from tfaccel.planner.estimate import Estimate, estimate
+from tfaccel.planner.estimate import Estimate, estimate, held
 from tfaccel.planner.models import Models
 
 _MOST_DEVICES = 1024
@@ -109,7 +109,11 @@ def _accumulation(
     def of(n: int) -> Estimate:
         return estimate(replace(candidate, accumulate=n), batch, machines, models)
 
-    if not steps or not of(steps[-1]).fits:
+    # With no more rows than such a step has, and without what it accumulates, it would have to fit.
+    # This traces nothing.
+    if not steps or not estimate(candidate, batch // steps[-1], machines, models).fits:
+        return None
+    if not of(steps[-1]).fits:
         return None
     low, high = 0, len(steps) - 1  # a step of fewer rows never takes more
     while low < high:
@@ -134,7 +138,10 @@ def _devices(
             sizes.append(replace(last, hosts=last.hosts * 2))
 
     def best(larger: Machines) -> Estimate | None:
-        made = [estimate(c, batch, larger, models) for c in candidates(larger, [precision])]
+        holding = [
+            c for c in candidates(larger, [precision]) if held(c, models) <= larger.device.usable
+        ]
+        made = [estimate(c, batch, larger, models) for c in holding]
         return min((m for m in made if m.fits), key=lambda m: m.peak or 0, default=None)
 
     most = best(sizes[-1]) if len(sizes) > 1 else None

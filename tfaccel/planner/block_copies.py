@@ -74,12 +74,15 @@ class BlockCopies:
             joined = len(inputs) - len(op.inputs) if op.kind != EACH_OPERAND else 0
             values += [_joined(op, step.values[v], joined, index) for v, _ in results]
             operations.append(
-                replace(
-                    op,
-                    inputs=inputs,
-                    outputs=outputs,
-                    after=self._after(i, index, op),
-                    variable=self._variable(i, index, op.variable),
+                Operation(
+                    op.name,
+                    op.kind,
+                    inputs,
+                    outputs,
+                    self._after(i, index, op),
+                    self._variable(i, index, op.variable),
+                    op.backward,
+                    op.attributes,
                 )
             )
         gradients = dict(self._gradients())

@@ -38,6 +38,7 @@ class Places(Mapping[int, Place]):
     def __init__(self, found: Mapping[int, Place]) -> None:
         self._places = dict(found)
         self._indices = {place: i for i, place in found.items()}
+        self._counterparts: dict[tuple[int, int], int] = {}
 
     def __getitem__(self, i: int) -> Place:
         return self._places[i]
@@ -62,4 +63,7 @@ class Places(Mapping[int, Place]):
         Raises:
             KeyError: when there is no such thing.
         """
-        return self.at(replace(self[i], block=block))
+        key = i, block
+        if key not in self._counterparts:
+            self._counterparts[key] = self.at(replace(self[i], block=block))
+        return self._counterparts[key]

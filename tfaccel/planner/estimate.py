@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -11,9 +10,10 @@ from tfaccel.planner import costs, liveness, operation_costs, sharding_propagati
 from tfaccel.planner import kernel_workspace as kernels
 from tfaccel.planner.candidates import Candidate
 from tfaccel.planner.device_catalogue import Machines
-from tfaccel.planner.models import Models, Sized
-from tfaccel.planner.state import Item, State, count_items, parts
+from tfaccel.planner.models import Models, Sized, Variant
+from tfaccel.planner.state import Item, State, parts
 from tfaccel.planner.step_counts import Figures, extended
+from tfaccel.planner.step_work import Work
 from tfaccel.planner.steps import Step
 
 
@@ -113,13 +113,21 @@ def estimate(candidate: Candidate, batch: int, machines: Machines, models: Model
         machines: that it runs on.
         models: makes the model's variants.
     """
-    replicas = candidate.strategy in ("one_device", "mirrored", "multi_worker_mirrored")
-    variant = models.variant(candidate.precision, replicas, candidate.accumulate)
+    variant = _variant(candidate, models)
     rows = candidate.rows(batch)
     items = variant.items_of(variant.count)
-    state = count_items(items, _planner(candidate))
+    state = variant.state(variant.count, candidate.mesh, candidate.layouts)
     counts = _counts(variant.count, items, state)
-    figures = [_figures(candidate, rows, machines, variant.sized(*one)) for one in counts]
+    figures = [
+        _figures(
+            candidate,
+            rows,
+            machines,
+            variant.sized(count, ends),
+            variant.state(count, candidate.mesh, candidate.layouts),
+        )
+        for count, ends in counts
+    ]
     count = variant.count if len(figures) > 1 else None
     made = figures[0] if count is None else extended(figures, [c for c, _ in counts], count)
     found = Estimate(
@@ -154,6 +162,17 @@ def estimate(candidate: Candidate, batch: int, machines: Machines, models: Model
     )
 
 
+def held(candidate: Candidate, models: Models) -> int:
+    """Bytes of the variables of a candidate on one device: the least that it takes."""
+    variant = _variant(candidate, models)
+    return variant.state(variant.count, candidate.mesh, candidate.layouts).total
+
+
+def _variant(candidate: Candidate, models: Models) -> Variant:
+    fused = candidate.strategy in ("one_device", "mirrored", "multi_worker_mirrored")
+    return models.variant(candidate.precision, fused, candidate.accumulate)
+
+
 def _planner(candidate: Candidate) -> LayoutPlanner | None:
     """A new planner: its answers depend on earlier calls."""
     if candidate.mesh is None:
@@ -186,21 +205,16 @@ def _alternate(items: Sequence[Item], state: State, apart: int, count: int) -> b
     )
 
 
-def _figures(candidate: Candidate, rows: int, machines: Machines, sized: Sized) -> Figures:
+def _figures(
+    candidate: Candidate, rows: int, machines: Machines, sized: Sized, state: State
+) -> Figures:
     """The counts of a whole step."""
     planner = _planner(candidate)
-    state = count_items(sized.items, planner)
-    step, sequence, roles = sized.step, sized.sequence, list(sized.roles)
     replicas = candidate.mesh is None and candidate.strategy != "tpu"
-    if replicas and candidate.devices > 1:
-        step, sequence = sized.exchange(candidate.devices)
-        added = range(len(step.operations) - len(roles))
-        roles += [((-1 - i, "", 0),) for i in added]
-    shapes = step.shapes(rows)
-    sizes = [
-        0 if shape is None else math.prod(shape) * value.width
-        for shape, value in zip(shapes, step.values, strict=True)
-    ]
+    work = sized.work(rows, candidate.devices if replicas else 1)
+    step, shapes, sizes = work.step, work.shapes, list(work.sizes)
+    roles = list(sized.roles)
+    roles += [((-1 - i, "", 0),) for i in range(len(step.operations) - len(roles))]
     split = sharding_propagation.Spread([None] * len(step.values))
     gathered: dict[int, int] = {}
     if planner is not None:
@@ -216,7 +230,7 @@ def _figures(candidate: Candidate, rows: int, machines: Machines, sized: Sized) 
     scratch = kernels.of_processor(step, shapes) if machines.device.kind == "cpu" else {}
     for i, size in split.gathered.items():
         scratch[i] = scratch.get(i, 0) + size
-    flops, busy = _busy(step, shapes, sizes, split, candidate, machines)
+    flops, busy = _busy(work, sizes, split, candidate, machines)
     wire = _wire(candidate, sized, state, planner, split, sizes)
     compute, memory = busy if busy is not None else (None, None)
     found = Figures(sized.step.constants, flops, compute, memory, wire)
@@ -226,7 +240,7 @@ def _figures(candidate: Candidate, rows: int, machines: Machines, sized: Sized) 
                     and any(shapes[v] is None for v in op.outputs)), None)  # fmt: skip
     if unknown is not None:
         return replace(found, why_not=f"the shape of what {unknown.kind} gives")
-    walked = liveness.walk(step, sequence, sizes, gathered, scratch)
+    walked = liveness.walk(step, work.sequence, sizes, gathered, scratch)
     return replace(found, walk=walked, peak=walked.peak(), roles=roles)
 
 
@@ -296,8 +310,7 @@ def _shape(step: Step, value: int) -> tuple[int, ...] | None:
 
 
 def _busy(
-    step: Step,
-    shapes: Sequence[tuple[int, ...] | None],
+    work: Work,
     sizes: Sequence[int],
     split: sharding_propagation.Spread,
     candidate: Candidate,
@@ -306,18 +319,17 @@ def _busy(
     """Operations of a step, and its compute-bound and memory-bound seconds."""
     device, total, compute, memory = machines.device, 0, 0.0, 0.0
     known = device.bandwidth is not None and "float32" in device.peak
-    for op in step.operations:
-        number = operation_costs.flops(op, shapes)
-        if not number:
-            continue
-        divided = [v for v in (*op.inputs, *op.outputs) if split.dims[v] is not None]
-        if divided:
-            number //= candidate.model_axis
+    operations, values, dims = work.step.operations, work.step.values, split.dims
+    divides = candidate.model_axis
+    for i, number in work.flops:
+        op = operations[i]
+        if divides > 1 and any(dims[v] is not None for v in (*op.inputs, *op.outputs)):
+            number //= divides
         total += number
         if not known:
             continue
         assert device.bandwidth is not None
-        halves = any(step.values[v].width == 2 for v in op.outputs)
+        halves = any(values[v].width == 2 for v in op.outputs)
         precision = candidate.precision if halves else "float32"
         rate = device.peak.get(precision, device.peak["float32"])
         moved = operation_costs.moved(op, sizes)

@@ -147,7 +147,8 @@ def walk(
     uses = [0] * len(step.values)  # of a root: operations to come that take it
     backward = [False] * len(step.values)
     gradient = {*step.gradients.values(), *step.copies}
-    forever = {*step.arguments, *step.results}
+    arguments = {*step.arguments}
+    forever = {*arguments, *step.results}
     for op in step.operations:
         for value in op.inputs:
             uses[value] += 1
@@ -184,17 +185,17 @@ def walk(
                         if output in gradient:
                             gradient.add(reused)
                         continue
-                if output not in forever or output not in step.arguments:
+                if output not in arguments:
                     held[output] = sizes[output]
                     live += held[output]
                     begins[output] = turn
                 uses[output] += output in forever
         levels[i], turns[i] = live + scratch.get(i, 0), turn
-        for value in {*op.inputs, *op.outputs}:
+        for value in op.inputs:
+            uses[root[value]] -= 1
+        for value in (*op.inputs, *op.outputs):
             source = root[value]
-            if value in op.inputs:
-                uses[source] -= op.inputs.count(value)
-            if uses[source] <= 0 and held[source] and source not in step.arguments:
+            if uses[source] <= 0 and held[source] and source not in arguments:
                 live -= held[source]
                 held[source] = 0
                 ends[source] = turn

@@ -18,6 +18,8 @@ import keras
 from tfaccel import target
 from tfaccel.distribute import _private
 from tfaccel.distribute.fused import FusedAdam, fuse
+from tfaccel.distribute.model_parallel.layout_planner import LayoutPlanner
+from tfaccel.distribute.model_parallel.mesh import MeshShape
 from tfaccel.distribute.replacements import replaced
 from tfaccel.errors import StrategyError
 from tfaccel.planner import layer_lists, liveness, repeated_blocks, trace
@@ -25,7 +27,8 @@ from tfaccel.planner.abstract import AbstractStrategy, Made
 from tfaccel.planner.block_copies import Role
 from tfaccel.planner.block_places import UnevenError
 from tfaccel.planner.gradient_reduction import with_reduced_gradients
-from tfaccel.planner.state import Item, items
+from tfaccel.planner.state import Item, State, count_items, items
+from tfaccel.planner.step_work import Work
 from tfaccel.planner.steps import Step
 from tfaccel.planner.unroll import Extension
 
@@ -52,14 +55,20 @@ class Sized:
 
     @functools.cached_property
     def _exchanged(self) -> dict[int, tuple[Step, Sequence[int]]]:
+        return {1: (self.step, self.sequence)}
+
+    @functools.cached_property
+    def _work(self) -> dict[tuple[int, int], Work]:
         return {}
 
-    def exchange(self, replicas: int) -> tuple[Step, Sequence[int]]:
-        """The step with this many replicas, and its operations as they run."""
-        if replicas not in self._exchanged:
-            step = with_reduced_gradients(self.step, replicas)
-            self._exchanged[replicas] = step, liveness.order(step)
-        return self._exchanged[replicas]
+    def work(self, rows: int, replicas: int = 1) -> Work:
+        """The step for this many rows, where as many replicas sum their gradients."""
+        if (rows, replicas) not in self._work:
+            if replicas not in self._exchanged:
+                step = with_reduced_gradients(self.step, replicas)
+                self._exchanged[replicas] = step, liveness.order(step)
+            self._work[rows, replicas] = Work.of(*self._exchanged[replicas], rows)
+        return self._work[rows, replicas]
 
 
 @dataclass(frozen=True)
@@ -106,20 +115,45 @@ class Variant:
     def _sized(self) -> dict[tuple[int | None, int], Sized]:
         return {}
 
+    @functools.cached_property
+    def _listed(self) -> dict[int, list[Item]]:
+        return {}
+
+    @functools.cached_property
+    def _states(self) -> dict[tuple[int | None, MeshShape | None, str | None], State]:
+        return {}
+
+    def state(self, count: int | None, mesh: MeshShape | None, layouts: str | None) -> State:
+        """What one device holds of a model with `count` blocks.
+
+        Args:
+            count: of blocks; None for `model` itself.
+            mesh: of a model that is split.
+            layouts: ``"auto"`` or ``"fully_sharded"`` on a mesh.
+        """
+        key = (count, mesh, layouts)
+        if key not in self._states:
+            planner = LayoutPlanner(mesh, layouts or "auto") if mesh is not None else None
+            self._states[key] = count_items(self.items_of(count), planner)
+        return self._states[key]
+
     def items_of(self, count: int | None) -> list[Item]:
         """The variables of a model with `count` blocks; None for `model` itself."""
         if count is None:
             return self.items
+        if count not in self._listed:
+            self._listed[count] = list(self._items_of(count))
+        return self._listed[count]
+
+    def _items_of(self, count: int) -> Iterator[Item]:
         listed = self.extension.variables(count)
         number = {key: i for i, key in enumerate(listed)}
-        found = []
         for old, index in listed:
             one = self.items[old]
             like = one.like
             if like is not None:
                 like = number.get((like, index), number.get((like, None)))
-            found.append(dataclasses.replace(one, like=like, block=index))
-        return found
+            yield dataclasses.replace(one, like=like, block=index)
 
     def sized(self, count: int | None, ends: int = 1) -> Sized:
         """The model with `count` blocks; None for `model` itself."""
@@ -190,7 +224,7 @@ class Models:
             try:
                 made = self._make(*key, self._found if not self._whole else None)
                 if made.count is not None:
-                    made.extension.to(repeated_blocks.KEPT + 1)
+                    made.sized(repeated_blocks.KEPT + 1)
             except UnevenError as reason:
                 self._whole = f"the model was traced with all its blocks: {reason}"
                 made = self._make(*key, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import re
@@ -36,6 +37,9 @@ def main(argv: Sequence[str]) -> int:
     from tfaccel.planner import picture, plan_report
     from tfaccel.planner.plan import plan
 
+    # TensorFlow's and Keras's objects stay: collections, which are fewer, need not look at them.
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
     found = plan(
         args.target,
         args.devices,

@@ -6,7 +6,6 @@ creation order.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -121,8 +120,11 @@ def layouts(listed: Sequence[Item], planner: LayoutPlanner) -> list[VariablePlan
 
 def parts(axes: Sequence[str | None], planner: LayoutPlanner) -> int:
     """The number of parts into which a layout divides a variable."""
-    sizes = planner.mesh.sizes
-    return math.prod(sizes[axis] for axis in axes if axis is not None)
+    sizes, found = planner.mesh.sizes, 1
+    for axis in axes:
+        if axis is not None:
+            found *= sizes[axis]
+    return found
 
 
 def _held(variables: Any) -> set[int]:

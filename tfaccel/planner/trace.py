@@ -12,6 +12,7 @@ import keras
 import tensorflow as tf
 
 from tfaccel.distribute import _private, gradients
+from tfaccel.distribute.replacements import Replacements
 from tfaccel.planner.abstract import AbstractStrategy
 from tfaccel.planner.steps import Operation, Step, Value
 from tfaccel.target import Target
@@ -45,17 +46,19 @@ def trace(
         strategy: which variables belong to it.
         rows: of each batch.
         known: from `dimensions` of the same model in another precision, or with another optimizer.
-            If it has every size, only the larger batch is traced.
+            If it has every size, only the larger batch is traced. Without it, the smaller batch
+            is traced up to the optimizer, whose operations have no sizes of their own.
     """
+    graph, pairs = _graph(target, strategy, rows[1])
+    known = known or _sizes(_before_update(target, strategy, rows[0]), graph)
     if known:
-        graph, pairs = _graph(target, strategy, rows[1])
         step = _step([graph, graph], pairs, strategy, rows)
         shapes = [value.more for value in step.values]
         if all(size in known for shape in shapes if shape is not None for size in shape):
             fewer = [None if s is None else tuple(known[size] for size in s) for s in shapes]
             values = zip(step.values, fewer, strict=True)
-            return replace(step, values=tuple(replace(v, fewer=shape) for v, shape in values))
-    graphs = [_graph(target, strategy, number) for number in rows]
+            return replace(step, values=tuple(Value(shape, v.more, v.width) for v, shape in values))
+    graphs = [_graph(target, strategy, rows[0]), (graph, pairs)]
     kinds = [[op.type for op in graph.get_operations()] for graph, _ in graphs]
     if kinds[0] != kinds[1]:  # a step that depends on the number of rows
         graphs, rows = graphs[1:] * 2, (rows[1], rows[1])
@@ -75,6 +78,41 @@ def dimensions(step: Step) -> dict[int, int]:
         for more, fewer in zip(value.more or (), value.fewer or (), strict=True):
             if found.setdefault(more, fewer) != fewer:
                 return {}
+    return found
+
+
+class _UpdateReached(Exception):  # noqa: N818
+    """Ends a trace where the optimizer begins."""
+
+
+def _before_update(target: Target, strategy: AbstractStrategy, rows: int) -> Any:
+    """The graph of a step without its update; None if the step catches the end of its trace."""
+    found: list[Any] = []
+
+    def apply(*args: Any, **kwargs: Any) -> None:
+        found.append(tf.compat.v1.get_default_graph())
+        raise _UpdateReached
+
+    with Replacements() as replacements, contextlib.suppress(_UpdateReached):
+        for owner in (keras.optimizers.Optimizer, keras.optimizers.LossScaleOptimizer):
+            replacements.replace(owner, "apply", apply)
+        return _graph(target, strategy, rows)[0]
+    return found[-1] if len(found) == 1 else None
+
+
+def _sizes(few: Any, graph: Any) -> dict[int, int]:
+    """`dimensions` from graphs of which that of the smaller batch may end earlier."""
+    if few is None:
+        return {}
+    begun = graph.get_operations()
+    found: dict[int, int] = {}
+    for k, op in enumerate(few.get_operations()):
+        if k >= len(begun) or begun[k].type != op.type:
+            return {}
+        for more, fewer in zip(begun[k].outputs, op.outputs, strict=True):
+            for a, b in zip(_shape(more) or (), _shape(fewer) or (), strict=True):
+                if found.setdefault(a, b) != b:
+                    return {}
     return found
 
 
@@ -138,6 +176,7 @@ class _Reader:
         self.shapes = [made.shape for made in strategy.made]
         self.variables = {id(made.variable.handle): i for i, made in enumerate(strategy.made)}
         self.handles: dict[int, int] = {}
+        self.attributes: dict[str, list[str]] = {}
         self.number: dict[int, int] = {}
         self.values: list[Value] = []
         self.made: list[Operation] = []
@@ -201,7 +240,7 @@ class _Reader:
                 after=after,
                 variable=variable,
                 backward=backward,
-                attributes=_attributes(op),
+                attributes=_attributes(op, self.attributes),
             )
         )
 
@@ -263,8 +302,12 @@ def _bytes(tensor: Any) -> int:
     return int(tensor.shape.num_elements() or 0) * int(tensor.dtype.size)
 
 
-def _attributes(op: Any) -> dict[str, Any]:
-    found = {name: op.get_attr(name) for name in _ATTRIBUTES if name in op.node_def.attr}
+def _attributes(op: Any, names: dict[str, list[str]]) -> dict[str, Any]:
+    """Those of `_ATTRIBUTES` that an operation has; `names` remembers which its type has."""
+    if op.type not in names:
+        has = op.node_def.attr
+        names[op.type] = [name for name in _ATTRIBUTES if name in has]
+    found = {name: op.get_attr(name) for name in names[op.type]}
     if op.type in _AXES and op.inputs:
         known = tf.get_static_value(op.inputs[_AXES[op.type]])
         found["axes"] = None if known is None else tuple(known.ravel().tolist())

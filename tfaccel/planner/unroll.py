@@ -8,6 +8,7 @@ all its blocks.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Sequence
 
 from tfaccel.planner.block_copies import BlockCopies, Copy, Extended
@@ -39,6 +40,7 @@ class Extension:
         They are in that model's creation order.
         """
         places, indices = self._rolled.variables, BlockIndices(count)
+        sizes = Counter(place.run for place in places.values())
         made: list[Copy] = []
         i = 0
         while i < len(self._blocks):
@@ -47,7 +49,7 @@ class Extension:
                 made.append((i, None))
                 i += 1
                 continue
-            size = sum(p.run == place.run for p in places.values()) // BLOCKS
+            size = sizes[place.run] // BLOCKS
             for index in range(count):
                 for p in range(size):
                     made.append((places.at(Place(place.run, indices.like(index), (p,))), index))
