@@ -59,6 +59,19 @@ def test_one_worker_that_takes_longer_is_named_with_what_it_takes_longer_for(par
     assert diagnosis.sentence.endswith(f"most of the difference is {words[part]}.")
 
 
+def test_workers_that_share_a_core_are_named_together() -> None:
+    windows = [window(0, compute=5, communication=6)]
+    windows += [window(r, compute=9 + r / 2, communication=2 - r / 2) for r in (1, 2)]
+    runs = [Run(1000, rank, 3, name=f"10.0.0.{rank}:9") for rank in range(3)]
+    found = of(*windows, runs=runs)
+    assert found.kind == "straggler"
+    assert found.share == pytest.approx(5 / 11)
+    expected = "workers 1 (10.0.0.1:9) and 2 (10.0.0.2:9) take 1000.0 ms for their own part"
+    assert expected in found.sentence
+    assert "the others 500.0 ms, so they wait for them during 45 % of a step" in found.sentence
+    assert "on their cores" in found.advice
+
+
 def test_communication_counts_as_the_worker_that_waits_least() -> None:
     found = of(window(0, compute=4, communication=6), window(1, compute=4.5, communication=5.5))
     assert found.kind == "communication-bound"
@@ -69,6 +82,7 @@ def test_the_slowest_is_told_by_its_own_work() -> None:
     found = slowest(summarize([window(r, compute=c, communication=9 - c) for r, c in OWN]))
     assert found is not None
     assert (found.worker, found.own_s, found.others_s) == (2, pytest.approx(0.8), 0.4)
+    assert found.workers == (2,)
 
 
 OWN = [(0, 4.0), (1, 4.0), (2, 8.0), (3, 5.0)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -108,14 +109,16 @@ def _most(values: Sequence[float | None]) -> float | None:
 
 @dataclass(frozen=True)
 class Slowest:
-    """The worker for which the others wait.
+    """The workers for which the others wait.
 
     Attributes:
-        worker: its rank.
+        workers: their ranks, in order.
+        worker: the rank of the slowest.
         own_s: its own time for a step, in seconds.
         others_s: the median of the others' times.
     """
 
+    workers: tuple[int, ...]
     worker: int
     own_s: float
     others_s: float
@@ -127,11 +130,16 @@ class Slowest:
 
 
 def slowest(summaries: Sequence[WorkerSummary]) -> Slowest | None:
-    """The slowest of several workers; None for one, or if their own times are unknown."""
+    """The slowest of several workers; None for one, or if their own times are unknown.
+
+    Several are slow together where two share a core. They are those above the widest gap.
+    """
     own = {s.worker: s.own_step_s for s in summaries}
     known = {rank: seconds for rank, seconds in own.items() if seconds is not None}
     if len(known) < 2 or len(known) < len(own):
         return None
-    worker = max(known, key=lambda rank: known[rank])
-    others = [seconds for rank, seconds in known.items() if rank != worker]
-    return Slowest(worker, known[worker], statistics.median(others))
+    ranks = sorted(known, key=lambda rank: known[rank])
+    gaps = [known[slower] - known[faster] for faster, slower in itertools.pairwise(ranks)]
+    first = len(gaps) - gaps[::-1].index(max(gaps))  # of equal gaps, the one of fewer slow ones
+    others = statistics.median(known[rank] for rank in ranks[:first])
+    return Slowest(tuple(sorted(ranks[first:])), ranks[-1], known[ranks[-1]], others)

@@ -3,7 +3,7 @@
 A pure function of the measurements. A step of synchronous training ends when the slowest worker and
 the sum over all of them are done, so its time is attributed to
 
-- the slowest worker: how much longer it is busy than the others;
+- the slowest worker, or several: how much longer it is busy than the others;
 - the input and Python between steps: a typical worker's wait for them, so that a single waiting
   worker counts as slow;
 - communication: the wait of the worker that waits least for the others;
@@ -165,26 +165,36 @@ def _straggler(
     slow: Slowest, summaries: Sequence[WorkerSummary], runs: dict[int, Run], share: float
 ) -> Verdict:
     by_rank = {s.worker: s for s in summaries}
-    one = by_rank.pop(slow.worker)
-    name = runs[slow.worker].name if slow.worker in runs else ""
-    who = f"worker {slow.worker}" + (f" ({name})" if name else "")
+    one = by_rank[slow.worker]
+    others = [s for rank, s in by_rank.items() if rank not in slow.workers]
     parts = {
-        part: _a_step(one, part) - min(_a_step(other, part) for other in by_rank.values())
+        part: _a_step(one, part) - min(_a_step(other, part) for other in others)
         for part in ("input", "compute", "host")
     }
     part = max(parts, key=lambda each: parts[each])
+    who, takes, its, it = _words(slow.workers, runs)
     sentence = (
-        f"straggler: {who} takes {slow.own_s * 1e3:.1f} ms for its own part of a step, the others "
-        f"{slow.others_s * 1e3:.1f} ms, so they wait for it during {percent(share)} of a step; "
-        f"most of the difference is {_NAMES[part]}."
+        f"straggler: {who} {takes} {slow.own_s * 1e3:.1f} ms for {its} own part of a step, the "
+        f"others {slow.others_s * 1e3:.1f} ms, so they wait for {it} during {percent(share)} of a "
+        f"step; most of the difference is {_NAMES[part]}."
     )
     advice = {
-        "compute": "Look for other processes on its cores, fewer or slower cores, or thermal "
+        "compute": f"Look for other processes on {its} cores, fewer or slower cores, or thermal "
         "throttling.",
-        "input": "Look at its disk, its network, and other processes that read there.",
-        "host": "Look for a callback that does its work on this worker alone.",
+        "input": f"Look at {its} disk, {its} network, and other processes that read there.",
+        "host": f"Look for a callback that does its work on {it} alone.",
     }[part]
     return Verdict(STRAGGLER, share, sentence, advice)
+
+
+def _words(ranks: Sequence[int], runs: dict[int, Run]) -> tuple[str, str, str, str]:
+    """Workers with their names, and the words of a sentence about them."""
+    names = (runs[rank].name if rank in runs else "" for rank in ranks)
+    each = zip(ranks, names, strict=True)
+    who = [f"{rank} ({name})" if name else str(rank) for rank, name in each]
+    if len(who) == 1:
+        return f"worker {who[0]}", "takes", "its", "it"
+    return f"workers {', '.join(who[:-1])} and {who[-1]}", "take", "their", "them"
 
 
 def _a_step(summary: WorkerSummary, part: str) -> float:
