@@ -196,6 +196,35 @@ def test_a_step_for_one_number_of_rows_gets_them_all() -> None:
     runs_over_all_rows(own(of_loss), "replicas cannot run it")
 
 
+def late(model: Any, loss: Any) -> Any:
+    """A loss that the third step is the first to have."""
+    return tf.cast(model.optimizer.iterations >= 2, tf.float32) * loss
+
+
+def test_a_loss_that_compares_rows_in_a_later_step() -> None:
+    def of_loss(model: Any, x: Any, y: Any) -> Any:
+        return mean_square(model, x, y) + late(model, contrastive(model, x, y))
+
+    runs_over_all_rows(own(of_loss), "in a later step, after changes of 'sgd/iteration'; expected")
+
+
+def test_a_loss_of_each_row_in_a_later_step_is_shared() -> None:
+    def of_loss(model: Any, x: Any, y: Any) -> Any:
+        return mean_square(model, x, y) + late(model, tf.reduce_mean(tf.abs(model(x))))
+
+    model = fitted(own(of_loss))
+    assert not mirrored().checks.reductions(model).all_rows
+
+
+def test_a_later_step_that_one_device_cannot_take_is_not_compared() -> None:
+    def of_loss(model: Any, x: Any, y: Any) -> Any:
+        return mean_square(model, x, y) * tf.gather([1.0, 0.5], model.optimizer.iterations)
+
+    model = fitted(own(of_loss))
+    assert int(model.optimizer.iterations) == 2
+    assert not mirrored().checks.reductions(model).all_rows
+
+
 def test_a_queue_of_the_newest_rows_is_that_of_all_rows() -> None:
     def made() -> keras.Model:
         def more(model: Any, x: Any, loss: Any) -> Any:

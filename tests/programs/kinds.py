@@ -26,7 +26,8 @@ KINDS: dict[int, Kind] = {
     1: Kind(
         "Losses that are about the global batch",
         "Dice and Tversky, a function that returns one number for the batch, a mean over what a "
-        'mask leaves, triplets and contrastive losses between rows, `reduction="none"`.',
+        'mask leaves, triplets and contrastive losses between rows, `reduction="none"`, losses '
+        "that later steps turn on.",
     ),
     2: Kind(
         "`add_loss` of one value per row",

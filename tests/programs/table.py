@@ -28,6 +28,7 @@ MODULES = (
     "rare_operations",
     "own_test_steps",
     "flows_and_experts",
+    "later_steps",
 )
 for module in MODULES:
     importlib.import_module(f"tests.programs.{module}")

@@ -6,6 +6,10 @@ over all of those rows. Gradients, updated variables and results are compared, a
 restored. Random operations return constants in both, and BatchNormalization uses its moving
 statistics: they would differ otherwise.
 
+A later step may compute what the first one does not, such as a loss whose weight is raised from 0:
+where both agree, they are run once more with such weights and counters turned on
+(`later_steps.py`). If only that differs, each replica runs the step over all rows too.
+
 Where a step follows TensorFlow's convention (`reduction_rules.py`), the check detects that, and the
 step is combined accordingly. Where no reduction makes replicas equal to one device, and where only
 the global batch can be computed at all, each replica runs the step over all rows
@@ -164,6 +168,10 @@ class Checks:
                 model, f"tfaccel: replicas cannot run it ({_shortened(stopped)})", fn
             )
             return
+        later = _later_difference(parity)
+        if later is not None and self._with_all_rows(parity, model, fn):
+            _warn_replicated_batch(model, later, fn)
+            return
         if reductions != StepReductions() or kind_of(fn) != "train":
             self._keep(model, kind_of(fn), reductions)
         if reductions != StepReductions():
@@ -253,6 +261,15 @@ def find_reductions(parity: ParityRun, may_choose: bool) -> StepReductions:
     message = difference_message(first, parity.where)
     line = f"{message}; {first.advice}, or disable the check with check='off'."
     raise CheckError(line)
+
+
+def _later_difference(parity: ParityRun) -> str | None:
+    """Where replicas differ from one device only in a later step; every worker must call."""
+    results = parity.run_later()
+    differing = [] if results is None else differences(*results, parity.tolerance)
+    if results is None or parity.strategy.min_over_workers(len(differing)) == 0:
+        return None
+    return f"{difference_message(differing[0], parity.where)}; {differing[0].advice}"
 
 
 def _in_a_thread(function: Callable[[], None]) -> None:

@@ -13,6 +13,7 @@ import tensorflow as tf
 from tfaccel.distribute import _private, step
 from tfaccel.distribute.batch_norm import is_synchronized
 from tfaccel.distribute.batches import Part
+from tfaccel.distribute.later_steps import later_values, names
 from tfaccel.distribute.mixins import mix_in
 from tfaccel.distribute.object_graph import reachable_objects
 from tfaccel.distribute.reduction_rules import StepReductions
@@ -61,6 +62,9 @@ class ParityRun:
         self._variables = [*variables_of(model), *reachable_objects(model).raw]
         self._reference: StepResult | None = None
         self._saved: dict[int, tuple[Any, np.ndarray]] = {}
+        self._later: list[tuple[Any, Any]] = []
+        self._changed = ""
+        self._traced_last: tuple[TracedStep, TracedStep] | None = None
 
     @property
     def tolerance(self) -> float:
@@ -70,7 +74,8 @@ class ParityRun:
     @property
     def where(self) -> str:
         """What is compared with one device, in words."""
-        return f"on {self.replicas} replicas"
+        later = f" in a later step, after changes of {self._changed}" if self._changed else ""
+        return f"on {self.replicas} replicas{later}"
 
     def __enter__(self) -> ParityRun:
         self._host = HostState(self.model)
@@ -89,13 +94,40 @@ class ParityRun:
         Raises:
             ParityRunError: when one of them fails, on every worker.
         """
+        with self._checking():
+            traced = self._on_all_workers(lambda: self._both_traced(reductions))
+            return self._on_all_workers(lambda: self._both_run(*traced))
+
+    def run_later(self) -> tuple[StepResult, StepResult] | None:
+        """Runs what `run` has run once more, as a later step may be (`later_steps.py`).
+
+        Returns:
+            As `run`; None where nothing would be another, or where one device cannot.
+        """
+        assert self._traced_last is not None
+        replicated, single = self._traced_last
+        copies_of = self.strategy.experimental_local_results
+        self._later = later_values(self.model, self._saved.values(), copies_of)
+        self._changed = names(self._later)
+        try:
+            if self.strategy.min_over_workers(len(self._later)) == 0:
+                return None
+            with self._checking():  # one device first: what fails in a replica breaks collectives
+                alone = self._on_all_workers(lambda: self._result(single, self._whole, alone=True))
+                return self._on_all_workers(lambda: self._result(replicated, self._parts)), alone
+        except ParityRunError:
+            return None
+        finally:
+            self._later = []  # of which `where` still tells
+
+    @contextlib.contextmanager
+    def _checking(self) -> Iterator[None]:
         with (
             _moving_statistics_used(self.model),
             _reduced_in_every_step(self.strategy),
             step.checking(self._equal_rows),
         ):
-            traced = self._on_all_workers(lambda: self._both_traced(reductions))
-            return self._on_all_workers(lambda: self._both_run(*traced))
+            yield
 
     def rows_of_replicas(self) -> list[int]:
         """How many rows each replica gets; every worker must call."""
@@ -127,8 +159,10 @@ class ParityRun:
 
     def _both_traced(self, reductions: StepReductions) -> tuple[TracedStep, TracedStep | None]:
         replicated = self._traced(lambda batch: self._replicated(batch, reductions), self._parts)
-        alone = self._reference is None
-        return replicated, self._traced(self._single, self._whole) if alone else None
+        alone = self._traced(self._single, self._whole) if self._reference is None else None
+        single = self._traced_last[1] if self._traced_last and alone is None else alone
+        self._traced_last = (replicated, single) if single else None
+        return replicated, alone
 
     def _traced(self, fn: Any, data: Any) -> TracedStep:
         self._host.restore()
@@ -163,6 +197,8 @@ class ParityRun:
         for variable in metrics:
             for own in self.strategy.experimental_local_results(variable.value):
                 own.assign(tf.zeros_like(own))
+        for own, value in self._later:
+            own.assign(value)
         variables = self._variables
         before = [_read(v, self.strategy, alone) for v in variables]
         self._host.restore()

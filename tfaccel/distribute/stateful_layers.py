@@ -12,6 +12,7 @@ step (`non_trainable.py`), and metrics are sums (`logs.py`).
 from __future__ import annotations
 
 import dataclasses
+import functools
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -36,7 +37,7 @@ from tfaccel.distribute.state_aggregation import (
 )
 from tfaccel.distribute.step import StepContext, all_reduce_packed
 
-_PROBE_ROWS = (3, 2)  # rows of a probe
+_PROBE_ROWS = ((3, 2), (24, 16))  # rows of a probe's parts; of one that few rows are not enough for
 _probed: weakref.WeakKeyDictionary[Any, dict[Any, Any]] = weakref.WeakKeyDictionary()
 _warned: set[str] = set()
 
@@ -267,25 +268,32 @@ def _aggregations(owner: Any, args: Any, kwargs: Any, ctx: StepContext) -> list[
             v.shape.rank is not None for v in flat if isinstance(v, tf.Tensor)
         )
         packed = (args, kwargs)
-        known[key] = probe(lambda: _probe(owner, packed, rows)).value if possible else None
+        known[key] = None
+        for parts in _PROBE_ROWS if possible else ():
+            seen = probe(functools.partial(_probe, owner, packed, rows, parts))
+            known[key] = seen.value
+            if seen.error is None:
+                break
     aggregations: list[str | None] | None = known[key]
     return aggregations
 
 
-def _probe(owner: Any, packed: Any, rows: list[bool]) -> list[str | None]:
+def _probe(
+    owner: Any, packed: Any, rows: list[bool], row_counts: tuple[int, int]
+) -> list[str | None]:
     """Calls `owner` on random rows, in parts and as a whole, from the same states."""
     states = _states(owner)
     values = [_local_value(v) for v in states]
     candidates = [set(AGGREGATIONS) for _ in states]
     changed = [False] * len(states)
-    first = range(_PROBE_ROWS[0])
-    everything = range(sum(_PROBE_ROWS))
-    last = everything[_PROBE_ROWS[0] :]
-    fractions = [part / sum(_PROBE_ROWS) for part in _PROBE_ROWS]
+    first = range(row_counts[0])
+    everything = range(sum(row_counts))
+    last = everything[row_counts[0] :]
+    fractions = [part / sum(row_counts) for part in row_counts]
     rng = np.random.default_rng(0)
     independent = True  # what it returns for a row does not depend on other rows
     for kind in ("unit", "normal", "unit"):
-        drawn = _random_arguments(packed, rows, kind, rng)
+        drawn = _random_arguments(packed, rows, sum(row_counts), kind, rng)
         calls, results = [], []
         for chosen in (first, last, everything, everything):
             some = [
@@ -312,7 +320,7 @@ def _probe(owner: Any, packed: Any, rows: list[bool]) -> list[str | None]:
 
 
 def _random_arguments(
-    packed: Any, rows: list[bool], kind: str, rng: np.random.Generator
+    packed: Any, rows: list[bool], number: int, kind: str, rng: np.random.Generator
 ) -> list[Any]:
     """The arguments, flattened, with random numbers in place of tensors."""
     result: list[Any] = []
@@ -321,9 +329,7 @@ def _random_arguments(
             result.append(value)
             continue
         shape = (
-            concrete_shape(value.shape, sum(_PROBE_ROWS))
-            if is_rows
-            else [int(s or 5) for s in value.shape]
+            concrete_shape(value.shape, number) if is_rows else [int(s or 5) for s in value.shape]
         )
         array: Any
         if value.dtype.is_floating:
