@@ -11,7 +11,7 @@ train: $(base)
 	$(VENV)/bin/python examples/digits.py --strategy=auto
 
 test: $(ready)
-	$(VENV)/bin/python -m pytest --numprocesses=2 --dist=loadfile
+	$(VENV)/bin/python -m pytest --numprocesses=3 --dist=loadfile
 
 # A site in build/site, which opens from there. A link that leads nowhere is an error.
 docs: $(docs)

@@ -88,7 +88,7 @@ def run_of(
         worker=rank,
         workers=size,
         name=socket.gethostname() if cluster is None else cluster.workers[rank],
-        strategy=type(strategy).__name__,
+        strategy=_name(strategy),
         devices=devices,
         device=device,
         communication=str(getattr(strategy, "communication", "")) if size > 1 else "",
@@ -104,3 +104,9 @@ def of_all_workers(run: Run, strategy: Any) -> tuple[Run, ...]:
     cluster = getattr(strategy, "cluster", None)
     names = (run.name,) if cluster is None else cluster.workers
     return tuple(replace(run, worker=rank, name=name) for rank, name in enumerate(names))
+
+
+def _name(strategy: Any) -> str:
+    """The strategy's class; the option's name where that is TensorFlow's hidden default."""
+    name = type(strategy).__name__
+    return "one_device" if name.startswith("_Default") else name
