@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from tests.distribute.watched import data, linear, mirrored, under
 from tfaccel.distribute import _private
@@ -151,3 +152,28 @@ def test_rows_that_are_reordered_after_an_epoch_come_once() -> None:
         return model.fit(Reordered(), epochs=2, shuffle=False, verbose=0).history
 
     same(train, metrics=["mae"])
+
+
+def test_no_pass_of_repeated_data_is_begun_before_a_fit_takes_it() -> None:
+    """Else the next fit would have a later order, and each worker another one."""
+
+    def repeated() -> tf.data.Dataset:
+        rows = tf.data.Dataset.from_tensor_slices((X[:24], Y[:24]))
+        return rows.shuffle(24, seed=3).batch(8).repeat()
+
+    class Losses(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            losses.append(logs["loss"] * (batch + 1))  # of all batches of the epoch so far
+
+    losses: list[float] = []
+    model, dataset = (
+        under(mirrored(), linear, optimizer=lambda: keras.optimizers.SGD(0.0)),
+        repeated(),
+    )
+    want = [float(model.evaluate(x, y, verbose=0)) for x, y in repeated().take(4 * 3)]
+    for epochs in (1, 2):
+        shown = {"verbose": 0, "callbacks": [Losses()]}
+        model.fit(dataset, steps_per_epoch=3, epochs=epochs, **shown)
+    seen = model.evaluate(dataset, steps=3, verbose=0)
+    got = [loss - (losses[i - 1] if i % 3 else 0) for i, loss in enumerate(losses)]
+    np.testing.assert_allclose([*got, seen], [*want[:9], np.mean(want[9:])], rtol=1e-4)

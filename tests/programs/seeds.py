@@ -38,20 +38,3 @@ def sampled_from_two_sources(strategy: Any) -> Numbers:
         model.compile(keras.optimizers.SGD(0.3), loss, metrics=["accuracy"])
     run = model.fit(mixed.batch(8), steps_per_epoch=3, epochs=2, verbose=0)
     return {"history": run.history, "weights": weights(model)}
-
-
-@program(7)
-def fitted_again_on_repeated_data(strategy: Any) -> Numbers:
-    """The same shuffled and repeated dataset in two fits and an evaluate, by numbers of steps"""
-    data = tf.data.Dataset.from_tensor_slices((reals(24, 4), reals(24, 1, seed=2)))
-    data = data.shuffle(24, seed=3).batch(8).repeat()
-    with strategy.scope():
-        model = keras.Sequential([keras.Input((4,)), layers.Dense(5, "tanh"), layers.Dense(1)])
-        model.compile(keras.optimizers.SGD(0.3), "mse")
-    # Three batches are a pass over the rows: none may be read beyond these steps.
-    first = model.fit(data, steps_per_epoch=3, epochs=2, verbose=0)
-    again = model.fit(data, steps_per_epoch=3, epochs=3, initial_epoch=2, verbose=0)
-    seen = model.evaluate(data, steps=3, verbose=0)
-    last = model.fit(data, steps_per_epoch=3, verbose=0)
-    histories = [run.history for run in (first, again, last)]
-    return {"histories": histories, "evaluated": seen, "weights": weights(model)}

@@ -62,15 +62,15 @@ class KerasStrategy:
         return self._batches(caller, self._read_ahead_of(caller, dataset))
 
     def _read_ahead_of(self, caller: _private.Caller, dataset: tf.data.Dataset) -> tf.data.Dataset:
-        """`dataset`, read ahead no farther than on one device: one batch more than is taken.
+        """`dataset`, of which no more batches are read ahead than `caller` takes.
 
-        A shuffled dataset that repeats draws its next order as soon as a pass ends; a later `fit`
-        on it has the one after.
+        A shuffled dataset that repeats draws its next order as soon as a pass ends. Whether a later
+        `fit` on it had that order would depend on how far each worker has read.
         """
         endless = caller.threads is None and dataset.cardinality() == tf.data.INFINITE_CARDINALITY
         if caller.total is None or not endless or self.steps_per_execution is not None:
             return dataset
-        return dataset.take(caller.total + 1)  # tf.data itself prefetches one
+        return dataset.take(caller.total)
 
     def _adopt(self, model: keras.Model) -> None:
         """Adopts everything that the steps of `model` use into this strategy."""
