@@ -1,4 +1,6 @@
-"""A `PyDataset` whose threads read ahead: Keras stops them after it has looked at one batch."""
+"""What reads ahead: threads of a `PyDataset`, which Keras stops after it has looked at one batch, and
+`tf.data`, which begins the next pass of repeated rows.
+"""
 
 from __future__ import annotations
 
