@@ -1,5 +1,6 @@
-"""What reads ahead: threads of a `PyDataset`, which Keras stops after it has looked at one batch, and
-`tf.data`, which begins the next pass of repeated rows.
+"""What reads ahead: a `PyDataset`'s threads, which Keras stops after it has looked at one batch.
+
+And `tf.data`, which would begin the next pass of repeated rows.
 """
 
 from __future__ import annotations
