@@ -109,4 +109,4 @@ def of_all_workers(run: Run, strategy: Any) -> tuple[Run, ...]:
 def _name(strategy: Any) -> str:
     """The strategy's class; the option's name where that is TensorFlow's hidden default."""
     name = type(strategy).__name__
-    return "one_device" if name.startswith("_Default") else name
+    return "one_device" if name.startswith("_") else name
