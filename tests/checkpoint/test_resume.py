@@ -142,7 +142,7 @@ def test_what_a_strategy_and_its_optimizers_keep(model: str, options: Any, tmp_p
     ("model", "stop", "phase"),
     [
         ("averaged", 9, "validation"),
-        ("averaged by epoch", 8, "step"),
+        pytest.param("averaged by epoch", 8, "step", marks=RARE),
         pytest.param("averaged", 10, "step", marks=RARE),
         pytest.param("averaged by epoch", 9, "validation", marks=RARE),
     ],
@@ -171,7 +171,7 @@ def tear(directory: str) -> None:
         file.write(content[:-1])
 
 
-@pytest.mark.parametrize("where", ["local", "ram"])
+@pytest.mark.parametrize("where", ["local", pytest.param("ram", marks=RARE)])
 def test_a_run_killed_twice_resumes_past_a_truncated_checkpoint(where: str, tmp_path: Path) -> None:
     create = lambda: strategy("one_device")  # noqa: E731
     directory = f"ram://{tmp_path.name}" if where == "ram" else str(tmp_path / "checkpoints")
@@ -187,7 +187,7 @@ def test_a_run_killed_twice_resumes_past_a_truncated_checkpoint(where: str, tmp_
     ("keep", "every", "left"),
     [
         (1, 5, [5]),
-        (2, 8, [3, 8]),
+        pytest.param(2, 8, [3, 8], marks=RARE),
         pytest.param(2, 5, [3, 5], marks=RARE),
         pytest.param(1, 6, [6], marks=RARE),
     ],

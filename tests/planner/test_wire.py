@@ -41,7 +41,12 @@ def counted() -> Iterator[dict[str, list[int]]]:
         yield found
 
 
-@pytest.mark.parametrize("name", ["mlp", "cnn", "transformer"])
+RARE = pytest.mark.exhaustive
+
+
+@pytest.mark.parametrize(
+    "name", ["transformer", *(pytest.param(name, marks=RARE) for name in ("mlp", "cnn"))]
+)
 def test_replicas_send_what_is_planned(name: str) -> None:
     """Of two replicas, each sends as many bytes as it gives to a collective."""
     build = BUILDERS[name]
