@@ -178,5 +178,7 @@ def test_no_pass_of_repeated_data_is_begun_before_a_fit_takes_it() -> None:
         shown = {"verbose": 0, "callbacks": [Losses()]}
         model.fit(dataset, steps_per_epoch=3, epochs=epochs, **shown)
     seen = model.evaluate(dataset, steps=3, verbose=0)
+    ended = {"steps_per_epoch": 3, "epochs": 2, "initial_epoch": 2, "verbose": 0}
+    assert not under(mirrored(), linear).fit(dataset, **ended).history
     got = [loss - (losses[i - 1] if i % 3 else 0) for i, loss in enumerate(losses)]
     np.testing.assert_allclose([*got, seen], [*want[:9], np.mean(want[9:])], rtol=1e-4)

@@ -50,6 +50,21 @@ print("weights", hashlib.sha256(bits).hexdigest())
 """
 
 
+def launched(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """A job of two workers in a folder, which succeeds."""
+    launch = [sys.executable, "-m", "tfaccel.cli", "launch", "--nproc=2", "--show=all"]
+    done = subprocess.run(
+        [*launch, *words],
+        cwd=folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
 @pytest.mark.slow
 @pytest.mark.exhaustive
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds processes in /proc")
@@ -57,16 +72,7 @@ def test_a_job_whose_data_worker_dies_ends_with_the_same_bits(tmp_path: Path) ->
     (tmp_path / "train.py").write_text(SCRIPT)
     weights = []
     for more in ([], ["--data-workers=2", f"--log-dir={tmp_path}/logs"]):
-        launch = [sys.executable, "-m", "tfaccel.cli", "launch", "--nproc=2", "--show=all"]
-        done = subprocess.run(
-            [*launch, *more, "train.py", *(["kill"] if more else [])],
-            cwd=tmp_path,
-            env=environment(),
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
+        done = launched(tmp_path, *more, "train.py", *(["kill"] if more else []))
         weights.append(re.findall(r"weights (\w+)", done.stdout))
     assert weights[0] == weights[1]
     assert len({*weights[0]}) == 1
@@ -83,16 +89,7 @@ def test_workers_of_other_engines_have_their_own_and_the_same_bits(tmp_path: Pat
     weights = []
     wrapper = [sys.executable, "-m", "tfaccel.launch.worker", "--show=all"]
     for more in ([], ["--data-workers=1", f"--log-dir={tmp_path}/logs"]):
-        launch = [sys.executable, "-m", "tfaccel.cli", "launch", "--nproc=2", "--show=all"]
-        done = subprocess.run(
-            [*launch, *wrapper, *more, "--", sys.executable, "train.py"],
-            cwd=tmp_path,
-            env=environment(),
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
+        done = launched(tmp_path, *wrapper, *more, "--", sys.executable, "train.py")
         weights.append(re.findall(r"weights (\w+)", done.stdout))
     assert weights[0] == weights[1]
     assert len({*weights[0]}) == 1

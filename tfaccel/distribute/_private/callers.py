@@ -106,12 +106,13 @@ def _batches_taken(call: Call, model: Any) -> int | None:
     """How many batches a `fit` takes in all its epochs, or an `evaluate` or `predict`."""
     fits = call.function == "fit"
     steps = call.local("steps_per_epoch" if fits else "steps")
-    if steps is None:
+    if not steps:
         return None
     steps = int(steps)
     per_call = int(model.steps_per_execution)  # Keras runs whole calls
     epochs = call.local("epochs") - call.local("initial_epoch") if fits else 1
-    return -(-steps // per_call) * per_call * epochs
+    # Without an epoch to run Keras looks at a batch all the same.
+    return max(1, -(-steps // per_call) * per_call * epochs)
 
 
 def _inspects(method: str, adapter: Any) -> bool:
