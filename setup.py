@@ -82,6 +82,8 @@ setup(
             "pyyaml",
             # A run on its datasets resumes at the batch.
             "grain",
+            # Reads what checkpoints are written as.
+            "safetensors",
             "ruff==0.17.*",
             "mypy==2.4.*",
             "setuptools>=77",

@@ -12,7 +12,6 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 
 import tfaccel
 from tests.checkpoint.data import rows
@@ -20,7 +19,8 @@ from tests.checkpoint.models import dense
 from tests.checkpoint.run import Stops
 from tests.checkpoint.same import assert_same
 from tests.checkpoint.test_resume import forgotten, run
-from tfaccel.checkpoint import checkpoint_manager, preemption, sharded_files
+from tfaccel.checkpoint import checkpoint_manager, manifest, preemption, sharded_files
+from tfaccel.checkpoint.sharded_reader import open_checkpoint
 from tfaccel.distribute.broadcast import broadcast_text
 from tfaccel.errors import CheckpointError
 
@@ -70,10 +70,10 @@ def held(directory: Path) -> dict[str, Any]:
     """All that the checkpoints in a directory hold."""
     contents: dict[str, Any] = {}
     for path in sorted(directory.glob("step-*")):
-        assert checkpoint_manager.damage(str(path)) == ""
-        reader = tf.train.load_checkpoint(f"{path}/variables")
-        for name in reader.get_variable_to_shape_map():
-            contents[f"{path.name}/{name}"] = reader.get_tensor(name).tolist()
+        assert manifest.damage(str(path)) == ""
+        reader = open_checkpoint(str(path))
+        for name in reader.shapes():
+            contents[f"{path.name}/{name}"] = reader.read(name).numpy().tolist()
         for file in path.glob("*-*.json"):
             contents[f"{path.name}/{file.name}"] = json.loads(file.read_text())
     return contents
@@ -240,7 +240,7 @@ def test_a_notice_while_a_checkpoint_is_written(
     assert ended.value.code == 33
     saved = [str(path) for path in sorted((out / "checkpoints").glob("step-*"))]
     assert [path[-1] for path in saved] == ["3", "4"]
-    assert [checkpoint_manager.damage(path) for path in saved] == ["", ""]
+    assert [manifest.damage(path) for path in saved] == ["", ""]
     run(out, create)
     assert_same(tmp_path / "whole", out)
 

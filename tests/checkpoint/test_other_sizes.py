@@ -20,7 +20,9 @@ from tests.support import run_child
 from tfaccel.checkpoint import run_state, run_variables, sharded_files
 from tfaccel.checkpoint.recorder import Recorder
 from tfaccel.checkpoint.run_state import Place
-from tfaccel.checkpoint.sharded_files import Shard, open_checkpoint, write
+from tfaccel.checkpoint.sharded_files import write
+from tfaccel.checkpoint.sharded_reader import open_checkpoint
+from tfaccel.checkpoint.tensor_file import Shard, TensorFile
 from tfaccel.checkpoint.topology import Topology
 from tfaccel.errors import CheckpointError
 
@@ -163,7 +165,7 @@ def test_processes_of_which_each_had_its_own_random_state(
         shards += state.shards(cluster)
         texts |= state.texts(cluster)
     begun = sharded_files.begin(one(), path)
-    sharded_files.write_part(begun, 0, shards, texts)
+    sharded_files.write_part(begun, 0, TensorFile(shards).pieces(), texts)
     sharded_files.complete(begun, path, workers=1)
     reader = open_checkpoint(path)
     found = run_state.read_state(path, reader, None, Topology())

@@ -22,9 +22,10 @@ from tests.checkpoint.data import DATA, rows
 from tests.checkpoint.models import dense
 from tests.checkpoint.run import Stops, train
 from tests.checkpoint.same import assert_same, history
-from tfaccel.checkpoint import checkpoint_manager
+from tfaccel.checkpoint import manifest
 from tfaccel.checkpoint.background import settle
 from tfaccel.checkpoint.restart_counter import FILE, LIMIT, RestartCounter
+from tfaccel.distribute.model_parallel.mesh_check import MeshChecks
 from tfaccel.errors import CheckpointError
 from tfaccel.exit_codes import NO_PROGRESS, PREEMPTED
 
@@ -164,7 +165,7 @@ def names(directory: str) -> list[str]:
 def tear(directory: str) -> None:
     """Cuts the last byte off the newest checkpoint."""
     newest = f"{directory}/{names(directory)[-1]}"
-    data = max(name for name in tf.io.gfile.listdir(newest) if ".data" in name)
+    data = max(name for name in tf.io.gfile.listdir(newest) if name.endswith(".safetensors"))
     with tf.io.gfile.GFile(f"{newest}/{data}", "rb") as file:
         content = file.read()
     with tf.io.gfile.GFile(f"{newest}/{data}", "wb") as file:
@@ -203,9 +204,7 @@ def test_a_damaged_checkpoint_does_not_count_among_those_kept(
     options = {"every": every, "keep": keep, "asynchronous": False}
     run(tmp_path, create, stop=left[-1] + 1, **options)
     assert names(directory) == [f"step-{step:010d}" for step in left]
-    assert not [
-        name for name in names(directory) if checkpoint_manager.damage(f"{directory}/{name}")
-    ]
+    assert not [name for name in names(directory) if manifest.damage(f"{directory}/{name}")]
 
 
 @pytest.mark.parametrize("where", ["/proc/nothing/run", "file/run", "file"])
@@ -256,12 +255,21 @@ def test_a_run_without_a_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.child(devices=4, group="mesh")
-def test_on_a_mesh(tmp_path: Path) -> None:
+def test_on_a_mesh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = lambda: strategy("model_parallel", mesh="batch=2,model=2", layouts="auto")  # noqa: E731
+    compared, compare = [], MeshChecks._compare
+    monkeypatch.setattr(
+        MeshChecks, "_compare", lambda *args: (compared.append(1), compare(*args))[1]
+    )
     run(tmp_path / "whole", made)
     run(tmp_path / "lost", made, stop=10)
+    assert len(compared) == 2
     run(tmp_path / "lost", made)
     assert_same(tmp_path / "whole", tmp_path / "lost")
+    assert len(compared) == 2  # the first try has compared this step
+    mesh = lambda: strategy("model_parallel", mesh="batch=1,model=2", layouts="auto")  # noqa: E731
+    run(tmp_path / "lost", mesh, epochs=4)
+    assert len(compared) == 3
 
 
 def test_a_run_that_has_ended_ends_at_once_and_may_be_longer(

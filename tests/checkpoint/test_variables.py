@@ -39,6 +39,29 @@ def test_a_checkpoint_is_replaced_on_local_and_remote_filesystems(
     assert os.listdir(tmp_path) == ([] if "://" in where else ["local"])
 
 
+@pytest.mark.parametrize("harm", ["flip", "cut"])
+def test_a_damaged_checkpoint_is_not_restored(harm: str, tmp_path: Path) -> None:
+    checkpoint.save(model(2.0), tmp_path / "step-1")
+    file = tmp_path / "step-1" / "variables-00000.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content if harm == "flip" else content[:-1])
+    again = model()
+    with pytest.raises(CheckpointError, match=r"is damaged \(variables-00000.safetensors does not"):
+        checkpoint.restore(again, tmp_path / "step-1")
+    assert [float(w.max()) for w in again.get_weights()] == [1.0, 1.0]
+
+
+def test_a_checkpoint_of_another_type_is_refused(tmp_path: Path) -> None:
+    checkpoint.save(model(), tmp_path / "step-1")
+    other = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, dtype="float64")])
+    other.compile(keras.optimizers.SGD(0.1, momentum=0.9), "mse")
+    with pytest.raises(
+        CheckpointError, match=r"has float32 of shape \(3, 2\) for .* of float64 of shape \(3, 2\)"
+    ):
+        checkpoint.restore(other, tmp_path / "step-1")
+
+
 def test_a_worker_of_which_nothing_came_is_found_out(tmp_path: Path) -> None:
     ours, heard = model(), []
 

@@ -60,7 +60,7 @@ def grow(path: Path, kilobytes: int) -> None:
 def cut_short(checkpoints: Path) -> str:
     """Cuts the last byte off the variables of the newest checkpoint; its name."""
     newest = max(checkpoints.glob("step-" + "[0-9]" * 10))
-    data = max(newest.glob("*.data*"))
+    data = max(newest.glob("*.safetensors"))
     data.write_bytes(data.read_bytes()[:-1])
     return newest.name
 

@@ -8,8 +8,7 @@ then waits until the files show that all have, and moves the directory into plac
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,13 +17,14 @@ import tensorflow as tf
 from absl import logging
 
 from tfaccel.checkpoint import low_priority, sharded_files
-from tfaccel.checkpoint.host_buffers import HostBuffers
-from tfaccel.checkpoint.sharded_files import Shard
+from tfaccel.checkpoint.host_buffer import HostBuffer
+from tfaccel.checkpoint.tensor_file import Shard, TensorFile
 from tfaccel.cluster.cluster import cluster_of
 from tfaccel.distribute.broadcast import decode, encode
 from tfaccel.distribute.files.one_writer import broadcast_error, error_of, error_text
 
 _POLL_INTERVAL_S = 0.2  # for the files of other processes
+_MARGIN = 1 << 20  # bytes, for the states of callbacks and datasets
 _SETTLE_S = 60.0  # for those of processes that may have been lost
 
 _begun: list[_Writing] = []  # in this process, still running
@@ -41,7 +41,7 @@ class BackgroundWriter:
 
     def __init__(self, strategy: Any, asynchronous: bool = True) -> None:
         self._strategy = strategy
-        self._buffers = HostBuffers() if asynchronous else None
+        self._buffer = HostBuffer() if asynchronous else None
         self._cluster = cluster_of(strategy)
         self._writing: _Writing | None = None
 
@@ -51,8 +51,9 @@ class BackgroundWriter:
         Args:
             shards: like those that `start` will be given.
         """
-        if self._buffers is not None:
-            self._buffers.reserve([shard.tensor for shard in shards])
+        # Their sizes alone: a tensor that is held makes the next step copy its variable.
+        if self._buffer is not None:
+            self._buffer.reserve(TensorFile(shards).size + _MARGIN)
 
     def failed(self) -> bool:
         """Whether this process has failed; `finish` raises it on all."""
@@ -63,7 +64,6 @@ class BackgroundWriter:
         path: str,
         shards: Sequence[Shard],
         texts: Mapping[str, str],
-        seal: Callable[[str], None],
         then: Callable[[], None],
     ) -> None:
         """Starts writing the current state; call `finish` first.
@@ -72,26 +72,25 @@ class BackgroundWriter:
             path: of the directory, which appears when it is complete.
             shards: what this process has.
             texts: small files of this process, by their names.
-            seal: called on the chief, with the directory, before it is moved into place.
             then: called on the chief once it is in place.
 
         Raises:
             CheckpointError: when the chief could not make a directory, on all processes.
         """
-        if self._buffers is not None:
-            copies = self._buffers.copy([shard.tensor for shard in shards])
-            pairs = zip(shards, copies, strict=True)
-            shards = [replace(shard, tensor=copy) for shard, copy in pairs]
+        content = TensorFile(shards)
+        pieces: Iterable[np.ndarray] = content.pieces()
+        if self._buffer is not None:
+            pieces = [self._buffer.fill(content.size, pieces)]
         begun = sharded_files.begin(self._strategy, path)
         cluster = self._cluster
 
         def complete() -> None:
-            sharded_files.complete(begun, path, cluster.size, seal)
+            sharded_files.complete(begun, path, cluster.size)
             then()
 
         self._writing = _Writing(
             path,
-            partial(sharded_files.write_part, begun, cluster.rank, shards, texts),
+            partial(sharded_files.write_part, begun, cluster.rank, pieces, texts),
             partial(sharded_files.has_all_parts, begun, cluster.size),
             complete if cluster.is_chief else None,
         )
@@ -99,8 +98,8 @@ class BackgroundWriter:
     def close(self) -> None:
         """As `finish`, and releases the host memory."""
         self.finish()
-        if self._buffers is not None:
-            self._buffers = HostBuffers()
+        if self._buffer is not None:
+            self._buffer = HostBuffer()
 
     def finish(self) -> None:
         """Waits until the checkpoint that is being written, if any, is in place.

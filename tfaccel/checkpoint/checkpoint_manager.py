@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
-import zlib
 
 import tensorflow as tf
 from absl import logging
 
+from tfaccel.checkpoint import manifest
 from tfaccel.distribute.files.atomic import inside, remove_folder
 
-_MANIFEST = "manifest.json"
 _NAME = re.compile(r"step-(\d{10})")
 _LEFT = re.compile(r"\.(writing|old)\." + _NAME.pattern)  # by runs that were killed
-_BLOCK = 1 << 20  # bytes; several are held at once
 
 
 def checkpoint_path(directory: str, step: int) -> str:
@@ -27,31 +23,6 @@ def checkpoint_path(directory: str, step: int) -> str:
     return inside(directory.rstrip("/"), f"step-{step:010d}")
 
 
-def seal(path: str) -> None:
-    """Writes the sizes and checksums of all files of a checkpoint into it, as its last file."""
-    names = sorted(name.rstrip("/") for name in tf.io.gfile.listdir(path))
-    files = {name: _checksum(inside(path, name)) for name in names}
-    text = json.dumps(files, sort_keys=True)
-    with tf.io.gfile.GFile(inside(path, _MANIFEST), "w") as file:
-        file.write(json.dumps({"files": files, "sha256": _digest(text.encode())}))
-
-
-def damage(path: str) -> str:
-    """What is wrong with a checkpoint; empty where it is intact."""
-    try:
-        with tf.io.gfile.GFile(inside(path, _MANIFEST)) as file:
-            manifest = json.load(file)
-        files = manifest["files"]
-        if manifest["sha256"] != _digest(json.dumps(files, sort_keys=True).encode()):
-            return f"{_MANIFEST} is damaged"
-        for name, expected in files.items():
-            if _checksum(inside(path, name), old=":" not in expected[1]) != expected:
-                return f"{name} does not match its checksum"
-    except (OSError, ValueError, KeyError, TypeError, tf.errors.OpError) as error:
-        return f"{type(error).__name__}: {getattr(error, 'message', error)}"
-    return ""
-
-
 def newest(directory: str, whole: str = "") -> str:
     """The newest intact checkpoint; empty where there is none. Logs the damaged ones.
 
@@ -60,7 +31,7 @@ def newest(directory: str, whole: str = "") -> str:
         whole: one that was verified before, and is not read again.
     """
     for path in reversed(_all(directory)):
-        wrong = "" if path == whole else damage(path)
+        wrong = "" if path == whole else manifest.damage(path)
         if not wrong:
             return path
         logging.warning("tfaccel: skipping checkpoint %s: %s", path, wrong)
@@ -91,27 +62,3 @@ def _all(directory: str, names: re.Pattern[str] = _NAME) -> list[str]:
         return []
     entries = sorted(name.rstrip("/") for name in tf.io.gfile.listdir(directory))
     return [inside(directory.rstrip("/"), name) for name in entries if names.fullmatch(name)]
-
-
-def _checksum(path: str, old: bool = False) -> list[int | str]:
-    """Size and CRC-32 of a file.
-
-    Against damage by accident; SHA-256 takes twice as long.
-
-    Args:
-        path: of the file.
-        old: SHA-256 nevertheless, as older checkpoints have it.
-    """
-    digest, crc, size = hashlib.sha256(), 0, 0
-    with tf.io.gfile.GFile(path, "rb") as file:
-        while block := file.read(_BLOCK):
-            size += len(block)
-            if old:
-                digest.update(block)
-            else:
-                crc = zlib.crc32(block, crc)
-    return [size, digest.hexdigest() if old else f"crc32:{crc:08x}"]
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()

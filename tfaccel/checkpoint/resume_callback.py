@@ -23,14 +23,14 @@ from tfaccel.checkpoint.preemption import PreemptionHandler
 from tfaccel.checkpoint.recorder import Recorder
 from tfaccel.checkpoint.restart_counter import LIMIT, RestartCounter
 from tfaccel.checkpoint.run_state import Place, RunState
-from tfaccel.checkpoint.sharded_files import Shard, open_checkpoint
+from tfaccel.checkpoint.sharded_reader import open_checkpoint
+from tfaccel.checkpoint.tensor_file import Shard
 from tfaccel.checkpoint.topology import Topology, topology_of
 from tfaccel.cluster.cluster import cluster_of
 from tfaccel.distribute import _private, random_state
 from tfaccel.distribute.broadcast import broadcast_text
 from tfaccel.distribute.files.file_callbacks import SaveCount
 from tfaccel.distribute.files.one_writer import error_of
-from tfaccel.distribute.first_step_check import Checks
 from tfaccel.errors import CheckpointError
 from tfaccel.exit_codes import NO_PROGRESS, PREEMPTED
 
@@ -211,6 +211,10 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
             self._starts.saved(self._batches)
             self._starts.close()
 
+    def _checks(self) -> Any:
+        """The strategy's first-step check, if it has one."""
+        return getattr(self._strategy, "checks", None)
+
     # --- saving --------------------------------------------------------------------------------
 
     def _save_if(self, due: bool, stops: bool) -> None:
@@ -241,8 +245,8 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
 
     def _record(self) -> Record:
         """The complete current state, in the variables' own memory."""
-        checks = getattr(self._strategy, "checks", None)
-        verdict = checks.verdict(self.model) if isinstance(checks, Checks) else None
+        checks = self._checks()
+        verdict = None if checks is None else checks.verdict(self.model)
         state = self._state.state(
             self._place, self._batches, self._logs, self._random_at_start, verdict
         )
@@ -257,7 +261,7 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
         shards, texts = record or self._record()
         path = checkpoint_manager.checkpoint_path(self._directory, self._batches)
         then = partial(self._saved, self._batches, before)
-        self._writer.start(path, shards, texts, checkpoint_manager.seal, then)
+        self._writer.start(path, shards, texts, then)
         if not self._asynchronous:
             self._writer.finish()
 
@@ -334,8 +338,8 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
         missing = self._restore_variables().missing
         if state.topology != topology:
             self._say_what_changes(state, topology)
-        elif state.verdict is not None and isinstance(self._strategy.checks, Checks):
-            self._strategy.checks.keep_verdict(self.model, state.verdict)
+        elif state.verdict is not None and (checks := self._checks()) is not None:
+            checks.keep_verdict(self.model, state.verdict)
         self._state.restore_callbacks(state)
         epochs = int(self.params.get("epochs") or 0)
         adapter, place = self._fit.adapter, state.place

@@ -15,7 +15,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfaccel.checkpoint.plain_values import decode, fingerprint
-from tfaccel.checkpoint.sharded_files import Reader, Shard, read
+from tfaccel.checkpoint.sharded_reader import Reader
+from tfaccel.checkpoint.tensor_file import Shard
 from tfaccel.checkpoint.topology import Topology
 from tfaccel.cluster.cluster import Cluster
 from tfaccel.distribute.files.atomic import inside
@@ -154,9 +155,7 @@ def processes_differ(path: str, reader: Reader, state: RunState) -> bool:
 
 
 def _arrays(reader: Reader, prefix: str, number: int) -> list[np.ndarray]:
-    kinds = reader.index.get_variable_to_dtype_map()
-    names = [f"{prefix}/{i}" for i in range(number)]
-    return [read(reader, n, kinds[n], (), None).numpy() for n in names]
+    return [reader.read(f"{prefix}/{i}").numpy() for i in range(number)]
 
 
 def _json(path: str, name: str) -> Any:

@@ -17,7 +17,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfaccel.checkpoint.sharded_files import Reader, Shard, read, shapes
+from tfaccel.checkpoint.sharded_reader import Reader
+from tfaccel.checkpoint.tensor_file import Shard
 from tfaccel.checkpoint.topology import Topology, merged, topology_of
 from tfaccel.checkpoint.variable_shards import Slices, assign, local_shards
 from tfaccel.cluster.cluster import cluster_of
@@ -52,7 +53,7 @@ class Restored:
 
     Attributes:
         missing: the names that only the files have.
-        unknown: those that the files lack, or have in another shape.
+        unknown: those that the files lack, or have in another shape or type.
         left_out: internal state of strategies, of no use to another one.
         averaged: those with different values in replicas that had trained independently.
     """
@@ -76,7 +77,7 @@ def restore(model: keras.Model, strategy: Any, reader: Reader, saved: Topology) 
         CheckpointError: replicas have saved different values that cannot be combined.
     """
     stored_parts: dict[str, dict[str, tuple[int, ...]]] = {}
-    for part_name, shape in shapes(reader).items():
+    for part_name, shape in reader.shapes().items():
         if part_name.startswith(_PREFIX):
             stored_parts.setdefault(_PART.sub("", part_name), {})[part_name] = shape
     same_topology = saved == topology_of(strategy)
@@ -84,14 +85,14 @@ def restore(model: keras.Model, strategy: Any, reader: Reader, saved: Topology) 
     for name, variable in named.items():
         stored = stored_parts.get(name, {})
         parts = [(name, variable)] if _on_mesh(variable) else [*_parts(name, variable, strategy)]
-        if not stored or any(shape != tuple(variable.shape) for shape in stored.values()):
+        alike = (tuple(variable.shape), tf.as_dtype(variable.dtype))
+        if not stored or any((shape, reader.dtype(n)) != alike for n, shape in stored.items()):
             restored.unknown.append(name)
         elif same_topology and all(part_name in stored for part_name, _ in parts):
             for part_name, part in parts:
-                read_part = partial(read, reader, part_name, part.dtype, tuple(part.shape))
-                _put(part, strategy, read_part)
+                _put(part, strategy, partial(reader.read, part_name))
         elif name in stored:
-            _put(variable, strategy, partial(read, reader, name, variable.dtype, variable.shape))
+            _put(variable, strategy, partial(reader.read, name))
         else:
             value, differed = _one_of(name, variable, sorted(stored, key=_place), reader, saved)
             _put(variable, strategy, partial(_cut, value))
@@ -110,7 +111,7 @@ def _one_of(
     """One value from those that replicas saved; whether it is the mean of different ones."""
     aggregation = variable.aggregation
     sums = aggregation == tf.VariableAggregation.SUM
-    values = [read(reader, n, variable.dtype, variable.shape, None).numpy() for n in stored]
+    values = [reader.read(n).numpy() for n in stored]
     diverges = saved.diverges or aggregation == tf.VariableAggregation.MEAN
     value = merged(values, sums, diverges)
     if value is None:

@@ -1,53 +1,26 @@
 """A directory of sharded tensors that all processes write together: complete, or absent.
 
-No host needs to hold all of it: every process writes the slices it has, in TensorFlow's own
-checkpoint format, and the chief merges the parts.
+No host needs to hold all of it: every process writes the slices it has to a file of its own, and
+the chief lists the files with their checksums.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
+from tfaccel.checkpoint import direct_write, manifest
+from tfaccel.checkpoint.tensor_file import Shard, TensorFile
 from tfaccel.cluster.cluster import cluster_of
-from tfaccel.distribute.files.atomic import begin_folder, beside, inside, replace_folder
+from tfaccel.distribute.files.atomic import begin_folder, beside, inside, is_remote, replace_folder
 from tfaccel.distribute.files.one_writer import broadcast_error, error_of, error_text
 from tfaccel.errors import CheckpointError
 
-_NAME = "variables"
-
-
-@dataclass(frozen=True)
-class Shard:
-    """A tensor, or a slice of one.
-
-    Attributes:
-        name: of the whole.
-        tensor: the values.
-        slices: where they belong in it; None for the whole.
-        shape: of the whole; needed where there are slices.
-    """
-
-    name: str
-    tensor: tf.Tensor
-    slices: tuple[slice, ...] | None = None
-    shape: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class Reader:
-    """An open directory.
-
-    Attributes:
-        prefix: of TensorFlow's files in it.
-        index: TensorFlow's own reader, which knows names, shapes and types.
-    """
-
-    prefix: str
-    index: Any
+_NAME = "variables-{:05d}.safetensors"  # by the rank of the process
 
 
 def write(strategy: Any, path: str, shards: Sequence[Shard]) -> None:
@@ -64,7 +37,7 @@ def write(strategy: Any, path: str, shards: Sequence[Shard]) -> None:
     path = path.rstrip("/")
     begun = begin(strategy, path)
     cluster = cluster_of(strategy)
-    failed = error_of(lambda: write_part(begun, cluster.rank, shards, {}))
+    failed = error_of(lambda: write_part(begun, cluster.rank, TensorFile(shards).pieces(), {}))
     # A process that could not write waits with the others, and is detected by its missing files.
     _agree(strategy, path, failed if cluster.is_chief else None)
     if cluster.is_chief:
@@ -84,77 +57,27 @@ def begin(strategy: Any, path: str) -> str:
     return begun
 
 
-def open_checkpoint(path: str) -> Reader:
-    """Opens what `write` wrote.
-
-    Raises:
-        CheckpointError: there is none.
-    """
-    prefix = inside(path.rstrip("/"), _NAME)
-    try:
-        return Reader(prefix, tf.compat.v1.train.NewCheckpointReader(prefix))
-    except (ValueError, tf.errors.OpError):
-        raise CheckpointError(
-            f"tfaccel: {path} is not a checkpoint; expected a directory written by "
-            "tfaccel.checkpoint.save."
-        ) from None
-
-
-def shapes(reader: Reader) -> dict[str, tuple[int, ...]]:
-    """The shapes of all tensors, by name."""
-    return {name: tuple(s) for name, s in reader.index.get_variable_to_shape_map().items()}
-
-
-def read(
-    reader: Reader, name: str, dtype: Any, shape: Sequence[int], slices: tuple[slice, ...] | None
-) -> tf.Tensor:
-    """A tensor, or a slice of it, on the host.
-
-    Raises:
-        tf.errors.OpError: the files are damaged.
-    """
-    with tf.device("/CPU:0"):
-        (value,) = tf.raw_ops.RestoreV2(
-            prefix=reader.prefix,
-            tensor_names=[name],
-            shape_and_slices=[_spec(tuple(shape), slices)],
-            dtypes=[tf.as_dtype(dtype)],
-        )
-    return value
-
-
-def _spec(shape: tuple[int, ...], slices: tuple[slice, ...] | None) -> str:
-    """A slice in the notation of TensorFlow's checkpoints; empty for the whole.
-
-    >>> _spec((8, 16), (slice(None), slice(4, 8)))
-    '8 16 0,8:4,4'
-    """
-    if slices is None or all(s == slice(None) for s in slices):
-        return ""
-    ranges = [s.indices(n) for s, n in zip(slices, shape, strict=True)]
-    return f"{' '.join(map(str, shape))} " + ":".join(f"{a},{b - a}" for a, b, _ in ranges)
-
-
-def write_part(begun: str, rank: int, shards: Sequence[Shard], texts: Mapping[str, str]) -> None:
-    """Writes what this process has, then a marker that it is done.
+def write_part(
+    begun: str, rank: int, pieces: Iterable[np.ndarray], texts: Mapping[str, str]
+) -> None:
+    """Writes what this process has, then a marker that it is done, with the checksum.
 
     Args:
         begun: the result of `begin`.
         rank: of this process.
-        shards: what it has.
+        pieces: the content of its file of tensors, as `TensorFile.pieces` gives it.
         texts: small files of it, by their names.
     """
-    if shards:
-        with tf.device("/CPU:0"):
-            tf.raw_ops.SaveV2(
-                prefix=inside(begun, f"part-{rank:05d}"),
-                tensor_names=[shard.name for shard in shards],
-                shape_and_slices=[_spec(shard.shape, shard.slices) for shard in shards],
-                tensors=[shard.tensor for shard in shards],
-            )
-    for name, text in {**texts, _done(rank): ""}.items():
-        with tf.io.gfile.GFile(inside(begun, name), "w") as file:
-            file.write(text)
+    name = _NAME.format(rank)
+    written = manifest.checksum(*direct_write.write(inside(begun, name), pieces))
+    for text_name, text in texts.items():
+        _write_text(inside(begun, text_name), text)
+    marker = inside(begun, _done(rank))
+    # The chief may look at any time. Remote filesystems show a file once it is closed.
+    begun_marker = marker if is_remote(begun) else f"{marker}.part"
+    _write_text(begun_marker, json.dumps({name: written}))
+    if begun_marker != marker:
+        tf.io.gfile.rename(begun_marker, marker)
 
 
 def has_all_parts(begun: str, workers: int) -> bool:
@@ -163,38 +86,33 @@ def has_all_parts(begun: str, workers: int) -> bool:
     return {_done(rank) for rank in range(workers)} <= set(tf.io.gfile.listdir(begun))
 
 
-def complete(
-    begun: str, path: str, workers: int, finish: Callable[[str], None] | None = None
-) -> None:
-    """Merges the parts, and moves the directory into place; on the chief.
+def complete(begun: str, path: str, workers: int) -> None:
+    """Lists the parts, and moves the directory into place; on the chief.
 
     Args:
         begun: the result of `begin`.
         path: its final path.
         workers: that have written.
-        finish: called with the directory before it is moved into place.
 
     Raises:
         OSError: some worker has not written.
     """
-    missing = [
-        str(rank) for rank in range(workers) if not tf.io.gfile.exists(inside(begun, _done(rank)))
-    ]
+    markers = [inside(begun, _done(rank)) for rank in range(workers)]
+    missing = [str(rank) for rank, one in enumerate(markers) if not tf.io.gfile.exists(one)]
     if missing:
         raise OSError(f"no data received from worker {', '.join(missing)}")
-    for rank in range(workers):
-        tf.io.gfile.remove(inside(begun, _done(rank)))
-    parts = sorted(
-        p.removesuffix(".index") for p in tf.io.gfile.glob(inside(begun, "part-*.index"))
-    )
-    tf.raw_ops.MergeV2Checkpoints(
-        checkpoint_prefixes=parts,
-        destination_prefix=inside(begun, _NAME),
-        delete_old_dirs=False,
-    )
-    if finish is not None:
-        finish(begun)
+    checksums: dict[str, manifest.Checksum] = {}
+    for marker in markers:
+        with tf.io.gfile.GFile(marker) as file:
+            checksums |= json.load(file)
+        tf.io.gfile.remove(marker)
+    manifest.seal(begun, checksums)
     replace_folder(begun, path)
+
+
+def _write_text(path: str, text: str) -> None:
+    with tf.io.gfile.GFile(path, "w") as file:
+        file.write(text)
 
 
 def not_written(path: str, failure: str) -> CheckpointError:

@@ -1,9 +1,8 @@
 """The variables of a model and its optimizers, by their position in it.
 
-A checkpoint is a directory with TensorFlow's own checkpoint format in it
-(`tf.train.load_checkpoint` reads it). Each device reads back the slices that its own layout needs,
-so that a checkpoint of one mesh can be read by another mesh, any other strategy, or a single
-device.
+A checkpoint is a directory of safetensors files, one of each process. Each device reads back the
+slices that its own layout needs, so that a checkpoint of one mesh can be read by another mesh, any
+other strategy, or a single device.
 """
 
 from __future__ import annotations
@@ -13,10 +12,15 @@ from functools import partial
 from typing import Any
 
 import keras
+import tensorflow as tf
 
-from tfaccel.checkpoint.sharded_files import Shard, open_checkpoint, read, shapes, write
+from tfaccel.checkpoint import manifest
+from tfaccel.checkpoint.sharded_files import write
+from tfaccel.checkpoint.sharded_reader import open_checkpoint
+from tfaccel.checkpoint.tensor_file import Shard
 from tfaccel.checkpoint.variable_shards import assign, local_shards
 from tfaccel.cluster.cluster import cluster_of
+from tfaccel.distribute.broadcast import broadcast_text
 from tfaccel.distribute.optimizer import optimizers_of
 from tfaccel.errors import CheckpointError
 
@@ -56,26 +60,48 @@ def save(model: keras.Model, path: str | os.PathLike[str]) -> None:
 def restore(model: keras.Model, path: str | os.PathLike[str]) -> None:
     """Reads what `save` wrote, under this or another strategy, into `model`.
 
+    With several processes every one of them must call.
+
     Args:
         model: a built model of the same layers and the same optimizer.
         path: the directory of the checkpoint.
 
     Raises:
-        CheckpointError: when there is none, or it belongs to another model.
+        CheckpointError: when there is none, it is damaged, or belongs to another model.
     """
-    reader = open_checkpoint(os.fspath(path))
-    stored_shapes = shapes(reader)
+    path = os.fspath(path).rstrip("/")
+    reader = open_checkpoint(path)
+    shapes = reader.shapes()
     named = list(_named(model))
     for name, variable in named:
-        if stored_shapes.get(name) != tuple(variable.shape):
-            stored = "nothing" if name not in stored_shapes else f"shape {stored_shapes[name]}"
+        ours = _kind(variable.dtype, variable.shape)
+        stored = _kind(reader.dtype(name), shapes[name]) if name in shapes else "nothing"
+        if stored != ours:
             raise CheckpointError(
-                f"tfaccel: the checkpoint {os.fspath(path)} has {stored} for {variable.path!r} of "
-                f"shape {tuple(variable.shape)} (as {name!r}); expected the same model and "
-                "optimizer; build the model that was saved."
+                f"tfaccel: the checkpoint {path} has {stored} for {variable.path!r} of {ours} (as "
+                f"{name!r}); expected the same model and optimizer; build the model that was saved."
             )
+    _raise_if_damaged(model.distribute_strategy, path)
     for name, variable in named:
-        assign(variable.value, partial(read, reader, name, variable.dtype, tuple(variable.shape)))
+        assign(variable.value, partial(reader.read, name))
+
+
+def _kind(dtype: Any, shape: Any) -> str:
+    return f"{tf.as_dtype(dtype).name} of shape {tuple(shape)}"
+
+
+def _raise_if_damaged(strategy: Any, path: str) -> None:
+    """Raises on all processes what the chief finds; older checkpoints have no checksums."""
+    wrong = ""
+    if cluster_of(strategy).is_chief and manifest.is_sealed(path):
+        wrong = manifest.damage(path)
+    if getattr(strategy, "cluster", None) is not None:
+        wrong = broadcast_text(strategy, wrong)
+    if wrong:
+        raise CheckpointError(
+            f"tfaccel: the checkpoint {path} is damaged ({wrong}); expected the files as they were "
+            "saved; restore another one."
+        )
 
 
 def _named(model: keras.Model) -> list[tuple[str, Any]]:

@@ -36,6 +36,10 @@ class CheckedSteps:
         self._done[kind][model] = weakref.ref(_mark(model, kind))
         return True
 
+    def is_pending(self, model: keras.Model, kind: str) -> bool:
+        """Whether there was no call for this kind of step since the last `compile` yet."""
+        return not self._is_done(model, kind)
+
     def is_known(self, model: keras.Model, kind: str) -> bool:
         """Whether an earlier check also covers this Keras step.
 

@@ -41,6 +41,15 @@ class MeshChecks:
         self._strategy = strategy
         self._checked_steps = CheckedSteps()
 
+    def verdict(self, model: Any) -> dict[str, Any]:
+        """Whether the step of `model` was compared, for a file: a resumed run reuses it."""
+        return {"compared": not self._checked_steps.is_pending(model, "train")}
+
+    def keep_verdict(self, model: Any, verdict: dict[str, Any]) -> None:
+        """Adopts an earlier run's verdict on the step of `model` on an equal mesh."""
+        if verdict["compared"]:
+            self._checked_steps.is_new(model, "train")
+
     def check_first_step(
         self, model: Any, kind: str, function: Callable[[Any], Any], batch: Any
     ) -> None:

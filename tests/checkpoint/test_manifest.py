@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tfaccel.checkpoint import checkpoint_manager
+from tfaccel.checkpoint import checkpoint_manager, manifest
 
 CONTENT = {"variables.data": bytes(range(256)) * 20, "run.json": b"{}"}
 
@@ -18,7 +18,7 @@ def write(path: Path) -> None:
     path.mkdir()
     for name, content in CONTENT.items():
         (path / name).write_bytes(content)
-    checkpoint_manager.seal(str(path))
+    manifest.seal(str(path), {})
 
 
 def write_old(path: Path) -> None:
@@ -44,8 +44,8 @@ def lose(path: Path) -> None:
 
 
 def edit(path: Path) -> None:
-    manifest = path / "manifest.json"
-    manifest.write_text(manifest.read_text().replace("5120", "5121"))
+    file = path / "manifest.json"
+    file.write_text(file.read_text().replace("5120", "5121"))
 
 
 @pytest.mark.parametrize("make", [write, write_old])
@@ -65,6 +65,6 @@ def test_damage_is_found(
     path = tmp_path / "step-0000000007"
     make(path)
     harm(path)
-    found = checkpoint_manager.damage(str(path))
+    found = manifest.damage(str(path))
     assert found.startswith(says) if says else not found
     assert checkpoint_manager.newest(str(tmp_path)) == ("" if says else str(path))
