@@ -40,7 +40,7 @@ LIMIT_S = 900.0  # for what hangs: a slow machine with other work takes minutes
 _LAUNCH = "import sys; from tfaccel.launch.local import run; "
 _LAUNCH += "sys.exit(run(sys.argv[2:], nproc=int(sys.argv[1]), start_timeout_s=60, grace_s=2, "
 _LAUNCH += "show='all'))"
-_OPTIONAL = ("jax", "jaxlib", "matplotlib", "sklearn")
+_OPTIONAL = ("jax", "jaxlib", "matplotlib", "sklearn", "scipy", "IPython")
 _OUT = "TESTS_CHILD_OUT"
 _DEVICES = "TESTS_CHILD_DEVICES"
 
