@@ -113,6 +113,9 @@ _NOT_OF_PROCESSES = (
     *("custom_train_step", "metric_auc", "one_row_of_an_image"),
     "pydataset",
     "one_row_of_an_image_in_a_train_step",
+    # Losses of whole batches and states of workers are in tests/programs in every run, and so are
+    # accumulated gradients in tests/distribute/test_sync_frequency.py.
+    *("loss_masked", "metric_maximum", "loss_of_the_batch_of_few_rows", "gradient_accumulation"),
 )
 # These go no way of their own on a mesh: a batch is one tensor there, of whatever rows and source,
 # an optimizer's formula is one of whole variables, and a metric's one of whole tensors; layers are
@@ -122,6 +125,9 @@ _NOT_OF_A_MESH = (
     *("pydataset", "fewer_rows_than_replicas", "sample_weight", "on_batch"),
     *("loss_not_reduced", "metric_maximum", "metric_auc"),
     *("lstm", "optional_input"),
+    *("generator", "last_batch_of_one", "dict_inputs_two_outputs", "gradient_accumulation"),
+    # Masks are in the coverage too; loops and what is made outside in tests/programs.
+    *("loss_masked", "loop_by_hand", "model_outside"),
     "loss_of_the_batch_of_few_rows",
     "one_row_of_an_image",
     "one_row_of_an_image_in_a_train_step",
