@@ -11,6 +11,7 @@ that has ended, with its exit code. An import starts no device, so that a child 
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import random
@@ -94,6 +95,7 @@ def _next_child() -> list[str]:
     import numpy as np
     import tensorflow as tf  # noqa: F401
 
+    gc.freeze()  # no child looks through what was imported for garbage
     for line in sys.stdin:
         asked = json.loads(line)
         child = os.fork()
