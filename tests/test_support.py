@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from tests import support
+from tests.conftest import LONGEST, TESTS
 from tests.fork_server import ForkServer
 from tests.support import environment, run_child, run_forked
 
@@ -78,3 +79,7 @@ def test_forked_children_end_as_others_do(tmp_path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(AssertionError, match=r"(?s)exited with 3.*to the other stream"):
         run_forked(["ends", "3"], env={"TOLD": "3"})
     server.close()
+
+
+def test_files_that_come_first_are_there() -> None:
+    assert [name for name in LONGEST if not (TESTS / name).is_file()] == []
