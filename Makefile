@@ -10,8 +10,10 @@ docs   := $(VENV)/.docs
 train: $(base)
 	$(VENV)/bin/python examples/digits.py --strategy=auto
 
+# Where PYTHONDONTWRITEBYTECODE is set each of hundreds of processes would compile our own sources too.
 test: $(ready)
-	$(VENV)/bin/python -m pytest --numprocesses=3 --dist=loadfile
+	-@$(VENV)/bin/python -m compileall -q tfaccel strategies tests
+	$(VENV)/bin/python -m pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder
 
 # A site in build/site, which opens from there. A link that leads nowhere is an error.
 docs: $(docs)

@@ -71,7 +71,7 @@ setup(
         ],
         "dev": [
             "pytest>=8",
-            "pytest-xdist>=3.6",
+            "pytest-xdist>=3.8",
             "tensorboard",
             # Run the notebook of the examples; its pictures need the last.
             "nbclient",

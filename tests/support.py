@@ -7,6 +7,9 @@ of its own, together with all other tests of its file that requested the same ch
     @pytest.mark.child(workers=2)             two workers of `tfaccel launch`, both run the test
     @pytest.mark.child(devices=2, group="a")  as the first, and apart from other groups
 
+A child of one process is forked from one that has imported TensorFlow and Keras
+(`tests/fork_server.py`).
+
 A `conftest.py` takes part by importing `pytest_configure` and `pytest_pyfunc_call` from here.
 
 A child is as on a machine with `tfaccel[cpu]` alone: packages that TensorFlow and Keras import
@@ -16,6 +19,7 @@ brings them back.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import json
@@ -31,6 +35,7 @@ from typing import Any
 
 import pytest
 
+from tests.fork_server import ForkServer
 from tests.plain import sitecustomize
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,7 +45,7 @@ LIMIT_S = 900.0  # for what hangs: a slow machine with other work takes minutes
 _LAUNCH = "import sys; from tfaccel.launch.local import run; "
 _LAUNCH += "sys.exit(run(sys.argv[2:], nproc=int(sys.argv[1]), start_timeout_s=60, grace_s=2, "
 _LAUNCH += "show='all'))"
-_OPTIONAL = ("jax", "jaxlib", "matplotlib", "sklearn")
+_OPTIONAL = ("jax", "jaxlib", "matplotlib", "sklearn", "scipy", "IPython")
 _OUT = "TESTS_CHILD_OUT"
 _DEVICES = "TESTS_CHILD_DEVICES"
 
@@ -114,6 +119,48 @@ def run_child(
     if process.returncode not in codes:
         raise AssertionError(f"the child exited with {process.returncode}\n{output}")
     return output
+
+
+def run_forked(words: Sequence[str], *, env: Mapping[str, str], codes: Sequence[int] = (0,)) -> str:
+    """As `run_child` of one process, in a child that need not import TensorFlow and Keras.
+
+    For what does so before anything else: with them come settings of the environment.
+
+    Args:
+        words: what follows `python -m`.
+        env: variables on top of `environment()`.
+        codes: the exit codes that are no failure.
+    """
+    server = _fork_server()
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "log"
+        log.touch()
+        child = server.start(words, environment(env), log)
+        code = None
+        try:
+            code = server.wait(LIMIT_S)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child, signal.SIGKILL)
+        if late := code is None:
+            server.wait(LIMIT_S)
+        output = log.read_text(encoding="utf-8", errors="replace")
+    if late:
+        raise AssertionError(f"the child was not done after {LIMIT_S:g} s\n{output}")
+    if code not in codes:
+        raise AssertionError(f"the child exited with {code}\n{output}")
+    return output
+
+
+_FORK_SERVERS: list[ForkServer] = []
+
+
+def _fork_server() -> ForkServer:
+    """The one of this process."""
+    if not _FORK_SERVERS or not _FORK_SERVERS[-1].lives():
+        _FORK_SERVERS.append(ForkServer(environment(), ROOT))
+        atexit.register(_FORK_SERVERS[-1].close)
+    return _FORK_SERVERS[-1]
 
 
 def run_workers(script: Path, *, limit_s: float = LIMIT_S) -> list[tuple[int, str, str]]:
@@ -241,14 +288,15 @@ def _run_all(
 ) -> tuple[str, list[dict[str, str]]]:
     with tempfile.TemporaryDirectory() as out:
         options = ["-q", "--runxfail", "--no-header", "-p", "no:cacheprovider", "-o", "addopts="]
+        words = ["pytest", *options, *nodeids]
+        env = {_OUT: out, _DEVICES: str(devices)}
         try:
-            output = run_child(
-                ["-m", "pytest", *options, *nodeids],
-                workers=workers,
-                env={_OUT: out, _DEVICES: str(devices)},
-                codes=(0, 1),
-                full=full,
-            )
+            if workers > 1 or full:
+                output = run_child(
+                    ["-m", *words], workers=workers, env=env, codes=(0, 1), full=full
+                )
+            else:
+                output = run_forked(words, env=env, codes=(0, 1))
         except AssertionError as error:
             output = str(error)
         ranks = []

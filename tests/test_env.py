@@ -184,12 +184,15 @@ def test_an_unusable_tf_config_is_a_problem_and_no_crash():
     assert shown["auto"] == ""
 
 
+# A cluster in the environment decides too, in every run.
+@pytest.mark.exhaustive
 def test_what_auto_chooses_follows_the_environment():
     shown = found(CUDA_VISIBLE_DEVICES="-1", TFACCEL_DEVICES="2")
     assert shown["auto"] == "mirrored"
     assert shown["variables"]["TFACCEL_DEVICES"] == "2"
 
 
+@pytest.mark.exhaustive
 def test_a_mesh_in_the_environment_is_what_auto_chooses():
     shown = found(CUDA_VISIBLE_DEVICES="-1", TFACCEL_MESH="batch=1,model=2")
     assert (shown["auto"], shown["reason"]) == ("model_parallel", "a mesh was requested")

@@ -43,10 +43,15 @@ def lose() -> None:
 @pytest.fixture(autouse=True)
 def forgotten() -> Iterator[None]:
     """Names and seeds begin anew, as in another process."""
-    keras.backend.clear_session()
-    keras.utils.set_random_seed(1)
+    anew()
     yield
-    keras.backend.clear_session()
+    anew()
+
+
+def anew() -> None:
+    """As `clear_session`, which in addition looks for garbage each time."""
+    keras.backend.clear_session(free_memory=False)
+    keras.utils.set_random_seed(1)
 
 
 def strategy(kind: str, **options: Any) -> Any:
@@ -58,8 +63,7 @@ def run(
 ) -> None:
     """Trains as in a process of its own, up to the batch after which it is lost."""
     out.mkdir(exist_ok=True)
-    keras.backend.clear_session()
-    keras.utils.set_random_seed(1)
+    anew()
     if stop is None:
         train(str(out), create(), **options)
         return
@@ -294,8 +298,7 @@ def test_a_run_that_a_callback_has_stopped_stays_stopped(tmp_path: Path) -> None
                 self.model.stop_training = True
 
     def trained(folder: Path, *more: Any) -> Any:
-        keras.backend.clear_session()
-        keras.utils.set_random_seed(1)
+        anew()
         with strategy("one_device").scope():
             model = dense()
         resume = tfaccel.checkpoint.resume(folder, every=3)
@@ -383,8 +386,7 @@ def test_a_fit_in_another_thread_than_its_callback_was_made_in(tmp_path: Path) -
 def stopped(out: Path, create: Any, code: int, stops: keras.callbacks.Callback) -> None:
     """As `run`, up to where the process would end with an exit code."""
     out.mkdir(exist_ok=True)
-    keras.backend.clear_session()
-    keras.utils.set_random_seed(1)
+    anew()
     with pytest.raises(SystemExit) as ended:
         train(str(out), create(), stops=stops)  # type: ignore[arg-type]
     assert ended.value.code == code
@@ -437,8 +439,7 @@ def test_a_run_that_makes_no_new_step_is_not_started_for_ever(tmp_path: Path) ->
     create = lambda: strategy("one_device")  # noqa: E731
     run(tmp_path, create, stop=5)
     for _ in range(LIMIT):
-        keras.backend.clear_session()
-        keras.utils.set_random_seed(1)
+        anew()
         with pytest.raises(LostError):
             train(str(tmp_path), create(), stops=Fails())  # type: ignore[arg-type]
     with mock.patch.object(logging, "error") as told:

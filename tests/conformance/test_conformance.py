@@ -78,14 +78,14 @@ EVERY_CASE = [*CASES, *SCRIPTS]
 _EXHAUSTIVE = ("one_device", "mirrored_4", "ring_2x1", "mpi_2x2")
 # What a strategy runs in every run of the tests: one of each kind, what depends on the transport,
 # on the number of processes or on whether a batch divides, and READ. `mirrored_2` runs them all.
-# Models, loops and batches of which tests/programs has a kind are left to it.
+# Models, loops and batches of which tests/programs has a kind are left to it, and to
+# tests/distribute the losses and metrics that it compares on the same replicas.
 PART = (
     *("arrays", "tf_data", "generator", "pydataset", "last_batch_of_one"),
     "one_row_of_an_image",
     *("fewer_rows_than_replicas", "sample_weight", "dict_inputs_two_outputs", "optional_input"),
-    *("loss_of_the_batch", "loss_not_reduced", "layer_state", "metric_maximum"),
-    "loss_of_the_batch_of_few_rows",
-    *("loss_masked", "metric_auc", "global_clipnorm", "gradient_accumulation"),
+    *("loss_of_the_batch", "layer_state"),
+    *("loss_masked", "metric_auc", "gradient_accumulation"),
     *("mixed_bfloat16", "overflow_on_one_replica", "run_eagerly", "steps_per_execution", "gan"),
     *("custom_train_step", "batch_norm_synchronized", "embedding_sparse_gradients", "on_batch"),
     *("csv_and_tensorboard", "save_and_load", "checkpoints", "batch_norm_in_the_file", "dropout"),
@@ -108,21 +108,25 @@ _OVER_RINGS = (
 )
 # Of these each process does what a replica of `mirrored_2` does, and sends what others send too.
 _NOT_OF_PROCESSES = (
-    *("adam", "lstm", "swap_ema_weights", "global_clipnorm"),
-    *("loss_not_reduced", "sample_weight", "dict_inputs_two_outputs", "optional_input"),
+    *("adam", "lstm", "swap_ema_weights"),
+    *("sample_weight", "dict_inputs_two_outputs", "optional_input"),
     *("custom_train_step", "metric_auc", "one_row_of_an_image"),
     "pydataset",
     "one_row_of_an_image_in_a_train_step",
+    # Losses of workers are in tests/programs in every run, and accumulated gradients in
+    # tests/distribute/test_sync_frequency.py.
+    *("loss_masked", "gradient_accumulation"),
 )
 # These go no way of their own on a mesh: a batch is one tensor there, of whatever rows and source,
 # an optimizer's formula is one of whole variables, and a metric's one of whole tensors; layers are
 # the subject of tests/model_parallel/coverage.
 _NOT_OF_A_MESH = (
-    *("adam", "swap_ema_weights", "global_clipnorm", "overflow_on_one_replica"),
+    *("adam", "swap_ema_weights", "overflow_on_one_replica"),
     *("pydataset", "fewer_rows_than_replicas", "sample_weight", "on_batch"),
-    *("loss_not_reduced", "metric_maximum", "metric_auc"),
-    *("lstm", "optional_input"),
-    "loss_of_the_batch_of_few_rows",
+    *("metric_auc", "lstm", "optional_input"),
+    *("generator", "last_batch_of_one", "dict_inputs_two_outputs", "gradient_accumulation"),
+    # Masks are in the coverage too; loops and what is made outside in tests/programs.
+    *("loss_masked", "loop_by_hand", "model_outside"),
     "one_row_of_an_image",
     "one_row_of_an_image_in_a_train_step",
 )

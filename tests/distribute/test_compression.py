@@ -210,7 +210,12 @@ print(f"loss {loss:.6f} weights {bits}", flush=True)
 
 @pytest.mark.parametrize(
     ("way", "devices"),
-    [pytest.param("mpi", 1, marks=pytest.mark.exhaustive), ("mpi", 2), ("ring", 2)],
+    [
+        # MPI reduces bfloat16 in every run in test_mpi_strategy.py.
+        pytest.param("mpi", 1, marks=pytest.mark.exhaustive),
+        pytest.param("mpi", 2, marks=pytest.mark.exhaustive),
+        ("ring", 2),
+    ],
 )
 def test_bfloat16_leaves_workers_equal(way: str, devices: int, tmp_path: Path) -> None:
     path = tmp_path / "script.py"

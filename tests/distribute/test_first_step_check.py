@@ -328,7 +328,9 @@ def test_random_layers_agree(eager: bool) -> None:
 @pytest.mark.parametrize(
     ("option", "value"),
     [
-        ("gradient_compression", compression.parse("bfloat16")),
+        pytest.param(
+            "gradient_compression", compression.parse("bfloat16"), marks=pytest.mark.exhaustive
+        ),
         pytest.param("frequency", Frequency("local"), marks=pytest.mark.exhaustive),
         ("frequency", Frequency(local_steps=2)),
     ],

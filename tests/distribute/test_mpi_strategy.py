@@ -105,6 +105,8 @@ def test_a_worker_that_ends_early_ends_the_others(start: list[str], tmp_path: Pa
     assert time.monotonic() - began < 60
 
 
+# In every run: a worker that ends early, above, and an exception in tests/launch/test_training.py.
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("start", STARTS)
 def test_an_exception_ends_the_others(start: list[str], tmp_path: Path) -> None:
     done = run(start, tmp_path, end="if rank == 1: raise KeyError('of rank one')")

@@ -129,7 +129,14 @@ def predicted(scope: Any, compiles: bool, eager: bool) -> tuple[Any, list[Any]]:
     return found, [layer.kept.numpy() for layer in layers]
 
 
-@pytest.mark.parametrize(("compiles", "eager"), [(False, False), (True, False), (True, True)])
+@pytest.mark.parametrize(
+    ("compiles", "eager"),
+    [
+        pytest.param(False, False, marks=pytest.mark.exhaustive),
+        (True, False),
+        (True, True),
+    ],
+)
 def test_a_state_that_changes_in_predict(compiles: bool, eager: bool) -> None:
     one, two = (predicted(s, compiles, eager) for s in (tf.distribute.get_strategy(), mirrored()))
     for expected, found in zip(one, two, strict=True):

@@ -118,7 +118,11 @@ def compare(strategy: Any, case: str, **how: Any) -> None:
 
 
 @ON_ONE
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case",
+    # Adam has a momentum too.
+    [pytest.param(c, marks=pytest.mark.exhaustive) if c == "momentum" else c for c in CASES],
+)
 def test_accumulating_locally_gives_one_device_s_weights(case: str) -> None:
     compare(accumulating(), case)
 

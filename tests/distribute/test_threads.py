@@ -53,7 +53,7 @@ def same(train: Any, **compiled: Any) -> None:
         np.testing.assert_allclose(got, want, rtol=1e-5)
 
 
-@pytest.mark.parametrize("pause_s", [0.0, 0.01])
+@pytest.mark.parametrize("pause_s", [0.0, pytest.param(0.01, marks=pytest.mark.exhaustive)])
 def test_every_batch_is_evaluated_once(pause_s: float) -> None:
     same(lambda model: [model.evaluate(Pages(pause_s), verbose=0) for _ in range(3)])
 
@@ -77,7 +77,7 @@ class Draws(keras.callbacks.Callback):
         random.random()
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("threads", [pytest.param(1, marks=pytest.mark.exhaustive), 2])
 def test_keras_draws_the_same_order_as_on_one_device(threads: int) -> None:
     def train(model: Any) -> Any:
         pages = Pages()

@@ -127,8 +127,17 @@ def test_shapes_are_static_and_rows_are_filled_up(rows: int) -> None:
     assert (-(-rows // CORES), 7) in [tuple(shape) for shape in shapes]
 
 
-@pytest.mark.parametrize("method", ["fit", "evaluate", "predict"])
-@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize(
+    ("method", "steps"),
+    [
+        ("fit", 3),
+        ("evaluate", 1),
+        ("predict", 1),
+        pytest.param("fit", 1, marks=pytest.mark.exhaustive),  # below, of batches with None
+        pytest.param("evaluate", 3, marks=pytest.mark.exhaustive),
+        pytest.param("predict", 3, marks=pytest.mark.exhaustive),
+    ],
+)
 def test_keras_reaches_the_tpu_and_only_that_is_missing(method: str, steps: int) -> None:
     model = compiled("cnn", steps_per_execution=steps)
     x, y = batch("cnn", 22)
@@ -138,7 +147,7 @@ def test_keras_reaches_the_tpu_and_only_that_is_missing(method: str, steps: int)
     assert ("multi_step_on_iterator" in str(error.value)) == (method != "predict")
 
 
-@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("steps", [1, pytest.param(3, marks=pytest.mark.exhaustive)])
 def test_a_batch_may_hold_none(steps: int) -> None:
     model = compiled("cnn", steps_per_execution=steps)
     generated = ((*batch("cnn", rows), None) for rows in (8, 8, 6))

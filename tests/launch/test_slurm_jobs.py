@@ -13,6 +13,8 @@ import pytest
 
 from tests.checkpoint.same import assert_same
 from tests.cluster.real_slurm import Slurm, real_slurm, why_not
+from tests.plain import sitecustomize
+from tests.support import environment
 
 pytestmark = pytest.mark.skipif(why_not() != "", reason=f"needs a Slurm: {why_not()}")
 
@@ -69,7 +71,9 @@ class Submitted:
         if not fit:
             script = ["--env=GREETING=it's $me", str(folder / "train.py"), codes, "a b"]
         words = (*words, f"--sbatch=--chdir={folder}", *script)
-        done = slurm.run(*launch, *words, env={"PYTHONPATH": os.getcwd()})
+        variables = ("PYTHONPATH", sitecustomize.VARIABLE)
+        plain = {name: environment()[name] for name in variables}
+        done = slurm.run(*launch, *words, env=plain)
         assert done.returncode == 0, done.stdout + done.stderr
         (self.id,) = re.findall(r"submitted job (\d+)", done.stdout)
 
@@ -178,6 +182,9 @@ def test_a_cancelled_job_stays_cancelled(slurm: Slurm, tmp_path: Path) -> None:
     assert len(job.lines(0)) == 1
 
 
+# In every run: jobs above that are requeued, and tests/survival, where a fit is told to stop in the
+# same way and started again.
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_a_fit_that_is_requeued_ends_with_the_bits_of_one_that_is_not(tmp_path: Path) -> None:
     with real_slurm(nodes=("127.0.0.1", "127.0.0.2")) as slurm:

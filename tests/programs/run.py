@@ -79,7 +79,7 @@ def measured(program: Any, strategy: Any, folder: Path) -> dict[str, Any]:
     import keras
 
     folder.mkdir(parents=True, exist_ok=True)
-    keras.utils.clear_session()
+    keras.utils.clear_session(free_memory=False)  # without a look for garbage
     keras.config.set_dtype_policy("float32")
     keras.utils.set_random_seed(7)
     try:

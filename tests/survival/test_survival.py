@@ -127,6 +127,7 @@ def test_a_run_outlives_a_cut_cable_a_kill_a_cut_file_and_a_slow_line(
 ) -> None:
     script = on(TWO)
     undisturbed = whole(*script)
+    killed_while_compiling(two, tmp_path, script, rank=1)
     with job(two, tmp_path, script) as lost:
         assert lost.until(lambda: lost.newest() >= 2)
         with faults.cable_out(two[1], seconds=3):
@@ -140,44 +141,55 @@ def test_a_run_outlives_a_cut_cable_a_kill_a_cut_file_and_a_slow_line(
     assert is_same(undisturbed, tmp_path, ranks=2)
 
 
+def killed_while_compiling(two: list[Host], out: Path, script: Sequence[str], rank: int) -> None:
+    with job(two, out, script) as lost:
+        assert lost.until(lambda: (out / f"compiling-{rank}").exists())
+        faults.kill(lost, rank)
+        fails(lost, names=rank)
+
+
+# In every run the run that outlives all begins with it.
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("strategy", "rank"), cases((TWO, 1), (TWO, 0), *((s, r) for s in (RING, MESH) for r in (0, 1)))
+    ("strategy", "rank"), [(s, rank) for s in (TWO, RING, MESH) for rank in (1, 0)]
 )
 def test_a_kill_while_compiling(
     strategy: str, rank: int, two: list[Host], whole: Whole, tmp_path: Path
 ) -> None:
     script = on(strategy)
     undisturbed = whole(*script)
-    with job(two, tmp_path, script) as lost:
-        assert lost.until(lambda: (tmp_path / f"compiling-{rank}").exists())
-        faults.kill(lost, rank)
-        fails(lost, names=rank)
+    killed_while_compiling(two, tmp_path, script, rank)
     goes_on(two, tmp_path, script, undisturbed)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("strategy", "rank", "phase"),
-    [
-        # The chief puts it together.
-        *cases(*((strategy, 0, "save") for strategy in (TWO, RING, MESH)), (TWO, 1, "part")),
-        *cases(
-            *((TWO, 1, "validation"), (RING, 0, "validation"), (MESH, 1, "part")),
-            *((MESH, 0, "validation"), (MESH, 1, "validation")),
-        ),
-    ],
+    ("strategy", "kills"),
+    cases(
+        # The chief puts a save together. One run is killed in both.
+        (TWO, ((0, "save", 8), (1, "validation", 4))),
+        *((s, ((0, "save", 8),)) for s in (RING, MESH)),
+        *((s, ((1, "part", 8),)) for s in (TWO, MESH)),
+        *((s, ((r, "validation", 8),)) for s, r in ((RING, 0), (MESH, 0), (MESH, 1))),
+    ),
 )
-def test_a_kill_in_a_save_or_validation(
-    strategy: str, rank: int, phase: str, two: list[Host], whole: Whole, tmp_path: Path
+def test_kills_in_a_save_and_in_validation(
+    strategy: str,
+    kills: Sequence[tuple[int, str, int]],
+    two: list[Host],
+    whole: Whole,
+    tmp_path: Path,
 ) -> None:
     script = on(strategy, "arrays", "digits")
     undisturbed = whole(*script)
-    kill = ["--kill", "8", "--kill-in", phase, "--rank", str(rank), "--once"]
-    with job(two, tmp_path, [*script, *kill]) as lost:
-        struck(lost)
-        fails(lost, names=rank)
-        assert lost.processes[rank].returncode == -9
+    for rank, phase, batches in kills:
+        kill = ["--kill", str(batches), "--kill-in", phase, "--rank", str(rank)]
+        with job(two, tmp_path, [*script, *kill]) as lost:
+            struck(lost)
+            fails(lost, names=rank)
+            assert lost.processes[rank].returncode == -9
+        (tmp_path / "struck").unlink()
     goes_on(two, tmp_path, script, undisturbed)
 
 
@@ -209,36 +221,59 @@ def test_all_save_and_leave_when_one_is_told_to_stop(
             assert sum(1 for _ in file) == BATCHES, "no step was lost"
 
 
+def cut_for_good(two: list[Host], out: Path, strategy: str) -> None:
+    with job(two, out, on(strategy)) as lost:
+        assert lost.until(lambda: lost.newest() >= 5)
+        with faults.cable_out(two[1]):
+            fails(lost, names=1)
+
+
+def hangs(two: list[Host], out: Path, strategy: str, rank: int, steps: int = 5) -> None:
+    """After so many new steps."""
+    short = words(strategy, "tf.data", "transformer", stall_timeout=10)
+    with job(two, out, short) as lost:
+        before = lost.newest()
+        assert lost.until(lambda: lost.newest() >= before + steps)
+        faults.freeze(lost, rank)
+        other = lost.processes[1 - rank]
+        assert other.wait(ENDS_WITHIN_S) != 0, lost.output()
+        assert re.search(rf"worker {rank}\b", lost.output()), lost.output()
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", cases(TWO, RING, MESH))
+def test_a_run_outlives_a_network_that_is_cut_for_good_and_a_worker_that_hangs(
+    two: list[Host], whole: Whole, tmp_path: Path
+) -> None:
+    script = on(TWO)
+    undisturbed = whole(*script)
+    cut_for_good(two, tmp_path, TWO)
+    hangs(two, tmp_path, TWO, rank=1, steps=3)
+    goes_on(two, tmp_path, script, undisturbed)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", [TWO, RING, MESH])
 def test_a_network_that_is_cut_for_good(
     strategy: str, two: list[Host], whole: Whole, tmp_path: Path
 ) -> None:
     script = on(strategy)
     undisturbed = whole(*script)
-    with job(two, tmp_path, script) as lost:
-        assert lost.until(lambda: lost.newest() >= 5)
-        with faults.cable_out(two[1]):
-            fails(lost, names=1)
+    cut_for_good(two, tmp_path, strategy)
     goes_on(two, tmp_path, script, undisturbed)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("strategy", "rank"), cases((TWO, 1), (TWO, 0), *((s, r) for s in (RING, MESH) for r in (0, 1)))
+    ("strategy", "rank"), [(s, rank) for s in (TWO, RING, MESH) for rank in (1, 0)]
 )
 def test_a_worker_that_hangs(
     strategy: str, rank: int, two: list[Host], whole: Whole, tmp_path: Path
 ) -> None:
     script = on(strategy)
     undisturbed = whole(*script)
-    short = words(strategy, "tf.data", "transformer", stall_timeout=10)
-    with job(two, tmp_path, short) as lost:
-        assert lost.until(lambda: lost.newest() >= 5)
-        faults.freeze(lost, rank)
-        other = lost.processes[1 - rank]
-        assert other.wait(ENDS_WITHIN_S) != 0, lost.output()
-        assert re.search(rf"worker {rank}\b", lost.output()), lost.output()
+    hangs(two, tmp_path, strategy, rank)
     goes_on(two, tmp_path, script, undisturbed)
 
 

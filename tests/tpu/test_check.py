@@ -46,14 +46,14 @@ def line_of(text: str) -> int:
 
 
 @functools.cache
-def ran(*words: str) -> tuple[int, str, str]:
-    process = start(*words)
+def ran(*words: str, **variables: str) -> tuple[int, str, str]:
+    process = start(*words, **variables)
     out, err = process.communicate(timeout=300)
     return process.returncode, out, err
 
 
-def report(code: int, *words: str) -> dict[str, Any]:
-    found, out, err = ran(*words, "--json")
+def report(code: int, *words: str, **variables: str) -> dict[str, Any]:
+    found, out, err = ran(*words, "--json", **variables)
     assert found == code, out + err
     return json.loads(out)
 
@@ -131,8 +131,18 @@ def test_an_operation_that_a_tpu_has_not_is_named_with_its_layer_and_line() -> N
     )
 
 
-def test_a_shape_that_depends_on_data_is_a_warning() -> None:
-    found = report(0, f"{BUILDERS}:boolean_mask", "--batch-size", "8")
+@pytest.fixture(scope="module")
+def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for the temporary files of one check."""
+    return tmp_path_factory.mktemp("room")
+
+
+def boolean_mask(room: Path) -> dict[str, Any]:
+    return report(0, f"{BUILDERS}:boolean_mask", "--batch-size", "8", TMPDIR=str(room))
+
+
+def test_a_shape_that_depends_on_data_is_a_warning(room: Path) -> None:
+    found = boolean_mask(room)
     (warning,) = found["warnings"]
     line = line_of("tf.boolean_mask")
     assert warning.startswith(f"Where (layer 'positive', builders.py line {line}) has a shape")
@@ -156,7 +166,7 @@ NO_MODEL = [
 
 @pytest.mark.parametrize(
     ("words", "says"),
-    [*NO_MODEL[:2], *(pytest.param(*row, marks=pytest.mark.exhaustive) for row in NO_MODEL[2:])],
+    [NO_MODEL[0], *(pytest.param(*row, marks=pytest.mark.exhaustive) for row in NO_MODEL[1:])],
 )
 def test_what_is_no_model_with_a_known_batch(words: list[str], says: str) -> None:
     code, _, err = ran(f"{BUILDERS}:{words[0]}", "--batch-size", "72", *words[1:])
@@ -221,8 +231,6 @@ def test_a_killed_check_leaves_no_process() -> None:
         time.sleep(0.05)
 
 
-def test_nothing_is_left_in_the_folder_for_temporary_files(tmp_path: Path) -> None:
-    process = start(f"{BUILDERS}:boolean_mask", "--batch-size", "8", TMPDIR=str(tmp_path))
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, out + err
-    assert list(tmp_path.iterdir()) == []
+def test_nothing_is_left_in_the_folder_for_temporary_files(room: Path) -> None:
+    boolean_mask(room)
+    assert list(room.iterdir()) == []

@@ -113,7 +113,7 @@ def _train(row: Any, scope: Any, result: dict[str, Any]) -> None:
 
         return np.mean(np.asarray(value, "float64"))
 
-    keras.utils.clear_session()
+    keras.utils.clear_session(free_memory=False)  # without a look for garbage
     keras.config.set_floatx(row.floatx)
     keras.utils.set_random_seed(1)
     x, y = row.data()

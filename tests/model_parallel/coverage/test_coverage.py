@@ -117,7 +117,8 @@ def _pair(mesh: str, row: str, always: set[str]) -> Any:
 
 PAIRS = [
     *[_pair(columns.WHOLE, row, ALWAYS) for row in ZOO],
-    *[_pair(mesh, row, set(FEW[1:4])) for mesh in columns.NARROW for row in FEW],
+    # Models are trained on these meshes by tests/model_parallel/test_numbers.py in every run.
+    *[_pair(mesh, row, set()) for mesh in columns.NARROW for row in FEW],
 ]
 
 
