@@ -73,14 +73,15 @@ def work(arguments: argparse.Namespace) -> None:
         whole = files.map(decoded, tf.data.AUTOTUNE).batch(arguments.batch)
         return whole.map(lambda *batch: batch)
 
-    width = round(1024 * arguments.step)
+    filters = round(64 * arguments.step)
     with strategy.scope():
         model = keras.Sequential(
             [
                 keras.Input((64, 64, 3)),
-                keras.layers.AveragePooling2D(4),
-                keras.layers.Flatten(),
-                keras.layers.Dense(width, "relu"),
+                keras.layers.Conv2D(32, 3, 2, activation="relu"),
+                keras.layers.Conv2D(filters, 3, 2, activation="relu"),
+                keras.layers.Conv2D(filters, 3, 2, activation="relu"),
+                keras.layers.GlobalAveragePooling2D(),
                 keras.layers.Dense(10),
             ]
         )
