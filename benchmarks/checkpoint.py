@@ -98,7 +98,7 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
     data = tf.data.Dataset.from_tensors((x, x)).repeat(WARM + steps)
     model.fit(data.take(WARM), verbose=0)
     _peak_and_reset()
-    model.fit(data.take(WARM), verbose=0)
+    model.fit(data.take(asked.every), verbose=0)
     before = _peak_and_reset()
 
     class Watch(keras.callbacks.Callback):

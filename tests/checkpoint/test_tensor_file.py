@@ -89,6 +89,26 @@ def test_any_slice_of_slices_is_read(wanted: Any, tmp_path: Path) -> None:
     np.testing.assert_array_equal(found, whole if wanted is None else whole[wanted])
 
 
+def test_what_was_read_does_not_change_with_the_file(tmp_path: Path) -> None:
+    for length in range(64):  # of the header, and so where the values begin
+        write(tmp_path, [Shard("n" * length, tf.ones([1024]))])
+        found = open_checkpoint(str(tmp_path)).read("n" * length)
+        file = tmp_path / "variables-00000.safetensors"
+        with file.open("r+b") as opened:
+            opened.write(bytes(file.stat().st_size))
+        np.testing.assert_array_equal(found, np.ones(1024))
+
+
+def test_a_file_that_ends_before_its_values_is_an_error(tmp_path: Path) -> None:
+    write(tmp_path, [Shard("w", tf.ones([1024]))])
+    file = tmp_path / "variables-00000.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(
+        CheckpointError, match=r"is not a checkpoint \(ValueError: the file ends before 'w'\)"
+    ):
+        open_checkpoint(str(tmp_path))
+
+
 def test_values_that_no_file_has_are_an_error(tmp_path: Path) -> None:
     sliced(tmp_path)
     (tmp_path / "variables-00001.safetensors").unlink()
@@ -100,11 +120,15 @@ def test_values_that_no_file_has_are_an_error(tmp_path: Path) -> None:
         reader.read("w")
 
 
-@pytest.mark.parametrize("content", [None, b"", b"1234567", b"\x10" + bytes(7) + b"{"])
+@pytest.mark.parametrize(
+    "content", [None, b"", b"1234567", b"\x10" + bytes(7) + b"{", b"\x10" + bytes(6) + b"\x7f{}"]
+)
 def test_a_directory_of_nothing_readable_is_an_error(content: Any, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / "variables-00000.safetensors").write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"is not a checkpoint; expected a directory written"):
+    with pytest.raises(
+        CheckpointError, match=r"is not a checkpoint \(.*\); expected a directory written"
+    ):
         open_checkpoint(str(tmp_path))
 
 

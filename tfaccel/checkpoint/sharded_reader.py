@@ -13,6 +13,7 @@ from tfaccel.checkpoint.tensor_file import Entry, read_header
 from tfaccel.checkpoint.tensorflow_reader import TensorFlowReader
 from tfaccel.checkpoint.variable_shards import Slices
 from tfaccel.distribute.files.atomic import inside, is_remote
+from tfaccel.distribute.files.one_writer import error_text
 from tfaccel.errors import CheckpointError
 
 Range = tuple[int, int]  # of indices of one axis
@@ -49,8 +50,8 @@ def open_checkpoint(path: str) -> Reader:
         if older is not None:
             return older
         raise CheckpointError(
-            f"tfaccel: {path} is not a checkpoint; expected a directory written by "
-            "tfaccel.checkpoint.save."
+            f"tfaccel: {path} is not a checkpoint ({error_text(error)}); expected a directory "
+            "written by tfaccel.checkpoint.save."
         ) from error
 
 
@@ -67,10 +68,10 @@ class ShardedReader:
         self._stored: dict[str, list[tuple[str, Entry]]] = {}
         names = [n for n in tf.io.gfile.listdir(path) if n.endswith(".safetensors")]
         if not names:
-            raise FileNotFoundError(path)
+            raise FileNotFoundError("no .safetensors file")
         for file_name in sorted(inside(path, name) for name in names):
             with tf.io.gfile.GFile(file_name, "rb") as file:
-                for entry in read_header(file):
+                for entry in read_header(file, tf.io.gfile.stat(file_name).length):
                     self._stored.setdefault(entry.name, []).append((file_name, entry))
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -90,7 +91,8 @@ class ShardedReader:
         with tf.device("/CPU:0"):
             for file_name, entry in self._stored[name]:
                 if _ranges(entry) == ranges:
-                    return tf.convert_to_tensor(_values(file_name, entry))
+                    # A copy: TensorFlow would use the pages of the file itself.
+                    return tf.convert_to_tensor(np.array(_values(file_name, entry)))
             return tf.convert_to_tensor(self._assembled(name, ranges))
 
     def _assembled(self, name: str, ranges: Sequence[Range]) -> np.ndarray:

@@ -106,16 +106,20 @@ class TensorFile:
                 yield _array(value).reshape(-1).view(np.uint8)
 
 
-def read_header(file: BinaryIO) -> list[Entry]:
-    """Reads the header of a file that is open at its start.
+def read_header(file: BinaryIO, file_size: int) -> list[Entry]:
+    """Reads the header of a file.
+
+    Args:
+        file: open at its start.
+        file_size: in bytes.
 
     Raises:
-        ValueError: it is not of this format.
+        ValueError: it is not of this format, or ends too early.
     """
     start = file.read(8)
-    if len(start) < 8:
+    (size,) = struct.unpack("<Q", start) if len(start) == 8 else (0,)
+    if not 0 < size <= file_size - 8:
         raise ValueError("the file ends in its header")
-    (size,) = struct.unpack("<Q", start)
     header = json.loads(file.read(size))
     own = json.loads(header.pop(_METADATA, {}).get(_OWN, "{}"))
     entries = []
@@ -123,6 +127,8 @@ def read_header(file: BinaryIO) -> list[Entry]:
         more = own.get(key, {})
         shape = tuple(more.get("shape", stored["shape"]))
         begin, end = stored["data_offsets"]
+        if not 0 <= begin <= end <= file_size - 8 - size:
+            raise ValueError(f"the file ends before {key!r}")
         entries.append(
             Entry(
                 name=more.get("name", key),

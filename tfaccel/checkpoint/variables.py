@@ -70,6 +70,7 @@ def restore(model: keras.Model, path: str | os.PathLike[str]) -> None:
         CheckpointError: when there is none, it is damaged, or belongs to another model.
     """
     path = os.fspath(path).rstrip("/")
+    _raise_if_damaged(model.distribute_strategy, path)
     reader = open_checkpoint(path)
     shapes = reader.shapes()
     named = list(_named(model))
@@ -81,7 +82,6 @@ def restore(model: keras.Model, path: str | os.PathLike[str]) -> None:
                 f"tfaccel: the checkpoint {path} has {stored} for {variable.path!r} of {ours} (as "
                 f"{name!r}); expected the same model and optimizer; build the model that was saved."
             )
-    _raise_if_damaged(model.distribute_strategy, path)
     for name, variable in named:
         assign(variable.value, partial(reader.read, name))
 
