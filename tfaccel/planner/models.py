@@ -17,7 +17,7 @@ import keras
 
 from tfaccel import target
 from tfaccel.distribute import _private
-from tfaccel.distribute.fused import FusedAdam, fuse
+from tfaccel.distribute.fused import FusedAdam, fuse, is_fused
 from tfaccel.distribute.model_parallel.layout_planner import LayoutPlanner
 from tfaccel.distribute.model_parallel.mesh import MeshShape
 from tfaccel.distribute.replacements import replaced
@@ -179,6 +179,8 @@ class Models:
         shape: of one row, for a model with unknown input shape.
         dtype: of that input.
         whole: traces equal blocks one by one, for this reason.
+        together: whether steps with and without a fused Adam are traced together, where both will
+            be requested.
     """
 
     def __init__(
@@ -188,13 +190,15 @@ class Models:
         shape: Sequence[int] | None = None,
         dtype: str = "float32",
         whole: str = "",
+        together: bool = False,
     ) -> None:
         self._source, self._rows = source, rows
         self._shape, self._dtype = shape, dtype
         self._made: dict[_Key, Variant] = {}
         self._built: dict[tuple[str, int, bool], _Built] = {}
         self._dimensions: dict[int, int] = {}
-        self._whole = whole
+        self._whole, self._together = whole, together
+        self._steps: dict[tuple[str, int, bool], dict[bool, Step]] = {}
 
     @property
     def has_own_precision(self) -> bool:
@@ -220,6 +224,9 @@ class Models:
             accumulate: the optimizer's gradient accumulation.
         """
         key = (precision, fused, min(accumulate, 2))  # how often is a number in the graph
+        other = self._made.get((precision, not fused, key[2]))
+        if other is not None and not is_fused(other.model.optimizer):
+            return other
         if key not in self._made:
             try:
                 made = self._make(*key, self._found if not self._whole else None)
@@ -257,19 +264,37 @@ class Models:
             self._built[key] = self._build(precision, accumulate, found)
         strategy, described, blocks = self._built[key]
 
+        fused = fused and is_fused(described.model.optimizer)
+
         def traced() -> Step:
-            before = keras.config.dtype_policy()
-            keras.config.set_dtype_policy(precision)
-            try:
-                with contextlib.nullcontext() if fused else _plain_updates():
-                    step = trace.trace(described, strategy, self._rows, self._dimensions)
-            finally:
-                keras.config.set_dtype_policy(before)
-            self._dimensions = self._dimensions or trace.dimensions(step)
-            return step
+            steps = self._steps.setdefault(key, {})
+            if fused not in steps:
+                both = self._together and is_fused(described.model.optimizer)
+                steps |= self._traced(
+                    precision, described, strategy, [False, True] if both else [fused]
+                )
+            return steps[fused]
 
         count = found.count if found is not None else None
         return Variant(described.model, strategy.made, described.notes, traced, count, blocks)
+
+    def _traced(
+        self,
+        precision: str,
+        described: target.Target,
+        strategy: AbstractStrategy,
+        fused: Sequence[bool],
+    ) -> dict[bool, Step]:
+        """The steps with an Adam that is fused, or not."""
+        before = keras.config.dtype_policy()
+        keras.config.set_dtype_policy(precision)
+        try:
+            updates = [contextlib.nullcontext if one else _plain_updates for one in fused]
+            steps = trace.trace(described, strategy, self._rows, self._dimensions, updates)
+        finally:
+            keras.config.set_dtype_policy(before)
+        self._dimensions = self._dimensions or trace.dimensions(steps[0])
+        return dict(zip(fused, steps, strict=True))
 
     def _build(
         self,
