@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import json
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +60,19 @@ class Sized:
     @functools.cached_property
     def _work(self) -> dict[tuple[int, int], Work]:
         return {}
+
+    @functools.cached_property
+    def _by_role(self) -> dict[int, Mapping[Role, int]]:
+        return {}
+
+    def by_role(self, operations: int) -> Mapping[Role, int]:
+        """The operation of each role, with those of an exchange of gradients: of so many in all."""
+        if operations not in self._by_role:
+            found = {role: i for i, roles in enumerate(self.roles) for role in roles}
+            more = operations - len(self.roles)
+            found |= {(-1 - k, "", 0): len(self.roles) + k for k in range(more)}
+            self._by_role[operations] = found
+        return self._by_role[operations]
 
     def work(self, rows: int, replicas: int = 1) -> Work:
         """The step for this many rows, where as many replicas sum their gradients."""

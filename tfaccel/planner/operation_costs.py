@@ -46,11 +46,9 @@ def flops(op: Operation, shapes: Sequence[Shape]) -> int:
     return max(math.prod(shape) for shape in (*ins, *outs))
 
 
-def moved(op: Operation, sizes: Sequence[int]) -> int:
-    """Bytes that an operation reads and writes, each operand and result once."""
-    if op.kind in _NOTHING:
-        return 0
-    return sum(sizes[v] for v in (*op.inputs, *op.outputs))
+def moves(op: Operation) -> bool:
+    """Whether an operation reads and writes memory: each operand and result once."""
+    return op.kind not in _NOTHING
 
 
 def _einsum(op: Operation, ins: Sequence[tuple[int, ...]]) -> int:
