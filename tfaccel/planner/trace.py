@@ -17,7 +17,7 @@ from tfaccel.distribute.replacements import Replacements
 from tfaccel.planner import graph_reader, step_parts
 from tfaccel.planner.abstract import AbstractStrategy
 from tfaccel.planner.graph_reader import shape_of
-from tfaccel.planner.steps import Step
+from tfaccel.planner.steps import Step, Value
 from tfaccel.target import Target
 
 Updates: TypeAlias = "Sequence[Callable[[], AbstractContextManager[Any]]]"
@@ -38,9 +38,9 @@ def trace(
         strategy: which variables belong to it.
         rows: of each batch.
         known: from `dimensions` of the same model in another precision, or with another optimizer.
-            If it has every size, only the larger batch is traced. Without it, the smaller batch
-            is traced up to the gradients, or up to the optimizer, whose operations have no sizes of
-            their own.
+            If it has every size that is no less than the batch, only the larger batch is traced.
+            Without it, the smaller batch is traced up to the gradients, or up to the optimizer,
+            whose operations have no sizes of their own.
         updates: ways to update; one trace serves them all where that is possible.
 
     Returns:
@@ -50,8 +50,11 @@ def trace(
     large = _traces(target, strategy, rows[1], updates)
     for sizes in _sizes_of_all(target, strategy, rows, known, large[0].graph):
         steps = [_read(one.graph, one, strategy, rows) for one in large]
-        if all(_has_all(step, sizes) for step in steps):
-            return tuple(_with_fewer(step, sizes) for step in steps)
+        more = {size for step in steps for size in _sizes_in(step)} - sizes.keys()
+        # What is smaller than the batch does not grow with it, unless the forward part has it too.
+        if sizes and all(size < rows[1] for size in more):
+            every = {**sizes, **{size: size for size in more}}
+            return tuple(_with_fewer(step, every) for step in steps)
     small = _traces(target, strategy, rows[0], updates)
     return tuple(
         _of_two(fewer, more, strategy, rows) for fewer, more in zip(small, large, strict=True)
@@ -115,18 +118,18 @@ def _of_two(fewer: _Traced, more: _Traced, strategy: AbstractStrategy, rows: Any
     return _read(fewer.graph, more, strategy, rows)
 
 
-def _has_all(step: Step, sizes: Mapping[int, int]) -> bool:
-    shapes = [value.more for value in step.values]
-    return all(size in sizes for shape in shapes if shape is not None for size in shape)
+def _sizes_in(step: Step) -> set[int]:
+    shapes = {value.more for value in step.values}
+    return {size for shape in shapes if shape is not None for size in shape}
 
 
 def _with_fewer(step: Step, sizes: Mapping[int, int]) -> Step:
     """A step that was traced for the larger batch alone, with the shapes of the smaller one."""
-    values = [
-        replace(v, fewer=None if v.more is None else tuple(sizes[size] for size in v.more))
+    values = tuple(
+        Value(None if v.more is None else tuple(sizes[n] for n in v.more), v.more, v.width)
         for v in step.values
-    ]
-    return replace(step, values=tuple(values))
+    )
+    return replace(step, values=values)
 
 
 class _Reached(Exception):  # noqa: N818
