@@ -9,6 +9,7 @@ the operations of the whole graph wait for.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
@@ -44,6 +45,25 @@ class _Graph:
         operations = graph.get_operations()
         number = {id(op): i for i, op in enumerate(operations)}
         return cls(operations, number, {number[id(inside.op)] for _, inside in graph.captures})
+
+    @functools.cached_property
+    def uses(self) -> list[dict[int, bool]]:
+        """The resources that each operation uses, by handle, and whether it may change them."""
+        found = []
+        for op in self.operations:
+            one: dict[int, bool] = {}
+            for handle, changes in _private.resources_of(op):
+                one.setdefault(id(handle), changes)
+            found.append(one)
+        return found
+
+    @functools.cached_property
+    def ordered(self) -> list[bool]:
+        """Whether each operation has side effects, but on no resource."""
+        return [
+            not used and _private.is_ordered_by_trace(op)
+            for op, used in zip(self.operations, self.uses, strict=True)
+        ]
 
     def waits(self) -> dict[int, set[int]]:
         return {
@@ -125,22 +145,16 @@ def _in_program_order(made: _Graph, kept: Sequence[int]) -> dict[int, set[int]]:
     waits: dict[int, set[int]] = {}
     last = None  # with side effects on no resource
     for i in kept:
-        op = made.operations[i]
         found = waits[i] = set()
-        seen: set[int] = set()
-        for handle, changes in _private.resources_of(op):
-            key = id(handle)
-            if key in seen:
-                continue
-            seen.add(key)
-            if key in changed:
-                found.add(changed[key])
+        for handle, changes in made.uses[i].items():
+            if handle in changed:
+                found.add(changed[handle])
             if changes:
-                found.update(read.pop(key, ()))
-                changed[key] = i
+                found.update(read.pop(handle, ()))
+                changed[handle] = i
             else:
-                read.setdefault(key, []).append(i)
-        if not seen and _private.is_ordered_by_trace(op):
+                read.setdefault(handle, []).append(i)
+        if made.ordered[i]:
             if last is not None:
                 found.add(last)
             last = i
@@ -149,11 +163,10 @@ def _in_program_order(made: _Graph, kept: Sequence[int]) -> dict[int, set[int]]:
 
 def _is_unused_read(made: _Graph, i: int, left_out: Set[int]) -> bool:
     """Whether only operations that are left out use what an operation reads from a variable."""
-    op = made.operations[i]
-    resources = _private.resources_of(op)
-    if not resources or any(changes for _, changes in resources):
+    if not made.uses[i] or any(made.uses[i].values()):
         return False
-    users = [made.number[id(o)] for t in op.outputs for o in t.consumers()]
+    outputs = made.operations[i].outputs
+    users = [made.number[id(o)] for t in outputs for o in t.consumers()]
     return all(user in left_out for user in users)
 
 

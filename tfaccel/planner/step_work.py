@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,10 +41,7 @@ class Work:
     def of(cls, step: Step, sequence: Sequence[int], rows: int) -> Work:
         """Counts a step for a batch of `rows` rows."""
         shapes = step.shapes(rows)
-        sizes = [
-            0 if shape is None else math.prod(shape) * value.width
-            for shape, value in zip(shapes, step.values, strict=True)
-        ]
+        sizes = step.sizes_of(shapes)
         counted = ((i, operation_costs.flops(op, shapes)) for i, op in enumerate(step.operations))
         unknown = next((op for op in step.operations if op.kind not in _SMALL
                         and any(shapes[v] is None for v in op.outputs)), None)  # fmt: skip

@@ -183,7 +183,8 @@ def _sizes(few: Any, graph: Any) -> dict[int, int]:
     begun = graph.get_operations()
     found: dict[int, int] = {}
     for k, op in enumerate(few.get_operations()):
-        if k >= len(begun) or begun[k].type != op.type:
+        # A loop has more results where a gradient is taken of it.
+        if k >= len(begun) or begun[k].type != op.type or len(begun[k].outputs) != len(op.outputs):
             return {}
         for more, fewer in zip(begun[k].outputs, op.outputs, strict=True):
             for a, b in zip(shape_of(more) or (), shape_of(fewer) or (), strict=True):
