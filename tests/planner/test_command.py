@@ -219,9 +219,7 @@ def test_a_sequence_is_as_long_as_its_positions() -> None:
         def build() -> keras.Model:
             return positioned(length)
 
-        return tfaccel.plan(
-            build, devices="T4", batch_size=8, precision="float32", input_shape=shape
-        )
+        return tfaccel.plan(build, "T4", 8, precision="float32", input_shape=shape, dtype="int32")
 
     found = planned(12)
     assert found.notes[0] == "sequences of 12, the longest that the model has positions for"

@@ -272,7 +272,11 @@ def _gathered(sized: Sized, state: State, planner: LayoutPlanner) -> dict[int, i
 def _stored(
     step: Step, sizes: list[int], sized: Sized, state: State, planner: LayoutPlanner
 ) -> list[int]:
-    """Sizes with the optimizer's results divided like their variable."""
+    """Sizes with the optimizer's results divided like their variable.
+
+    Args:
+        sizes: of values as the model axis divides them; the batch axis divides storage further.
+    """
     share: dict[int, int] = {}
     for variable, value in step.gradients.items():
         plan = state.plans[variable]
@@ -287,7 +291,7 @@ def _stored(
             continue
         if op.kind == "ReadVariableOp" and op.variable is not None:
             plan = state.plans[op.variable]
-            more = parts(plan.storage, planner)
+            more = parts(plan.storage, planner) // parts(plan.compute, planner)
         else:
             more = max((share.get(v, 1) for v in op.inputs), default=1)
         if more > 1:
