@@ -70,7 +70,10 @@ def load(
 
 
 def describe(
-    model: keras.Model, shape: Sequence[int] | None = None, dtype: str = "float32"
+    model: keras.Model,
+    shape: Sequence[int] | None = None,
+    dtype: str = "float32",
+    accumulated: int = 1,
 ) -> Target:
     """Creates all variables of a model and of its optimizer, and finds its batch specs.
 
@@ -78,9 +81,11 @@ def describe(
         model: compiled here if it is not.
         shape: of one row, for a model whose input shape is unknown.
         dtype: of that input.
+        accumulated: steps over which its optimizer is made to accumulate gradients, if not 1.
 
     Raises:
         InputError: when a dimension of the input is not known.
+        StrategyError: when gradients are to be accumulated and the optimizer is already built.
     """
     inputs, assumed = _inputs(model, shape, dtype)
     if not model.built:
@@ -92,6 +97,8 @@ def describe(
         ),
     )
     notes = assumed + (() if model.compiled else _compile(model, outputs))
+    if accumulated > 1:
+        accumulate(model, accumulated)
     if model.optimizer is not None:
         model.optimizer.build(model.trainable_variables)
     return Target(model, inputs, _labels(model.loss, outputs), notes)
@@ -287,7 +294,7 @@ def accumulate(model: keras.Model, steps: int) -> None:
     Raises:
         StrategyError: when the model is not compiled, or its optimizer already has variables.
     """
-    optimizer = model.optimizer
+    optimizer = getattr(model, "optimizer", None)  # a model has it once it is compiled
     if optimizer is None or optimizer.built:
         raise StrategyError(
             f"tfaccel: model {model.name!r} cannot accumulate gradients over {steps} steps: it is "

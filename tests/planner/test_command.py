@@ -229,3 +229,35 @@ def test_a_sequence_is_as_long_as_its_positions() -> None:
     assert (planned(12, (6,)).estimates[0].activations or 0) < (found.estimates[0].activations or 0)
     with pytest.raises(InputError, match=r"shape \(None, None\); .* such as --input-shape 512\."):
         planned(None)
+
+
+def test_a_model_that_its_builder_does_not_compile_may_accumulate(small: str) -> None:
+    """It is compiled for the plan, and its optimizer accumulates."""
+
+    def build() -> keras.Model:
+        hidden = [keras.layers.Dense(64, activation="relu") for _ in range(4)]
+        return keras.Sequential([keras.Input((64,)), *hidden, keras.layers.Dense(8)])
+
+    found = tfaccel.plan(build, devices="2xsmall", batch_size=4096, device_file=small)
+    assert found.recommended is not None
+    assert found.recommended.candidate.accumulate > 1
+
+
+class Resized(keras.layers.Layer):  # type: ignore[misc]
+    """Computes with the values of a weight while it is built."""
+
+    def build(self, shape: Any) -> None:
+        table = self.add_weight((64, 64))
+        self.kept = table[:, :8] + 0.0
+
+    def call(self, x: Any) -> Any:
+        return x @ self.kept
+
+
+def test_a_model_that_is_built_from_values_is_refused_in_one_line() -> None:
+    def build() -> keras.Model:
+        return keras.Sequential([keras.Input((64,)), Resized()])
+
+    with pytest.raises(StrategyError, match="the variables of a plan have no values") as error:
+        tfaccel.plan(build, devices="T4", batch_size=8)
+    assert "\n" not in str(error.value)

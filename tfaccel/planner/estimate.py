@@ -274,8 +274,7 @@ def _stored(
 ) -> list[int]:
     """Sizes with the optimizer's results divided like their variable.
 
-    Args:
-        sizes: of values as the model axis divides them; the batch axis divides storage further.
+    The model axis has divided `sizes` already; the batch axis divides what is stored further.
     """
     share: dict[int, int] = {}
     for variable, value in step.gradients.items():

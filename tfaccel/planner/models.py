@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import keras
+import tensorflow as tf
 
 from tfaccel import target
 from tfaccel.distribute import _private
@@ -328,12 +329,17 @@ class Models:
                     short = found.shorten(model)
                 if found is not None and (differs := short.differs or short.unlike()):
                     raise UnevenError(differs)
-                if accumulate > 1:
-                    target.accumulate(model, accumulate)
-                described = target.describe(model, self._shape, self._dtype)
+                described = target.describe(model, self._shape, self._dtype, accumulate)
                 if model.optimizer is not None:
                     fuse(model.optimizer)
         except Exception as error:
+            if found is None and isinstance(error, tf.errors.OpError):
+                raise StrategyError(
+                    "tfaccel: the model cannot be planned: while it is built it computes with the "
+                    f"values of its variables ({type(error).__name__}), expected one that is built "
+                    "from their shapes, since the variables of a plan have no values; resize "
+                    "weights after the model is built, or give it the size that they have."
+                ) from error
             if found is None or isinstance(error, UnevenError):
                 raise
             raise UnevenError(f"it cannot be built without them ({error})") from error
