@@ -70,7 +70,10 @@ def load(
 
 
 def describe(
-    model: keras.Model, shape: Sequence[int] | None = None, dtype: str = "float32"
+    model: keras.Model,
+    shape: Sequence[int] | None = None,
+    dtype: str = "float32",
+    accumulated: int = 1,
 ) -> Target:
     """Creates all variables of a model and of its optimizer, and finds its batch specs.
 
@@ -78,11 +81,13 @@ def describe(
         model: compiled here if it is not.
         shape: of one row, for a model whose input shape is unknown.
         dtype: of that input.
+        accumulated: steps over which its optimizer is made to accumulate gradients, if not 1.
 
     Raises:
         InputError: when a dimension of the input is not known.
+        StrategyError: when gradients are to be accumulated and the optimizer is already built.
     """
-    inputs = _inputs(model, shape, dtype)
+    inputs, assumed = _inputs(model, shape, dtype)
     if not model.built:
         model.build([None, *(shape or ())])
     outputs = keras.tree.map_structure(
@@ -91,7 +96,9 @@ def describe(
             tf.nest.map_structure(lambda s: keras.KerasTensor(s.shape, s.dtype.name), inputs)
         ),
     )
-    notes = () if model.compiled else _compile(model, outputs)
+    notes = assumed + (() if model.compiled else _compile(model, outputs))
+    if accumulated > 1:
+        accumulate(model, accumulated)
     if model.optimizer is not None:
         model.optimizer.build(model.trainable_variables)
     return Target(model, inputs, _labels(model.loss, outputs), notes)
@@ -169,10 +176,13 @@ def build(text: str) -> keras.Model:
     return model
 
 
-def _inputs(model: keras.Model, shape: Sequence[int] | None, dtype: str) -> Any:
+def _inputs(
+    model: keras.Model, shape: Sequence[int] | None, dtype: str
+) -> tuple[Any, tuple[str, ...]]:
+    """The specs of a model's inputs, and a note on sizes that were taken from its layers."""
     known = getattr(model, "inputs", None)
     if shape is not None and (not known or len(known) == 1):
-        return tf.TensorSpec([None, *shape], dtype)
+        return tf.TensorSpec([None, *shape], dtype), ()
     if (
         shape is not None
         and known
@@ -187,17 +197,44 @@ def _inputs(model: keras.Model, shape: Sequence[int] | None, dtype: str) -> Any:
             f"tfaccel: model {model.name!r} has no known input shape; give it with "
             "--input-shape, such as --input-shape 224,224,3."
         )
+    notes: tuple[str, ...] = ()
+    if shape is None and any(tuple(t.shape[1:]) == (None,) for t in known):
+        longest = longest_sequence(model)
+        if longest is not None:
+            shape = (longest,)
+            notes = (f"sequences of {longest}, the longest that the model has positions for",)
     known = known[0] if isinstance(model, keras.Sequential) else model.input
     specs = keras.tree.map_structure(
         lambda t: tf.TensorSpec(_filled(t.shape, shape), tf.as_dtype(t.dtype)), known
     )
     for spec in tf.nest.flatten(specs):
-        if None in spec.shape.as_list()[1:]:
+        sizes = tuple(spec.shape.as_list())
+        if None in sizes[1:]:
+            example = ",".join("224" if len(sizes) > 2 and n is None else str(n or 512)
+                               for n in sizes[1:])  # fmt: skip
             raise InputError(
-                f"tfaccel: model {model.name!r} has an input of shape {tuple(spec.shape)}; "
-                "expected known sizes behind the batch; give --input-shape."
+                f"tfaccel: model {model.name!r} has an input of shape {sizes}; "
+                "expected known sizes behind the batch; give --input-shape, such as "
+                f"--input-shape {example}."
             )
-    return specs
+    return specs, notes
+
+
+def longest_sequence(model: keras.Model) -> int | None:
+    """The longest sequence for which a model has embeddings of positions; None without any.
+
+    As of keras_hub, and of layers like its own: `max_sequence_length` of a model or layer, and
+    `sequence_length` of a layer whose class is called a position embedding.
+    """
+    found = []
+    open_ = [model]
+    while open_:
+        one = open_.pop()
+        open_ += getattr(one, "layers", None) or ()
+        found.append(getattr(one, "max_sequence_length", None))
+        if type(one).__name__.endswith("PositionEmbedding"):
+            found.append(getattr(one, "sequence_length", None))
+    return min((n for n in found if isinstance(n, int) and n > 0), default=None)
 
 
 def _filled(known: Sequence[int | None], shape: Sequence[int] | None) -> tuple[int | None, ...]:
@@ -257,7 +294,7 @@ def accumulate(model: keras.Model, steps: int) -> None:
     Raises:
         StrategyError: when the model is not compiled, or its optimizer already has variables.
     """
-    optimizer = model.optimizer
+    optimizer = getattr(model, "optimizer", None)  # a model has it once it is compiled
     if optimizer is None or optimizer.built:
         raise StrategyError(
             f"tfaccel: model {model.name!r} cannot accumulate gradients over {steps} steps: it is "

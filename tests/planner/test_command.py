@@ -189,3 +189,75 @@ def test_a_shape_is_that_of_all_inputs_of_unknown_sizes() -> None:
     assert found.estimates[0].fits
     with pytest.raises(InputError, match="several of unknown sizes"):
         tfaccel.plan(padded, devices="T4", batch_size=8, precision="float32", input_shape=(6, 2))
+
+
+class PositionEmbedding(keras.layers.Layer):  # type: ignore[misc]
+    """As of keras_hub: its table has a row for each position."""
+
+    def __init__(self, sequence_length: int) -> None:
+        super().__init__()
+        self.sequence_length = sequence_length
+        self.table = self.add_weight((sequence_length, 8))
+
+    def call(self, x: Any) -> Any:
+        return x + self.table[: x.shape[1]]
+
+
+def positioned(length: int | None) -> keras.Model:
+    """A nested encoder of token ids of any length, with or without positions."""
+    ids = keras.Input((None,), dtype="int32")
+    x = keras.layers.Embedding(10, 8)(ids)
+    encoder = keras.Model(ids, PositionEmbedding(length)(x) if length is not None else x)
+    outer = keras.Input((None,), dtype="int32")
+    return keras.Model(outer, keras.layers.Dense(2)(encoder(outer)))
+
+
+def test_a_sequence_is_as_long_as_its_positions() -> None:
+    """Where a model has embeddings of positions and no known length; else one line of refusal."""
+
+    def planned(length: int | None, shape: tuple[int, ...] | None = None) -> Plan:
+        def build() -> keras.Model:
+            return positioned(length)
+
+        return tfaccel.plan(build, "T4", 8, precision="float32", input_shape=shape, dtype="int32")
+
+    found = planned(12)
+    assert found.notes[0] == "sequences of 12, the longest that the model has positions for"
+    given = planned(12, (12,))
+    assert found.estimates == given.estimates
+    assert not any("positions" in note for note in given.notes)
+    assert (planned(12, (6,)).estimates[0].activations or 0) < (found.estimates[0].activations or 0)
+    with pytest.raises(InputError, match=r"shape \(None, None\); .* such as --input-shape 512\."):
+        planned(None)
+
+
+def test_a_model_that_its_builder_does_not_compile_may_accumulate(small: str) -> None:
+    """It is compiled for the plan, and its optimizer accumulates."""
+
+    def build() -> keras.Model:
+        hidden = [keras.layers.Dense(64, activation="relu") for _ in range(4)]
+        return keras.Sequential([keras.Input((64,)), *hidden, keras.layers.Dense(8)])
+
+    found = tfaccel.plan(build, devices="2xsmall", batch_size=4096, device_file=small)
+    assert found.recommended is not None
+    assert found.recommended.candidate.accumulate > 1
+
+
+class Resized(keras.layers.Layer):  # type: ignore[misc]
+    """Computes with the values of a weight while it is built."""
+
+    def build(self, shape: Any) -> None:
+        table = self.add_weight((64, 64))
+        self.kept = table[:, :8] + 0.0
+
+    def call(self, x: Any) -> Any:
+        return x @ self.kept
+
+
+def test_a_model_that_is_built_from_values_is_refused_in_one_line() -> None:
+    def build() -> keras.Model:
+        return keras.Sequential([keras.Input((64,)), Resized()])
+
+    with pytest.raises(StrategyError, match="the variables of a plan have no values") as error:
+        tfaccel.plan(build, devices="T4", batch_size=8)
+    assert "\n" not in str(error.value)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 
 from tests.planner.builders import BUILDERS
+from tfaccel.distribute.model_parallel.layout_planner import LayoutPlanner
 from tfaccel.distribute.model_parallel.mesh import MeshShape
 from tfaccel.planner import costs, device_catalogue
 from tfaccel.planner.candidates import Candidate
-from tfaccel.planner.estimate import Estimate, estimate
+from tfaccel.planner.estimate import Estimate, _model_dims, _stored, estimate
 from tfaccel.planner.models import Models
 
 ROWS = 32
@@ -108,3 +109,22 @@ def test_a_mesh_divides_activations(models: dict[str, Models]) -> None:
     assert whole.activations is not None
     assert half.activations is not None
     assert 0.5 * whole.activations < half.activations < whole.activations
+
+
+def test_an_update_on_a_mesh_is_divided_once(models: dict[str, Models]) -> None:
+    """What the optimizer computes for a weight is as large as the device's part of the weight."""
+    mesh = MeshShape.parse("model=2")
+    variant = models["mlp"].variant("float32", False)
+    sized, state = variant.sized(None), variant.state(None, mesh, "auto")
+    planner, work = LayoutPlanner(mesh, "auto"), sized.work(ROWS)
+    split = work.spread(2, _model_dims(state, planner))
+    sizes = [n if d is None else n // 2 for n, d in zip(work.sizes, split.dims, strict=True)]
+    stored = _stored(sized.step, sizes, sized, state, planner)
+    last_backward = max(i for i, op in enumerate(sized.step.operations) if op.backward)
+    updates = [
+        op.outputs[0]
+        for op in sized.step.operations[last_backward + 1 :]
+        if op.kind == "Mul" and sized.step.values[op.outputs[0]].more == (64, 64)
+    ]
+    assert len(updates) >= 3 * 4
+    assert {stored[value] for value in updates} == {4 * 64 * 64 // 2}

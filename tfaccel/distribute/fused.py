@@ -69,3 +69,9 @@ def fuse(optimizer: keras.optimizers.Optimizer) -> None:
     updates = getattr(type(optimizer), "update_step", None)
     if updates is keras.optimizers.Adam.update_step and not optimizer.amsgrad:
         mix_in(optimizer, FusedAdam)
+
+
+def is_fused(optimizer: keras.optimizers.Optimizer | None) -> bool:
+    """Whether `fuse` has changed an optimizer, or the one in a LossScaleOptimizer."""
+    inner = getattr(optimizer, "inner_optimizer", None)
+    return isinstance(optimizer, FusedAdam) or (inner is not None and is_fused(inner))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from collections.abc import Sequence
@@ -39,7 +40,7 @@ class Made:
     variable: Any
     like: Any
 
-    @property
+    @functools.cached_property
     def size(self) -> int:
         """Bytes of the whole."""
         return math.prod(self.shape) * int(self.dtype.size)

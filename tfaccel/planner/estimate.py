@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from tfaccel.distribute.model_parallel.layout_planner import LayoutPlanner, VariablePlan
-from tfaccel.planner import costs, liveness, operation_costs, sharding_propagation
+from tfaccel.planner import costs, liveness, sharding_propagation
 from tfaccel.planner import kernel_workspace as kernels
 from tfaccel.planner.candidates import Candidate
 from tfaccel.planner.device_catalogue import Machines
 from tfaccel.planner.models import Models, Sized, Variant
 from tfaccel.planner.state import Item, State, parts
 from tfaccel.planner.step_counts import Figures, extended
-from tfaccel.planner.step_work import Work
+from tfaccel.planner.step_work import Array, Work
 from tfaccel.planner.steps import Step
 
 
@@ -100,8 +102,6 @@ class Estimate:
 MARGIN, MESH_MARGIN = 0.2, 0.6
 # Up to this many equal blocks are counted one by one.
 EXACT = 6
-# Results of unknown shape but few elements.
-_SMALL = frozenset({"BroadcastGradientArgs", "Placeholder", "VarHandleOp", "NoOp"})
 
 
 def estimate(candidate: Candidate, batch: int, machines: Machines, models: Models) -> Estimate:
@@ -145,8 +145,9 @@ def estimate(candidate: Candidate, batch: int, machines: Machines, models: Model
     )
     if made.why_not:
         return replace(found, why_not=made.why_not)
-    assert made.peak is not None
-    peak = state.total + made.constants + made.peak.total
+    most = made.peak or (made.walk.peak() if made.walk is not None else None)
+    assert most is not None
+    peak = state.total + made.constants + most.total
     busy = None
     if made.compute is not None and made.memory is not None:
         busy = made.compute, made.memory
@@ -154,9 +155,9 @@ def estimate(candidate: Candidate, batch: int, machines: Machines, models: Model
         found,
         flops=made.flops * candidate.accumulate,
         time=_time(busy, found.wire, candidate, machines),
-        gradients=made.peak.gradients,
-        activations=made.peak.activations,
-        workspace=made.peak.workspace,
+        gradients=most.gradients,
+        activations=most.activations,
+        workspace=most.workspace,
         peak=peak,
         fits=_fits(peak, machines.device.usable, MARGIN if candidate.mesh is None else MESH_MARGIN),
     )
@@ -213,14 +214,10 @@ def _figures(
     replicas = candidate.mesh is None and candidate.strategy != "tpu"
     work = sized.work(rows, candidate.devices if replicas else 1)
     step, shapes, sizes = work.step, work.shapes, list(work.sizes)
-    roles = list(sized.roles)
-    roles += [((-1 - i, "", 0),) for i in range(len(step.operations) - len(roles))]
     split = sharding_propagation.Spread([None] * len(step.values))
     gathered: dict[int, int] = {}
     if planner is not None:
-        split = sharding_propagation.spread(
-            step, shapes, candidate.model_axis, _model_dims(state, planner)
-        )
+        split = work.spread(candidate.model_axis, _model_dims(state, planner))
         sizes = [
             size // candidate.model_axis if dim is not None else size
             for size, dim in zip(sizes, split.dims, strict=True)
@@ -236,12 +233,10 @@ def _figures(
     found = Figures(sized.step.constants, flops, compute, memory, wire)
     if step.uncounted:
         return replace(found, why_not=f"what {step.uncounted} keeps and computes")
-    unknown = next((op for op in step.operations if op.kind not in _SMALL
-                    and any(shapes[v] is None for v in op.outputs)), None)  # fmt: skip
-    if unknown is not None:
-        return replace(found, why_not=f"the shape of what {unknown.kind} gives")
+    if work.unknown is not None:
+        return replace(found, why_not=f"the shape of what {work.unknown.kind} gives")
     walked = liveness.walk(step, work.sequence, sizes, gathered, scratch)
-    return replace(found, walk=walked, peak=walked.peak(), roles=roles)
+    return replace(found, walk=walked, roles=sized.by_role(len(step.operations)))
 
 
 def _fits(peak: int, usable: int, margin: float) -> bool | None:
@@ -277,7 +272,10 @@ def _gathered(sized: Sized, state: State, planner: LayoutPlanner) -> dict[int, i
 def _stored(
     step: Step, sizes: list[int], sized: Sized, state: State, planner: LayoutPlanner
 ) -> list[int]:
-    """Sizes with the optimizer's results divided like their variable."""
+    """Sizes with the optimizer's results divided like their variable.
+
+    The model axis has divided `sizes` already; the batch axis divides what is stored further.
+    """
     share: dict[int, int] = {}
     for variable, value in step.gradients.items():
         plan = state.plans[variable]
@@ -292,7 +290,7 @@ def _stored(
             continue
         if op.kind == "ReadVariableOp" and op.variable is not None:
             plan = state.plans[op.variable]
-            more = parts(plan.storage, planner)
+            more = parts(plan.storage, planner) // parts(plan.compute, planner)
         else:
             more = max((share.get(v, 1) for v in op.inputs), default=1)
         if more > 1:
@@ -317,28 +315,26 @@ def _busy(
     machines: Machines,
 ) -> tuple[int, tuple[float, float] | None]:
     """Operations of a step, and its compute-bound and memory-bound seconds."""
-    device, total, compute, memory = machines.device, 0, 0.0, 0.0
-    known = device.bandwidth is not None and "float32" in device.peak
-    operations, values, dims = work.step.operations, work.step.values, split.dims
-    divides = candidate.model_axis
-    for i, number in work.flops:
-        op = operations[i]
-        if divides > 1 and any(dims[v] is not None for v in (*op.inputs, *op.outputs)):
-            number //= divides
-        total += number
-        if not known:
-            continue
-        assert device.bandwidth is not None
-        halves = any(values[v].width == 2 for v in op.outputs)
-        precision = candidate.precision if halves else "float32"
-        rate = device.peak.get(precision, device.peak["float32"])
-        moved = operation_costs.moved(op, sizes)
-        seconds = costs.roofline(number, moved, rate, device.bandwidth)
-        if number / rate >= moved / device.bandwidth:
-            compute += seconds
-        else:
-            memory += seconds
-    return total, (compute, memory) if known else None
+    device = machines.device
+    numbers = np.array([number for _, number in work.flops], np.int64)
+    if candidate.model_axis > 1:
+        divided = work.divided(split.dims)
+        numbers = np.where(divided, numbers // candidate.model_axis, numbers)
+    total = sum(numbers.tolist())
+    if device.bandwidth is None or "float32" not in device.peak:
+        return total, None
+    usual = device.peak["float32"]
+    fast = device.peak.get(candidate.precision, usual)
+    # The roofline of each operation, as in `costs.roofline`.
+    computing = numbers / np.where(work.halves, fast, usual)
+    moving = work.moved(sizes) / device.bandwidth
+    bound = computing >= moving
+    return total, (_added(computing[bound]), _added(moving[~bound]))
+
+
+def _added(seconds: Array) -> float:
+    """The sum, added in order."""
+    return float(np.add.accumulate(seconds)[-1]) if len(seconds) else 0.0
 
 
 def _wire(

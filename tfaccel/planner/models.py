@@ -7,17 +7,18 @@ import dataclasses
 import functools
 import json
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import keras
+import tensorflow as tf
 
 from tfaccel import target
 from tfaccel.distribute import _private
-from tfaccel.distribute.fused import FusedAdam, fuse
+from tfaccel.distribute.fused import FusedAdam, fuse, is_fused
 from tfaccel.distribute.model_parallel.layout_planner import LayoutPlanner
 from tfaccel.distribute.model_parallel.mesh import MeshShape
 from tfaccel.distribute.replacements import replaced
@@ -60,6 +61,19 @@ class Sized:
     @functools.cached_property
     def _work(self) -> dict[tuple[int, int], Work]:
         return {}
+
+    @functools.cached_property
+    def _by_role(self) -> dict[int, Mapping[Role, int]]:
+        return {}
+
+    def by_role(self, operations: int) -> Mapping[Role, int]:
+        """The operation of each role, with those of an exchange of gradients: of so many in all."""
+        if operations not in self._by_role:
+            found = {role: i for i, roles in enumerate(self.roles) for role in roles}
+            more = operations - len(self.roles)
+            found |= {(-1 - k, "", 0): len(self.roles) + k for k in range(more)}
+            self._by_role[operations] = found
+        return self._by_role[operations]
 
     def work(self, rows: int, replicas: int = 1) -> Work:
         """The step for this many rows, where as many replicas sum their gradients."""
@@ -179,6 +193,8 @@ class Models:
         shape: of one row, for a model with unknown input shape.
         dtype: of that input.
         whole: traces equal blocks one by one, for this reason.
+        together: whether steps with and without a fused Adam are traced together, where both will
+            be requested.
     """
 
     def __init__(
@@ -188,13 +204,15 @@ class Models:
         shape: Sequence[int] | None = None,
         dtype: str = "float32",
         whole: str = "",
+        together: bool = False,
     ) -> None:
         self._source, self._rows = source, rows
         self._shape, self._dtype = shape, dtype
         self._made: dict[_Key, Variant] = {}
         self._built: dict[tuple[str, int, bool], _Built] = {}
         self._dimensions: dict[int, int] = {}
-        self._whole = whole
+        self._whole, self._together = whole, together
+        self._steps: dict[tuple[str, int, bool], dict[bool, Step]] = {}
 
     @property
     def has_own_precision(self) -> bool:
@@ -220,6 +238,9 @@ class Models:
             accumulate: the optimizer's gradient accumulation.
         """
         key = (precision, fused, min(accumulate, 2))  # how often is a number in the graph
+        other = self._made.get((precision, not fused, key[2]))
+        if other is not None and not is_fused(other.model.optimizer):
+            return other
         if key not in self._made:
             try:
                 made = self._make(*key, self._found if not self._whole else None)
@@ -257,19 +278,37 @@ class Models:
             self._built[key] = self._build(precision, accumulate, found)
         strategy, described, blocks = self._built[key]
 
+        fused = fused and is_fused(described.model.optimizer)
+
         def traced() -> Step:
-            before = keras.config.dtype_policy()
-            keras.config.set_dtype_policy(precision)
-            try:
-                with contextlib.nullcontext() if fused else _plain_updates():
-                    step = trace.trace(described, strategy, self._rows, self._dimensions)
-            finally:
-                keras.config.set_dtype_policy(before)
-            self._dimensions = self._dimensions or trace.dimensions(step)
-            return step
+            steps = self._steps.setdefault(key, {})
+            if fused not in steps:
+                both = self._together and is_fused(described.model.optimizer)
+                steps |= self._traced(
+                    precision, described, strategy, [False, True] if both else [fused]
+                )
+            return steps[fused]
 
         count = found.count if found is not None else None
         return Variant(described.model, strategy.made, described.notes, traced, count, blocks)
+
+    def _traced(
+        self,
+        precision: str,
+        described: target.Target,
+        strategy: AbstractStrategy,
+        fused: Sequence[bool],
+    ) -> dict[bool, Step]:
+        """The steps with an Adam that is fused, or not."""
+        before = keras.config.dtype_policy()
+        keras.config.set_dtype_policy(precision)
+        try:
+            updates = [contextlib.nullcontext if one else _plain_updates for one in fused]
+            steps = trace.trace(described, strategy, self._rows, self._dimensions, updates)
+        finally:
+            keras.config.set_dtype_policy(before)
+        self._dimensions = self._dimensions or trace.dimensions(steps[0])
+        return dict(zip(fused, steps, strict=True))
 
     def _build(
         self,
@@ -290,12 +329,17 @@ class Models:
                     short = found.shorten(model)
                 if found is not None and (differs := short.differs or short.unlike()):
                     raise UnevenError(differs)
-                if accumulate > 1:
-                    target.accumulate(model, accumulate)
-                described = target.describe(model, self._shape, self._dtype)
+                described = target.describe(model, self._shape, self._dtype, accumulate)
                 if model.optimizer is not None:
                     fuse(model.optimizer)
         except Exception as error:
+            if found is None and isinstance(error, tf.errors.OpError):
+                raise StrategyError(
+                    "tfaccel: the model cannot be planned: while it is built it computes with the "
+                    f"values of its variables ({type(error).__name__}), expected one that is built "
+                    "from their shapes, since the variables of a plan have no values; resize "
+                    "weights after the model is built, or give it the size that they have."
+                ) from error
             if found is None or isinstance(error, UnevenError):
                 raise
             raise UnevenError(f"it cannot be built without them ({error})") from error

@@ -9,6 +9,7 @@ from tfaccel.planner.liveness import ALIASES
 from tfaccel.planner.steps import Operation
 
 Shape = tuple[int, ...] | None
+_PRODUCTS = ("MatMul", "BatchMatMul", "Einsum", "Conv2D", "Conv3D", "DepthwiseConv2d")
 _NOTHING = ALIASES | {"Const", "Placeholder", "NoOp", "Shape", "VarHandleOp", "Assert"}
 
 
@@ -17,7 +18,7 @@ def flops(op: Operation, shapes: Sequence[Shape]) -> int:
 
     Args:
         op: of a step.
-        shapes: of the step's values.
+        shapes: of the step's values; a product or convolution with an unknown one counts 0.
 
     A convolution's are 2 x outputs x filter elements of one output channel, and the same for each
     of its two gradients.
@@ -25,6 +26,9 @@ def flops(op: Operation, shapes: Sequence[Shape]) -> int:
     ins = [shapes[v] or () for v in op.inputs]
     outs = [shapes[v] or () for v in op.outputs]
     if op.kind in _NOTHING or not outs:
+        return 0
+    unknown = any(shapes[v] is None for v in (*op.inputs, *op.outputs))
+    if unknown and op.kind.startswith(_PRODUCTS):
         return 0
     if op.kind in ("MatMul", "BatchMatMul", "BatchMatMulV2", "BatchMatMulV3"):
         flipped = op.attributes.get("transpose_a", op.attributes.get("adj_x", False))
@@ -46,11 +50,9 @@ def flops(op: Operation, shapes: Sequence[Shape]) -> int:
     return max(math.prod(shape) for shape in (*ins, *outs))
 
 
-def moved(op: Operation, sizes: Sequence[int]) -> int:
-    """Bytes that an operation reads and writes, each operand and result once."""
-    if op.kind in _NOTHING:
-        return 0
-    return sum(sizes[v] for v in (*op.inputs, *op.outputs))
+def moves(op: Operation) -> bool:
+    """Whether an operation reads and writes memory: each operand and result once."""
+    return op.kind not in _NOTHING
 
 
 def _einsum(op: Operation, ins: Sequence[tuple[int, ...]]) -> int:

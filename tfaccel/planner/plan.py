@@ -112,7 +112,9 @@ def plan(
     if isinstance(machines, str):
         machines = device_catalogue.parse(machines, device_catalogue.catalogue(device_file))
     chosen = [precision] if precision is not None else precisions_of(machines.device)
-    models = Models(model, _rows(batch_size, machines), input_shape, dtype)
+    together = machines.count > 1 and machines.device.kind != "tpu"
+    rows = _rows(batch_size, machines)
+    models = Models(model, rows, input_shape, dtype, together=together)
     notes: tuple[str, ...] = ()
     if models.has_own_precision and precision is None:
         chosen = ["float32"]

@@ -34,6 +34,9 @@ def main(argv: Sequence[str]) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from rich.console import Console
 
+    from tfaccel.planner import light_import
+
+    light_import.import_tensorflow()
     from tfaccel.planner import picture, plan_report
     from tfaccel.planner.plan import plan
 

@@ -96,10 +96,14 @@ def count_items(listed: Sequence[Item], planner: LayoutPlanner | None = None) ->
     """
     plans = tuple(layouts(listed, planner)) if planner is not None else ()
     bytes_of = {"parameters": 0, "slots": 0, "other": 0, "gradients": 0}
+    divisors: dict[tuple[str | None, ...], int] = {}
     for i, one in enumerate(listed):
         held = one.made.size
         if planner is not None:
-            held //= parts(plans[i].storage, planner)
+            axes = plans[i].storage
+            if axes not in divisors:
+                divisors[axes] = parts(axes, planner)
+            held //= divisors[axes]
         bytes_of[one.kind] += held
         bytes_of["gradients"] += held if one.trained else 0
     return State(**bytes_of, plans=plans)

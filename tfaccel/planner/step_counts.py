@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+
+import numpy as np
 
 from tfaccel.planner.block_copies import Role
 from tfaccel.planner.liveness import Peak, Walk
@@ -20,9 +22,9 @@ class Figures:
         memory: seconds of memory-bound operations; None as above.
         wire: bytes sent, by collective.
         why_not: what is unknown about its memory.
-        peak: the worst moment; None if unknown.
-        walk: all moments; None as above.
-        roles: of the operations, to compare steps of models with more and fewer blocks.
+        peak: the worst moment; None if unknown, or to be taken from `walk`.
+        walk: all moments; None if unknown, or if this many blocks were not walked.
+        roles: the operation of each role, to compare steps of models with more and fewer blocks.
     """
 
     constants: int
@@ -33,7 +35,7 @@ class Figures:
     why_not: str = ""
     peak: Peak | None = None
     walk: Walk | None = None
-    roles: Sequence[Sequence[Role]] = ()
+    roles: Mapping[Role, int] = field(default_factory=dict)
 
 
 def extended(counted: Sequence[Figures], counts: Sequence[int | None], count: int) -> Figures:
@@ -68,13 +70,11 @@ def extended(counted: Sequence[Figures], counts: Sequence[int | None], count: in
     )
     if fewer.walk is None or more.walk is None:
         return found
-    first, second = _by_role(fewer), _by_role(more)
-    most, moment = -1, (0, 0)
-    for role, i in first.items():
-        if role in second:
-            size = whole(fewer.walk.live[i], more.walk.live[second[role]])
-            if size > most:
-                most, moment = size, (i, second[role])
+    pairs = [(i, more.roles[role]) for role, i in fewer.roles.items() if role in more.roles]
+    before, after = np.array(pairs, np.int64).reshape(-1, 2).T
+    small = np.array(fewer.walk.live, np.int64)[before]
+    large = np.array(more.walk.live, np.int64)[after]
+    moment = pairs[int(np.argmax(large + steps * (large - small) // apart))]
     a, b = fewer.walk.at(moment[0]), more.walk.at(moment[1])
     peak = Peak(
         whole(a.activations, b.activations),
@@ -83,7 +83,3 @@ def extended(counted: Sequence[Figures], counts: Sequence[int | None], count: in
         b.operation,
     )
     return replace(found, peak=peak)
-
-
-def _by_role(figures: Figures) -> dict[Role, int]:
-    return {role: i for i, roles in enumerate(figures.roles) for role in roles}

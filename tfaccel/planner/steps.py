@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,24 +82,29 @@ class Step:
         """The shape of every value for a batch of `rows` rows."""
         fewer, more = self.rows
         above, among = (rows - fewer, more - fewer) if more > fewer else (0, 1)
-        found: list[tuple[int, ...] | None] = []
+        made: dict[int, tuple[int, ...] | None] = {}  # copies of a block have the same values
         for value in self.values:
+            key = id(value)
+            if key in made:
+                continue
             if value.fewer is None or value.more is None:
-                found.append(None)
+                made[key] = None
             elif value.fewer == value.more:
-                found.append(value.fewer)
+                made[key] = value.fewer
             else:
-                found.append(
-                    tuple(
-                        max(0, a - (a - b) * above // among)
-                        for a, b in zip(value.fewer, value.more, strict=True)
-                    )
+                made[key] = tuple(
+                    max(0, a - (a - b) * above // among)
+                    for a, b in zip(value.fewer, value.more, strict=True)
                 )
-        return found
+        return [made[id(value)] for value in self.values]
 
     def sizes(self, rows: int) -> list[int]:
         """Bytes of every value for a batch of `rows` rows; 0 where they are not known."""
+        return self.sizes_of(self.shapes(rows))
+
+    def sizes_of(self, shapes: Sequence[tuple[int, ...] | None]) -> list[int]:
+        """Bytes of every value with these shapes; 0 where they are not known."""
         return [
             0 if shape is None else math.prod(shape) * value.width
-            for shape, value in zip(self.shapes(rows), self.values, strict=True)
+            for shape, value in zip(shapes, self.values, strict=True)
         ]

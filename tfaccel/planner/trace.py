@@ -3,34 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeAlias
 
 import keras
 import tensorflow as tf
 
 from tfaccel.distribute import _private, gradients
 from tfaccel.distribute.replacements import Replacements
+from tfaccel.planner import graph_reader, step_parts
 from tfaccel.planner.abstract import AbstractStrategy
-from tfaccel.planner.steps import Operation, Step, Value
+from tfaccel.planner.graph_reader import shape_of
+from tfaccel.planner.steps import Step, Value
 from tfaccel.target import Target
 
-_BACKWARD = "gradient_tape"
-# Types of inputs that define an operation's effect on dimensions.
-_AXES = {
-    **dict.fromkeys(("Sum", "Mean", "Max", "Min", "Prod", "All", "Any", "ArgMax", "ArgMin"), 1),
-    **dict.fromkeys(("Transpose", "ExpandDims", "Pad", "PadV2", "ReverseV2", "Tile"), 1),
-    **dict.fromkeys(("GatherV2", "ResourceGather"), 2),
-    "SplitV": 2,
-    "Split": 0,
-    "ConcatV2": -1,
-}
-_ATTRIBUTES = (
-    "transpose_a", "transpose_b", "adj_x", "adj_y", "equation", "keep_dims", "axis", "batch_dims",
-    "squeeze_dims", "data_format",
-)  # fmt: skip
+Updates: TypeAlias = "Sequence[Callable[[], AbstractContextManager[Any]]]"
+"""Contexts, in each of which the optimizer updates in another way."""
 
 
 def trace(
@@ -38,7 +29,8 @@ def trace(
     strategy: AbstractStrategy,
     rows: tuple[int, int],
     known: Mapping[int, int] = MappingProxyType({}),
-) -> Step:
+    updates: Updates = (contextlib.nullcontext,),
+) -> tuple[Step, ...]:
     """Traces the step of a model for two batches, a smaller and a larger one.
 
     Args:
@@ -46,23 +38,27 @@ def trace(
         strategy: which variables belong to it.
         rows: of each batch.
         known: from `dimensions` of the same model in another precision, or with another optimizer.
-            If it has every size, only the larger batch is traced. Without it, the smaller batch
-            is traced up to the optimizer, whose operations have no sizes of their own.
+            If it has every size that is no less than the batch, only the larger batch is traced.
+            Without it, the smaller batch is traced up to the gradients, or up to the optimizer,
+            whose operations have no sizes of their own.
+        updates: ways to update; one trace serves them all where that is possible.
+
+    Returns:
+        The step of each of `updates`.
     """
-    graph, pairs = _graph(target, strategy, rows[1])
-    known = known or _sizes(_before_update(target, strategy, rows[0]), graph)
-    if known:
-        step = _step([graph, graph], pairs, strategy, rows)
-        shapes = [value.more for value in step.values]
-        if all(size in known for shape in shapes if shape is not None for size in shape):
-            fewer = [None if s is None else tuple(known[size] for size in s) for s in shapes]
-            values = zip(step.values, fewer, strict=True)
-            return replace(step, values=tuple(Value(shape, v.more, v.width) for v, shape in values))
-    graphs = [_graph(target, strategy, rows[0]), (graph, pairs)]
-    kinds = [[op.type for op in graph.get_operations()] for graph, _ in graphs]
-    if kinds[0] != kinds[1]:  # a step that depends on the number of rows
-        graphs, rows = graphs[1:] * 2, (rows[1], rows[1])
-    return _step([graph for graph, _ in graphs], graphs[1][1], strategy, rows)
+    gradients.install()
+    large = _traces(target, strategy, rows[1], updates)
+    for sizes in _sizes_of_all(target, strategy, rows, known, large[0].graph):
+        steps = [_read(one.graph, one, strategy, rows) for one in large]
+        more = {size for step in steps for size in _sizes_in(step)} - sizes.keys()
+        # What is smaller than the batch does not grow with it, unless the forward part has it too.
+        if sizes and all(size < rows[1] for size in more):
+            every = {**sizes, **{size: size for size in more}}
+            return tuple(_with_fewer(step, every) for step in steps)
+    small = _traces(target, strategy, rows[0], updates)
+    return tuple(
+        _of_two(fewer, more, strategy, rows) for fewer, more in zip(small, large, strict=True)
+    )
 
 
 def dimensions(step: Step) -> dict[int, int]:
@@ -81,22 +77,102 @@ def dimensions(step: Step) -> dict[int, int]:
     return found
 
 
-class _UpdateReached(Exception):  # noqa: N818
-    """Ends a trace where the optimizer begins."""
+@dataclass(frozen=True)
+class _Traced:
+    """What a trace has found.
+
+    Attributes:
+        graph: of the step.
+        pairs: of variables and gradients.
+        part: the operations of the graph that a step of one update consists of.
+    """
+
+    graph: Any
+    pairs: Sequence[Any]
+    part: step_parts.Part
 
 
-def _before_update(target: Target, strategy: AbstractStrategy, rows: int) -> Any:
-    """The graph of a step without its update; None if the step catches the end of its trace."""
+def _traces(
+    target: Target, strategy: AbstractStrategy, rows: int, updates: Updates
+) -> list[_Traced]:
+    """One for each update, of one graph where all of them can be in it."""
+    if len(updates) > 1:
+        with contextlib.suppress(Exception):  # what it is, a trace of one update alone shows
+            graph, pairs, ends = _graph(target, strategy, rows, updates)
+            if len(ends) == len(updates) + 1:  # the optimizer is applied once
+                found = step_parts.parts(graph, ends)
+                if found is not None:
+                    return [_Traced(graph, pairs, part) for part in found]
+    traced = []
+    for update in updates:
+        graph, pairs, _ = _graph(target, strategy, rows, [update])
+        traced.append(_Traced(graph, pairs, step_parts.whole(graph)))
+    return traced
+
+
+def _of_two(fewer: _Traced, more: _Traced, strategy: AbstractStrategy, rows: Any) -> Step:
+    """The step that was traced for both batches."""
+    kinds = [[op.type for op in one.graph.get_operations()] for one in (fewer, more)]
+    if kinds[0] != kinds[1]:  # a step that depends on the number of rows
+        return _read(more.graph, more, strategy, (rows[1], rows[1]))
+    return _read(fewer.graph, more, strategy, rows)
+
+
+def _sizes_in(step: Step) -> set[int]:
+    shapes = {value.more for value in step.values}
+    return {size for shape in shapes if shape is not None for size in shape}
+
+
+def _with_fewer(step: Step, sizes: Mapping[int, int]) -> Step:
+    """A step that was traced for the larger batch alone, with the shapes of the smaller one."""
+    values = tuple(
+        Value(None if v.more is None else tuple(sizes[n] for n in v.more), v.more, v.width)
+        for v in step.values
+    )
+    return replace(step, values=values)
+
+
+class _Reached(Exception):  # noqa: N818
+    """Ends a trace early."""
+
+
+_GRADIENT = ((tf.GradientTape, "gradient"),)
+_UPDATE = ((keras.optimizers.Optimizer, "apply"), (keras.optimizers.LossScaleOptimizer, "apply"))
+
+
+def _sizes_of_all(
+    target: Target,
+    strategy: AbstractStrategy,
+    rows: tuple[int, int],
+    known: Mapping[int, int],
+    graph: Any,
+) -> Iterator[Mapping[int, int]]:
+    """Each size of the larger batch with that of the smaller one: as known, else as traced."""
+    if known:
+        yield known
+        return
+    few = _until(_GRADIENT, target, strategy, rows[0])
+    sizes = _sizes(few, graph)
+    # A constant that is a multiple of the rows may be one of the backward part's own sizes too.
+    if all(fewer != more for more, fewer in sizes.items() if more and more % rows[1] == 0):
+        yield sizes
+    yield _sizes(_until(_UPDATE, target, strategy, rows[0]), graph)
+
+
+def _until(
+    ends: Sequence[tuple[Any, str]], target: Target, strategy: AbstractStrategy, rows: int
+) -> Any:
+    """The graph of a step up to a call of one of `ends`; None if the step catches its end."""
     found: list[Any] = []
 
-    def apply(*args: Any, **kwargs: Any) -> None:
+    def end(*args: Any, **kwargs: Any) -> None:
         found.append(tf.compat.v1.get_default_graph())
-        raise _UpdateReached
+        raise _Reached
 
-    with Replacements() as replacements, contextlib.suppress(_UpdateReached):
-        for owner in (keras.optimizers.Optimizer, keras.optimizers.LossScaleOptimizer):
-            replacements.replace(owner, "apply", apply)
-        return _graph(target, strategy, rows)[0]
+    with Replacements() as replacements, contextlib.suppress(_Reached):
+        for owner, name in ends:
+            replacements.replace(owner, name, end)
+        return _graph(target, strategy, rows, [contextlib.nullcontext])[0]
     return found[-1] if len(found) == 1 else None
 
 
@@ -107,25 +183,29 @@ def _sizes(few: Any, graph: Any) -> dict[int, int]:
     begun = graph.get_operations()
     found: dict[int, int] = {}
     for k, op in enumerate(few.get_operations()):
-        if k >= len(begun) or begun[k].type != op.type:
+        # A loop has more results where a gradient is taken of it.
+        if k >= len(begun) or begun[k].type != op.type or len(begun[k].outputs) != len(op.outputs):
             return {}
         for more, fewer in zip(begun[k].outputs, op.outputs, strict=True):
-            for a, b in zip(_shape(more) or (), _shape(fewer) or (), strict=True):
+            for a, b in zip(shape_of(more) or (), shape_of(fewer) or (), strict=True):
                 if found.setdefault(a, b) != b:
                     return {}
     return found
 
 
-def _graph(target: Target, strategy: AbstractStrategy, rows: int) -> tuple[Any, list[Any]]:
-    """The graph of a step, and pairs of variables and gradients."""
+_Graph: TypeAlias = tuple[Any, list[Any], list[int]]
+
+
+def _graph(target: Target, strategy: AbstractStrategy, rows: int, updates: Updates) -> _Graph:
+    """The graph of a step, pairs of variables and gradients, and where its updates end."""
     x, y = target.batch(rows)
     if target.model.loss is None:
         with contextlib.suppress(TypeError, ValueError, tf.errors.OperatorNotAllowedInGraphError):
-            return _traced(target.model, strategy, x)
-    return _traced(target.model, strategy, (x, y))
+            return _traced(target.model, strategy, x, updates)
+    return _traced(target.model, strategy, (x, y), updates)
 
 
-def _traced(model: keras.Model, strategy: AbstractStrategy, data: Any) -> tuple[Any, list[Any]]:
+def _traced(model: keras.Model, strategy: AbstractStrategy, data: Any, updates: Updates) -> _Graph:
     flat = tf.nest.flatten(data)
     taken: list[Any] = []
 
@@ -138,177 +218,50 @@ def _traced(model: keras.Model, strategy: AbstractStrategy, data: Any) -> tuple[
         taken[:] = seen
         return tf.nest.map_structure(tf.convert_to_tensor, logs)
 
-    gradients.install()
-    with strategy.scope():
+    with strategy.scope(), _updating(updates) as ends:
         concrete = tf.function(step, autograph=False).get_concrete_function(*flat)
     pairs = [pair for sources, grads in taken for pair in zip(sources, grads, strict=True)]
-    return concrete.graph, pairs
+    inside = all(graph is concrete.graph for graph, _ in ends)
+    return concrete.graph, pairs, [number for _, number in ends] if inside else []
 
 
-def _step(graphs: list[Any], pairs: list[Any], strategy: AbstractStrategy, rows: Any) -> Step:
-    few, graph = graphs
-    reader = _Reader(strategy)
-    captured = {id(inside) for _, inside in graph.captures}
-    reader.constants = sum(_bytes(out) for out, _ in graph.captures if out.dtype != tf.resource)
-    for outside, inside in graph.captures:
-        if id(outside) in reader.variables:
-            reader.handles[id(inside)] = reader.variables[id(outside)]
-    reader.read(few, graph, None, False)
-    number = reader.number
-    return Step(
-        rows=rows,
-        values=tuple(reader.values),
-        operations=tuple(reader.made),
-        arguments=tuple(number[id(t)] for t in graph.inputs if id(t) not in captured),
-        results=tuple(number[id(t)] for t in graph.outputs if id(t) in number),
-        gradients=dict(_gradients(pairs, reader.variables, number)),
-        constants=reader.constants,
-        captured={number[id(inside)]: _bytes(out) for out, inside in graph.captures
-                  if out.dtype != tf.resource and id(inside) in number},
-        uncounted=reader.uncounted,
-    )  # fmt: skip
+@contextlib.contextmanager
+def _updating(updates: Updates) -> Iterator[list[tuple[Any, int]]]:
+    """Inside, an optimizer updates in each of these ways.
+
+    Yields:
+        Of each call, the graph and how many operations it has before the first and after each.
+    """
+    ends: list[tuple[Any, int]] = []
+    inside = [False]
+
+    def end() -> None:
+        graph = tf.compat.v1.get_default_graph()
+        ends.append((graph, len(graph.get_operations())))
+
+    def each(original: Callable[..., Any]) -> Callable[..., Any]:
+        def apply(*args: Any, **kwargs: Any) -> Any:
+            if inside[0]:  # called by the optimizer that scales its loss
+                return original(*args, **kwargs)
+            args = tuple(list(one) if isinstance(one, Iterator) else one for one in args)
+            inside[0] = True
+            try:
+                end()
+                for update in updates:
+                    with update():
+                        result = original(*args, **kwargs)
+                    end()
+            finally:
+                inside[0] = False
+            return result
+
+        return apply
+
+    with Replacements() as replacements:
+        for owner, name in _UPDATE:
+            replacements.replace(owner, name, each(getattr(owner, name)))
+        yield ends
 
 
-class _Reader:
-    """Reads the graphs of two batches side by side, including functions that they call."""
-
-    def __init__(self, strategy: AbstractStrategy) -> None:
-        self.shapes = [made.shape for made in strategy.made]
-        self.variables = {id(made.variable.handle): i for i, made in enumerate(strategy.made)}
-        self.handles: dict[int, int] = {}
-        self.attributes: dict[str, list[str]] = {}
-        self.number: dict[int, int] = {}
-        self.values: list[Value] = []
-        self.made: list[Operation] = []
-        self.constants = 0
-        self.uncounted = ""
-
-    def read(self, few: Any, graph: Any, inputs: Any, backward: bool) -> None:
-        """Reads a graph.
-
-        Args:
-            few: that of the smaller batch.
-            graph: that of the larger one.
-            inputs: a function's inputs in the calling graph; None for the step.
-            backward: whether that graph calls it for a gradient.
-        """
-        kept = _reached(graph)
-        given = {} if inputs is None else {
-            id(inside): outside for inside, outside in zip(graph.inputs, inputs, strict=True)
-        }  # fmt: skip
-        ends: dict[str, tuple[int, ...]] = {}  # what stands for an operation that others wait for
-        for op, smaller in zip(graph.get_operations(), few.get_operations(), strict=True):
-            if id(op) not in kept:
-                continue
-            outside = given.get(id(op.outputs[0])) if op.outputs else None
-            if outside is not None:
-                self._is(op.outputs[0], outside)
-                ends[op.name] = ()
-                continue
-            after = tuple(i for o in op.control_inputs for i in ends.get(o.name, ()))
-            begun = len(self.made)
-            if _private.only_calls(op.type) and self._inline(op, smaller, few, graph, backward):
-                ends[op.name] = tuple(range(begun, len(self.made)))
-            else:
-                self._add(op, smaller, after, backward or _BACKWARD in op.name)
-                ends[op.name] = (begun,)
-
-    def _is(self, inside: Any, outside: Any) -> None:
-        if id(outside) in self.handles:
-            self.handles[id(inside)] = self.handles[id(outside)]
-        if id(outside) in self.number:
-            self.number[id(inside)] = self.number[id(outside)]
-
-    def _add(self, op: Any, smaller: Any, after: tuple[int, ...], backward: bool) -> None:
-        if op.type == "Identity" and id(op.inputs[0]) in self.handles:
-            self.handles[id(op.outputs[0])] = self.handles[id(op.inputs[0])]
-        variable = next((self.handles[id(t)] for t in op.inputs if id(t) in self.handles), None)
-        for more, fewer in zip(op.outputs, smaller.outputs, strict=True):
-            shapes = _shape(fewer), _shape(more)
-            if op.type == "ReadVariableOp" and variable is not None:
-                shapes = (self.shapes[variable],) * 2
-            self.number[id(more)] = len(self.values)
-            self.values.append(Value(*shapes, int(more.dtype.size)))
-        if _private.only_calls(op.type) or any(t.dtype == tf.variant for t in op.outputs):
-            self.uncounted = self.uncounted or op.type
-        self.made.append(
-            Operation(
-                name=op.name,
-                kind=op.type,
-                inputs=tuple(self.number[id(t)] for t in op.inputs if id(t) in self.number),
-                outputs=tuple(self.number[id(t)] for t in op.outputs),
-                after=after,
-                variable=variable,
-                backward=backward,
-                attributes=_attributes(op, self.attributes),
-            )
-        )
-
-    def _inline(self, op: Any, smaller: Any, few: Any, graph: Any, backward: bool) -> bool:
-        """Inlines the operations of a called function; False if impossible."""
-        names = {"If": ("then_branch", "else_branch"), "PartitionedCall": ("f",)}
-        branches = names.get(op.type.removeprefix("Stateless").removeprefix("Stateful"))
-        if branches is None:
-            return False
-        first = 1 if op.type.endswith("If") else 0  # behind the condition
-        results = []
-        for branch in branches:
-            bodies = [
-                _private.function_graph(g, o.get_attr(branch).name)
-                for g, o in ((few, smaller), (graph, op))
-            ]
-            self.read(bodies[0], bodies[1], op.inputs[first:], backward or _BACKWARD in op.name)
-            results.append(bodies[1].outputs)
-        for k, (more, fewer) in enumerate(zip(op.outputs, smaller.outputs, strict=True)):
-            self.number[id(more)] = len(self.values)
-            self.values.append(Value(_shape(fewer), _shape(more), int(more.dtype.size)))
-            sources = [self.number[id(r[k])] for r in results if id(r[k]) in self.number]
-            self.made.append(
-                Operation(f"{op.name}:{k}", "Identity", tuple(sources), (len(self.values) - 1,),
-                          (), None, backward)
-            )  # fmt: skip
-        return True
-
-
-def _gradients(
-    pairs: list[Any], variables: dict[int, int], number: dict[int, int]
-) -> Iterator[tuple[int, int]]:
-    for source, gradient in pairs:
-        held = _private.tf_variable(source)
-        index = variables.get(id(getattr(held, "handle", None)))
-        if isinstance(gradient, tf.IndexedSlices):
-            gradient = gradient.values
-        if index is not None and id(gradient) in number:
-            yield index, number[id(gradient)]
-
-
-def _reached(graph: Any) -> set[int]:
-    """The operations that run: those needed for results and side effects."""
-    found: set[int] = set()
-    open_ = [t.op for t in graph.outputs] + list(graph.control_outputs)
-    while open_:
-        op = open_.pop()
-        if id(op) not in found:
-            found.add(id(op))
-            open_ += [t.op for t in op.inputs] + list(op.control_inputs)
-    return found
-
-
-def _shape(tensor: Any) -> tuple[int, ...] | None:
-    return tuple(tensor.shape.as_list()) if tensor.shape.is_fully_defined() else None
-
-
-def _bytes(tensor: Any) -> int:
-    return int(tensor.shape.num_elements() or 0) * int(tensor.dtype.size)
-
-
-def _attributes(op: Any, names: dict[str, list[str]]) -> dict[str, Any]:
-    """Those of `_ATTRIBUTES` that an operation has; `names` remembers which its type has."""
-    if op.type not in names:
-        has = op.node_def.attr
-        names[op.type] = [name for name in _ATTRIBUTES if name in has]
-    found = {name: op.get_attr(name) for name in names[op.type]}
-    if op.type in _AXES and op.inputs:
-        known = tf.get_static_value(op.inputs[_AXES[op.type]])
-        found["axes"] = None if known is None else tuple(known.ravel().tolist())
-    return found
+def _read(few: Any, more: _Traced, strategy: AbstractStrategy, rows: tuple[int, int]) -> Step:
+    return graph_reader.read(few, more.graph, more.part, more.pairs, strategy, rows)

@@ -89,7 +89,7 @@ class LayoutPlanner:
     def slot(self, shape: Sequence[int], of_shape: Sequence[int], of: VariablePlan) -> VariablePlan:
         """The plan of an optimizer's slot variable."""
         if tuple(shape) == tuple(of_shape):
-            return VariablePlan(of.storage, of.compute, of.reason)
+            return of
         whole = (None,) * len(shape)  # such as the factors of Adafactor
         storage = self._over_batch(whole, shape) if self.fully_sharded else whole
         return VariablePlan(storage, storage, "factor of a slot")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Mapping
@@ -67,22 +68,22 @@ class MeshShape:
         """The number of devices."""
         return math.prod(size for _, size in self.axes)
 
-    @property
+    @functools.cached_property
     def names(self) -> tuple[str, ...]:
         """The names of the axes."""
         return tuple(name for name, _ in self.axes)
 
-    @property
-    def sizes(self) -> dict[str, int]:
+    @functools.cached_property
+    def sizes(self) -> Mapping[str, int]:
         """The number of devices along each axis."""
         return dict(self.axes)
 
-    @property
+    @functools.cached_property
     def batch_axis(self) -> str | None:
         """The axis that divides the batch: the one called ``batch`` or ``data``."""
         return next((name for name in self.names if name in BATCH_AXES), None)
 
-    @property
+    @functools.cached_property
     def model_axis(self) -> str | None:
         """The axis that divides the model: ``model``, else the first that is not the batch's."""
         others = [name for name in self.names if name != self.batch_axis]
