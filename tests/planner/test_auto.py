@@ -41,7 +41,7 @@ def select(megabytes: int, cluster: Cluster | None = None, **values: Any) -> Sel
     ("megabytes", "name", "mesh"),
     [
         (4000, "mirrored", None),
-        (80, "model_parallel", "batch=2,model=2"),
+        (88, "model_parallel", "batch=2,model=2"),
         (56, "model_parallel", "model=4"),
     ],
 )
@@ -89,7 +89,7 @@ from tests.planner.test_auto import build
 from tfaccel.planner import device_catalogue
 import dataclasses
 
-host = dataclasses.replace(device_catalogue.here(), usable=80 << 20)
+host = dataclasses.replace(device_catalogue.here(), usable=88 << 20)
 device_catalogue.here = lambda: host
 strategy = tfaccel.strategy(model=build, batch_size=32, device_type="cpu", devices=4, seed=1)
 assert "batch=2,model=2" in tfaccel.describe(strategy), tfaccel.describe(strategy)

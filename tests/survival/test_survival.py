@@ -68,8 +68,13 @@ def struck(run: Job) -> None:
     assert run.until(lambda: (run.out / "struck").exists()), run.output()
 
 
-def fails(run: Job, names: int) -> None:
-    """From now on all workers end in time, none of them well, and a line names one."""
+def fails(run: Job, names: int | str) -> None:
+    """From now on all workers end in time, none of them well, and a line names one.
+
+    Args:
+        run: the job.
+        names: that worker's rank, or a pattern of it.
+    """
     codes = run.wait(ENDS_WITHIN_S)
     assert 0 not in codes, run.output()
     assert re.search(rf"worker {names}\b|task:{names}\b", run.output()), run.output()
@@ -291,7 +296,7 @@ def test_a_full_disk_is_every_workers_error(
     with faults.disk(checkpoints, kilobytes=int(size) * 3 // 2):
         with job(two, tmp_path, script) as lost:
             assert lost.until(lambda: lost.newest() >= 6)
-            fails(lost, names=0)
+            fails(lost, names="[01]")  # each writes a file, and either may be too much
         assert lost.newest() == 6, "the second checkpoint was too much"
         assert lost.output().count("No space left on device") >= 2, lost.output()
         faults.grow(checkpoints, kilobytes=1 << 16)
