@@ -90,6 +90,7 @@ class BackgroundWriter:
 
         self._writing = _Writing(
             path,
+            begun,
             partial(sharded_files.write_part, begun, cluster.rank, pieces, texts),
             partial(sharded_files.has_all_parts, begun, cluster.size),
             complete if cluster.is_chief else None,
@@ -115,6 +116,7 @@ class BackgroundWriter:
         writing.end(others_have=not failure)
         failure = failure or broadcast_error(self._strategy, writing.error)
         if failure:
+            sharded_files.discard(self._strategy, writing.begun)
             raise sharded_files.not_written(writing.path, failure) from writing.error
 
 
@@ -161,6 +163,7 @@ class _Writing:
 
     Args:
         path: its final path.
+        begun: where it is written until then.
         part: writes what this process has.
         has_all: whether the parts of all processes can be seen.
         complete: merges the parts; on the chief only.
@@ -173,11 +176,12 @@ class _Writing:
     def __init__(
         self,
         path: str,
+        begun: str,
         part: Callable[[], None],
         has_all: Callable[[], bool],
         complete: Callable[[], None] | None,
     ) -> None:
-        self.path, self.part_done = path, threading.Event()
+        self.path, self.begun, self.part_done = path, begun, threading.Event()
         self.error: Exception | None = None
         self._part: list[Callable[[], None]] = [part]
         self._has_all, self._complete = has_all, complete

@@ -11,6 +11,7 @@ from tfaccel.checkpoint import manifest
 from tfaccel.distribute.files.atomic import inside, remove_folder
 
 _NAME = re.compile(r"step-(\d{10})")
+_OLD = re.compile(r"\.old\." + _NAME.pattern)
 _LEFT = re.compile(r"\.(writing|old)\." + _NAME.pattern)  # by runs that were killed
 
 
@@ -30,7 +31,9 @@ def newest(directory: str, whole: str = "") -> str:
         directory: of the checkpoints.
         whole: one that was verified before, and is not read again.
     """
-    for path in reversed(_all(directory)):
+    # One that was being replaced, where the system cannot exchange directories, is better than none.
+    replaced = _all(directory, _OLD)
+    for path in [*reversed(_all(directory)), *reversed(replaced)]:
         wrong = "" if path == whole else manifest.damage(path)
         if not wrong:
             return path

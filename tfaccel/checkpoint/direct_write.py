@@ -45,6 +45,11 @@ def write(path: str, pieces: Iterable[np.ndarray]) -> tuple[int, int]:
     return size, crc
 
 
+def write_text(path: str, text: str) -> tuple[int, int]:
+    """As `write`, of a text."""
+    return write(path, [np.frombuffer(text.encode(), np.uint8)])
+
+
 def aligned_memory(size: int) -> np.ndarray:
     """Memory from which a file can be written directly, not yet cleared."""
     memory = np.empty(size + ALIGNMENT, np.uint8)

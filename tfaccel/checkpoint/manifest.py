@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 import tensorflow as tf
 
+from tfaccel.checkpoint import direct_write
 from tfaccel.distribute.files.atomic import inside
 
 _MANIFEST = "manifest.json"
@@ -38,8 +39,8 @@ def seal(path: str, known: Mapping[str, Checksum]) -> None:
     names = sorted(name.rstrip("/") for name in tf.io.gfile.listdir(path))
     files = {name: known.get(name) or _checksum_of(inside(path, name)) for name in names}
     text = json.dumps(files, sort_keys=True)
-    with tf.io.gfile.GFile(inside(path, _MANIFEST), "w") as file:
-        file.write(json.dumps({"files": files, "sha256": _digest(text.encode())}))
+    content = json.dumps({"files": files, "sha256": _digest(text.encode())})
+    direct_write.write_text(inside(path, _MANIFEST), content)
 
 
 def is_sealed(path: str) -> bool:

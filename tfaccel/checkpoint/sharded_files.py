@@ -16,20 +16,30 @@ import tensorflow as tf
 from tfaccel.checkpoint import direct_write, manifest
 from tfaccel.checkpoint.tensor_file import Shard, TensorFile
 from tfaccel.cluster.cluster import cluster_of
-from tfaccel.distribute.files.atomic import begin_folder, beside, inside, is_remote, replace_folder
+from tfaccel.distribute.files.atomic import (
+    begin_folder,
+    beside,
+    inside,
+    is_remote,
+    remove_folder,
+    replace_folder,
+)
 from tfaccel.distribute.files.one_writer import broadcast_error, error_of, error_text
 from tfaccel.errors import CheckpointError
 
 _NAME = "variables-{:05d}.safetensors"  # by the rank of the process
 
 
-def write(strategy: Any, path: str, shards: Sequence[Shard]) -> None:
+def write(
+    strategy: Any, path: str, shards: Sequence[Shard], texts: Mapping[str, str] | None = None
+) -> None:
     """Writes a directory; every process must call, and all must see the same disk.
 
     Args:
         strategy: of the processes.
         path: of the directory, which is replaced when the new one is complete.
         shards: what this process has.
+        texts: small files of it, by their names.
 
     Raises:
         CheckpointError: when some process could not write, on all of them.
@@ -37,12 +47,17 @@ def write(strategy: Any, path: str, shards: Sequence[Shard]) -> None:
     path = path.rstrip("/")
     begun = begin(strategy, path)
     cluster = cluster_of(strategy)
-    failed = error_of(lambda: write_part(begun, cluster.rank, TensorFile(shards).pieces(), {}))
-    # A process that could not write waits with the others, and is detected by its missing files.
-    _agree(strategy, path, failed if cluster.is_chief else None)
-    if cluster.is_chief:
-        failed = error_of(lambda: complete(begun, path, cluster.size))
-    _agree(strategy, path, failed)
+    content = TensorFile(shards)
+    failed = error_of(lambda: write_part(begun, cluster.rank, content.pieces(), texts or {}))
+    try:
+        # A process that could not write waits with the others; its missing files tell.
+        _agree(strategy, path, failed if cluster.is_chief else None)
+        if cluster.is_chief:
+            failed = error_of(lambda: complete(begun, path, cluster.size))
+        _agree(strategy, path, failed)
+    except CheckpointError:
+        discard(strategy, begun)
+        raise
 
 
 def begin(strategy: Any, path: str) -> str:
@@ -57,6 +72,12 @@ def begin(strategy: Any, path: str) -> str:
     return begun
 
 
+def discard(strategy: Any, begun: str) -> None:
+    """Removes what was written of a directory that could not be completed, on the chief."""
+    if cluster_of(strategy).is_chief:
+        error_of(lambda: remove_folder(begun))  # else the next one removes it
+
+
 def write_part(
     begun: str, rank: int, pieces: Iterable[np.ndarray], texts: Mapping[str, str]
 ) -> None:
@@ -69,13 +90,14 @@ def write_part(
         texts: small files of it, by their names.
     """
     name = _NAME.format(rank)
-    written = manifest.checksum(*direct_write.write(inside(begun, name), pieces))
+    written = {name: manifest.checksum(*direct_write.write(inside(begun, name), pieces))}
     for text_name, text in texts.items():
-        _write_text(inside(begun, text_name), text)
+        size_and_crc = direct_write.write_text(inside(begun, text_name), text)
+        written[text_name] = manifest.checksum(*size_and_crc)
     marker = inside(begun, _done(rank))
     # The chief may look at any time. Remote filesystems show a file once it is closed.
     begun_marker = marker if is_remote(begun) else f"{marker}.part"
-    _write_text(begun_marker, json.dumps({name: written}))
+    direct_write.write_text(begun_marker, json.dumps(written))
     if begun_marker != marker:
         tf.io.gfile.rename(begun_marker, marker)
 
@@ -108,11 +130,6 @@ def complete(begun: str, path: str, workers: int) -> None:
         tf.io.gfile.remove(marker)
     manifest.seal(begun, checksums)
     replace_folder(begun, path)
-
-
-def _write_text(path: str, text: str) -> None:
-    with tf.io.gfile.GFile(path, "w") as file:
-        file.write(text)
 
 
 def not_written(path: str, failure: str) -> CheckpointError:

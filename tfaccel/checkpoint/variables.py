@@ -7,7 +7,9 @@ other strategy, or a single device.
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -18,11 +20,16 @@ from tfaccel.checkpoint import manifest
 from tfaccel.checkpoint.sharded_files import write
 from tfaccel.checkpoint.sharded_reader import open_checkpoint
 from tfaccel.checkpoint.tensor_file import Shard
+from tfaccel.checkpoint.tensorflow_reader import TensorFlowReader
 from tfaccel.checkpoint.variable_shards import assign, local_shards
 from tfaccel.cluster.cluster import cluster_of
+from tfaccel.distribute import _private
 from tfaccel.distribute.broadcast import broadcast_text
+from tfaccel.distribute.files.atomic import inside
 from tfaccel.distribute.optimizer import optimizers_of
 from tfaccel.errors import CheckpointError
+
+_OPTIMIZERS = "optimizers.json"
 
 
 def save(model: keras.Model, path: str | os.PathLike[str]) -> None:
@@ -54,7 +61,8 @@ def save(model: keras.Model, path: str | os.PathLike[str]) -> None:
         for name, v in _named(model)
         for tensor, slices in local_shards(v.value, chief)
     ]
-    write(strategy, os.fspath(path), shards)
+    texts = {_OPTIMIZERS: json.dumps(_trained_by(model))} if chief else {}
+    write(strategy, os.fspath(path), shards, texts)
 
 
 def restore(model: keras.Model, path: str | os.PathLike[str]) -> None:
@@ -73,7 +81,7 @@ def restore(model: keras.Model, path: str | os.PathLike[str]) -> None:
     _raise_if_damaged(model.distribute_strategy, path)
     reader = open_checkpoint(path)
     shapes = reader.shapes()
-    named = list(_named(model))
+    named = _named(model, _stored_trained_by(path))
     for name, variable in named:
         ours = _kind(variable.dtype, variable.shape)
         stored = _kind(reader.dtype(name), shapes[name]) if name in shapes else "nothing"
@@ -91,12 +99,14 @@ def _kind(dtype: Any, shape: Any) -> str:
 
 
 def _raise_if_damaged(strategy: Any, path: str) -> None:
-    """Raises on all processes what the chief finds; older checkpoints have no checksums."""
-    wrong = ""
-    if cluster_of(strategy).is_chief and manifest.is_sealed(path):
-        wrong = manifest.damage(path)
-    if getattr(strategy, "cluster", None) is not None:
-        wrong = broadcast_text(strategy, wrong)
+    """Raises on all processes what the chief finds; TensorFlow's format has its own checksums."""
+    if manifest.is_sealed(path):
+        wrong = manifest.damage(path) if cluster_of(strategy).is_chief else ""
+        if getattr(strategy, "cluster", None) is not None:
+            wrong = broadcast_text(strategy, wrong)
+    else:
+        older = isinstance(open_checkpoint(path), TensorFlowReader)
+        wrong = "" if older else "it has no manifest.json"
     if wrong:
         raise CheckpointError(
             f"tfaccel: the checkpoint {path} is damaged ({wrong}); expected the files as they were "
@@ -104,21 +114,71 @@ def _raise_if_damaged(strategy: Any, path: str) -> None:
         )
 
 
-def _named(model: keras.Model) -> list[tuple[str, Any]]:
-    """The variables of `model`, by position: paths change from one instance to the next."""
+def _named(
+    model: keras.Model, trained_by: Sequence[Sequence[int] | None] = ()
+) -> list[tuple[str, Any]]:
+    """The variables of `model`, by position: paths change from one instance to the next.
+
+    Args:
+        model: whose variables they are.
+        trained_by: as `_trained_by` returned it for the model that was saved.
+    """
     if not model.built:
         raise CheckpointError(
             f"tfaccel: model {model.name!r} has no variables yet; expected a built model; call "
             "model.build(input_shape) or fit first."
         )
-    of_metrics = {id(v) for metric in model.metrics for v in metric.variables}
-    named = [
-        (f"model/{i:05d}/{v.name}", v)
-        for i, v in enumerate(v for v in model.variables if id(v) not in of_metrics)
-    ]
+    own = _own_variables(model)
+    named = [(f"model/{i:05d}/{v.name}", v) for i, v in enumerate(own)]
     for number, optimizer in enumerate(optimizers_of(model)):
         if not optimizer.built:
+            trained = _trained(model, optimizer, own, trained_by, number)
+            if trained is None:
+                continue
             with model.distribute_strategy.scope():
-                optimizer.build(model.trainable_variables)
+                optimizer.build(trained)
         named += [(f"optimizer{number}/{i:05d}", v) for i, v in enumerate(optimizer.variables)]
     return named
+
+
+def _trained(
+    model: keras.Model,
+    optimizer: Any,
+    own: Sequence[Any],
+    trained_by: Sequence[Sequence[int] | None],
+    number: int,
+) -> list[Any] | None:
+    """What an optimizer that is not built will train; None if that is unknown, as in a GAN."""
+    if number < len(trained_by):
+        places = trained_by[number]
+        return (
+            None
+            if places is None or max(places, default=0) >= len(own)
+            else [own[i] for i in places]
+        )
+    return list(model.trainable_variables) if optimizer is model.optimizer else None
+
+
+def _trained_by(model: keras.Model) -> list[list[int] | None]:
+    """The positions of the variables that each optimizer trains; None for one that is not built."""
+    place = {id(v): i for i, v in enumerate(_own_variables(model))}
+    return [
+        [place[id(v)] for v in _private.trained_by(optimizer) if id(v) in place]
+        if optimizer.built
+        else None
+        for optimizer in optimizers_of(model)
+    ]
+
+
+def _own_variables(model: keras.Model) -> list[Any]:
+    of_metrics = {id(v) for metric in model.metrics for v in metric.variables}
+    return [v for v in model.variables if id(v) not in of_metrics]
+
+
+def _stored_trained_by(path: str) -> list[list[int] | None]:
+    """What `_trained_by` returned; nothing in older checkpoints."""
+    if not tf.io.gfile.exists(inside(path, _OPTIMIZERS)):
+        return []
+    with tf.io.gfile.GFile(inside(path, _OPTIMIZERS)) as file:
+        stored: list[list[int] | None] = json.load(file)
+    return stored

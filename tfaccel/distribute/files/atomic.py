@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import shutil
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from collections.abc import Callable
 import tensorflow as tf
 
 _ATTEMPTS = 100  # for workers that put the same directory on a shared disk
+_HERE, _RENAME_EXCHANGE = -100, 2  # AT_FDCWD of fcntl.h, and the flag of renameat2(2)
 
 
 def is_remote(path: str) -> bool:
@@ -97,13 +99,46 @@ def begin_folder(folder: str) -> None:
 
 
 def replace_folder(written: str, folder: str) -> None:
-    """Moves the directory `written` to `folder`; either is local or remote, and not shared."""
+    """Moves the directory `written` to `folder`; either is local or remote, and not shared.
+
+    A local one is on the disk first, and where the system can exchange two directories (Linux, but
+    not on NFS) there is one at `folder` at any time. Elsewhere the previous one is beside it, under
+    the name of `beside(folder, "old")`, until the new one is in place.
+    """
     old = beside(folder, "old")
     remove_folder(old)
+    if not is_remote(written):
+        _sync_folder(written)
     if tf.io.gfile.exists(folder):
-        _move(folder, old)
-    _move(written, folder)
+        if not is_remote(folder) and _exchange(written, folder):
+            _move(written, old)
+        else:
+            _move(folder, old)
+    if tf.io.gfile.exists(written):
+        _move(written, folder)
+    if not is_remote(folder):
+        _sync_folder(os.path.dirname(folder) or ".")
     remove_folder(old)
+
+
+def _exchange(one: str, other: str) -> bool:
+    """Exchanges two local directories at once; False where that is not possible."""
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)  # glibc 2.28
+    if renameat2 is None:
+        return False
+    return bool(
+        renameat2(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _RENAME_EXCHANGE) == 0
+    )
+
+
+def _sync_folder(folder: str) -> None:
+    """Leaves the names in a local directory on the disk."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # not on every filesystem
+            os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 def remove_folder(folder: str) -> None:
