@@ -31,7 +31,7 @@ def newest(directory: str, whole: str = "") -> str:
         directory: of the checkpoints.
         whole: one that was verified before, and is not read again.
     """
-    # One that was being replaced, where the system cannot exchange directories, is better than none.
+    # One that was being replaced, where directories cannot be exchanged, is better than none.
     replaced = _all(directory, _OLD)
     for path in [*reversed(_all(directory)), *reversed(replaced)]:
         wrong = "" if path == whole else manifest.damage(path)
