@@ -187,7 +187,10 @@ def _sizes(few: Any, graph: Any) -> dict[int, int]:
         if k >= len(begun) or begun[k].type != op.type or len(begun[k].outputs) != len(op.outputs):
             return {}
         for more, fewer in zip(begun[k].outputs, op.outputs, strict=True):
-            for a, b in zip(shape_of(more) or (), shape_of(fewer) or (), strict=True):
+            larger, smaller = shape_of(more) or (), shape_of(fewer) or ()
+            if len(larger) != len(smaller):  # another operation, of the same type
+                return {}
+            for a, b in zip(larger, smaller, strict=True):
                 if found.setdefault(a, b) != b:
                     return {}
     return found
