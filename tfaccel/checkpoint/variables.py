@@ -7,29 +7,23 @@ other strategy, or a single device.
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from tfaccel.checkpoint import manifest
+from tfaccel.checkpoint import manifest, optimizer_parts
 from tfaccel.checkpoint.sharded_files import write
 from tfaccel.checkpoint.sharded_reader import open_checkpoint
 from tfaccel.checkpoint.tensor_file import Shard
 from tfaccel.checkpoint.tensorflow_reader import TensorFlowReader
 from tfaccel.checkpoint.variable_shards import assign, local_shards
 from tfaccel.cluster.cluster import cluster_of
-from tfaccel.distribute import _private
 from tfaccel.distribute.broadcast import broadcast_text
-from tfaccel.distribute.files.atomic import inside
 from tfaccel.distribute.optimizer import optimizers_of
 from tfaccel.errors import CheckpointError
-
-_OPTIMIZERS = "optimizers.json"
 
 
 def save(model: keras.Model, path: str | os.PathLike[str]) -> None:
@@ -61,8 +55,7 @@ def save(model: keras.Model, path: str | os.PathLike[str]) -> None:
         for name, v in _named(model)
         for tensor, slices in local_shards(v.value, chief)
     ]
-    texts = {_OPTIMIZERS: json.dumps(_trained_by(model))} if chief else {}
-    write(strategy, os.fspath(path), shards, texts)
+    write(strategy, os.fspath(path), shards, optimizer_parts.texts(model) if chief else {})
 
 
 def restore(model: keras.Model, path: str | os.PathLike[str]) -> None:
@@ -81,7 +74,7 @@ def restore(model: keras.Model, path: str | os.PathLike[str]) -> None:
     _raise_if_damaged(model.distribute_strategy, path)
     reader = open_checkpoint(path)
     shapes = reader.shapes()
-    named = _named(model, _stored_trained_by(path))
+    named = _named(model, optimizer_parts.read(path))
     for name, variable in named:
         ours = _kind(variable.dtype, variable.shape)
         stored = _kind(reader.dtype(name), shapes[name]) if name in shapes else "nothing"
@@ -115,70 +108,25 @@ def _raise_if_damaged(strategy: Any, path: str) -> None:
 
 
 def _named(
-    model: keras.Model, trained_by: Sequence[Sequence[int] | None] = ()
+    model: keras.Model, trained_by: optimizer_parts.TrainedBy | None = None
 ) -> list[tuple[str, Any]]:
     """The variables of `model`, by position: paths change from one instance to the next.
 
     Args:
         model: whose variables they are.
-        trained_by: as `_trained_by` returned it for the model that was saved.
+        trained_by: of the model that was saved.
     """
     if not model.built:
         raise CheckpointError(
             f"tfaccel: model {model.name!r} has no variables yet; expected a built model; call "
             "model.build(input_shape) or fit first."
         )
-    own = _own_variables(model)
+    own = optimizer_parts.own_variables(model)
     named = [(f"model/{i:05d}/{v.name}", v) for i, v in enumerate(own)]
-    for number, optimizer in enumerate(optimizers_of(model)):
-        if not optimizer.built:
-            trained = _trained(model, optimizer, own, trained_by, number)
-            if trained is None:
-                continue
-            with model.distribute_strategy.scope():
-                optimizer.build(trained)
-        named += [(f"optimizer{number}/{i:05d}", v) for i, v in enumerate(optimizer.variables)]
+    optimizers = optimizers_of(model)
+    optimizer_parts.build(model, optimizers, trained_by or [])
+    for number, optimizer in enumerate(optimizers):
+        if optimizer.built:
+            variables = enumerate(optimizer.variables)
+            named += [(f"optimizer{number}/{i:05d}", v) for i, v in variables]
     return named
-
-
-def _trained(
-    model: keras.Model,
-    optimizer: Any,
-    own: Sequence[Any],
-    trained_by: Sequence[Sequence[int] | None],
-    number: int,
-) -> list[Any] | None:
-    """What an optimizer that is not built will train; None if that is unknown, as in a GAN."""
-    if number < len(trained_by):
-        places = trained_by[number]
-        return (
-            None
-            if places is None or max(places, default=0) >= len(own)
-            else [own[i] for i in places]
-        )
-    return list(model.trainable_variables) if optimizer is model.optimizer else None
-
-
-def _trained_by(model: keras.Model) -> list[list[int] | None]:
-    """The positions of the variables that each optimizer trains; None for one that is not built."""
-    place = {id(v): i for i, v in enumerate(_own_variables(model))}
-    return [
-        [place[id(v)] for v in _private.trained_by(optimizer) if id(v) in place]
-        if optimizer.built
-        else None
-        for optimizer in optimizers_of(model)
-    ]
-
-
-def _own_variables(model: keras.Model) -> list[Any]:
-    of_metrics = {id(v) for metric in model.metrics for v in metric.variables}
-    return [v for v in model.variables if id(v) not in of_metrics]
-
-
-def _stored_trained_by(path: str) -> list[list[int] | None]:
-    """What `_trained_by` returned; nothing in older checkpoints."""
-    if not tf.io.gfile.exists(inside(path, _OPTIMIZERS)):
-        return []
-    with tf.io.gfile.GFile(inside(path, _OPTIMIZERS)) as file:
-        stored: list[list[int] | None] = json.load(file)
-    return stored
