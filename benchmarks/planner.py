@@ -68,6 +68,7 @@ CELLS = (
     *(Cell("lm", 16, way) for way in WAYS),
     *(Cell("resnet", 16, way) for way in WAYS),
     *(Cell("vit", 32, way) for way in WAYS),
+    *(Cell("lm_remat", 16, way) for way in WAYS),
     *(Cell(model, batch, precision="mixed_bfloat16")
       for model, batch in (("mlp", 16384), ("lm", 16), ("cnn", 32))),
 )  # fmt: skip
@@ -93,6 +94,11 @@ def lm(width: int = 256, heads: int = 4, blocks: int = 4, length: int = 128) -> 
         x = _block(x, width, heads, True)
     x = layers.LayerNormalization()(x)
     return _compiled(keras.Model(tokens, layers.Dense(1024, dtype="float32")(x)))
+
+
+def lm_remat() -> keras.Model:
+    with keras.RematScope("full"):
+        return lm()
 
 
 def vit(width: int = 192, heads: int = 3, blocks: int = 6) -> keras.Model:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from tfaccel.distribute import rematerialization
 from tfaccel.distribute.default_strategy import warn_of_backups_under
 from tfaccel.distribute.profiled_epochs import profile_fits_of
 from tfaccel.errors import StrategyError
@@ -39,6 +40,7 @@ def make(request: Request) -> tf.distribute.Strategy:
             "CPUs are all of one processor, which TensorFlow uses whole; leave devices out."
         )
     process_settings.restrict_visible_gpus(request.devices)
+    rematerialization.install()
     strategy = tf.distribute.get_strategy()
     warn_of_backups_under(strategy)
     if request.options.profile is not None:

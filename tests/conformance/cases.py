@@ -68,6 +68,7 @@ from tests.conformance.models import (
     mlp,
     optimized,
     regularized,
+    rematerialized,
     scalar_loss,
     sgd,
     strided,
@@ -340,6 +341,7 @@ case("batch_norm", model=cnn, data=images, equal=())
 case("lstm", model=lambda: embedded(keras.layers.LSTM(6), keras.layers.Dense(3)), data=tokens)
 # Not Adam: the key's bias has no gradient but rounding, which Adam makes as large as any other.
 case("attention", model=attention, data=tokens, compile=optimized(sgd, 0.1))
+case("rematerialized", model=rematerialized, data=tokens, compile=optimized(sgd, 0.1))
 case("embedding_sparse_gradients", model=lambda: embedded(
     keras.layers.Flatten(), keras.layers.Dense(3), mask=False), data=tokens)  # fmt: skip
 

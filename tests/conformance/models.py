@@ -169,6 +169,11 @@ def attention() -> keras.Model:
     return keras.Model(x, keras.layers.Dense(CLASSES)(h))
 
 
+def rematerialized() -> keras.Model:
+    with keras.RematScope("full"):
+        return attention()
+
+
 def two_heads() -> keras.Model:
     a, b = keras.Input((2,), name="a"), keras.Input((4,), name="b")
     h = keras.layers.Dense(8, "tanh")(keras.layers.Concatenate()([a, b]))

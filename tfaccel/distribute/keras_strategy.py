@@ -11,7 +11,14 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfaccel.distribute import _private, build, default_strategy, late_variables, scope
+from tfaccel.distribute import (
+    _private,
+    build,
+    default_strategy,
+    late_variables,
+    rematerialization,
+    scope,
+)
 from tfaccel.distribute.files import file_callbacks
 from tfaccel.distribute.gradients import install
 from tfaccel.distribute.steps_per_execution import StepsPerExecution
@@ -33,6 +40,7 @@ class KerasStrategy:
         default_strategy.delegate_default_strategy()
         late_variables.make_in_scope_of_model()
         install()
+        rematerialization.install()
         if (model := _private.building_model()) is not None:
             self._adopt(model)
             build.build_from_steps(model, self)

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import keras
 import tensorflow as tf
 
-from tfaccel.distribute import _private, gradients
+from tfaccel.distribute import _private, gradients, rematerialization
 from tfaccel.distribute.replacements import Replacements
 from tfaccel.planner import graph_reader, step_parts
 from tfaccel.planner.abstract import AbstractStrategy
@@ -47,6 +47,7 @@ def trace(
         The step of each of `updates`.
     """
     gradients.install()
+    rematerialization.install()
     large = _traces(target, strategy, rows[1], updates)
     for sizes in _sizes_of_all(target, strategy, rows, known, large[0].graph):
         steps = [_read(one.graph, one, strategy, rows) for one in large]

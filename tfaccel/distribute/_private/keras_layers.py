@@ -6,27 +6,39 @@ them, by `tests/model_parallel/test_private.py`.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import keras
+
+# What Keras rematerializes with is a function of its backend.
+from keras.src.backend import core
 
 # The stack of Keras's name scopes knows which layers are being built around a variable; on a mesh
 # its layout follows from them. Only the path and the layer are public, once all is built.
 from keras.src.backend.common import global_state
 from keras.src.backend.common.name_scope import current_path
 
+# Keras asks for shapes in a scope without state.
+from keras.src.backend.common.stateless_scope import in_stateless_scope
+
 # Whether a model's `call` is Keras's own, and how it calls its layers.
 from keras.src.models.functional import Functional, operation_fn
 
 __all__ = [
+    "call_contexts",
     "functional_of",
     "graph_nodes",
+    "in_call_contexts",
+    "in_stateless_scope",
     "keras_mask",
     "layers_being_built",
     "layers_of",
     "own_states",
     "run_function",
     "set_keras_mask",
+    "set_remat",
     "variable_path",
 ]
 
@@ -94,3 +106,30 @@ def layers_being_built() -> tuple[keras.layers.Layer, ...]:
     """The layers whose `build` is running, the innermost last."""
     entries = global_state.get_global_attribute("name_scope_stack") or []
     return tuple(e.caller for e in entries if isinstance(e.caller, keras.layers.Layer))
+
+
+def call_contexts() -> dict[str, Any]:
+    """What Keras keeps of the layer calls that are running: `training`, the autocast of weights."""
+    found = {name: global_state.get_global_attribute(name) for name in _CALL_CONTEXTS}
+    return found | {"name_scope_stack": list(found["name_scope_stack"] or ())}
+
+
+_CALL_CONTEXTS = ("current_call_ctx", "autocast_scope", "name_scope_stack")
+
+
+@contextlib.contextmanager
+def in_call_contexts(contexts: Mapping[str, Any]) -> Iterator[None]:
+    """Inside, layers are called as where `call_contexts` was, in this thread."""
+    before = call_contexts()
+    for name, value in contexts.items():
+        global_state.set_global_attribute(name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            global_state.set_global_attribute(name, value)
+
+
+def set_remat(function: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    """Replaces what `keras.remat` calls, for this process."""
+    core.remat = function
