@@ -55,7 +55,7 @@ def create(selects: Selector) -> tf.distribute.Strategy:
     if "tensorflow" not in sys.modules:
         onednn.prefer(os.environ)
     from tfaccel.cluster import resolve as find_cluster
-    from tfaccel.distribute import data_service, private_api_check
+    from tfaccel.distribute import data_service, private_api_check, rematerialization
     from tfaccel.strategies import describe, process_settings, request
 
     private_api_check.check()
@@ -65,6 +65,7 @@ def create(selects: Selector) -> tf.distribute.Strategy:
     factory = importlib.import_module(FACTORIES[selected.choice.name])
     requested = request.Request(selected.options, selected.devices, cluster)
     created: tf.distribute.Strategy = factory.make(requested)
+    rematerialization.in_scope_of(created, requested.options.rematerialization)
     data_service.use(requested.options.data_service or "")
     if requested.options.profile is not None:
         from tfaccel.distribute.profile import ProfileRange, profiler

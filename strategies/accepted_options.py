@@ -30,6 +30,7 @@ COMMON: Accepted = dict.fromkeys(
         "start_timeout",  # the launcher sets it for every script
         "check",
         "batch_norm",
+        "rematerialization",
     ),
     ANY,
 )

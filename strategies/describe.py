@@ -57,6 +57,9 @@ class Description:
             lines.append("input      each worker's own part of every global batch")
         if self.replicas > 1 and options.batch_norm == "synchronized":
             lines.append("statistics BatchNormalization over the global batch")
+        if options.rematerialization is not None:
+            what = "layers are" if options.rematerialization == "full" else "activations are"
+            lines.append(f"memory     {what} computed again in the backward pass")
         if choice.name == "tpu":
             lines.append(f"steps      {options.steps_per_execution or 'up to 32'} in one call")
         if mesh is not None:

@@ -17,6 +17,7 @@ _CHOICES = {
     "gradient_accumulation": ("reduced", "local"),
     "partial_batch": ("exact", "pad", "drop"),
     "batch_norm": ("replica", "synchronized"),
+    "rematerialization": ("full", "activations"),
     "input": ("global", "per_worker"),
     "check": ("auto", "always", "off"),
 }
@@ -57,6 +58,11 @@ class Options:
         batch_norm: which rows a `BatchNormalization` normalises on replicas: ``"replica"``, its
             replica's own, unless the layer has `synchronized=True`; ``"synchronized"``, all of the
             global batch in every such layer, as on one device and on a mesh.
+        rematerialization: which layers made in the strategy's scope are computed again in the
+            backward pass, instead of keeping what they computed (less memory, more time, the same
+            numbers): ``"full"``, each of them, a custom layer with all that it calls;
+            ``"activations"``, activation functions alone. As in a `keras.RematScope` of that mode;
+            None for none.
         input: what a worker passes to `fit`: ``"global"``, the same global batches as all others,
             of which it takes its rows; ``"per_worker"``, its own part of each, of which the global
             batch is made (see `tfaccel.distribute.per_worker`).
@@ -104,6 +110,7 @@ class Options:
     local_steps: int = 1
     partial_batch: str | None = None
     batch_norm: str = "replica"
+    rematerialization: str | None = None
     input: str = "global"
     check: str = "auto"
     steps_per_execution: int | None = None

@@ -183,6 +183,10 @@ _FLAGS: dict[str, tuple[Callable[[str], Any] | None, str]] = {
         _one_of("replica", "synchronized"),
         "Rows that BatchNormalization normalises over: the replica's, or the global batch.",
     ),
+    "rematerialization": (
+        _one_of("full", "activations"),
+        "Compute again in the backward pass instead of keeping: each layer (full), or activations.",
+    ),
     "input": (
         _one_of("global", "per_worker"),
         "Dataset passed to fit on each worker: the full global batches (global), or this worker's "

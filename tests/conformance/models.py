@@ -170,7 +170,8 @@ def attention() -> keras.Model:
 
 
 def rematerialized() -> keras.Model:
-    with keras.RematScope("full"):
+    """Computes its layers again under a strategy; plain Keras on TensorFlow cannot."""
+    with keras.RematScope("full" if tf.distribute.has_strategy() else None):
         return attention()
 
 

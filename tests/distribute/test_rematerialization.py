@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import tfaccel
 from tests.distribute.watched import mirrored
 from tfaccel.distribute import rematerialization
 from tfaccel.errors import StrategyError
@@ -73,6 +74,18 @@ def test_numbers_are_those_without(replicas: int, eager: bool) -> None:
     plain, again = (trained(mode, strategy, run_eagerly=eager) for mode in (None, "full"))
     for one, other in zip(plain, again, strict=True):
         np.testing.assert_allclose(one, other, rtol=2e-5, atol=1e-6)
+
+
+def test_an_option_of_the_strategy_is_a_scope_of_keras() -> None:
+    def modes(mode: str | None) -> list[Any]:
+        strategy = tfaccel.strategy("one_device", device_type="cpu", rematerialization=mode)
+        with strategy.scope():
+            inside = keras.layers.Dense(1)
+        return [getattr(each._remat_mode, "mode", None) for each in (inside, keras.layers.Dense(1))]
+
+    assert modes("activations") == ["activations", None]
+    assert modes("full") == ["full", None]
+    assert modes(None) == [None, None]
 
 
 def step_of(function: Callable[..., Any], *variables: Any) -> tuple[Any, list[Any]]:

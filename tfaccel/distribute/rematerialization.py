@@ -9,16 +9,18 @@ in Keras on JAX, and the second call begins from the same one.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from tfaccel.distribute import _private
+from tfaccel.distribute.mixins import mix_in
 from tfaccel.distribute.replacements import replaced
 from tfaccel.errors import StrategyError
 
@@ -26,6 +28,42 @@ from tfaccel.errors import StrategyError
 def install() -> None:
     """Makes Keras rematerialize with `rematerialized`."""
     _private.set_remat(rematerialized)
+
+
+def in_scope_of(strategy: tf.distribute.Strategy, mode: str | None) -> None:
+    """Makes layers created in a strategy's scope those of a `keras.RematScope`.
+
+    Args:
+        strategy: any, TensorFlow's default one too, for which an earlier mode is forgotten.
+        mode: ``"full"`` or ``"activations"``; None for none.
+
+    Raises:
+        StrategyError: when Keras has no such scope.
+    """
+    if mode is not None and not hasattr(keras, "RematScope"):
+        raise StrategyError(
+            f"tfaccel: rematerialization={mode!r} was requested, and Keras {keras.__version__} has "
+            "no RematScope; install a newer one, or leave it out."
+        )
+    if mode is not None:
+        mix_in(strategy, _RematerializesInScope)
+    if isinstance(strategy, _RematerializesInScope):
+        strategy.rematerialization = mode
+
+
+class _RematerializesInScope:
+    """Mixin for a `tf.distribute.Strategy`."""
+
+    rematerialization: str | None = None
+
+    def scope(self) -> Any:
+        """As the strategy's own, with a `keras.RematScope`."""
+        return self._scope(super().scope())  # type: ignore[misc]
+
+    @contextlib.contextmanager
+    def _scope(self, own: Any) -> Iterator[Any]:
+        with keras.RematScope(self.rematerialization), own as entered:
+            yield entered
 
 
 def rematerialized(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import keras
+
 from tfaccel.planner import run_command
 from tfaccel.planner.candidates import Candidate, candidates
 from tfaccel.planner.device_catalogue import Machines
@@ -48,6 +50,10 @@ def advise(
         better = estimate(least, rows, machines, models)
         change = f"a global batch of {rows} in place of {batch}, {least.name}, {least.precision}"
         yield Advice(change, better, run_command.command(target, least, machines, rows))
+    if (again := _rematerialized(least, batch, machines, models)) is not None and again.fits:
+        change = f"rematerialization='full', {least.name}, {least.precision}"
+        line = run_command.command(target, again.candidate, machines, batch)
+        yield Advice(change, again, line)
     accumulated = _accumulation(least, batch, machines, models)
     if accumulated is not None:
         change = (
@@ -67,9 +73,11 @@ def advise(
 def eased(
     found: Sequence[Estimate], batch: int, machines: Machines, models: Models
 ) -> Iterator[Estimate]:
-    """Further candidates: those that do not fit, with the fewest accumulation steps that do.
+    """Further candidates: those that do not fit, with what makes them fit.
 
-    None is traced if the variables alone, plus one per gradient, fill the device.
+    That is rematerialization, where Keras has it, or the fewest steps of gradient accumulation, or
+    both where neither is enough. None is traced if the variables alone, plus one per gradient,
+    fill the device.
 
     Args:
         found: all candidates, as they are.
@@ -81,9 +89,23 @@ def eased(
         least = one.bytes_between_steps + one.all_gradients
         if one.fits or one.peak is None or least > machines.device.usable:
             continue
+        again = _rematerialized(one.candidate, batch, machines, models)
+        if again is not None and again.fits:
+            yield again
         accumulated = _accumulation(one.candidate, batch, machines, models)
+        if accumulated is None and again is not None and not again.fits:
+            accumulated = _accumulation(again.candidate, batch, machines, models)
         if accumulated is not None:
             yield accumulated
+
+
+def _rematerialized(
+    candidate: Candidate, batch: int, machines: Machines, models: Models
+) -> Estimate | None:
+    """The same, with layers computed again; None where that is not possible or saves nothing."""
+    if not hasattr(keras, "RematScope"):
+        return None
+    return estimate(replace(candidate, rematerialized=True), batch, machines, models)
 
 
 def _batch(candidate: Candidate, batch: int, machines: Machines, models: Models) -> int:

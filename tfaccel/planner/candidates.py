@@ -21,6 +21,7 @@ class Candidate:
         mesh: of a model that is split.
         layouts: ``"auto"`` or ``"fully_sharded"`` on a mesh.
         accumulate: steps of the optimizer's gradient accumulation, each with its part of the batch.
+        rematerialized: whether layers are computed again in the backward pass.
     """
 
     strategy: str
@@ -30,6 +31,7 @@ class Candidate:
     mesh: MeshShape | None = None
     layouts: str | None = None
     accumulate: int = 1
+    rematerialized: bool = False
 
     @property
     def name(self) -> str:
@@ -42,7 +44,13 @@ class Candidate:
             called = f"{self.strategy} x{self.devices}" if self.devices > 1 else self.strategy
         else:
             called = f"{'fully sharded' if self.layouts == 'fully_sharded' else 'mesh'} {self.mesh}"
+        called += ", rematerialized" if self.rematerialized else ""
         return called if self.accumulate == 1 else f"{called}, accumulate {self.accumulate}"
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it needs no change of the model or its optimizer."""
+        return self.accumulate == 1 and not self.rematerialized
 
     @property
     def replicas(self) -> int:

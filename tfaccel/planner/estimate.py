@@ -171,7 +171,9 @@ def held(candidate: Candidate, models: Models) -> int:
 
 def _variant(candidate: Candidate, models: Models) -> Variant:
     fused = candidate.strategy in ("one_device", "mirrored", "multi_worker_mirrored")
-    return models.variant(candidate.precision, fused, candidate.accumulate)
+    return models.variant(
+        candidate.precision, fused, candidate.accumulate, candidate.rematerialized
+    )
 
 
 def _planner(candidate: Candidate) -> LayoutPlanner | None:

@@ -33,7 +33,7 @@ from tfaccel.planner.step_work import Work
 from tfaccel.planner.steps import Step
 from tfaccel.planner.unroll import Extension
 
-_Key: TypeAlias = tuple[str, bool, int]
+_Key: TypeAlias = tuple[str, bool, int, bool]
 _Built: TypeAlias = tuple[AbstractStrategy, target.Target, "list[int | None]"]
 Source: TypeAlias = "str | keras.Model | Callable[[], keras.Model]"
 
@@ -209,10 +209,10 @@ class Models:
         self._source, self._rows = source, rows
         self._shape, self._dtype = shape, dtype
         self._made: dict[_Key, Variant] = {}
-        self._built: dict[tuple[str, int, bool], _Built] = {}
+        self._built: dict[tuple[str, int, bool, bool], _Built] = {}
         self._dimensions: dict[int, int] = {}
         self._whole, self._together = whole, together
-        self._steps: dict[tuple[str, int, bool], dict[bool, Step]] = {}
+        self._steps: dict[tuple[str, int, bool, bool], dict[bool, Step]] = {}
 
     @property
     def has_own_precision(self) -> bool:
@@ -229,16 +229,20 @@ class Models:
         kept = repeated_blocks.KEPT
         return (f"{self._found.count} equal blocks were counted from {kept} of them",)
 
-    def variant(self, precision: str, fused: bool, accumulate: int = 1) -> Variant:
+    def variant(
+        self, precision: str, fused: bool, accumulate: int = 1, rematerialized: bool = False
+    ) -> Variant:
         """A model built under a policy.
 
         Args:
             precision: of the policy; no effect on a model with its own.
             fused: whether Adam updates with one operation per variable, as on replicas.
             accumulate: the optimizer's gradient accumulation.
+            rematerialized: whether its layers are made in a `keras.RematScope`.
         """
-        key = (precision, fused, min(accumulate, 2))  # how often is a number in the graph
-        other = self._made.get((precision, not fused, key[2]))
+        least = min(accumulate, 2)  # how often is a number in the graph
+        key = (precision, fused, least, rematerialized)
+        other = self._made.get((precision, not fused, least, rematerialized))
         if other is not None and not is_fused(other.model.optimizer):
             return other
         if key not in self._made:
@@ -271,11 +275,13 @@ class Models:
         precision: str,
         fused: bool,
         accumulate: int,
+        rematerialized: bool,
         found: repeated_blocks.Repeats | layer_lists.Listed | None,
     ) -> Variant:
-        key = (precision, accumulate, found is not None)
+        key = (precision, accumulate, rematerialized, found is not None)
         if key not in self._built:
-            self._built[key] = self._build(precision, accumulate, found)
+            with keras.RematScope("full") if rematerialized else contextlib.nullcontext():
+                self._built[key] = self._build(precision, accumulate, found)
         strategy, described, blocks = self._built[key]
 
         fused = fused and is_fused(described.model.optimizer)

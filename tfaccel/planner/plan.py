@@ -205,6 +205,7 @@ def as_dict(one: Estimate) -> dict[str, Any]:
         "mesh": str(candidate.mesh) if candidate.mesh is not None else None,
         "layouts": candidate.layouts,
         "accumulate": candidate.accumulate,
+        "rematerialized": candidate.rematerialized,
     }
     if one.time is not None:
         found["time"] |= {"total": one.time.total, "bound": one.time.bound}

@@ -163,7 +163,7 @@ def _recommend(model: Source, machines: Machines, batch_size: int, precision: st
 
     found = plan(model, machines, batch_size, precision=precision)
     # Simple ones come first. The first one of all uses one device.
-    as_it_is = [one for one in found.estimates if one.candidate.accumulate == 1]
+    as_it_is = [one for one in found.estimates if one.candidate.is_plain]
     as_it_is = [one for one in as_it_is if one.candidate.devices == machines.count]
     known = [one for one in as_it_is if one.peak is not None]
     best = next((one for one in known if one.fits), None)

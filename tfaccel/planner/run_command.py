@@ -39,6 +39,8 @@ def command(target: str, candidate: Candidate, machines: Machines, batch: int) -
         options += [f"--layouts={candidate.layouts}"] if candidate.layouts != "auto" else []
     if candidate.precision != "float32":
         options += [f"--precision={candidate.precision}"]
+    if candidate.rematerialized:
+        options += ["--rematerialization=full"]
     launcher = "python"
     if candidate.hosts > 1:
         launcher = f"tfaccel launch --nproc {candidate.hosts}"

@@ -41,7 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         tf.config.threading.set_inter_op_parallelism_threads(args.inter_op_threads)
     options = {
         name: value
-        for name in ("devices", "device_type", "precision", "mesh", "layouts")
+        for name in (
+            *("devices", "device_type", "precision", "mesh", "layouts"),
+            "rematerialization",
+        )
         if (value := getattr(args, name)) is not None
     }
     strategy = tfaccel.strategy(args.strategy, check="off", **options)
@@ -83,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--precision")
     parser.add_argument("--mesh")
     parser.add_argument("--layouts")
+    parser.add_argument("--rematerialization")
     parser.add_argument("--accumulate", type=int, default=1, help="steps of an update")
     parser.add_argument("--input-shape", type=lambda t: [int(n) for n in t.split(",") if n])
     parser.add_argument("--dtype", default="float32", help="of that input")
