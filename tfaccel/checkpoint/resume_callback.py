@@ -139,9 +139,9 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
         self._before_validation: Record | None = None
         self._fits = self._fitted = True
         # It runs last, so that it saves the state after all other callbacks.
-        others = [one for one in fit.callbacks.callbacks if one is not self]
-        fit.callbacks.callbacks = [_BeforeAll(self), *others, self]
-        self._state = Recorder(self.model, others, fit.adapter)
+        self._others = [one for one in fit.callbacks.callbacks if one is not self]
+        fit.callbacks.callbacks = [_BeforeAll(self), *self._others, self]
+        self._state = Recorder(self.model, self._others, fit.adapter)
         path = self._newest()
         self._count_start()
         if path:
@@ -167,7 +167,7 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
         if self._starts is not None:
             self._starts.step(self._batches)
         if not self._reserved:  # now that all variables are created
-            self._writer.reserve(run_variables.shards(self.model, self._strategy))
+            self._writer.reserve(self._variables())
             self._reserved = True
         due = self._count is not None and self._count.due(batch)
         self._save_if(due, stops=self._preemption.after_step())
@@ -251,8 +251,11 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
             self._place, self._batches, self._logs, self._random_at_start, verdict
         )
         cluster = cluster_of(self._strategy)
-        shards = [*run_variables.shards(self.model, self._strategy), *state.shards(cluster)]
-        return Record(shards, state.texts(cluster))
+        return Record([*self._variables(), *state.shards(cluster)], state.texts(cluster))
+
+    def _variables(self) -> list[Shard]:
+        """The part of all variables that this process writes."""
+        return run_variables.shards(self.model, self._strategy, self._others)
 
     def _save(self, record: Record | None = None) -> None:
         """Writes a record; None to record the current state."""
@@ -371,7 +374,9 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
     def _restore_variables(self) -> run_variables.Restored:
         assert self._pending is not None
         saved = self._pending.topology
-        restored = run_variables.restore(self.model, self._strategy, self._reader, saved)
+        restored = run_variables.restore(
+            self.model, self._strategy, self._reader, saved, self._others
+        )
         self._refuse(restored.unknown, "has no variable of matching shape for")
         return restored
 
