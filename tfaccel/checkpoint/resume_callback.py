@@ -80,6 +80,9 @@ def resume(
     return Resume(os.fspath(directory).rstrip("/"), every, keep, asynchronous)
 
 
+_ended: set[str] = set()  # the directories of fits of this process
+
+
 class Record(NamedTuple):
     """What this process writes: variables and arrays, and small files by name."""
 
@@ -126,7 +129,7 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
             )
         self._fit, self._strategy = fit, self.model.distribute_strategy
         self._count = None if self._every == "epoch" else SaveCount(int(self._every))
-        self._batches = self._saved_at = 0
+        self._batches = self._saved_at = self._batches_before = 0
         self._place = Place(fit.initial_epoch, 0, fit.initial_epoch)
         self._logs: dict[str, float] = {}
         self._pending: RunState | None = None
@@ -206,6 +209,14 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
         elif self._batches != self._saved_at:
             self._save()
         self._writer.close()
+        idle = self._batches == self._batches_before and self._directory in _ended
+        if idle and cluster_of(self._strategy).is_chief:
+            logging.warning(
+                "tfaccel: this fit has trained no batch: the run in %s had ended in an earlier fit "
+                "of this process; expected more epochs, or a directory of its own for each fit.",
+                self._directory,
+            )
+        _ended.add(self._directory)
         self._fits = False
         if self._starts is not None:
             self._starts.saved(self._batches)
@@ -335,7 +346,7 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
         topology = topology_of(self._strategy)
         state = self._pending = run_state.read_state(path, self._reader, cluster, topology)
         self._place, self._batches, self._logs = state.place, state.batches, state.logs
-        self._saved_at = self._batches
+        self._saved_at = self._batches_before = self._batches
         if self._count is not None:
             self._count.go_on(state.place.step, self._batches)
         missing = self._restore_variables().missing
