@@ -461,7 +461,9 @@ def test_a_run_that_makes_no_new_step_is_not_started_for_ever(tmp_path: Path) ->
     run(tmp_path, create)
 
 
-@pytest.mark.parametrize("settings", [{"every": 0}, {"every": "step"}, {"keep": 0}])
+@pytest.mark.parametrize(
+    "settings", [{"every": 0}, {"every": "step"}, {"keep": 0}, {"directory": ""}]
+)
 def test_what_it_takes_is_checked(settings: Any, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=f"{next(iter(settings))} is .*; expected"):
-        tfaccel.checkpoint.resume(tmp_path, **settings)
+        tfaccel.checkpoint.resume(**{"directory": tmp_path, **settings})

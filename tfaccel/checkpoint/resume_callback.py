@@ -77,7 +77,12 @@ def resume(
         )
     if keep < 1:
         raise CheckpointError(f"tfaccel: keep is {keep}; expected at least 1 checkpoint.")
-    return Resume(os.fspath(directory).rstrip("/"), every, keep, asynchronous)
+    path = os.fspath(directory).rstrip("/")
+    if not path:
+        raise CheckpointError(
+            f"tfaccel: directory is {os.fspath(directory)!r}; expected one of this fit alone."
+        )
+    return Resume(path, every, keep, asynchronous)
 
 
 _ended: set[str] = set()  # the directories of fits of this process
