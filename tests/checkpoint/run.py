@@ -70,6 +70,20 @@ class Seen(keras.callbacks.Callback):
             file.write(json.dumps([int(self.model.optimizer.iterations), logs]) + "\n")
 
 
+class Draws(keras.callbacks.Callback):
+    """Holds what only variables of its own keep, and adds it to the history."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seed, self.drawn = keras.random.SeedGenerator(9), keras.metrics.Sum()
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self.drawn.update_state(keras.random.uniform((), seed=self.seed))
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        logs["drawn"] = float(self.drawn.result())
+
+
 def train(
     out: str,
     strategy: Any,
@@ -102,6 +116,7 @@ def train(
             keras.callbacks.ReduceLROnPlateau("loss", 0.5, patience=1, min_delta=10.0),
             keras.callbacks.EarlyStopping("loss", patience=9, restore_best_weights=True),
             *_averages(model),
+            Draws(),
             resume,
             *([stops] if stops else []),
         ],

@@ -342,6 +342,16 @@ def test_a_backup_that_loses_the_batch_is_warned_of(
     assert "use tfaccel.checkpoint.resume(directory, every=3)" in line % tuple(values)
 
 
+def test_a_second_fit_in_a_directory_is_warned_of(tmp_path: Path) -> None:
+    with strategy("one_device").scope():
+        model = dense()
+    with mock.patch.object(logging, "warning") as warned:
+        for _ in range(2):
+            model.fit(*rows(), verbose=0, callbacks=[tfaccel.checkpoint.resume(tmp_path)])
+    ((line, *values),) = (call.args for call in warned.call_args_list)
+    assert f"the run in {tmp_path} had ended in an earlier fit" in line % tuple(values)
+
+
 def test_the_signal_means_what_it_did_when_fit_has_failed(tmp_path: Path) -> None:
     heard = []
     before = signal.signal(signal.SIGTERM, lambda *_: heard.append("before"))
@@ -451,7 +461,9 @@ def test_a_run_that_makes_no_new_step_is_not_started_for_ever(tmp_path: Path) ->
     run(tmp_path, create)
 
 
-@pytest.mark.parametrize("settings", [{"every": 0}, {"every": "step"}, {"keep": 0}])
+@pytest.mark.parametrize(
+    "settings", [{"every": 0}, {"every": "step"}, {"keep": 0}, {"directory": ""}]
+)
 def test_what_it_takes_is_checked(settings: Any, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=f"{next(iter(settings))} is .*; expected"):
-        tfaccel.checkpoint.resume(tmp_path, **settings)
+        tfaccel.checkpoint.resume(**{"directory": tmp_path, **settings})

@@ -77,7 +77,15 @@ def resume(
         )
     if keep < 1:
         raise CheckpointError(f"tfaccel: keep is {keep}; expected at least 1 checkpoint.")
-    return Resume(os.fspath(directory).rstrip("/"), every, keep, asynchronous)
+    path = os.fspath(directory).rstrip("/")
+    if not path:
+        raise CheckpointError(
+            f"tfaccel: directory is {os.fspath(directory)!r}; expected one of this fit alone."
+        )
+    return Resume(path, every, keep, asynchronous)
+
+
+_ended: set[str] = set()  # the directories of fits of this process
 
 
 class Record(NamedTuple):
@@ -126,7 +134,7 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
             )
         self._fit, self._strategy = fit, self.model.distribute_strategy
         self._count = None if self._every == "epoch" else SaveCount(int(self._every))
-        self._batches = self._saved_at = 0
+        self._batches = self._saved_at = self._batches_before = 0
         self._place = Place(fit.initial_epoch, 0, fit.initial_epoch)
         self._logs: dict[str, float] = {}
         self._pending: RunState | None = None
@@ -139,9 +147,9 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
         self._before_validation: Record | None = None
         self._fits = self._fitted = True
         # It runs last, so that it saves the state after all other callbacks.
-        others = [one for one in fit.callbacks.callbacks if one is not self]
-        fit.callbacks.callbacks = [_BeforeAll(self), *others, self]
-        self._state = Recorder(self.model, others, fit.adapter)
+        self._others = [one for one in fit.callbacks.callbacks if one is not self]
+        fit.callbacks.callbacks = [_BeforeAll(self), *self._others, self]
+        self._state = Recorder(self.model, self._others, fit.adapter)
         path = self._newest()
         self._count_start()
         if path:
@@ -167,7 +175,7 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
         if self._starts is not None:
             self._starts.step(self._batches)
         if not self._reserved:  # now that all variables are created
-            self._writer.reserve(run_variables.shards(self.model, self._strategy))
+            self._writer.reserve(self._variables())
             self._reserved = True
         due = self._count is not None and self._count.due(batch)
         self._save_if(due, stops=self._preemption.after_step())
@@ -206,6 +214,14 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
         elif self._batches != self._saved_at:
             self._save()
         self._writer.close()
+        idle = self._batches == self._batches_before and self._directory in _ended
+        if idle and cluster_of(self._strategy).is_chief:
+            logging.warning(
+                "tfaccel: this fit has trained no batch: the run in %s had ended in an earlier fit "
+                "of this process; expected more epochs, or a directory of its own for each fit.",
+                self._directory,
+            )
+        _ended.add(self._directory)
         self._fits = False
         if self._starts is not None:
             self._starts.saved(self._batches)
@@ -251,8 +267,11 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
             self._place, self._batches, self._logs, self._random_at_start, verdict
         )
         cluster = cluster_of(self._strategy)
-        shards = [*run_variables.shards(self.model, self._strategy), *state.shards(cluster)]
-        return Record(shards, state.texts(cluster))
+        return Record([*self._variables(), *state.shards(cluster)], state.texts(cluster))
+
+    def _variables(self) -> list[Shard]:
+        """The part of all variables that this process writes."""
+        return run_variables.shards(self.model, self._strategy, self._others)
 
     def _save(self, record: Record | None = None) -> None:
         """Writes a record; None to record the current state."""
@@ -332,7 +351,7 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
         topology = topology_of(self._strategy)
         state = self._pending = run_state.read_state(path, self._reader, cluster, topology)
         self._place, self._batches, self._logs = state.place, state.batches, state.logs
-        self._saved_at = self._batches
+        self._saved_at = self._batches_before = self._batches
         if self._count is not None:
             self._count.go_on(state.place.step, self._batches)
         missing = self._restore_variables().missing
@@ -371,7 +390,9 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
     def _restore_variables(self) -> run_variables.Restored:
         assert self._pending is not None
         saved = self._pending.topology
-        restored = run_variables.restore(self.model, self._strategy, self._reader, saved)
+        restored = run_variables.restore(
+            self.model, self._strategy, self._reader, saved, self._others
+        )
         self._refuse(restored.unknown, "has no variable of matching shape for")
         return restored
 

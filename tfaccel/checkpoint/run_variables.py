@@ -1,14 +1,15 @@
 """All variables that the steps of a model use, and the part that each process and replica holds.
 
 Includes those of optimizers, metrics, seed generators, and of the strategy itself, wherever the
-step's code reaches them (`tfaccel/distribute/object_graph.py`).
+step's code reaches them (`tfaccel/distribute/object_graph.py`); and those that callbacks hold, such
+as a copy of the model with averaged weights.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -22,19 +23,20 @@ from tfaccel.checkpoint.tensor_file import Shard
 from tfaccel.checkpoint.topology import Topology, merged, topology_of
 from tfaccel.checkpoint.variable_shards import Slices, assign, local_shards
 from tfaccel.cluster.cluster import cluster_of
-from tfaccel.distribute.object_graph import reachable_objects
+from tfaccel.distribute.object_graph import ReachableObjects, reachable_objects, reached_by
 from tfaccel.errors import CheckpointError
 
 _PREFIX = "variables/"
 _STRATEGY = f"{_PREFIX}strategy/"
+_CALLBACKS = f"{_PREFIX}callbacks/"
 _PART = re.compile(r"@(\d+)\.(\d+)$")  # of a worker's replica, if each has its own
 
 
-def shards(model: keras.Model, strategy: Any) -> list[Shard]:
+def shards(model: keras.Model, strategy: Any, callbacks: Sequence[Any] = ()) -> list[Shard]:
     """What this process writes."""
     chief = cluster_of(strategy).is_chief
     written = []
-    for name, variable in _named(model, strategy).items():
+    for name, variable in _named(model, strategy, callbacks).items():
         if _on_mesh(variable):
             written += [
                 Shard(name, tensor, slices, tuple(variable.shape))
@@ -64,7 +66,13 @@ class Restored:
     averaged: list[str] = field(default_factory=list)
 
 
-def restore(model: keras.Model, strategy: Any, reader: Reader, saved: Topology) -> Restored:
+def restore(
+    model: keras.Model,
+    strategy: Any,
+    reader: Reader,
+    saved: Topology,
+    callbacks: Sequence[Any] = (),
+) -> Restored:
     """Restores the current variables from the files.
 
     Args:
@@ -72,6 +80,7 @@ def restore(model: keras.Model, strategy: Any, reader: Reader, saved: Topology) 
         strategy: the current one.
         reader: of the files.
         saved: the topology that saved them.
+        callbacks: whose variables are restored too, as far as the files have them.
 
     Raises:
         CheckpointError: replicas have saved different values that cannot be combined.
@@ -81,7 +90,7 @@ def restore(model: keras.Model, strategy: Any, reader: Reader, saved: Topology) 
         if part_name.startswith(_PREFIX):
             stored_parts.setdefault(_PART.sub("", part_name), {})[part_name] = shape
     same_topology = saved == topology_of(strategy)
-    restored, named = Restored(), _named(model, strategy)
+    restored, named = Restored(), _named(model, strategy, callbacks)
     for name, variable in named.items():
         stored = stored_parts.get(name, {})
         parts = [(name, variable)] if _on_mesh(variable) else [*_parts(name, variable, strategy)]
@@ -98,6 +107,8 @@ def restore(model: keras.Model, strategy: Any, reader: Reader, saved: Topology) 
             _put(variable, strategy, partial(_cut, value))
             restored.averaged += [name] * differed
     restored.missing = sorted(stored_parts.keys() - named.keys())
+    for names in (restored.missing, restored.unknown):  # a run may be given other callbacks
+        names[:] = [n for n in names if not n.startswith(_CALLBACKS)]
     if not same_topology:
         for names in (restored.missing, restored.unknown):
             restored.left_out += [n for n in names if n.startswith(_STRATEGY)]
@@ -114,6 +125,8 @@ def _one_of(
     values = [reader.read(n).numpy() for n in stored]
     diverges = saved.diverges or aggregation == tf.VariableAggregation.MEAN
     value = merged(values, sums, diverges)
+    if value is None and name.startswith(_CALLBACKS):
+        return values[0], False  # as of their other attributes
     if value is None:
         raise CheckpointError(
             f"tfaccel: {name.removeprefix(_PREFIX)!r} of the checkpoint has different values in "
@@ -144,19 +157,33 @@ def _place(part_name: str) -> tuple[int, ...]:
     return tuple(map(int, match.groups())) if match else ()
 
 
-def _named(model: keras.Model, strategy: Any) -> dict[str, Any]:
+def _named(model: keras.Model, strategy: Any, callbacks: Sequence[Any]) -> dict[str, Any]:
     """TensorFlow's variables by names that are stable across runs of a script."""
-    reached = reachable_objects(model)
-    pairs = [(v.path, v.value) for v in reached.variables]
-    pairs += [(v.name, v) for v in reached.raw]
-    pairs += [(one.state.name, one.state) for one in reached.generators]
+    pairs = _pairs(reachable_objects(model))
     of_strategy: list[Any] = getattr(strategy, "state_variables", lambda _: [])(model)
     pairs += [(f"strategy/{v.name}", v) for v in of_strategy]
+    known = {id(value) for _, value in pairs}
+    of_callbacks = _pairs(reached_by(_held(callbacks)))
+    pairs += [(f"callbacks/{path}", v) for path, v in of_callbacks if id(v) not in known]
     named, numbers = {}, Counter[str]()
     for path, value in pairs:
         named[f"{_PREFIX}{path}#{numbers[path]}"] = value
         numbers[path] += 1
     return named
+
+
+def _pairs(reached: ReachableObjects) -> list[tuple[str, Any]]:
+    pairs = [(v.path, v.value) for v in reached.variables]
+    pairs += [(v.name, v) for v in reached.raw]
+    return pairs + [(one.state.name, one.state) for one in reached.generators]
+
+
+def _held(callbacks: Sequence[Any]) -> list[Any]:
+    """What callbacks hold besides the model: attributes, and what their own code refers to."""
+    held: list[Any] = []
+    for one in callbacks:
+        held += [type(one), *(v for name, v in vars(one).items() if name != "_model")]
+    return held
 
 
 def _parts(name: str, variable: Any, strategy: Any) -> Iterator[tuple[str, Any]]:
