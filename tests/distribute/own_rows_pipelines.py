@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfaccel.distribute._private import TFDatasetAdapter
+
 ROWS = 37
 rows = tf.data.Dataset.range
 
@@ -153,7 +155,14 @@ def files_cached() -> Any:
     return files.map(double).cache().batch(8).repeat(2)
 
 
+def class_weighted(cached: bool = False) -> Any:
+    pairs = rows(ROWS).map(lambda i: (tf.fill([3], i), i % 3)).batch(8)
+    given = pairs.cache() if cached else pairs
+    return TFDatasetAdapter(given, class_weight={0: 2.0, 2: 0.5}).get_tf_dataset()
+
+
 MOVED = [
+    class_weighted,
     rows_counted,
     batches_counted,
     sharded_the_same_everywhere,

@@ -54,6 +54,16 @@ def test_no_thread_tunes_a_dataset_unless_requested(asked: bool | None, found: b
     assert [rows(batch) for batch in batches(dataset)] == [[0, 1, 2, 3], [4, 5, 6, 7]]
 
 
+@pytest.mark.parametrize(("workers", "found"), [(2, True), (1, False)])
+def test_several_workers_read_rows_in_one_order(workers: int, found: bool) -> None:
+    """They take them by position."""
+    options = tf.data.Options()
+    options.deterministic = False
+    dataset = tf.data.Dataset.range(8).batch(4).with_options(options)
+    data = Batches(dataset, Placement(workers, 0, 1), ("/CPU:0",))
+    assert data._dataset.options().deterministic is found
+
+
 def test_a_pass_that_is_under_way_is_not_taken_over() -> None:
     data = batches(tf.data.Dataset.range(12).batch(4))
     reader = iter(data)

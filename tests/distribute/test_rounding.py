@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
+from tfaccel.distribute.differences import differences
 from tfaccel.distribute.rounding import backward_error, beyond_rounding, moved_at_random
 from tfaccel.distribute.step_result import StepResult
 
@@ -60,3 +61,15 @@ def test_more_terms_of_a_sum_round_more() -> None:
         tf.reduce_mean(images, axis=(0, 1, 2))
     assert backward_error(graph, rows=4) == 16 * 2.0**-24
     assert backward_error(graph, rows=64) == 64 * 2.0**-24
+
+
+def test_the_mean_of_what_was_normalised_before_is_zero_up_to_rounding() -> None:
+    def after(mean: float) -> StepResult:
+        before = np.zeros(4), np.ones(4)
+        now = np.full(4, mean), np.ones(4)
+        names = "bn/moving_mean", "bn/moving_variance"
+        return StepResult(state=dict(zip(names, zip(before, now, strict=True), strict=True)))
+
+    assert differences(after(5e-9), after(-5e-9), 1e-3) == []
+    (found,) = differences(after(1e-6), after(-5e-9), 1e-3)
+    assert "'bn/moving_mean'" in found.what

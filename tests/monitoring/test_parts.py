@@ -12,7 +12,7 @@ import pytest
 
 from tests.monitoring.given import window
 from tfaccel import cli
-from tfaccel.monitoring import charts, memory, records, scalars, text, window_gather
+from tfaccel.monitoring import charts, log_files, memory, records, scalars, text, window_gather
 from tfaccel.monitoring.page import page
 from tfaccel.monitoring.peaks import peak_flops
 from tfaccel.monitoring.records import Record
@@ -70,6 +70,31 @@ def test_a_record_is_read_back() -> None:
     assert records.read([*lines, records.end_line(1000, 1)]).ended is False
     assert records.read([*lines, records.end_line(1000, 0)]).ended is True
     assert all("\n" not in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        b'{"kind": "window", "run": 1000, "worker": 0}',
+        b'{"kind": "run", "run": "1000", "worker": 0}',
+        b'{"kind": "window", "run": null, "worker": 0}',
+        b'{"kind": ["run"], "run": 1000, "worker": 0}',
+        b'{"kind": "cause", "run": 1000, "worker": 0, "what": "\xc3',
+    ],
+)
+def test_damaged_lines_are_left_out(tmp_path: Path, damaged: bytes) -> None:
+    write(tmp_path)
+    path = tmp_path / records.file_name(0)
+    expected = records.read_path(tmp_path)
+    path.write_bytes(damaged + b"\n" + path.read_bytes() + b"\n" + damaged)
+    assert records.read_path(tmp_path) == expected
+
+
+def test_a_run_does_not_continue_the_line_of_one_that_was_killed(tmp_path: Path) -> None:
+    path = tmp_path / records.file_name(1)
+    path.write_text('{"kind": "win', "utf-8")
+    log_files.LogFiles(str(tmp_path), RUNS[1], RUNS)
+    assert records.read_path(path).runs == (RUNS[1],)
 
 
 def test_of_several_runs_the_newest_is_read() -> None:
@@ -227,6 +252,21 @@ def test_the_command_follows_a_job_until_it_ends(
     write(tmp_path)
     assert cli.main(["monitor", "--follow", str(tmp_path)]) == 0
     assert capsys.readouterr().out.count("steps 11-20") == 1
+
+
+def test_a_job_that_was_killed_is_followed_until_an_interrupt(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(_: float) -> None:
+        raise KeyboardInterrupt
+
+    path = tmp_path / records.file_name(0)
+    path.write_text("".join(f"{records.line(each)}\n" for each in (*RUNS, *WINDOWS)), "utf-8")
+    monkeypatch.setattr("tfaccel.monitoring.command.time.sleep", interrupt)
+    assert cli.main(["monitor", "--follow", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "compute-bound" in said
+    assert said.endswith("The run is not complete.\n")
 
 
 def test_the_command_follows_files_that_grow(

@@ -185,3 +185,16 @@ def test_a_step_that_fails_has_ended() -> None:
     with pytest.raises(KeyError), replaced(worker_activity, "collective_s", 0.0):
         step(Batches(clock))
     assert split(step.take()).input_s == 2
+
+
+def test_calls_of_a_fit_without_a_monitor_are_passed_on() -> None:
+    """After a `fit` that failed, which left its clocks."""
+    clock = Clock()
+    step, seen = timed(clock)
+    step.is_announced = False
+    batches = Batches(clock)
+    for announced in (True, False, False):
+        step.is_announced = announced or step.is_announced
+        assert step(batches) == "logs"
+    assert (batches.left, seen) == (6, [8])
+    assert step.steps_seen == len(step.take()) == 1

@@ -47,6 +47,17 @@ def without_autotune(dataset: tf.data.Dataset) -> tf.data.Dataset:
     return dataset.with_options(options)
 
 
+def in_order(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """`dataset` whose parallel parts keep the order of rows, whatever its options allow.
+
+    Several workers take rows by their position: in orders of their own some rows would be taken
+    twice, and others never.
+    """
+    options = tf.data.Options()
+    options.deterministic = True
+    return dataset.with_options(options)
+
+
 class BatchIterable:
     """Batches that can be iterated repeatedly; a subclass defines their source.
 

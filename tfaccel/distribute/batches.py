@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from tfaccel.distribute import _private, data_service, dataset_consistency, padding, row_functions
-from tfaccel.distribute.batch_iterator import BatchIterable, without_autotune
+from tfaccel.distribute.batch_iterator import BatchIterable, in_order, without_autotune
 from tfaccel.distribute.batch_rows import PyDatasetRows
 from tfaccel.distribute.batch_sharding import (
     Placement,
@@ -209,7 +209,7 @@ class Batches(BatchIterable):
         else:
             first = dataset_consistency.fingerprints if all_gather is not None else None
             divided = shard_dataset(dataset, placement, threads is None, sharding, first)
-        self._dataset = without_autotune(divided)
+        self._dataset = without_autotune(in_order(divided) if placement.workers > 1 else divided)
         self._placement = placement
         self._devices = devices
 

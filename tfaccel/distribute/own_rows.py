@@ -16,14 +16,14 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import tensorflow as tf
 
 from tfaccel.distribute import _private, row_shapes
 from tfaccel.distribute.own_rows_report import Report, place
-from tfaccel.distribute.row_functions import is_reproducible, why_not_row_by_row
+from tfaccel.distribute.row_functions import is_dense, is_reproducible, why_not_row_by_row
 
 # Transformations that neither change elements nor their number, and those that take or repeat some
 # by their position, of rows as well as of batches.
@@ -85,6 +85,26 @@ def move_cut(dataset: tf.data.Dataset) -> tuple[MovedCut | None, list[str]]:
         The pipeline in parts, or None when it would gain nothing; and, for each `map`, `interleave`
         or `flat_map` that every worker runs over all rows, its location and the reason.
     """
+    weighted = _private.class_weighted(dataset)
+    if weighted is None or not is_dense(dataset.element_spec):
+        return _move(dataset)
+    batches, weigh = weighted
+    moved, lines = _move(batches)
+    if moved is None:
+        return None, lines
+    if any(found.kind == "cache" for _, found in moved.after):  # weights may be others next time
+        return _move(dataset)
+    compute = moved.compute
+
+    def compute_weighted(row: Any) -> Any:
+        batch = tf.nest.map_structure(lambda part: tf.expand_dims(part, 0), compute(row))
+        return tf.nest.map_structure(lambda part: part[0], weigh(*batch))
+
+    return replace(moved, compute=compute_weighted, output=_row_of(dataset)), lines
+
+
+def _move(dataset: tf.data.Dataset) -> tuple[MovedCut | None, list[str]]:
+    """As `move_cut`, of a dataset without the weights of classes."""
     report, after, node = Report(), list[Any](), dataset
     found = _private.stage(node)
     while found.kind in (*_UNCHANGING, *_BY_POSITION, "cache"):

@@ -34,7 +34,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print it as one JSON object")
     parser.add_argument("--html", type=Path, metavar="OUT", help="also write the report there")
     parser.add_argument(
-        "--follow", action="store_true", help="print windows as they come, until the job ends"
+        "--follow",
+        action="store_true",
+        help="print windows as they come, until the job ends or Ctrl-C",
     )
     arguments = parser.parse_args(argv)
     record = _followed(arguments.path) if arguments.follow else read_path(arguments.path)
@@ -57,7 +59,10 @@ def _followed(path: Path) -> Record:
         shown = len(windows)
         if record.ended:
             return record
-        time.sleep(_LOOK_EVERY_S)
+        try:
+            time.sleep(_LOOK_EVERY_S)
+        except KeyboardInterrupt:  # a job that was killed has no end
+            return record
 
 
 def _by_number(record: Record) -> list[list[Window]]:

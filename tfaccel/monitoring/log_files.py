@@ -34,6 +34,7 @@ class LogFiles:
             self._directory.mkdir(parents=True, exist_ok=True)
             if self._is_chief:
                 self._scalars = ScalarWriter(os.fspath(self._directory))
+            self._complete_last_line(self._directory / records.file_name(run.worker))
         self._write([records.line(one) for one in (runs if self._is_chief else (run,))])
 
     def window(self, windows: Sequence[Window]) -> None:
@@ -59,6 +60,13 @@ class LogFiles:
         report = self._directory / REPORT
         report.write_text(page(record), "utf-8")
         return os.fspath(report)
+
+    @staticmethod
+    def _complete_last_line(path: Path) -> None:
+        """Ends a line of a run that was killed while it wrote, or ours would continue it."""
+        if path.exists() and path.read_bytes()[-1:] not in (b"", b"\n"):
+            with path.open("a", encoding="utf-8") as file:
+                file.write("\n")
 
     def _write(self, lines: Sequence[str]) -> None:
         if self._directory is None or not lines:

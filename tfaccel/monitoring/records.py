@@ -67,7 +67,8 @@ def file_name(worker: int) -> str:
 def read(lines: Iterable[str]) -> Record:
     """The newest run in lines of JSON.
 
-    An incomplete last line is ignored.
+    Lines that are incomplete or damaged are ignored: a job may still write them, or was killed
+    while it did.
     """
     items = [item for text in lines if (item := _parse(text)) is not None]
     newest = max((item["run"] for item in items), default=0)
@@ -78,13 +79,14 @@ def read(lines: Iterable[str]) -> Record:
     for item in items:
         if item["run"] != newest:
             continue
-        kind, worker = item.pop("kind"), item["worker"]
-        if kind == "run":
-            runs[worker] = _made(Run, item)
-        elif kind == "window":
-            windows[item["number"], worker] = _made(Window, item)
-        elif kind == "cause":
-            causes.append(_made(Cause, item))
+        kind, worker = item["kind"], item["worker"]
+        made = _made(item)
+        if isinstance(made, Run):
+            runs[worker] = made
+        elif isinstance(made, Window):
+            windows[made.number, worker] = made
+        elif isinstance(made, Cause):
+            causes.append(made)
         elif kind == "end" and worker == 0:
             ended = True
     by_number = tuple(windows[key] for key in sorted(windows))
@@ -96,14 +98,27 @@ def _parse(text: str) -> dict[str, Any] | None:
         item = json.loads(text)
     except ValueError:
         return None
-    known = isinstance(item, dict) and {"kind", "run", "worker"} <= item.keys()
-    return item if known else None
+    if not isinstance(item, dict) or not isinstance(item.get("kind"), str):
+        return None
+    numbers = isinstance(item.get("run"), int) and isinstance(item.get("worker"), int)
+    return item if numbers else None
 
 
-def _made(cls: Any, item: dict[str, Any]) -> Any:
+def _made(item: dict[str, Any]) -> Any:
+    """What a line is about; None if it is something else, or lacks a field."""
+    cls = {"run": Run, "window": Window, "cause": Cause}.get(item["kind"])
+    if cls is None:
+        return None
     names = {field.name for field in dataclasses.fields(cls)}
     fields = {name: value for name, value in item.items() if name in names}
-    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+    try:
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+    except TypeError:
+        return None
+
+
+def _text(file: Path) -> str:
+    return file.read_bytes().decode("utf-8", "replace")
 
 
 def read_path(path: Path) -> Record:
@@ -116,7 +131,7 @@ def read_path(path: Path) -> Record:
     files = sorted(directory.glob("worker-*.jsonl")) if path.exists() else []
     if path.is_file() and path not in files:
         files = [path]
-    lines = [text for file in files for text in file.read_text("utf-8").splitlines()]
+    lines = [text for file in files for text in _text(file).splitlines()]
     record = read(lines)
     if not (record.runs or record.windows):
         raise MonitorError(

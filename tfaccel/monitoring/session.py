@@ -99,6 +99,7 @@ class Session:
             elapsed_s = time.perf_counter() - began
             self._step.leave_out(elapsed_s, worker_activity.collective_s - collective_s)
         self._step.label = batch + self._step.steps_in_call - 1
+        self._step.is_announced = True
 
     def results_are_there(self, batch: int) -> None:
         """The results of a call have been read, possibly by another thread.

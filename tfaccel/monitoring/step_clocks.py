@@ -41,7 +41,7 @@ class StepClocks:
     ) -> None:
         function = model.train_function
         while isinstance(function, TimedStep):  # of a failed fit
-            function = function.function
+            model.train_function = function = function.function
         self._clock: ReductionClock | None = None
         self._reduced_before = 0.0
         self.communicates = _replicas(strategy) > 1
@@ -49,6 +49,7 @@ class StepClocks:
         if self.communicates and not self.why_not:
             function = self._with_clock(model, function)
         self.step = TimedStep(function, int(model.steps_per_execution), see_batch)
+        self.step.is_announced = False  # a fit that fails leaves it to those without a monitor
         self._replacements = Replacements()
         self._replacements.replace(model, "train_function", self.step)
 

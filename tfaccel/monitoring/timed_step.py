@@ -35,6 +35,8 @@ class TimedStep:
         label: of the next call, which identifies it in `done`.
         steps_seen: how many steps it has taken.
         input_is_seen: whether the wait for input could be measured so far.
+        is_announced: whether the next call is one of the measured `fit`; others are not timed.
+            None where calls are not announced.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class TimedStep:
         self.steps_in_call = steps
         self.steps_seen = self.label = 0
         self.input_is_seen = True
+        self.is_announced: bool | None = None
         self._see_batch = see_batch
         self._clock = clock
         self._moments: list[Moments] = []
@@ -71,6 +74,10 @@ class TimedStep:
 
     def __call__(self, iterator: Any) -> Any:
         """Takes the step or steps of one call."""
+        if self.is_announced is False:
+            return self.function(iterator)
+        if self.is_announced:
+            self.is_announced = False
         if isinstance(iterator, (tf.data.Iterator, tf.distribute.DistributedIterator)):
             if self.steps_in_call > 1 or not isinstance(iterator, tf.data.Iterator):
                 return self._whole(iterator)

@@ -26,6 +26,7 @@ __all__ = [
     "Stage",
     "array_pipeline",
     "called_operations",
+    "class_weighted",
     "is_parallel",
     "restart_threads",
     "stage",
@@ -167,6 +168,22 @@ def called_operations(dataset: tf.data.Dataset) -> frozenset[str]:
     """
     wrappers = (getattr(dataset, name, None) for name in ("_map_func", "_predicate"))
     return frozenset().union(*(_operations(each.function) for each in wrappers if each is not None))
+
+
+def class_weighted(dataset: tf.data.Dataset) -> tuple[tf.data.Dataset, Callable[..., Any]] | None:
+    """The batches to which Keras adds the weight of each row's class, and what adds it.
+
+    Keras maps the function over the user's dataset, for `fit(class_weight=...)`. It goes row by
+    row. None when `dataset` does not have that form.
+    """
+    while type(dataset).__name__ in ("_PrefetchDataset", "_OptionsDataset"):
+        (dataset,) = dataset._inputs()
+    function = user_function(dataset)
+    name = getattr(function, "__qualname__", "")
+    if name != "make_class_weight_map_fn.<locals>.class_weights_map_fn":
+        return None
+    (batches,) = dataset._inputs()
+    return batches, function
 
 
 def is_parallel(dataset: tf.data.Dataset) -> bool:

@@ -16,6 +16,7 @@ from tfaccel.distribute.batch_iterator import (
     BatchIterable,
     BatchIterator,
     PushBackIterator,
+    in_order,
     without_autotune,
 )
 from tfaccel.distribute.batch_rows import PyDatasetRows
@@ -75,7 +76,8 @@ class MeshBatches(BatchIterable):
             dataset = own.dataset if isinstance(own, PyDatasetRows) else own
         elif data_service.in_use() and threads is None:
             dataset = with_data_workers(dataset)
-        self._dataset = without_autotune(dataset)
+        several = strategy is not None and strategy.cluster is not None
+        self._dataset = without_autotune(in_order(dataset) if several else dataset)
         self._is_deterministic = functools.partial(row_functions.is_deterministic, user_dataset)
         self._compared = False
         self._mesh = mesh
