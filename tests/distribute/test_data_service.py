@@ -36,6 +36,13 @@ def two_workers() -> Service:
     return Service()
 
 
+@pytest.fixture(autouse=True)
+def all_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even what is cheaper to compute here."""
+    monkeypatch.setattr(data_service, "PART_S", 0.0)
+    monkeypatch.setattr(data_service, "BYTE_S", 0.0)
+
+
 @pytest.fixture
 def used(two_workers: Service) -> Iterator[Service]:
     data_service.use(two_workers.address)
@@ -121,24 +128,23 @@ def test_batches_are_the_same_row_by_row(name: str, two_workers: Service) -> Non
             data_service.use("")
 
 
-def counted(cut: tf.data.Dataset) -> tuple[tf.data.Dataset, list[int]]:
-    """`cut` with its rows halved elsewhere, and how many parts were halved here instead."""
-    here: list[int] = []
-    plain = data_service._Pass._take
+def counted(cut: tf.data.Dataset) -> tuple[tf.data.Dataset, list[bool]]:
+    """`cut` with its rows halved elsewhere, and of each part whether it was halved here instead."""
+    here: list[bool] = []
+    plain = data_service._Elsewhere.rows
 
-    def take(one: Any) -> Any:
-        before = one._missed
-        made = plain(one)
-        here.append(one._missed - before)
+    def rows(one: Any, *part: Any) -> Any:
+        made = plain(one, *part)
+        here.append(not made[0])
         return made
 
-    data_service._Pass._take = take  # type: ignore[method-assign]
+    data_service._Elsewhere.rows = rows  # type: ignore[method-assign]
     try:
         made = data_service.computed_elsewhere(cut, lambda part: part / 2.0)
         assert made is not None
         passed = list(made.as_numpy_iterator())
     finally:
-        data_service._Pass._take = plain  # type: ignore[method-assign]
+        data_service._Elsewhere.rows = plain  # type: ignore[method-assign]
     assert_same([row for part, _ in passed for row in part], list(NUMBERS / 2.0))
     return made, here
 
@@ -149,7 +155,58 @@ def parts() -> tf.data.Dataset:
 
 def test_the_service_computes_them(used: Service) -> None:
     _, here = counted(parts())
-    assert not any(here)
+    assert here == [False] * 8
+
+
+def busy(part: Any) -> Any:
+    def two() -> Any:
+        until = time.process_time() + 0.1
+        while time.process_time() < until:
+            pass
+        return np.float32(2)
+
+    return part / tf.numpy_function(two, [], tf.float32)
+
+
+@pytest.mark.parametrize(("compute", "sent"), [(lambda part: part / 2.0, 0), (busy, 8)])
+def test_cheap_rows_are_computed_here(
+    compute: Any, sent: int, used: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers: list[int] = []
+
+    def through(parts: Any, specs: Any, compute: Any, address: str) -> Iterator[Any]:
+        for number, *leaves in parts():
+            numbers.append(number)
+            yield compute(tf.constant(number, tf.int64), *leaves)
+
+    monkeypatch.setattr(data_service, "_through_service", through)
+    monkeypatch.setattr(data_service, "PART_S", 0.05)
+    made = data_service.computed_elsewhere(parts(), compute)
+    assert made is not None
+    assert_same([row for part, _ in made.as_numpy_iterator() for row in part], list(NUMBERS / 2.0))
+    assert numbers == [*range(sent)]
+
+
+def test_passes_share_a_job_and_compute_nothing_that_is_not_read(
+    used: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keras opens two passes an epoch, and a job takes long to start."""
+    jobs: list[int] = []
+    plain = data_service._through_service
+
+    def through(parts: Any, *args: Any) -> Iterator[Any]:
+        jobs.append(0)
+        for result in plain(parts, *args):
+            jobs[-1] += 1
+            yield result
+
+    monkeypatch.setattr(data_service, "_through_service", through)
+    made = data_service.computed_elsewhere(parts(), lambda part: part / 2.0)
+    assert made is not None
+    for _ in range(3):
+        iter(made)
+        assert_same(np.concatenate([part for part, _ in made]), NUMBERS / 2.0)
+    assert jobs == [3 * 8]
 
 
 def test_a_pass_that_is_left_leaves_nothing_behind(used: Service) -> None:

@@ -22,7 +22,7 @@ import keras
 import tensorflow as tf
 
 def heavy(i):
-    x = tf.random.stateless_normal([4], [1, i])
+    x = tf.sort(tf.random.stateless_normal([20_000], [1, i]))[:4]
     return x, tf.reduce_sum(x, keepdims=True)
 
 class Kills(keras.callbacks.Callback):

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from tfaccel.distribute import _private, data_service, dataset_consistency, padding, row_functions
+from tfaccel.distribute import _private, dataset_consistency, padding, row_functions
 from tfaccel.distribute.batch_iterator import BatchIterable, in_order, without_autotune
 from tfaccel.distribute.batch_rows import PyDatasetRows
 from tfaccel.distribute.batch_sharding import (
@@ -216,8 +216,7 @@ class Batches(BatchIterable):
     def _open(self) -> Iterator[Any]:
         with tf.device("/CPU:0"):
             source = iter(self._dataset)
-        elements = data_service.begun(self._elements(source))
-        batches = self._placed(elements)
+        batches = self._placed(self._elements(source))
         copies = any("CPU" not in device.upper() for device in self._devices)
         ahead = copies and self._threads is None
         return read_ahead(batches, in_thread=False) if ahead else batches

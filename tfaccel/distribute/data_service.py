@@ -3,21 +3,25 @@
 The service guarantees neither order nor the rows of a worker that dies. Neither matters here: it
 only computes functions of a row (`own_rows.py`), on numbered parts of global batches.
 
-    cut -> numbered parts -> server of this process -> data workers -> here, put in order
+    part of a batch -> numbered -> server of this process -> data workers -> its rows
 
-A part that does not return in time is computed here, with the same results. Rows and their order
-never depend on the service, only their latency does.
+A job of the service takes as long to start as many steps do, so all passes over a dataset send
+their parts through one. A part that does not return in time is computed here, with the same
+results. Rows and their order never depend on the service, only their latency does.
 """
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import itertools
+import math
 import threading
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import tensorflow as tf
 from absl import logging
@@ -25,11 +29,22 @@ from absl import logging
 from tfaccel.hardware import cores
 
 WINDOW = 16
-"""How many parts may be in flight."""
+"""How many parts of a pass may be in flight."""
 
 FIRST_S, LEAST_S, TIMES = 20.0, 2.0, 5.0
 """A part may take `FIRST_S` until one has returned, then `TIMES` as long as the slowest so far, but
 at least `LEAST_S`, in seconds."""
+
+PART_S, BYTE_S = 1e-3, 2e-9
+"""What it takes this process to send a part, and to receive each byte of its rows, in seconds of a
+core. What can be computed in less, as the first part shows, is computed here."""
+
+LONG_S = 1.0
+"""How long the first part may be computed here to measure that, about, in seconds."""
+
+IDLE_S, AGAIN_S = 10.0, 10.0
+"""A job of the service ends after `IDLE_S` without a part; one that fails is followed by another
+after `AGAIN_S`, in seconds."""
 
 _address = ""
 
@@ -68,206 +83,228 @@ def computed_elsewhere(
     if any(tensor.dtype in (tf.resource, tf.variant) for tensor in traced.captured_inputs):
         return None
     result_spec = cut.map(lambda part, *_: compute(part)).element_spec
+    specs = tf.nest.flatten(result_spec)
+    elsewhere = _Elsewhere(part_spec, compute, specs, _address)
 
-    @tf.function
     @tf.autograph.experimental.do_not_convert
-    def compute_locally(part: Any) -> Any:
-        # In a dataset, as on the service: a plain function is optimized differently and not
-        # bit-identical.
-        return tf.data.Dataset.from_tensors((part,)).map(compute).get_single_element()
+    def computed(part: Any, *rest: Any) -> Any:
+        types = [tf.bool, *(spec.dtype for spec in specs)]
+        came, *leaves = tf.py_function(elsewhere.rows, tf.nest.flatten(part), types)
 
-    def rows() -> Iterator[Any]:
-        return iter(_Pass(cut, compute, compute_locally, result_spec, _address))
+        def received() -> Any:
+            rows = [tf.ensure_shape(t, spec.shape) for t, spec in zip(leaves, specs, strict=True)]
+            return tf.nest.pack_sequence_as(result_spec, rows)
 
-    signature = (result_spec, *cut.element_spec[1:])
-    return _that_waits(tf.data.Dataset.from_generator(rows, output_signature=signature), cores())
+        return (tf.cond(came, received, lambda: compute(part)), *rest)
+
+    made = cut.map(computed, num_parallel_calls=WINDOW, deterministic=True)
+    return _that_waits(made, WINDOW + cores())
 
 
-def _that_waits(dataset: tf.data.Dataset, besides: int) -> tf.data.Dataset:
-    """`dataset`, whose generator waits, on its own threads.
+def _that_waits(dataset: tf.data.Dataset, threads: int) -> tf.data.Dataset:
+    """`dataset`, whose Python functions wait, on its own threads.
 
-    A waiting generator occupies one of the inter-op threads, one per core: two of them would block
+    A waiting function occupies one of the inter-op threads, one per core: two of them would block
     training on two cores.
-
-    Args:
-        dataset: to be read.
-        besides: the number of threads for the rest of it.
     """
     options = tf.data.Options()
-    options.threading.private_threadpool_size = besides + 1
+    options.threading.private_threadpool_size = threads
     return dataset.with_options(options)
 
 
-def begun(elements: Iterator[Any]) -> Iterator[Any]:
-    """`elements` of a pass, with the first already read where there is a service.
-
-    A pass over the user's dataset then begins at the same point as without one, even if it will not
-    be read: the next one's shuffle depends on it.
-    """
-    if not in_use():
-        return elements
-    first = list(itertools.islice(elements, 1))
-    return itertools.chain(first, elements)
-
-
-class _PendingElement(NamedTuple):
-    """One element of the cut, and its time."""
-
-    element: Any
-    at: float
-
-
-class _Pass:
-    """One pass over the cut.
+class _Elsewhere:
+    """The rows of one dataset: of all passes over it, which may overlap.
 
     Args:
-        cut: as above.
+        part_spec: the structure of a part.
         compute: the function that the service computes.
-        compute_locally: computes the same in this process.
-        result_spec: the structure of its results.
+        result_specs: of the tensors of its results.
         address: of the service.
     """
 
     def __init__(
-        self,
-        cut: tf.data.Dataset,
-        compute: Any,
-        compute_locally: Any,
-        result_spec: Any,
-        address: str,
+        self, part_spec: Any, compute: Any, result_specs: list[tf.TensorSpec], address: str
     ) -> None:
-        self._spec, self._result_spec = cut.element_spec[0], result_spec
-        self._compute, self._compute_locally = compute, compute_locally
-        self._address = address
-        with tf.device("/CPU:0"):
-            self._cut = iter(cut)
-        self._pulling = threading.Lock()
+        self._part_spec, self._compute, self._address = part_spec, compute, address
+        self._none = [tf.constant(False), *(tf.zeros([], spec.dtype) for spec in result_specs)]
+        self._deciding = threading.Lock()
+        self._is_worth_it: bool | None = None  # not yet known
+        self._job: _Job | None = None
+
+    def rows(self, *part: tf.Tensor) -> list[tf.Tensor]:
+        """True and the rows of a part; False and anything where they are to be computed here."""
+        with self._deciding:
+            if self._is_worth_it is None:
+                try:
+                    self._is_worth_it = self._takes_longer_here(part)
+                except tf.errors.OpError:  # of the data: raised where they are computed
+                    return self._none
+                if not self._is_worth_it:
+                    logging.info("tfaccel: input: rows are cheap, and computed here.")
+            if not self._is_worth_it:
+                return self._none
+            if self._job is None or self._job.may_be_followed():
+                self._job = _Job(self._part_spec, self._compute, self._address)
+            job = self._job
+        rows = job.rows(part)
+        return self._none if rows is None else [tf.constant(True), *rows]
+
+    def _takes_longer_here(self, leaves: tuple[tf.Tensor, ...]) -> bool:
+        """Whether to compute a part takes longer than to send it and to receive its rows."""
+        part = tf.nest.pack_sequence_as(self._part_spec, leaves)
+        compute = tf.function(self._compute, autograph=False)
+        rows: list[tf.Tensor] = []
+        took: list[float] = []  # of the processor; the first time it is traced, too
+        until = time.monotonic() + LONG_S
+        while not took or (len(took) < 6 and time.monotonic() < until):
+            began = time.process_time()
+            rows = tf.nest.flatten(compute(part))
+            took.append(time.process_time() - began)
+        size = sum(int(tf.size(each)) * int(each.dtype.size) for each in rows)
+        return min(took) > PART_S + size * BYTE_S
+
+
+class _Part:
+    """A part that was sent.
+
+    Attributes:
+        at: when.
+        done: whether nothing is to come.
+        rows: its rows, once they have come.
+    """
+
+    def __init__(self) -> None:
+        self.at = time.monotonic()
+        self.done = threading.Event()
+        self.rows: list[tf.Tensor] | None = None
+
+
+class _Job:
+    """A job of the service.
+
+    Args:
+        part_spec: as above.
+        compute: as above.
+        address: as above.
+    """
+
+    def __init__(self, part_spec: Any, compute: Any, address: str) -> None:
+        self._part_spec, self._compute, self._address = part_spec, compute, address
         self._changed = threading.Condition()
-        self._pending: dict[int, _PendingElement] = {}
-        self._completed: dict[int, list[Any]] = {}
-        self._next = self._pulled = 0
-        self._ended = self._stopped = self._broken = False
-        self._error: tf.errors.OpError | None = None  # with which the cut ended
+        self._numbers = itertools.count()
+        self._unsent: deque[tuple[Any, ...]] = deque()
+        self._sent: dict[int, _Part] = {}
+        self._awaited = 0
+        self._may_follow_at = math.inf  # known from its end on
         self._slowest_s = 0.0
         self._missed = 0  # in a row
+        self._thread = threading.Thread(
+            target=self._receive, name="tfaccel data service", daemon=True
+        )
+        self._thread.start()
+        atexit.register(self._exit)
 
-    def __iter__(self) -> Iterator[Any]:
-        threading.Thread(target=self._receive, name="tfaccel data service", daemon=True).start()
-        try:
-            while (element := self._take()) is not None:
-                yield element
-        finally:
-            with self._changed:
-                self._stopped = True
-                self._changed.notify_all()
+    def may_be_followed(self) -> bool:
+        """Whether it has ended, and another may take its place."""
+        return time.monotonic() >= self._may_follow_at
 
-    def _take(self) -> Any:
-        """The next element, from the service or not; None at the end."""
+    def rows(self, part: tuple[tf.Tensor, ...]) -> list[tf.Tensor] | None:
+        """The rows of a part; None where they do not come in time."""
+        sent = self._send(part)
+        if sent is None:
+            return None
+        while not sent.done.is_set():
+            left = sent.at + self._patience_s() - time.monotonic()
+            if left <= 0:
+                break
+            sent.done.wait(min(left, LEAST_S))  # others may tell how long it takes
         with self._changed:
-            while self._next not in self._completed and not self._is_over():
-                left = self._seconds_left()
-                if left <= 0 or not self._changed.wait(left):
-                    break
-            rows = self._completed.pop(self._next, None)
-        if rows is None:
-            if self._next == self._pulled:
-                self._pull()
-            with self._changed:
-                pending = self._pending.get(self._next)
-            if pending is None:
-                if self._error is not None:
-                    raise self._error
-                return None
-            self._missed += 1
-            with tf.device("/CPU:0"):
-                rows = tf.nest.flatten(self._compute_locally(pending.element[0]))
-        with self._changed:
-            element = self._pending.pop(self._next).element
-            self._completed.pop(self._next, None)  # late, and computed here meanwhile
-            self._next += 1
+            self._awaited -= 1
+            self._missed += sent.rows is None
             self._changed.notify_all()
-        return (tf.nest.pack_sequence_as(self._result_spec, rows), *element[1:])
+        return sent.rows
+
+    def _send(self, part: tuple[tf.Tensor, ...]) -> _Part | None:
+        with self._changed:
+            if self._is_over() or len(self._unsent) > WINDOW:
+                return None
+            number = next(self._numbers)
+            self._unsent.append((number, *part))
+            sent = self._sent[number] = _Part()
+            self._awaited += 1
+            self._changed.notify_all()
+        return sent
+
+    def _patience_s(self) -> float:
+        """How long a part may take, in seconds."""
+        if self._missed > 2:
+            return 0.0
+        return max(LEAST_S, TIMES * self._slowest_s) if self._slowest_s else FIRST_S
 
     def _is_over(self) -> bool:
-        return self._ended and self._next == self._pulled
+        return self._may_follow_at < math.inf
 
-    def _seconds_left(self) -> float:
-        """How much longer to wait for the next part, in seconds."""
-        if self._broken or self._missed > 2:
-            return 0.0
-        timeout_s = max(LEAST_S, TIMES * self._slowest_s) if self._slowest_s else FIRST_S
-        pending = self._pending.get(self._next)
-        return timeout_s if pending is None else pending.at + timeout_s - time.monotonic()
+    def _exit(self) -> None:
+        """Ends it before Python does, on which its threads would wait."""
+        self._end()
+        self._thread.join(LEAST_S)
 
-    def _pull(self) -> int | None:
-        """Takes an element of the cut; its number, or None at the end."""
-        with self._pulling:
-            element = None
-            if not self._ended:
-                try:
-                    element = next(self._cut, None)
-                except tf.errors.OpError as error:  # the next call would skip the failing element
-                    self._error = error
-            with self._changed:
-                number = self._pulled
-                if element is None:
-                    self._ended = True
-                else:
-                    self._pending[number] = _PendingElement(element, time.monotonic())
-                    self._pulled += 1
-                self._changed.notify_all()
-        return None if element is None else number
+    def _end(self, again_s: float = 0.0) -> None:
+        with self._changed:
+            if not self._is_over():
+                self._may_follow_at = time.monotonic() + again_s
+            for sent in self._sent.values():
+                sent.done.set()
+            self._changed.notify_all()
 
-    def _parts(self) -> Iterator[Any]:
+    def _parts(self) -> Iterator[tuple[Any, ...]]:
         """The numbered parts, for the server of this process.
 
-        When none is outstanding, an unnumbered one follows: its return ends `_receive`, which would
-        otherwise wait for workers that have died.
+        An unnumbered one is the last: its return ends `_receive`, which would otherwise wait for
+        workers that have died.
         """
-        leaves: list[Any] = []
-        while self._may_pull():
-            number = self._pull()
-            with self._changed:
-                if number is None:
-                    self._changed.wait_for(lambda: self._stopped)
-                    break
-                pending = self._pending.get(number)
-            if pending is not None:  # it may have been computed here meanwhile
-                leaves = tf.nest.flatten(pending.element[0])
-                yield (number, *leaves)
+        leaves: tuple[Any, ...] = ()
+        while (sent := self._next()) is not None:
+            leaves = sent[1:]
+            yield sent
         if leaves:
             yield (-1, *leaves)
 
-    def _may_pull(self) -> bool:
+    def _next(self) -> tuple[Any, ...] | None:
+        """The next part to be sent; None at the end, which nothing to do for long brings."""
         with self._changed:
-            self._changed.wait_for(lambda: self._stopped or self._pulled < self._next + WINDOW)
-            return not self._stopped
+            while not self._is_over():
+                if self._unsent:
+                    return self._unsent.popleft()
+                if not self._changed.wait(IDLE_S) and not self._awaited:
+                    self._end()
+        return None
 
     def _receive(self) -> None:
         """Receives results, in any order."""
+        specs = tf.nest.flatten(self._part_spec)
         try:
             for number, *rows in _through_service(
-                self._parts, tf.nest.flatten(self._spec), self._computed, self._address
+                self._parts, specs, self._computed, self._address
             ):
+                if int(number) < 0:
+                    break
                 with self._changed:
-                    if self._stopped:
-                        return
-                    pending = self._pending.get(int(number))
-                    if pending is not None:
-                        self._completed[int(number)] = rows
-                        self._missed = 0
-                        self._slowest_s = max(self._slowest_s, time.monotonic() - pending.at)
-                        self._changed.notify_all()
+                    sent = self._sent.pop(int(number), _Part())
+                    self._missed = 0
+                    self._slowest_s = max(self._slowest_s, time.monotonic() - sent.at)
+                sent.rows = rows
+                sent.done.set()
         except tf.errors.OpError as error:
             logging.warning(
                 "tfaccel: input: the data service failed, and rows are computed locally: %s", error
             )
-            with self._changed:
-                self._broken = True
-                self._changed.notify_all()
+        finally:
+            self._end(again_s=AGAIN_S)
+            atexit.unregister(self._exit)
 
     def _computed(self, number: Any, *leaves: Any) -> Any:
-        part = tf.nest.pack_sequence_as(self._spec, leaves)
+        part = tf.nest.pack_sequence_as(self._part_spec, leaves)
         return (number, *tf.nest.flatten(self._compute(part)))
 
 
@@ -282,7 +319,7 @@ def _through_service(
     job = uuid.uuid4().hex
     spec = (tf.TensorSpec([], tf.int64), *specs)
     server_address = _server()
-    source = _that_waits(tf.data.Dataset.from_generator(parts, output_signature=spec), 1)
+    source = _that_waits(tf.data.Dataset.from_generator(parts, output_signature=spec), 2)
     dataset_id = service.register_dataset(server_address, source, compression=None)
     # A named job is shared: each part goes to one of the workers that request it.
     parts_in = service.from_dataset_id(

@@ -85,7 +85,7 @@ class MeshBatches(BatchIterable):
 
     def _open(self) -> Iterator[Any]:
         with tf.device("/CPU:0"):
-            source = data_service.begun(iter(self._dataset))
+            source = iter(self._dataset)
         if self._own_rows:
             elements = source if self._py_dataset is None else self._py_dataset.elements(source)
             compared = self._compare_first(elements, lambda element: element[3])
