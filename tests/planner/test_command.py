@@ -10,6 +10,7 @@ from typing import Any
 
 import keras
 import pytest
+import tensorflow as tf
 
 import tfaccel
 from tests.planner import builders
@@ -244,19 +245,38 @@ def test_a_model_that_its_builder_does_not_compile_may_accumulate(small: str) ->
 
 
 class Resized(keras.layers.Layer):  # type: ignore[misc]
-    """Computes with the values of a weight while it is built."""
+    """Computes a weight from the values of another one while it is built."""
 
     def build(self, shape: Any) -> None:
-        table = self.add_weight((64, 64))
-        self.kept = table[:, :8] + 0.0
+        table = self.add_weight((16, 64, 1))
+        self.kept = self.add_weight((64, 64))
+        self.kept.assign(keras.ops.image.resize(table, (64, 64))[..., 0])
 
     def call(self, x: Any) -> Any:
         return x @ self.kept
 
 
-def test_a_model_that_is_built_from_values_is_refused_in_one_line() -> None:
+def test_a_model_may_compute_with_its_weights_while_it_is_built() -> None:
+    """As of a table of positions that is resized to the image."""
+
     def build() -> keras.Model:
         return keras.Sequential([keras.Input((64,)), Resized()])
+
+    found = tfaccel.plan(build, devices="T4", batch_size=8, precision="float32").estimates[0]
+    assert found.parameters == 4 * (16 * 64 + 64 * 64)
+    assert (found.peak or 0) > found.bytes_between_steps
+
+
+class Gathered(Resized):
+    """Reads rows of a weight's memory while it is built."""
+
+    def build(self, shape: Any) -> None:
+        self.kept = tf.gather(self.add_weight((128, 64)).value, range(64))
+
+
+def test_a_model_that_is_built_from_values_is_refused_in_one_line() -> None:
+    def build() -> keras.Model:
+        return keras.Sequential([keras.Input((64,)), Gathered()])
 
     with pytest.raises(StrategyError, match="the variables of a plan have no values") as error:
         tfaccel.plan(build, devices="T4", batch_size=8)
