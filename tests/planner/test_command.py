@@ -192,6 +192,20 @@ def test_a_shape_is_that_of_all_inputs_of_unknown_sizes() -> None:
         tfaccel.plan(padded, devices="T4", batch_size=8, precision="float32", input_shape=(6, 2))
 
 
+@pytest.mark.parametrize("shape", [None, (6,)])
+def test_inputs_that_no_one_shape_fills_are_refused(shape: tuple[int, ...] | None) -> None:
+    """As of a model of texts and images of any size."""
+
+    def build() -> keras.Model:
+        ids, image = keras.Input((None,), dtype="int32"), keras.Input((None, None, 3))
+        seen = keras.layers.GlobalAveragePooling2D()(image)
+        read = keras.layers.GlobalAveragePooling1D()(keras.layers.Embedding(10, 3)(ids))
+        return keras.Model([ids, image], keras.layers.Dense(2)(seen + read))
+
+    with pytest.raises(InputError, match=r"write them into the model, as no one --input-shape"):
+        tfaccel.plan(build, devices="T4", batch_size=8, input_shape=shape)
+
+
 class PositionEmbedding(keras.layers.Layer):  # type: ignore[misc]
     """As of keras_hub: its table has a row for each position."""
 
