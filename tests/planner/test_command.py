@@ -295,3 +295,22 @@ def test_a_model_that_is_built_from_values_is_refused_in_one_line() -> None:
     with pytest.raises(StrategyError, match="the variables of a plan have no values") as error:
         tfaccel.plan(build, devices="T4", batch_size=8)
     assert "\n" not in str(error.value)
+
+
+class OfTwoRows(keras.layers.Layer):  # type: ignore[misc]
+    """A mask of rows, which two rows and two positions happen to share."""
+
+    def call(self, x: Any) -> Any:
+        mask = keras.ops.ones(keras.ops.shape(x)[:1])
+        return x * mask
+
+
+@pytest.mark.parametrize("blocks", [1, 8])
+def test_a_model_whose_step_fails_is_refused_in_one_line(blocks: int) -> None:
+    def build() -> keras.Model:
+        hidden = [keras.layers.Dense(2) for _ in range(blocks)]
+        return keras.Sequential([keras.Input((2,)), *hidden, OfTwoRows()])
+
+    with pytest.raises(StrategyError, match=r"its training step for 11 or 4 rows fails: ") as error:
+        tfaccel.plan(build, devices="2xT4", batch_size=8, precision="float32")
+    assert "\n" not in str(error.value)
