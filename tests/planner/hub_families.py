@@ -367,7 +367,7 @@ FAMILIES: dict[str, Family] = {
         block_type="dark_block",
         stage_type="dark",
     ),
-    "DFine": Family(_d_fine),
+    "DFine": Family(_d_fine, uncounted="TensorListFromTensor"),
     "DINOV2": _image("DINOV2Backbone", **_SEEN, intermediate_dim=32, **_32),
     "DINOV3": _image("DINOV3Backbone", **_SEEN, intermediate_dim=32, **_32),
     "DebertaV3": _text("DebertaV3Backbone", **_PLACED, bucket_size=8),
