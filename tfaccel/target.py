@@ -207,16 +207,19 @@ def _inputs(
     specs = keras.tree.map_structure(
         lambda t: tf.TensorSpec(_filled(t.shape, shape), tf.as_dtype(t.dtype)), known
     )
-    for spec in tf.nest.flatten(specs):
-        sizes = tuple(spec.shape.as_list())
-        if None in sizes[1:]:
-            example = ",".join("224" if len(sizes) > 2 and n is None else str(n or 512)
-                               for n in sizes[1:])  # fmt: skip
-            raise InputError(
-                f"tfaccel: model {model.name!r} has an input of shape {sizes}; "
-                "expected known sizes behind the batch; give --input-shape, such as "
-                f"--input-shape {example}."
-            )
+    listed = [tuple(spec.shape.as_list()) for spec in tf.nest.flatten(specs)]
+    unknown = [sizes for sizes in listed if None in sizes[1:]]
+    if unknown:
+        sizes = unknown[0]
+        example = ",".join("224" if len(sizes) > 2 and n is None else str(n or 512)
+                           for n in sizes[1:])  # fmt: skip
+        do = f"give --input-shape, such as --input-shape {example}"
+        if shape is not None or len({len(one) for one in unknown}) > 1:
+            do = "write them into the model, as no one --input-shape fills all its inputs"
+        raise InputError(
+            f"tfaccel: model {model.name!r} has an input of shape {sizes}; "
+            f"expected known sizes behind the batch; {do}."
+        )
     return specs, notes
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import keras
 import pytest
+import tensorflow as tf
 
 import tfaccel
 from tests.planner import builders
@@ -191,6 +192,20 @@ def test_a_shape_is_that_of_all_inputs_of_unknown_sizes() -> None:
         tfaccel.plan(padded, devices="T4", batch_size=8, precision="float32", input_shape=(6, 2))
 
 
+@pytest.mark.parametrize("shape", [None, (6,)])
+def test_inputs_that_no_one_shape_fills_are_refused(shape: tuple[int, ...] | None) -> None:
+    """As of a model of texts and images of any size."""
+
+    def build() -> keras.Model:
+        ids, image = keras.Input((None,), dtype="int32"), keras.Input((None, None, 3))
+        seen = keras.layers.GlobalAveragePooling2D()(image)
+        read = keras.layers.GlobalAveragePooling1D()(keras.layers.Embedding(10, 3)(ids))
+        return keras.Model([ids, image], keras.layers.Dense(2)(seen + read))
+
+    with pytest.raises(InputError, match=r"write them into the model, as no one --input-shape"):
+        tfaccel.plan(build, devices="T4", batch_size=8, input_shape=shape)
+
+
 class PositionEmbedding(keras.layers.Layer):  # type: ignore[misc]
     """As of keras_hub: its table has a row for each position."""
 
@@ -244,20 +259,58 @@ def test_a_model_that_its_builder_does_not_compile_may_accumulate(small: str) ->
 
 
 class Resized(keras.layers.Layer):  # type: ignore[misc]
-    """Computes with the values of a weight while it is built."""
+    """Computes a weight from the values of another one while it is built."""
 
     def build(self, shape: Any) -> None:
-        table = self.add_weight((64, 64))
-        self.kept = table[:, :8] + 0.0
+        table = self.add_weight((16, 64, 1))
+        self.kept = self.add_weight((64, 64))
+        self.kept.assign(keras.ops.image.resize(table, (64, 64))[..., 0])
 
     def call(self, x: Any) -> Any:
         return x @ self.kept
 
 
-def test_a_model_that_is_built_from_values_is_refused_in_one_line() -> None:
+def test_a_model_may_compute_with_its_weights_while_it_is_built() -> None:
+    """As of a table of positions that is resized to the image."""
+
     def build() -> keras.Model:
         return keras.Sequential([keras.Input((64,)), Resized()])
 
+    found = tfaccel.plan(build, devices="T4", batch_size=8, precision="float32").estimates[0]
+    assert found.parameters == 4 * (16 * 64 + 64 * 64)
+    assert (found.peak or 0) > found.bytes_between_steps
+
+
+class Gathered(Resized):
+    """Reads rows of a weight's memory while it is built."""
+
+    def build(self, shape: Any) -> None:
+        self.kept = tf.gather(self.add_weight((128, 64)).value, range(64))
+
+
+def test_a_model_that_is_built_from_values_is_refused_in_one_line() -> None:
+    def build() -> keras.Model:
+        return keras.Sequential([keras.Input((64,)), Gathered()])
+
     with pytest.raises(StrategyError, match="the variables of a plan have no values") as error:
         tfaccel.plan(build, devices="T4", batch_size=8)
+    assert "\n" not in str(error.value)
+
+
+class OfTwoRows(keras.layers.Layer):  # type: ignore[misc]
+    """A mask of rows, which two rows and two positions happen to share."""
+
+    def call(self, x: Any) -> Any:
+        mask = keras.ops.ones(keras.ops.shape(x)[:1])
+        return x * mask
+
+
+@pytest.mark.parametrize("blocks", [1, 8])
+def test_a_model_whose_step_fails_is_refused_in_one_line(blocks: int) -> None:
+    def build() -> keras.Model:
+        hidden = [keras.layers.Dense(2) for _ in range(blocks)]
+        return keras.Sequential([keras.Input((2,)), *hidden, OfTwoRows()])
+
+    with pytest.raises(StrategyError, match=r"its training step for 11 or 4 rows fails: ") as error:
+        tfaccel.plan(build, devices="2xT4", batch_size=8, precision="float32")
     assert "\n" not in str(error.value)

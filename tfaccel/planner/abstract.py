@@ -58,6 +58,30 @@ class AbstractStrategy(tf.distribute.Strategy):  # type: ignore[misc]
         super().__init__(AbstractExtended(self))
 
 
+class ShapedVariable(_private.ReadByValue, _private.UninitializedVariable):  # type: ignore[misc]
+    """A variable without a value.
+
+    Where a builder computes with it, as to resize a table of positions, it is zeros for as long as
+    that takes; what is assigned to it is not kept.
+    """
+
+    def reads_by_value(self) -> bool:
+        """While a model is built."""
+        return bool(tf.executing_eagerly())
+
+    def value(self) -> tf.Tensor:
+        """Zeros, or in a graph its symbolic value."""
+        return tf.zeros(self.shape, self.dtype) if self.reads_by_value() else super().value()
+
+    def read_value(self) -> tf.Tensor:
+        """As `value`."""
+        return self.value() if self.reads_by_value() else super().read_value()
+
+    def assign(self, value: Any, *args: Any, **kwargs: Any) -> Any:
+        """Nothing, or an assignment of the graph."""
+        return self if self.reads_by_value() else super().assign(value, *args, **kwargs)
+
+
 class AbstractExtended(ModelParallelExtended):
     """How variables are created: as on a mesh, but without a value."""
 
@@ -75,7 +99,7 @@ class AbstractExtended(ModelParallelExtended):
             with tf.device("/CPU:0"):
                 variable = next_creator(initial_value=value, dtype=dtype, **kept)
         else:
-            variable = _private.UninitializedVariable(
+            variable = ShapedVariable(
                 trainable=kwargs.get("trainable"), name=kwargs.get("name"), shape=shape,
                 dtype=dtype, distribute_strategy=owner,
             )  # fmt: skip

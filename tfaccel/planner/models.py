@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -22,7 +23,7 @@ from tfaccel.distribute.fused import FusedAdam, fuse, is_fused
 from tfaccel.distribute.model_parallel.layout_planner import LayoutPlanner
 from tfaccel.distribute.model_parallel.mesh import MeshShape
 from tfaccel.distribute.replacements import replaced
-from tfaccel.errors import StrategyError
+from tfaccel.errors import StrategyError, TfaccelError
 from tfaccel.planner import layer_lists, liveness, repeated_blocks, trace
 from tfaccel.planner.abstract import AbstractStrategy, Made
 from tfaccel.planner.block_copies import Role
@@ -311,6 +312,10 @@ class Models:
         try:
             updates = [contextlib.nullcontext if one else _plain_updates for one in fused]
             steps = trace.trace(described, strategy, self._rows, self._dimensions, updates)
+        except TfaccelError:
+            raise
+        except Exception as error:
+            raise _untraceable(error, self._rows) from error
         finally:
             keras.config.set_dtype_policy(before)
         self._dimensions = self._dimensions or trace.dimensions(steps[0])
@@ -355,6 +360,16 @@ class Models:
         strategy.made = [one for one in strategy.made if id(one.variable) not in cut]
         blocks = _blocks(short, strategy.made) if found is not None else []
         return strategy, described, blocks
+
+
+def _untraceable(error: Exception, rows: tuple[int, int]) -> StrategyError:
+    plain = re.sub(r"\x1b\[\d*m", "", str(error))
+    reason = " ".join(plain.split("Arguments received by")[0].split())[:500].rstrip(".")
+    return StrategyError(
+        f"tfaccel: the model cannot be planned: its training step for {rows[1]} or {rows[0]} rows "
+        f"fails: {type(error).__name__}: {reason}; expected one that can be traced for any number "
+        "of rows; call model.train_on_batch on as many, which shows the line that fails."
+    )
 
 
 def _plain_updates() -> AbstractContextManager[None]:
