@@ -99,7 +99,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     f"{_TF}.framework.func_graph": ("func_graph_from_py_func",),
     f"{_TF}.framework.random_seed": ("get_seed",),
     f"{_TF}.eager.context": ("context", "global_seed"),
-    f"{_TF}.eager.record": ("could_possibly_record",),
+    f"{_TF}.eager.record": ("could_possibly_record", "stop_recording"),
     f"{_TF}.eager.polymorphic_function.polymorphic_function.Function": ("_clone", "_jit_compile"),
     f"{_TF}.framework.auto_control_deps": (
         "ResourceType",

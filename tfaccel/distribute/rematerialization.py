@@ -105,14 +105,19 @@ def rematerialized(function: Callable[..., Any]) -> Callable[..., Any]:
 _thread_state = threading.local()
 
 
-def _runs_as_it_is(function: Any, leaves: Sequence[Any]) -> bool:
+def _owner(function: Any) -> keras.layers.Layer | None:
+    """The layer whose method is called."""
     owner = getattr(inspect.unwrap(function), "__self__", None)
-    is_layer = isinstance(owner, keras.layers.Layer)
+    return owner if isinstance(owner, keras.layers.Layer) else None
+
+
+def _runs_as_it_is(function: Any, leaves: Sequence[Any]) -> bool:
+    owner = _owner(function)
     return (
         getattr(_thread_state, "inside", False)
         or _private.in_stateless_scope()  # Keras asks for shapes
         or isinstance(owner, keras.Model)
-        or (is_layer and not all(layer.built for layer in _private.layers_of(owner)))
+        or (owner is not None and not all(each.built for each in _private.layers_of(owner)))
         or any(isinstance(leaf, tf.__internal__.CompositeTensor) for leaf in leaves)
     )
 
@@ -127,6 +132,18 @@ def _masked_as(tensor: Any, like: Any) -> Any:
     return tensor
 
 
+def _after(upstream: Sequence[Any], tensors: Sequence[Any]) -> list[Any]:
+    """Copies of tensors that are made when the first of `upstream` is known, and not before.
+
+    XLA heeds no control dependencies, so that they depend on a number: zero, or NaN.
+    """
+    if tf.executing_eagerly():
+        return [tf.identity(tensor) for tensor in tensors]
+    first = tf.reshape(upstream[0], [-1])[:1]
+    zero = tf.reduce_sum(tf.where(tf.math.is_nan(first), first, tf.zeros_like(first)))
+    return [tensor + tf.cast(zero, tensor.dtype) for tensor in tensors]
+
+
 class _Run:
     """One call of a function, and its repetition for the gradient.
 
@@ -138,14 +155,38 @@ class _Run:
     def __init__(self, function: Any, of: Callable[[Sequence[Any]], Any]) -> None:
         self._function, self._of = function, of
         self._contexts = _private.call_contexts()
+        owner = _owner(function)
+        self._weights = owner.trainable_variables if owner is not None else []
         self._before: list[tuple[Any, Any]] | None = None  # what it updates, with the values
         self._updates: list[tuple[Any, Any]] = []
         self._returned: Any = None
         self._is_repeatable = True
 
-    def __call__(self, tensors: list[Any]) -> list[Any] | None:
+    def __call__(self, tensors: Sequence[Any]) -> list[Any] | None:
         """Its floating-point outputs and the losses it adds; None where that would be wrong."""
-        outputs = tf.recompute_grad(lambda *given: self._compute(given))(*tensors)
+        count = len(tensors)
+
+        @tf.custom_gradient
+        def computed(*given: Any) -> Any:
+            with _private.stop_recording():
+                outputs = self._compute(given[:count], given[count:])
+
+            def gradient(*upstream: Any, variables: Sequence[Any] = ()) -> Any:
+                with tf.name_scope("gradient_tape"), tf.GradientTape() as tape:
+                    again = [*_after(upstream, given[:count]), *map(tf.identity, given[count:])]
+                    tape.watch([*again, *variables])
+                    repeated = self._compute(again[:count], again[count:])
+                sources = [*again, *variables]
+                grads = tape.gradient(
+                    repeated, sources, upstream, unconnected_gradients=tf.UnconnectedGradients.ZERO
+                )
+                grads = [tf.convert_to_tensor(grad) for grad in grads]  # of rows of a table too
+                of_given, of_variables = grads[: len(given)], grads[len(given) :]
+                return (of_given, of_variables) if variables else of_given
+
+            return outputs, gradient
+
+        outputs = computed(*tensors, *map(_value, self._weights))
         return outputs if self._is_repeatable else None
 
     def finish(self, outputs: Sequence[Any]) -> Any:
@@ -161,21 +202,21 @@ class _Run:
             _private.layers_being_built()[-1].add_loss(losses)
         return tf.nest.pack_sequence_as(self._returned, leaves)
 
-    def _compute(self, tensors: Sequence[Any]) -> list[Any]:
+    def _compute(self, tensors: Sequence[Any], weights: Sequence[Any]) -> list[Any]:
         first = self._before is None
         graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
         begin = len(graph.get_operations()) if graph is not None else 0
         with (
             replaced(_thread_state, "inside", True),
             _private.in_call_contexts(self._contexts),
-            _State(self._before or ()) as state,
+            _State([*zip(self._weights, weights, strict=True), *(self._before or ())]) as state,
         ):
             returned = self._of(tensors)
         if first:
             self._returned, self._updates = returned, state.updates
             self._before = [(variable, _value(variable)) for variable, _ in state.updates]
             if graph is not None:
-                self._check(graph.get_operations()[begin:], tensors)
+                self._check(graph.get_operations()[begin:], [*tensors, *weights])
             self._is_repeatable &= not any(v.trainable for v, _ in state.updates)
         return [*filter(_is_floating, tf.nest.flatten(returned)), *state.losses]
 

@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 
 import keras
 
+from tfaccel.errors import StrategyError
 from tfaccel.planner import run_command
+from tfaccel.planner.block_places import UnevenError
 from tfaccel.planner.candidates import Candidate, candidates
 from tfaccel.planner.device_catalogue import Machines
 from tfaccel.planner.estimate import Estimate, estimate, held
@@ -50,7 +52,8 @@ def advise(
         better = estimate(least, rows, machines, models)
         change = f"a global batch of {rows} in place of {batch}, {least.name}, {least.precision}"
         yield Advice(change, better, run_command.command(target, least, machines, rows))
-    if (again := _rematerialized(least, batch, machines, models)) is not None and again.fits:
+    again = _rematerialized(least, batch, machines, models)
+    if again is not None:
         change = f"rematerialization='full', {least.name}, {least.precision}"
         line = run_command.command(target, again.candidate, machines, batch)
         yield Advice(change, again, line)
@@ -75,9 +78,9 @@ def eased(
 ) -> Iterator[Estimate]:
     """Further candidates: those that do not fit, with what makes them fit.
 
-    That is rematerialization, where Keras has it, or the fewest steps of gradient accumulation, or
-    both where neither is enough. None is traced if the variables alone, plus one per gradient,
-    fill the device.
+    That is rematerialization, or the fewest steps of gradient accumulation, or both where neither
+    is enough. None is traced if the variables alone, plus one per gradient, fill the device, and
+    rematerialization is only where it makes the candidate fit that takes least.
 
     Args:
         found: all candidates, as they are.
@@ -85,27 +88,44 @@ def eased(
         machines: what they are for.
         models: makes the model's variants.
     """
-    for one in found:
-        least = one.bytes_between_steps + one.all_gradients
-        if one.fits or one.peak is None or least > machines.device.usable:
-            continue
-        again = _rematerialized(one.candidate, batch, machines, models)
-        if again is not None and again.fits:
-            yield again
-        accumulated = _accumulation(one.candidate, batch, machines, models)
-        if accumulated is None and again is not None and not again.fits:
-            accumulated = _accumulation(again.candidate, batch, machines, models)
-        if accumulated is not None:
-            yield accumulated
+    may_fit = [
+        one
+        for one in found
+        if not one.fits
+        and one.peak is not None
+        and one.bytes_between_steps + one.all_gradients <= machines.device.usable
+    ]
+    if not may_fit:
+        return
+    accumulated = [_accumulation(one.candidate, batch, machines, models) for one in may_fit]
+
+    def again(i: int) -> Estimate | None:
+        """Rematerialized: as it is, or accumulated where that alone does not help."""
+        alone = accumulated[i] is not None
+        return _rematerialized(may_fit[i].candidate, batch, machines, models, accumulates=not alone)
+
+    least = min(range(len(may_fit)), key=lambda i: may_fit[i].needed)
+    rematerializes = again(least) is not None
+    for i, other in enumerate(accumulated):
+        if rematerializes and (found_again := again(i)) is not None:
+            yield found_again
+        if other is not None:
+            yield other
 
 
 def _rematerialized(
-    candidate: Candidate, batch: int, machines: Machines, models: Models
+    candidate: Candidate, batch: int, machines: Machines, models: Models, accumulates: bool = False
 ) -> Estimate | None:
-    """The same, with layers computed again; None where that is not possible or saves nothing."""
+    """The same with layers computed again, if it fits; with steps of accumulation where allowed."""
     if not hasattr(keras, "RematScope"):
         return None
-    return estimate(replace(candidate, rematerialized=True), batch, machines, models)
+    try:
+        found = estimate(replace(candidate, rematerialized=True), batch, machines, models)
+    except (StrategyError, UnevenError):  # a layer that cannot be, or blocks of different steps
+        return None
+    if found.fits:
+        return found
+    return _accumulation(found.candidate, batch, machines, models) if accumulates else None
 
 
 def _batch(candidate: Candidate, batch: int, machines: Machines, models: Models) -> int:

@@ -240,6 +240,10 @@ class Models:
             fused: whether Adam updates with one operation per variable, as on replicas.
             accumulate: the optimizer's gradient accumulation.
             rematerialized: whether its layers are made in a `keras.RematScope`.
+
+        Raises:
+            UnevenError: when equal blocks differ that are rematerialized, so that all of them
+                would have to be traced.
         """
         least = min(accumulate, 2)  # how often is a number in the graph
         key = (precision, fused, least, rematerialized)
@@ -252,6 +256,8 @@ class Models:
                 if made.count is not None:
                     made.sized(repeated_blocks.KEPT + 1)
             except UnevenError as reason:
+                if rematerialized:
+                    raise
                 self._whole = f"the model was traced with all its blocks: {reason}"
                 made = self._make(*key, None)
             self._made[key] = made

@@ -69,7 +69,8 @@ def reroll(step: Step, blocks: Sequence[int | None], likes: Sequence[Hashable]) 
     tokens = [_token(op, step.values) for op in step.operations]
     labels = _labels(step, blocks)
     runs = _runs(_numbered(tokens), labels)
-    if not any(step.operations[run.start].backward for run in runs):
+    of_one = [op for run in runs for op in step.operations[run.start : run.start + run.period]]
+    if not any(op.backward for op in of_one):
         raise UnevenError("no part of its step goes over the blocks one by one")
     operations = Places(dict(_operation_places(runs)))
     for i, label in enumerate(labels):

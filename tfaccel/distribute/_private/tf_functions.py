@@ -14,8 +14,9 @@ import tensorflow as tf
 # The functions that a graph may call are in the process's context.
 from tensorflow.python.eager.context import context
 
-# Whether any tape records; only a tape that one holds is public.
-from tensorflow.python.eager.record import could_possibly_record
+# Whether any tape records, and that none does for a while, which what is computed again for a
+# gradient needs; only a tape that one holds is public.
+from tensorflow.python.eager.record import could_possibly_record, stop_recording
 
 __all__ = [
     "define_functions",
@@ -24,6 +25,7 @@ __all__ = [
     "has_started",
     "is_function",
     "is_recording",
+    "stop_recording",
 ]
 
 
