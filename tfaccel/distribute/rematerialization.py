@@ -58,12 +58,13 @@ class _RematerializesInScope:
 
     def scope(self) -> Any:
         """As the strategy's own, with a `keras.RematScope`."""
-        return self._scope(super().scope())  # type: ignore[misc]
+        return _with_remat(super().scope(), self.rematerialization)  # type: ignore[misc]
 
-    @contextlib.contextmanager
-    def _scope(self, own: Any) -> Iterator[Any]:
-        with keras.RematScope(self.rematerialization), own as entered:
-            yield entered
+
+@contextlib.contextmanager
+def _with_remat(scope: Any, mode: str | None) -> Iterator[Any]:
+    with keras.RematScope(mode), scope as entered:
+        yield entered
 
 
 def rematerialized(function: Callable[..., Any]) -> Callable[..., Any]:
