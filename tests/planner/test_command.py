@@ -16,6 +16,7 @@ import tfaccel
 from tests.planner import builders
 from tests.support import run_child
 from tfaccel.errors import InputError, StrategyError
+from tfaccel.planner import run_command
 from tfaccel.planner.plan import Plan
 from tfaccel.planner.plan_command import main
 
@@ -110,6 +111,30 @@ def test_what_does_not_fit_is_advised_what_does(small: str) -> None:
     more = tfaccel.plan(builders.mlp, devices="2xsmall", batch_size=rows + 2, device_file=small)
     name = smaller.estimate.candidate.name
     assert not next(one for one in more.estimates if one.candidate.name == name).fits
+
+
+def test_layers_that_are_computed_again_take_less(small: str) -> None:
+    """A chain of activations, of which only the inputs of layers are kept; and how it is run."""
+
+    def chain() -> keras.Model:
+        layers = [keras.layers.Dense(64, activation="gelu") for _ in range(4)]
+        model = keras.Sequential([keras.Input((64,)), *layers, keras.layers.Dense(4)])
+        model.compile("adam", "mse")
+        return model
+
+    found = tfaccel.plan(chain, devices="small", batch_size=256, device_file=small)
+    one = {each.candidate.name: each for each in found.estimates}
+    plain, again = one["one_device"], one["one_device, rematerialized"]
+    assert not plain.fits
+    assert again.fits
+    assert plain.peak is not None
+    assert again.peak is not None
+    assert again.peak < plain.peak
+    assert again.flops is not None
+    assert plain.flops is not None
+    assert again.flops > plain.flops
+    line = run_command.command(__file__, again.candidate, found.machines, 256)
+    assert "--rematerialization=full" in line
 
 
 def test_fewer_rows_take_less_on_one_device_too(small: str) -> None:

@@ -81,6 +81,16 @@ def both(
     return found
 
 
+def rematerialized_decoder() -> keras.Model:
+    with keras.RematScope("full"):
+        return decoder()
+
+
+def rematerialized_dense() -> keras.Model:
+    with keras.RematScope("full"):
+        return dense()
+
+
 def counted(one: Estimate) -> dict[str, Any]:
     found = dataclasses.asdict(one)
     del found["time"]  # a sum of fractions, in another order
@@ -93,8 +103,10 @@ _ALL = [
     pytest.param(decoder, "mixed_bfloat16", False, 1, marks=pytest.mark.exhaustive),
     pytest.param(decoder, "mixed_float16", False, 1, marks=pytest.mark.exhaustive),
     pytest.param(decoder, "float32", True, 2, marks=pytest.mark.exhaustive),
+    pytest.param(rematerialized_decoder, "float32", False, 1, marks=pytest.mark.exhaustive),
     (dense, "mixed_float16", False, 2),
     (dense, "float32", True, 1),
+    (rematerialized_dense, "float32", True, 1),
     (listed, "float32", True, 1),
 ]
 
