@@ -1,4 +1,4 @@
-"""Dataset order: whether several workers that read one `tf.data` pipeline get its rows in one order.
+"""Dataset order: whether workers that read one `tf.data` pipeline get its rows in one order.
 
 They take rows by position. A transformation with `deterministic=False` gives rows as they become
 ready: in an order of its own on each worker, so that some rows would be trained on twice, and
@@ -44,5 +44,6 @@ def check_order(dataset: tf.data.Dataset, alternative: str = "") -> None:
     raise InputError(
         f"tfaccel: the {what} has deterministic=False, by which each worker gets the rows in an "
         "order of its own: some would be trained on twice, and others never; expected one order, "
-        f"of which each worker takes its rows; leave out deterministic=False (or sloppy=True){alternative}."
+        "of which each worker takes its rows; leave out deterministic=False (or sloppy=True)"
+        f"{alternative}."
     )
