@@ -238,6 +238,12 @@ def rebatched_to_several_sizes() -> Any:
     return rows(ROWS).map(double).batch(5).rebatch([4, 6])
 
 
+def mapped_and_batched_in_one() -> Any:
+    """it is one step with batch"""
+    rows = tf.data.Dataset.range(11)
+    return rows.apply(tf.data.experimental.map_and_batch(double, 4))
+
+
 def ragged_batches() -> Any:
     """ragged_batch comes after it"""
     return rows(ROWS).map(lambda i: tf.range(i)).ragged_batch(8)
@@ -294,6 +300,7 @@ STAYS = [
     parsed_in_an_interleave_below_a_shuffle,
     unbatched_of_dropped_rows,
     rebatched_to_several_sizes,
+    mapped_and_batched_in_one,
     ragged_batches,
     skipped_below_a_shuffle,
     filtered_after,

@@ -93,6 +93,7 @@ def test_damaged_lines_are_left_out(tmp_path: Path, damaged: bytes) -> None:
 def test_a_run_does_not_continue_the_line_of_one_that_was_killed(tmp_path: Path) -> None:
     path = tmp_path / records.file_name(1)
     path.write_text('{"kind": "win', "utf-8")
+    log_files.prepare(str(tmp_path), 1)
     log_files.LogFiles(str(tmp_path), RUNS[1], RUNS)
     assert records.read_path(path).runs == (RUNS[1],)
 

@@ -23,12 +23,8 @@ from tfaccel.distribute.batch_sharding import (
     static_row_count,
     uneven,
 )
-from tfaccel.distribute.dataset_sharding import shard_dataset, shard_rows_of
+from tfaccel.distribute.dataset_sharding import PER_WORKER, shard_dataset, shard_rows_of
 from tfaccel.distribute.read_ahead import read_ahead
-
-_PER_WORKER = (
-    "; or give tfaccel.strategy(..., input='per_worker'), where each worker reads rows of its own"
-)
 
 
 class Part(NamedTuple):
@@ -247,7 +243,7 @@ class Batches(BatchIterable):
                 self._own.check_order(fingerprint, self._all_gather)
             elif not self._compared:
                 dataset_consistency.check_first_batch(
-                    fingerprint, self._all_gather, self._is_deterministic, _PER_WORKER
+                    fingerprint, self._all_gather, self._is_deterministic, PER_WORKER
                 )
             self._compared = True
         number, replicas = int(rows), self._placement.replicas

@@ -23,7 +23,12 @@ from tfaccel.distribute.batch_sharding import (
     shard_batch,
     shard_own_rows,
 )
+from tfaccel.distribute.dataset_order import check_order
 from tfaccel.errors import InputError
+
+PER_WORKER = (
+    "; or give tfaccel.strategy(..., input='per_worker'), where each worker reads rows of its own"
+)
 
 
 def shard_dataset(
@@ -47,7 +52,8 @@ def shard_dataset(
             `[n]`); of the others it is empty.
 
     Raises:
-        InputError: when an element of `dataset` is not a batch, or has parts of different rows.
+        InputError: when an element of `dataset` is not a batch, or has parts of different rows; or
+            when several workers would get its rows in different orders.
     """
     check_batched(dataset.element_spec)
 
@@ -68,8 +74,10 @@ def shard_dataset(
     moved = _cut_moved_up(dataset, placement) if arrays is None and read_ahead else None
     if moved is not None:
         source = moved.batches
-        if not data_service.in_use():
-            parts = _and_computed(parts, moved)
+    if placement.workers > 1 and arrays is None:
+        check_order(source, PER_WORKER)
+    if moved is not None and not data_service.in_use():
+        parts = _and_computed(parts, moved)
     if first is not None:
         source, parts = source.enumerate(), with_first(parts, whole, first)
     if not read_ahead:

@@ -68,6 +68,9 @@ class Report:
 
     def _reader(self, dataset: tf.data.Dataset) -> None:
         kind, function = _private.stage(dataset).kind, _private.user_function(dataset)
+        if kind == "map_and_batch" and function is not None:
+            why = "it is one step with batch; a map before batch would run on own rows alone"
+            self.stays(kind, function, why)
         if kind not in _READ or function is None:
             return
         if _is_of_tensorflow(function) and "from_generator" in function.__module__:

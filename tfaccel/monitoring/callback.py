@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from tfaccel.distribute import _private
 from tfaccel.errors import MonitorError
+from tfaccel.monitoring.log_files import prepare
 from tfaccel.monitoring.records import Record
 from tfaccel.monitoring.session import Session
 from tfaccel.monitoring.settings import Settings
@@ -43,7 +44,7 @@ def monitor(
 
     Raises:
         MonitorError: `every` is less than one step; in `fit`, the model belongs to another
-            strategy.
+            strategy, the directory cannot be written to, or there is another monitor.
 
     Example:
         ```python
@@ -98,6 +99,15 @@ class Monitor(keras.callbacks.Callback):  # type: ignore[misc]
                 f"model is of a {type(strategy).__name__}; expected one strategy: build the model "
                 "inside `with strategy.scope():`."
             )
+        monitors = sum(isinstance(one, Monitor) for one in fit.callbacks.callbacks)
+        if monitors > 1:
+            raise MonitorError(
+                f"tfaccel: fit was given tfaccel.monitor {monitors} times; expected it once among "
+                "its callbacks, since only the last one would measure; leave out the others "
+                "(--monitor of tfaccel.flags adds one to flags.callbacks)."
+            )
+        cluster = getattr(strategy, "cluster", None)
+        prepare(self._settings.directory, 0 if cluster is None else cluster.rank)
         self._session = Session(self._strategy, self.model, fit, self._settings)
         self._measures = True
 

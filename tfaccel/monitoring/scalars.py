@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 from tfaccel.monitoring.summary import PARTS
 from tfaccel.monitoring.window import COMPILES, Window, rate, share
@@ -47,21 +48,37 @@ class ScalarWriter:
 
     Args:
         directory: where.
+
+    Raises:
+        OSError: here or in its methods, where the file cannot be written.
     """
 
     def __init__(self, directory: str) -> None:
         import tensorflow as tf
 
         self._tf = tf
-        self._writer = tf.summary.create_file_writer(directory)
+        with self._as_os_error():
+            self._writer = tf.summary.create_file_writer(directory)
 
     def write(self, windows: Sequence[Window]) -> None:
         """Adds one window of all workers, at the step that it ends with."""
         step = windows[0].step + windows[0].steps
-        with self._writer.as_default(), self._tf.summary.record_if(True):
+        with (
+            self._as_os_error(),
+            self._writer.as_default(),
+            self._tf.summary.record_if(True),
+        ):
             for name, value in scalars(windows).items():
                 self._tf.summary.scalar(name, value, step=step)
 
     def close(self) -> None:
         """Closes the file."""
-        self._writer.close()
+        with self._as_os_error():
+            self._writer.close()
+
+    @contextlib.contextmanager
+    def _as_os_error(self) -> Iterator[None]:
+        try:
+            yield
+        except self._tf.errors.OpError as error:
+            raise OSError(error.message) from error

@@ -27,6 +27,8 @@ __all__ = [
     "array_pipeline",
     "called_operations",
     "class_weighted",
+    "has_any_order",
+    "input_datasets",
     "is_parallel",
     "restart_threads",
     "stage",
@@ -48,6 +50,8 @@ _KINDS = {
     "_TensorDataset": "from_tensors",
     "_TensorSliceDataset": "from_tensor_slices",
 }
+# Of the tensors in a dataset whose graph is looked at, which copies them.
+_MOST_BYTES_COPIED = 64 * 2**20
 _OTHER_METHODS = {
     "dense_to_ragged": "ragged_batch",
     "directed_interleave": "sample_from_datasets or choose_from_datasets",
@@ -189,6 +193,58 @@ def class_weighted(dataset: tf.data.Dataset) -> tuple[tf.data.Dataset, Callable[
 def is_parallel(dataset: tf.data.Dataset) -> bool:
     """Whether the last transformation of a dataset runs in several threads."""
     return type(dataset).__name__.strip("_").startswith("Parallel")
+
+
+def input_datasets(dataset: tf.data.Dataset) -> tuple[tf.data.Dataset, ...]:
+    """The datasets that the last transformation of a dataset reads."""
+    return tuple(dataset._inputs())
+
+
+def has_any_order(dataset: tf.data.Dataset) -> bool | None:
+    """Whether the last transformation of a dataset gives its elements in any order.
+
+    By `deterministic=False` or `sloppy=True`, its own or that of a dataset inside its function. An
+    interleave does not keep it in Python: its graph tells, in which its inputs are too.
+
+    Returns:
+        None where it is not known: an interleave of large tensors, which its graph would copy.
+    """
+    if getattr(dataset, "_deterministic", "") == "false":
+        return True
+    try:
+        if type(dataset).__name__ == "_ParallelInterleaveDataset":
+            if _bytes_inside(dataset) > _MOST_BYTES_COPIED:
+                return None
+            return _says_any_order(_serialized(dataset))
+        graphs = [each.function.graph.as_graph_def() for each in dataset._functions()]
+    except (ValueError, tf.errors.OpError):  # larger than a graph may be (2 GB)
+        return None
+    return any(_says_any_order(graph) for graph in graphs)
+
+
+def _serialized(dataset: tf.data.Dataset) -> Any:
+    policy = tf.data.experimental.ExternalStatePolicy.IGNORE
+    serialized = dataset._as_serialized_graph(external_state_policy=policy)
+    return tf.compat.v1.GraphDef.FromString(serialized.numpy())
+
+
+def _says_any_order(graph: Any) -> bool:
+    called = (node for each in graph.library.function for node in each.node_def)
+    return any(
+        "Dataset" in node.op and node.attr["deterministic"].s == b"false"
+        for node in itertools.chain(graph.node, called)
+        if "deterministic" in node.attr
+    )
+
+
+def _bytes_inside(dataset: tf.data.Dataset) -> int:
+    """The size of the tensors of a dataset, of its inputs, and of what their functions capture."""
+    tensors = [*getattr(dataset, "_tensors", ())]
+    for each in dataset._functions():
+        tensors += each.function.captured_inputs
+    # Strings are as long as a file name, at least roughly; handles of resources are not copied.
+    size: int = sum(t.dtype.size * (t.shape.num_elements() or 0) for t in tensors)
+    return size + sum(_bytes_inside(each) for each in dataset._inputs())
 
 
 def user_function(dataset: tf.data.Dataset) -> Any:

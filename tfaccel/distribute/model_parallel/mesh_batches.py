@@ -21,6 +21,7 @@ from tfaccel.distribute.batch_iterator import (
 )
 from tfaccel.distribute.batch_rows import PyDatasetRows
 from tfaccel.distribute.batch_sharding import is_absent
+from tfaccel.distribute.dataset_order import check_order
 from tfaccel.distribute.dataset_sharding import check_batched, with_data_workers
 from tfaccel.distribute.model_parallel import host_transfer, user_functions
 from tfaccel.distribute.read_ahead import read_ahead
@@ -70,13 +71,15 @@ class MeshBatches(BatchIterable):
         self._by_leaf = by_leaf
         self._static_rows = _has_static_rows(dataset.element_spec)
         user_dataset = dataset
+        several = strategy is not None and strategy.cluster is not None
+        if several and strategy.cluster.size > 1 and own is None:
+            check_order(dataset)
         self._py_dataset = own if isinstance(own, PyDatasetRows) else None
         self._own_rows = own is not None
         if own is not None:
             dataset = own.dataset if isinstance(own, PyDatasetRows) else own
         elif data_service.in_use() and threads is None:
             dataset = with_data_workers(dataset)
-        several = strategy is not None and strategy.cluster is not None
         self._dataset = without_autotune(in_order(dataset) if several else dataset)
         self._is_deterministic = functools.partial(row_functions.is_deterministic, user_dataset)
         self._compared = False

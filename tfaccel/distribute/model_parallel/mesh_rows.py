@@ -20,6 +20,7 @@ from absl import logging
 from tfaccel.distribute import _private, batch_rows, data_service, dataset_consistency, own_rows
 from tfaccel.distribute.batch_rows import PyDatasetRows
 from tfaccel.distribute.batch_sharding import is_absent, row_count
+from tfaccel.distribute.dataset_order import check_order
 from tfaccel.distribute.dataset_sharding import as_it_is, computed_elsewhere, gathered, with_first
 
 
@@ -109,6 +110,7 @@ def of_own_rows(dataset: tf.data.Dataset, rows: MeshRows) -> tf.data.Dataset | N
         logging.info("tfaccel: input: every process computes all rows in the %s.", line)
     if moved is None or not _is_dense(moved.batches.element_spec):
         return None
+    check_order(moved.batches)
 
     @tf.autograph.experimental.do_not_convert
     def take(*batch: Any) -> Any:
