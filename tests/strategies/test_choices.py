@@ -166,7 +166,7 @@ GIVEN = {
     "local_steps": (2, "4", 4),
     "partial_batch": ("pad", "drop", "drop"),
     "batch_norm": ("replica", "synchronized", "synchronized"),
-    "rematerialization": (None, "full", "full"),
+    "rematerialization": ("activations", "full", "full"),
     "input": ("global", "per_worker", "per_worker"),
     "check": ("off", "always", "always"),
     "steps_per_execution": (2, "4", 4),
