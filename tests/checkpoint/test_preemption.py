@@ -71,5 +71,67 @@ def test_a_step_that_does_not_end_is_left(strategy: str, workers: int, tmp_path:
     assert any(path.is_dir() for path in tmp_path.iterdir()), "a checkpoint"
 
 
+@pytest.mark.child(devices=1)
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_notice_between_two_fits(first: int, fails: bool, tmp_path: Path) -> None:
+    import keras
+    import numpy as np
+
+    import tfaccel
+
+    class FitError(Exception):
+        pass
+
+    def fit(resume: keras.callbacks.Callback, *others: keras.callbacks.Callback) -> None:
+        model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+        model.compile("adam", "mse")
+        callbacks = [resume, *others]
+        model.fit(np.ones((4, 2)), np.ones((4, 1)), batch_size=2, verbose=0, callbacks=callbacks)
+
+    def fail(*_: object, **__: object) -> None:
+        raise FitError
+
+    heard: list[str] = []
+    before = signal.signal(signal.SIGTERM, lambda *_: heard.append("before"))
+    try:
+        resumes = [tfaccel.checkpoint.resume(tmp_path / name) for name in "ab"]
+        if fails:
+            with pytest.raises(FitError):
+                fit(resumes.pop(first), keras.callbacks.LambdaCallback(on_train_batch_end=fail))
+        else:
+            fit(resumes.pop(first))
+        with pytest.raises(SystemExit) as ended:
+            signal.raise_signal(signal.SIGTERM)
+        assert ended.value.code == PREEMPTED
+        assert not heard
+        signal.raise_signal(signal.SIGTERM)
+        assert heard == ["before"]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.child(devices=1)
+def test_after_the_last_of_two_fits_a_notice_means_what_it_did(tmp_path: Path) -> None:
+    import keras
+    import numpy as np
+
+    import tfaccel
+
+    heard: list[str] = []
+    before = signal.signal(signal.SIGTERM, lambda *_: heard.append("before"))
+    try:
+        resumes = [tfaccel.checkpoint.resume(tmp_path / name) for name in "abc"]
+        del resumes[2]  # no fit can use it
+        for resume in resumes:
+            model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+            model.compile("adam", "mse")
+            model.fit(np.ones((4, 2)), np.ones((4, 1)), verbose=0, callbacks=[resume])
+        signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert heard == ["before"]
+
+
 if __name__ == "__main__":
     main()

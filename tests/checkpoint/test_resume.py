@@ -342,6 +342,69 @@ def test_a_backup_that_loses_the_batch_is_warned_of(
     assert "use tfaccel.checkpoint.resume(directory, every=3)" in line % tuple(values)
 
 
+class Noise(keras.layers.Layer):
+    """Adds random numbers to its input, as `kind` says."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.seeds = keras.random.SeedGenerator(1)
+        self.generator = tf.random.Generator.from_seed(2)
+        self.inner = tf.function(lambda x: x + tf.random.normal(tf.shape(x)))
+
+    def call(self, x: Any) -> Any:
+        if self.kind == "tf.random":
+            return x + tf.random.uniform(tf.shape(x))
+        if self.kind == "tf.random in a function":
+            return self.inner(x)
+        if self.kind == "tf.random in a branch":
+            return tf.cond(tf.reduce_sum(x) > 0, lambda: tf.random.shuffle(x), lambda: x)
+        noise = self.generator.normal(tf.shape(x))
+        return x + noise + keras.random.normal(keras.ops.shape(x), seed=self.seeds)
+
+
+@pytest.mark.parametrize(
+    ("kind", "operation"),
+    [
+        ("tf.random", "RandomUniform"),
+        ("tf.random in a function", "RandomStandardNormal"),
+        ("tf.random in a branch", "RandomShuffle"),
+        ("seeds and generators", ""),
+    ],
+)
+@pytest.mark.parametrize(
+    ("strategy_kind", "options", "compiled"),
+    [
+        ("one_device", {}, {}),
+        ("mirrored", {"devices": 2, "check": "off"}, {}),
+        pytest.param("one_device", {}, {"steps_per_execution": 2}, marks=RARE),
+        pytest.param("one_device", {}, {"jit_compile": True}, marks=RARE),
+        pytest.param("one_device", {}, {"run_eagerly": True}),
+    ],
+)
+def test_a_step_that_draws_from_what_is_not_saved_is_warned_of(
+    strategy_kind: str, options: Any, compiled: Any, kind: str, operation: str, tmp_path: Path
+) -> None:
+    with strategy(strategy_kind, **options).scope():
+        model = keras.Sequential([keras.Input((6,)), Noise(kind), keras.layers.Dense(2)])
+        model.compile("sgd", "mse", **compiled)
+    x = np.ones((16, 6), np.float32)
+    with mock.patch.object(logging, "warning") as warned:
+        for name in "ab":
+            resume = tfaccel.checkpoint.resume(tmp_path / name)
+            monitor = tfaccel.monitor(model.distribute_strategy, tmp_path / f"monitor {name}")
+            callbacks = [resume] if name == "a" else [monitor, resume]
+            model.fit(x, x[:, :2], batch_size=4, epochs=2, verbose=0, callbacks=callbacks)
+    lines = [call.args[0] % call.args[1:] for call in warned.call_args_list]
+    draws = [line for line in lines if "draws random numbers" in line]
+    if compiled.get("run_eagerly") or not operation:
+        assert not draws
+    else:
+        assert len(draws) == 2, "one for each fit"
+        assert all(f" ({operation}) " in line for line in draws)
+        assert all("use keras.random with a keras.random.SeedGenerator" in line for line in draws)
+
+
 def test_a_second_fit_in_a_directory_is_warned_of(tmp_path: Path) -> None:
     with strategy("one_device").scope():
         model = dense()

@@ -518,6 +518,15 @@ def main():
         _private.is_parallel(rows_of_eight.map(mapped)),
     ]
 
+    inner = tf.function(lambda v: tf.random.normal(tf.shape(v)))
+    outer = tf.function(lambda v: tf.cond(v[0] > 0, lambda: inner(v), lambda: v))
+    seen["traced graphs"] = [len(_private.traced_graphs(outer))]
+    outer(tf.ones(2))
+    for traced in _private.traced_graphs(outer):
+        graphs = [traced, *_private.library_graphs(traced)]
+        types = {operation.type for graph in graphs for operation in graph.get_operations()}
+        seen["traced graphs"] += [outer.experimental_get_tracing_count(), sorted(types)]
+
     stepping = model()
     stepping.fit(x, y, batch_size=5, verbose=0)
     step = _private.step_function(stepping.train_function)

@@ -270,3 +270,9 @@ def test_the_functions_of_datasets(seen: dict[str, Any]) -> None:
 
 def test_the_function_of_a_step(seen: dict[str, Any]) -> None:
     assert seen["function of a step"] == [True, True]
+
+
+def test_traces_and_the_functions_that_they_call_can_be_read(seen: dict[str, Any]) -> None:
+    before, count, types = seen["traced graphs"]
+    assert (before, count) == (0, 1), "reading traces is to trace nothing"
+    assert {"If", "RandomStandardNormal"} <= set(types), "a function's functions are left out"

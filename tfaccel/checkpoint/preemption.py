@@ -19,6 +19,7 @@ import signal
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -63,6 +64,7 @@ class PreemptionHandler:
             other.ignore()
         if not isinstance(_current_handler(), PreemptionHandler):
             self._listen()
+        _unused.add(self)
 
     def begin(self, fit: _private.RunningFit, strategy: Any, failed: Callable[[], bool]) -> None:
         """Starts handling, when the `fit` begins.
@@ -72,12 +74,13 @@ class PreemptionHandler:
             strategy: of the `fit`.
             failed: whether this worker has an error that all are to raise.
         """
+        _unused.discard(self)
         self._fit, self._strategy, self._failed = fit, strategy, failed
         self._cluster = getattr(strategy, "cluster", None)
         self._fit_thread = threading.get_ident()
         other = _current_handler()
         if isinstance(other, PreemptionHandler) and not (other is self or other._fit):
-            other.ignore()
+            other._restore()
         if other is not self:
             self._listen()
         elif _in_main_thread():  # TensorFlow may have taken it without Python knowing
@@ -91,7 +94,18 @@ class PreemptionHandler:
             self._reader = SignalReader([signal.SIGTERM], self._receive_in_thread)
 
     def ignore(self) -> None:
-        """Restores the handler; outside the main thread `_receive` will."""
+        """Restores the handler, or that of a later `fit`; outside the main thread `_receive` will.
+
+        Handlers that were created before this `fit` ended have left the signal to this one.
+        """
+        _unused.discard(self)
+        self._restore()
+        if _in_main_thread() and not isinstance(_current_handler(), PreemptionHandler):
+            for later in list(_unused)[:1]:
+                later._listen()
+
+    def _restore(self) -> None:
+        """Restores the handler from before this one."""
         self._await_step_no_more()
         if self._reader is not None and _in_main_thread():
             self._reader.close()
@@ -196,6 +210,10 @@ class PreemptionHandler:
             why = "stopped before the first step"
         logging.warning("tfaccel: SIGTERM: %s; exit code %d, run again to resume.", why, PREEMPTED)
         worker_liveness.stop_all(PREEMPTED)
+
+
+_unused: weakref.WeakSet[PreemptionHandler] = weakref.WeakSet()
+"""Those whose `fit` has not begun."""
 
 
 def _in_main_thread() -> bool:

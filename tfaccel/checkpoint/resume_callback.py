@@ -27,7 +27,7 @@ from tfaccel.checkpoint.sharded_reader import open_checkpoint
 from tfaccel.checkpoint.tensor_file import Shard
 from tfaccel.checkpoint.topology import Topology, topology_of
 from tfaccel.cluster.cluster import cluster_of
-from tfaccel.distribute import _private, random_state
+from tfaccel.distribute import _private, random_state, stateful_random
 from tfaccel.distribute.broadcast import broadcast_text
 from tfaccel.distribute.files.file_callbacks import SaveCount
 from tfaccel.distribute.files.one_writer import error_of
@@ -177,8 +177,22 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
         if not self._reserved:  # now that all variables are created
             self._writer.reserve(self._variables())
             self._reserved = True
+            self._warn_of_draws()
         due = self._count is not None and self._count.due(batch)
         self._save_if(due, stops=self._preemption.after_step())
+
+    def _warn_of_draws(self) -> None:
+        """Warns, on the chief, of a traced step that draws from what no checkpoint can hold."""
+        if not cluster_of(self._strategy).is_chief:
+            return
+        op = stateful_random.first_in_step(self.model.train_function)
+        if op is not None:
+            logging.warning(
+                "tfaccel: the training step draws random numbers in %s (%s) from a state inside "
+                "TensorFlow, which no checkpoint can hold: a resumed run draws other numbers; use "
+                "keras.random with a keras.random.SeedGenerator, or a tf.random.Generator.",
+                *(op.name, op.type),
+            )
 
     def on_test_begin(self, logs: Any = None) -> None:
         """Records the state at the start of validation, from which stopped validation resumes."""

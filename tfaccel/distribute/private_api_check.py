@@ -92,6 +92,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     # Graphs, functions, variables and datasets.
     f"{_TF}.framework.ops.Graph": (
         "_create_op_internal",
+        "_functions",
         "_get_function",
         "_variable_creator_stack",
     ),
@@ -100,7 +101,11 @@ NAMES: dict[str, tuple[str, ...]] = {
     f"{_TF}.framework.random_seed": ("get_seed",),
     f"{_TF}.eager.context": ("context", "global_seed"),
     f"{_TF}.eager.record": ("could_possibly_record", "stop_recording"),
-    f"{_TF}.eager.polymorphic_function.polymorphic_function.Function": ("_clone", "_jit_compile"),
+    f"{_TF}.eager.polymorphic_function.polymorphic_function.Function": (
+        "_clone",
+        "_function_cache",
+        "_jit_compile",
+    ),
     f"{_TF}.framework.auto_control_deps": (
         "ResourceType",
         "_get_resource_inputs",

@@ -19,7 +19,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfaccel.distribute import _private
+from tfaccel.distribute import _private, stateful_random
 from tfaccel.distribute.mixins import mix_in
 from tfaccel.distribute.replacements import replaced
 from tfaccel.errors import StrategyError
@@ -226,7 +226,7 @@ class _Run:
         inside = {id(op) for op in operations}
         known = {id(tensor) for tensor in tensors}
         for op in operations:
-            if op.type.startswith("Assign") or op.type in RANDOM:
+            if op.type.startswith("Assign") or op.type in stateful_random.TYPES:
                 raise StrategyError(
                     f"tfaccel: {self._name()} cannot be rematerialized: computing it again would "
                     f"not give the same, because of the operation {op.name} ({op.type}); expected "
@@ -242,10 +242,6 @@ class _Run:
         layers = _private.layers_being_built()
         return repr(layers[-1].name) if layers else getattr(self._function, "__name__", "it")
 
-
-RANDOM = frozenset({"RandomUniform", "RandomStandardNormal", "TruncatedNormal", "RandomUniformInt",
-                    "RandomShuffle", "RandomGamma", "RandomPoissonV2", "Multinomial"})  # fmt: skip
-"""TensorFlow's operations that draw other numbers each time that they run."""
 
 _NOT_COMPUTED = frozenset({"Const", "ReadVariableOp", "Placeholder"})
 """Operations whose result is no activation: a gradient with respect to it is not lost."""

@@ -46,7 +46,7 @@ class TimedStep:
         see_batch: Callable[[Any], None],
         clock: Clock = time.perf_counter,
     ) -> None:
-        self.function = function
+        self.function = self.__wrapped__ = function
         self.steps_in_call = steps
         self.steps_seen = self.label = 0
         self.input_is_seen = True

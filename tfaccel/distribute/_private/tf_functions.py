@@ -26,6 +26,7 @@ __all__ = [
     "is_function",
     "is_recording",
     "stop_recording",
+    "traced_graphs",
 ]
 
 
@@ -59,6 +60,11 @@ def is_function(fn: Any) -> bool:
 def function_like(function: Any, plain: Callable[..., Any]) -> Any:
     """A `tf.function` of `plain` with the options of another."""
     return function._clone(python_function=plain)
+
+
+def traced_graphs(function: Any) -> list[tf.Graph]:
+    """The graphs of the traces that a `tf.function` has; traces none."""
+    return [concrete.graph for concrete in function._function_cache.values()]
 
 
 def is_recording() -> bool:

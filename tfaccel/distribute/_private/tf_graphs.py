@@ -34,6 +34,7 @@ __all__ = [
     "is_ordered_by_trace",
     "is_pure",
     "leave_unordered",
+    "library_graphs",
     "only_calls",
     "operations_replaced",
     "resources_of",
@@ -60,6 +61,16 @@ def only_calls(operation: str) -> bool:
 def function_graph(graph: tf.Graph, name: str) -> tf.Graph:
     """The graph of a function that an operation of `graph` calls by name."""
     return graph._get_function(name).graph
+
+
+def library_graphs(graph: tf.Graph) -> list[tf.Graph]:
+    """The graphs of all functions that operations of `graph` may call, directly or not.
+
+    Its library has those of branches, loops and functions within functions too; only TensorFlow's
+    oldest kind (`Defun`) has no graph. Public is only a copy of all as a proto, with the constants.
+    """
+    functions = graph._functions.values()
+    return [function.graph for function in functions if hasattr(function, "graph")]
 
 
 def is_pure(operation: str) -> bool:
