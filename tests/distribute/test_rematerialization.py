@@ -157,6 +157,30 @@ def test_weights_that_a_call_changes_are_as_without() -> None:
         np.testing.assert_allclose(one, other, rtol=1e-5)
 
 
+class TwoHeads(keras.layers.Layer):
+    """Uses one of its weights in a call."""
+
+    def build(self, shape: Any) -> None:
+        self.used = self.add_weight(shape=(shape[-1], 2), initializer="ones", name="used")
+        self.unused = self.add_weight(shape=(shape[-1], 2), initializer="ones", name="unused")
+
+    def call(self, x: Any) -> Any:
+        return keras.ops.matmul(x, self.used)
+
+
+@pytest.mark.parametrize("eager", [False, True])
+def test_a_weight_that_a_call_leaves_out_is_not_trained(eager: bool) -> None:
+    """Nor does it decay, as it would with a gradient of zeros."""
+    rematerialization.install()
+    with keras.RematScope("full"):
+        model = keras.Sequential([keras.Input((4,)), TwoHeads()])
+    model.compile(keras.optimizers.AdamW(0.1, weight_decay=0.5), "mse", run_eagerly=eager)
+    model.fit(np.eye(4), np.zeros((4, 2)), epochs=2, verbose=0)
+    used, unused = (np.array(v) for v in model.trainable_variables)
+    assert np.abs(used - 1).min() > 0.01
+    np.testing.assert_array_equal(unused, np.ones((4, 2)))
+
+
 def test_what_cannot_be_computed_again_is_refused() -> None:
     counted = tf.Variable(0.0)
 

@@ -177,11 +177,10 @@ class _Run:
                     again = [*_after(upstream, given[:count]), *map(tf.identity, given[count:])]
                     tape.watch([*again, *variables])
                     repeated = self._compute(again[:count], again[count:])
-                sources = [*again, *variables]
-                grads = tape.gradient(
-                    repeated, sources, upstream, unconnected_gradients=tf.UnconnectedGradients.ZERO
-                )
-                grads = [tf.convert_to_tensor(grad) for grad in grads]  # of rows of a table too
+                grads = [
+                    None if grad is None else tf.convert_to_tensor(grad)  # of rows of a table too
+                    for grad in tape.gradient(repeated, [*again, *variables], upstream)
+                ]
                 of_given, of_variables = grads[: len(given)], grads[len(given) :]
                 return (of_given, of_variables) if variables else of_given
 
