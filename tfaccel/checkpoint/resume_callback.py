@@ -9,28 +9,31 @@ the position in the epoch. The data are not stored: they are read again up to th
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 import keras
-from absl import logging
 
-from tfaccel.checkpoint import checkpoint_manager, data_replay, run_state, run_variables
-from tfaccel.checkpoint.background import BackgroundWriter, failure_of_any, settle
+from tfaccel.checkpoint import (
+    checkpoint_manager,
+    data_replay,
+    resume_messages,
+    run_state,
+    run_variables,
+)
+from tfaccel.checkpoint.background import BackgroundWriter
 from tfaccel.checkpoint.preemption import PreemptionHandler
 from tfaccel.checkpoint.recorder import Recorder
-from tfaccel.checkpoint.restart_counter import LIMIT, RestartCounter
+from tfaccel.checkpoint.restart_counter import RestartCounter
+from tfaccel.checkpoint.resume_messages import Messages
+from tfaccel.checkpoint.run_directory import RunDirectory
 from tfaccel.checkpoint.run_state import Place, RunState
 from tfaccel.checkpoint.sharded_reader import open_checkpoint
 from tfaccel.checkpoint.tensor_file import Shard
 from tfaccel.checkpoint.topology import Topology, topology_of
 from tfaccel.cluster.cluster import cluster_of
-from tfaccel.distribute import _private, random_state, stateful_random
-from tfaccel.distribute.broadcast import broadcast_text
+from tfaccel.distribute import _private
 from tfaccel.distribute.files.file_callbacks import SaveCount
-from tfaccel.distribute.files.one_writer import error_of
 from tfaccel.errors import CheckpointError
 from tfaccel.exit_codes import NO_PROGRESS, PREEMPTED
 
@@ -85,9 +88,6 @@ def resume(
     return Resume(path, every, keep, asynchronous)
 
 
-_ended: set[str] = set()  # the directories of fits of this process
-
-
 class Record(NamedTuple):
     """What this process writes: variables and arrays, and small files by name."""
 
@@ -100,23 +100,10 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
 
     def __init__(self, directory: str, every: int | str, keep: int, asynchronous: bool) -> None:
         super().__init__()
-        self._directory, self._every, self._keep = directory, every, keep
-        self._asynchronous = asynchronous
+        self._every, self._keep, self._asynchronous = every, keep, asynchronous
         self._fits = self._fitted = False
         self._preemption = PreemptionHandler()
-        settle(directory)
-        self._newest_path, self._random_at_start = "", b""
-        # Until the strategy determines which worker reads for all, each reads: the file is the
-        # same. An error is raised in `fit`, on all.
-        self._unreadable = error_of(self._read_start)
-        self._random_at_start = self._random_at_start or random_state.serialize()
-        random_state.restore(self._random_at_start)
-
-    def _read_start(self) -> None:
-        """Finds the newest intact checkpoint, and the random state from before the data."""
-        self._newest_path = checkpoint_manager.newest(self._directory)
-        if self._newest_path:
-            self._random_at_start = run_state.random_at_start(self._newest_path)
+        self._directory = RunDirectory(directory)
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Finds the newest intact checkpoint, and makes `fit` resume from it.
@@ -133,6 +120,7 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
                 "among the callbacks of fit."
             )
         self._fit, self._strategy = fit, self.model.distribute_strategy
+        self._messages = Messages(cluster_of(self._strategy).is_chief)
         self._count = None if self._every == "epoch" else SaveCount(int(self._every))
         self._batches = self._saved_at = self._batches_before = 0
         self._place = Place(fit.initial_epoch, 0, fit.initial_epoch)
@@ -150,7 +138,7 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
         self._others = [one for one in fit.callbacks.callbacks if one is not self]
         fit.callbacks.callbacks = [_BeforeAll(self), *self._others, self]
         self._state = Recorder(self.model, self._others, fit.adapter)
-        path = self._newest()
+        path = self._directory.newest(self._strategy)
         self._count_start()
         if path:
             self._begin_from(path)
@@ -177,22 +165,9 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
         if not self._reserved:  # now that all variables are created
             self._writer.reserve(self._variables())
             self._reserved = True
-            self._warn_of_draws()
+            self._messages.draws(self.model)
         due = self._count is not None and self._count.due(batch)
         self._save_if(due, stops=self._preemption.after_step())
-
-    def _warn_of_draws(self) -> None:
-        """Warns, on the chief, of a traced step that draws from what no checkpoint can hold."""
-        if not cluster_of(self._strategy).is_chief:
-            return
-        op = stateful_random.first_in_step(self.model.train_function)
-        if op is not None:
-            logging.warning(
-                "tfaccel: the training step draws random numbers in %s (%s) from a state inside "
-                "TensorFlow, which no checkpoint can hold: a resumed run draws other numbers; use "
-                "keras.random with a keras.random.SeedGenerator, or a tf.random.Generator.",
-                *(op.name, op.type),
-            )
 
     def on_test_begin(self, logs: Any = None) -> None:
         """Records the state at the start of validation, from which stopped validation resumes."""
@@ -228,14 +203,9 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
         elif self._batches != self._saved_at:
             self._save()
         self._writer.close()
-        idle = self._batches == self._batches_before and self._directory in _ended
-        if idle and cluster_of(self._strategy).is_chief:
-            logging.warning(
-                "tfaccel: this fit has trained no batch: the run in %s had ended in an earlier fit "
-                "of this process; expected more epochs, or a directory of its own for each fit.",
-                self._directory,
-            )
-        _ended.add(self._directory)
+        if self._batches == self._batches_before and self._directory.has_ended:
+            self._messages.idle(self._directory.path)
+        self._directory.end()
         self._fits = False
         if self._starts is not None:
             self._starts.saved(self._batches)
@@ -265,11 +235,7 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
     def _stop(self, what: str) -> None:
         """Ends the process after a save."""
         self._writer.finish()
-        logging.warning(
-            "tfaccel: SIGTERM: saved after batch %d of epoch %d, %s; exit code %d, run again to "
-            "resume.",
-            *(self._place.step, self._place.epoch + 1, what, PREEMPTED),
-        )
+        resume_messages.preempted(self._place, what)
         self._preemption.ignore()
         raise SystemExit(PREEMPTED)
 
@@ -277,9 +243,8 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
         """The complete current state, in the variables' own memory."""
         checks = self._checks()
         verdict = None if checks is None else checks.verdict(self.model)
-        state = self._state.state(
-            self._place, self._batches, self._logs, self._random_at_start, verdict
-        )
+        random_at_start = self._directory.random_at_start
+        state = self._state.state(self._place, self._batches, self._logs, random_at_start, verdict)
         cluster = cluster_of(self._strategy)
         return Record([*self._variables(), *state.shards(cluster)], state.texts(cluster))
 
@@ -292,7 +257,7 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
         self._writer.finish()  # before the host holds a third copy of the state
         before, self._saved_at = self._saved_at, self._batches
         shards, texts = record or self._record()
-        path = checkpoint_manager.checkpoint_path(self._directory, self._batches)
+        path = checkpoint_manager.checkpoint_path(self._directory.path, self._batches)
         then = partial(self._saved, self._batches, before)
         self._writer.start(path, shards, texts, then)
         if not self._asynchronous:
@@ -301,63 +266,20 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
     def _saved(self, batches: int, before: int) -> None:
         """Called on the chief, in the background, once a checkpoint is in place."""
         # The others have read the one that the run resumed from: they have written after it.
-        checkpoint_manager.keep_newest(self._directory, self._keep, batches, before)
+        checkpoint_manager.keep_newest(self._directory.path, self._keep, batches, before)
         if self._starts is not None:
             self._starts.saved(batches)
 
     # --- resuming ------------------------------------------------------------------------------
 
-    def _newest(self) -> str:
-        """The newest intact checkpoint, as the chief finds it."""
-
-        def find() -> str:
-            if self._unreadable is not None:
-                raise self._unreadable
-            if not cluster_of(self._strategy).is_chief:
-                return ""
-            return checkpoint_manager.newest(self._directory, self._newest_path)
-
-        return self._from_chief(find)
-
     def _count_start(self) -> None:
         """Ends the process when the last few starts made no new step."""
-        counts: list[RestartCounter] = []
-
-        def begin() -> str:
-            counts.append(RestartCounter(self._directory))
-            return "stuck" if cluster_of(self._strategy).is_chief and not counts[0].begin() else ""
-
-        stuck = self._from_chief(begin)
-        (count,) = counts
-        if stuck:
-            logging.error(
-                "tfaccel: no progress: the last %d attempts ended before completing a step after "
-                "batch %d; expected at least one step; see what ended them, and remove %s to start "
-                "again; exit code %d.",
-                *(LIMIT, count.furthest, count.path, NO_PROGRESS),
-            )
+        count, progresses = self._directory.count_start(self._strategy)
+        if not progresses:
+            resume_messages.no_progress(count)
             raise SystemExit(NO_PROGRESS)
         self._preemption.before_stop = count.take_back
         self._starts = count if cluster_of(self._strategy).is_chief else None
-
-    def _from_chief(self, work: Callable[[], str]) -> str:
-        """The chief's result of what all workers do with the directory; every worker must call.
-
-        Raises:
-            CheckpointError: when some worker failed, on all of them.
-        """
-        results: list[str] = []
-        error = error_of(lambda: results.append(work()))
-        failure = failure_of_any(self._strategy, error)
-        if failure:
-            raise CheckpointError(
-                f"tfaccel: the checkpoints in {self._directory} cannot be read and written "
-                f"({failure}); expected a directory that every worker can use; give resume "
-                "another one, or correct its permissions."
-            ) from error
-        (result,) = results
-        several = getattr(self._strategy, "cluster", None) is not None
-        return broadcast_text(self._strategy, result) if several else result
 
     def _begin_from(self, path: str) -> None:
         self._path, self._reader = path, open_checkpoint(path)
@@ -370,7 +292,7 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
             self._count.go_on(state.place.step, self._batches)
         missing = self._restore_variables().missing
         if state.topology != topology:
-            self._say_what_changes(state, topology)
+            self._check_topology(state, topology)
         elif state.verdict is not None and (checks := self._checks()) is not None:
             checks.keep_verdict(self.model, state.verdict)
         self._state.restore_callbacks(state)
@@ -378,12 +300,12 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
         adapter, place = self._fit.adapter, state.place
         ended = place.epoch >= epochs or (state.stopped and not place.step)
         position = f"epoch {place.epoch + 1}, batch {place.step + 1}"
-        self._say(f"resuming from {path}: {'the end of the run' if ended else position}")
+        self._messages.resumes(path, "the end of the run" if ended else position)
         in_python = data_replay.reads_in_python(adapter)
         before = place.epoch - place.first_epoch
         repeatable = data_replay.passes_are_alike(adapter) and not self._fit.epochs.steps_per_epoch
         if (before or place.step) and not in_python and not repeatable:
-            self._warn_of_reading(before, place.step)
+            self._messages.reads_again(before, place.step)
         _private.start_within_epoch(
             self.model,
             self._fit.epochs,
@@ -410,50 +332,24 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
         self._refuse(restored.unknown, "has no variable of matching shape for")
         return restored
 
-    def _say_what_changes(self, state: RunState, topology: Topology) -> None:
-        if state.topology.workers != topology.workers and _reads_per_worker(self._strategy):
+    def _check_topology(self, state: RunState, topology: Topology) -> None:
+        """Says what a run on other workers or devices changes, or refuses it."""
+        differs = state.topology.workers != topology.workers
+        if differs and getattr(self._strategy, "input", "global") == "per_worker":
             raise CheckpointError(
                 f"tfaccel: {self._path} was saved on {state.topology} and resumes on {topology}; "
                 "expected as many workers under input='per_worker', where each reads rows of its "
                 "own; start as many, or remove the checkpoints to start over."
             )
-        self._say(f"saved on {state.topology}, resuming on {topology}")
-        if state.topology.workers != topology.workers and run_state.processes_differ(
-            self._path, self._reader, state
-        ):
-            logging.warning(
-                "tfaccel: the random states of the %d workers were not the same; all resume "
-                "with those of the first one.",
-                state.topology.workers,
-            )
-
-    def _say(self, text: str) -> None:
-        """Prints a line, on the chief."""
-        if cluster_of(self._strategy).is_chief:
-            print(f"tfaccel: {text}.", file=sys.stderr, flush=True)
-
-    def _warn_of_reading(self, epochs: int, batches: int) -> None:
-        """Warns, on the chief, of data that return to their position batch by batch."""
-        if cluster_of(self._strategy).is_chief:
-            logging.warning(
-                "tfaccel: the position in these data cannot be restored: %d epochs and %d batches "
-                "are read again and skipped, which takes as long as reading them did; a "
-                "keras.utils.PyDataset reads no earlier epochs again.",
-                *(epochs, batches),
-            )
+        self._messages.other_topology(state.topology, topology)
+        if differs and run_state.processes_differ(self._path, self._reader, state):
+            resume_messages.one_random_state(state.topology)
 
     def _ready(self, state: RunState) -> None:
         """Restores everything; the next batch is the one after the checkpoint."""
         restored = self._restore_variables()
         self._pending = None
-        for names, what in (
-            (restored.averaged, "replicas were trained separately and are averaged"),
-            (restored.left_out, "state of the strategy is not restored, and is reset"),
-        ):
-            if names:
-                logging.warning(
-                    "tfaccel: %s: %s (of %d variables).", what, ", ".join(names[:3]), len(names)
-                )
+        resume_messages.restored(restored)
         self._refuse(restored.missing, "contains variables that the model does not have:")
         if state.place.step == 0:
             self.model.reset_metrics()  # as fit does, before validation leaves values in them
@@ -486,7 +382,3 @@ class _BeforeAll(keras.callbacks.Callback):  # type: ignore[misc]
         pending = self._resume._pending
         if pending is not None and not pending.place.step:
             self._resume._ready(pending)
-
-
-def _reads_per_worker(strategy: Any) -> bool:
-    return getattr(strategy, "input", "global") == "per_worker"
