@@ -9,14 +9,16 @@ sharded, and compares the bytes of the buffers that a device then holds with wha
 `peak` trains each cell for some steps on logical CPUs (`tfaccel.planner.trial`) and takes the most
 memory that the process had in a step above what it has between steps, in all its devices together.
 Between steps it has variables, which `state` checks, and Python, TensorFlow and graphs, which are
-no device's; so those are not compared. There are four inter-op threads for each device: with fewer,
-gradients of weights are computed late, and more is alive. Freed memory leaves the process at once
-(MALLOC_MMAP_THRESHOLD_), and oneDNN, which keeps a pool of its own, is off.
+no device's; so those are not compared. One device has TensorFlow's default of threads; of several,
+which share a process here, each has four, so that none waits for another's operations. Freed memory
+leaves the process at once (MALLOC_MMAP_THRESHOLD_), and oneDNN, which keeps a pool of its own, is
+off.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import os
@@ -47,7 +49,12 @@ class Cell:
 
     def words(self) -> list[str]:
         """Of the trial."""
-        given = [f"{__file__}:{self.model}", f"--batch={self.batch}", "--device_type=cpu"]
+        given = [
+            f"{__file__}:{self.model}",
+            f"--batch={self.batch}",
+            "--device_type=cpu",
+            "--steps=1",
+        ]
         given += [f"--precision={self.precision}"]
         name, _, layouts = self.way.partition(" ")
         if "=" in name:
@@ -58,7 +65,8 @@ class Cell:
             name, _, number = name.partition("x")
             count = int(number or 1)
             given += [f"--strategy={name}"]
-        return [*given, f"--devices={count}", f"--inter-op-threads={4 * count}"]
+        given += [f"--inter-op-threads={4 * count}"] if count > 1 else []
+        return [*given, f"--devices={count}"]
 
 
 WAYS = ("one_device", "mirroredx2", "batch=2", "model=2", "batch=2 fully_sharded")
@@ -69,8 +77,11 @@ CELLS = (
     *(Cell("resnet", 16, way) for way in WAYS),
     *(Cell("vit", 32, way) for way in WAYS),
     *(Cell("lm_remat", 16, way) for way in WAYS),
-    *(Cell(model, batch, precision="mixed_bfloat16")
-      for model, batch in (("mlp", 16384), ("lm", 16), ("cnn", 32))),
+    *(Cell("rnn", 1024, way) for way in WAYS),
+    *(Cell("bert", 16, way) for way in WAYS),
+    *(Cell(model, batch, precision="mixed_bfloat16") for model, batch in
+      (("mlp", 16384), ("cnn", 32), ("lm", 16), ("lm_remat", 16), ("rnn", 1024))),
+    Cell("lm", 16, "mirroredx2", "mixed_bfloat16"),
 )  # fmt: skip
 
 
@@ -116,6 +127,23 @@ def resnet() -> keras.Model:
         keras.applications.ResNet50(weights=None, classes=10, input_shape=(64, 64, 3),
                                     classifier_activation=None)
     )  # fmt: skip
+
+
+def rnn() -> keras.Model:
+    x = keras.Input((16, 64))
+    y = layers.LSTM(128, return_sequences=True, unroll=True)(x)
+    return _compiled(keras.Model(x, layers.Dense(10)(layers.LSTM(128, unroll=True)(y))))
+
+
+def bert() -> keras.Model:
+    import keras_hub
+
+    backbone = keras_hub.models.BertBackbone(
+        vocabulary_size=1024, num_layers=4, num_heads=4, hidden_dim=256, intermediate_dim=1024,
+        max_sequence_length=128,
+    )  # fmt: skip
+    inputs = {name: keras.Input((128,), dtype="int32", name=name) for name in backbone.input}
+    return _compiled(keras.Model(inputs, layers.Dense(10)(backbone(inputs)["pooled_output"])))
 
 
 def _block(x: Any, width: int, heads: int, causal: bool) -> Any:
@@ -174,15 +202,20 @@ def planned(cell: Cell) -> Any:
     from tfaccel.planner import device_catalogue
     from tfaccel.planner.candidates import Candidate
     from tfaccel.planner.estimate import estimate
-    from tfaccel.planner.models import Models
 
     given = dict(word[2:].split("=", 1) for word in cell.words()[1:])
     mesh = MeshShape.parse(given["mesh"]) if "mesh" in given else None
     count = int(given["devices"])
     candidate = Candidate(given["strategy"], count, 1, cell.precision, mesh, given.get("layouts"))
     machines = device_catalogue.Machines(device_catalogue.here(), 1, count)
-    models = Models(globals()[cell.model], (2, cell.batch))
-    return estimate(candidate, cell.batch, machines, models)
+    return estimate(candidate, cell.batch, machines, _models(cell.model, cell.batch))
+
+
+@functools.cache
+def _models(model: str, batch: int) -> Any:
+    from tfaccel.planner.models import Models
+
+    return Models(globals()[model], (2, batch))
 
 
 def trial(cell: Cell) -> dict[str, Any]:
@@ -198,9 +231,7 @@ def trial(cell: Cell) -> dict[str, Any]:
 def batch_bytes(cell: Cell, rows: int) -> int:
     """Bytes of `rows` rows of a model's inputs and labels."""
     model = globals()[cell.model]()
-    elements = 1
-    for size in model.inputs[0].shape[1:]:
-        elements *= size
+    elements = sum(math.prod(one.shape[1:]) for one in model.inputs)
     labels = rows * (model.outputs[0].shape[1] if len(model.outputs[0].shape) == 3 else 1)
     return rows * elements * 4 + labels * 4
 
