@@ -70,16 +70,6 @@ def test_patches_of_a_convolution() -> None:
     assert of_processor(one, many) == {0: -(-(30 << 20) // unit) * 100 * 18 * 4}
 
 
-def test_blocks_of_a_product() -> None:
-    """All of both operands, or two slices of 256 of the dimension that is summed."""
-    made = Operation("op", "MatMul", (0, 1), (2,), (), None, False, {"transpose_a": True})
-    for summed, copied in ((100, 100), (256, 256), (1000, 2 * 256)):
-        shapes = [(summed, 64), (summed, 32), (64, 32)]
-        values = tuple(Value(shape, shape, 4) for shape in shapes)
-        one = Step((8, 8), values, (made,), (0,), (2,), {}, 0, "")
-        assert of_processor(one, shapes) == {0: 4 * copied * (64 + 32)}
-
-
 def test_gradients_are_told_apart() -> None:
     one = step([("MatMul", [0], [1]), ("MatMul", [0], [2])], [5, 10, 20], [1, 2], {0: 2})
     assert of(one) == Peak(activations=15, gradients=20, workspace=0, operation="op1")

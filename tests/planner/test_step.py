@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.planner.builders import BUILDERS
+from tests.planner.builders import BUILDERS, deep
 from tfaccel.distribute.model_parallel.layout_planner import LayoutPlanner
 from tfaccel.distribute.model_parallel.mesh import MeshShape
 from tfaccel.planner import costs, device_catalogue
@@ -101,6 +101,12 @@ def test_everything_is_counted(models: dict[str, Models]) -> None:
              found.activations or 0, found.workspace)
         ), name  # fmt: skip
         assert found.fits
+
+
+def test_an_update_begins_before_the_last_gradient() -> None:
+    """Though all gradients go through one operation, they are not all alive at once."""
+    one = of(Models(deep, (2, ROWS)), rows=1)
+    assert one.gradients < one.all_gradients / 2
 
 
 def test_a_mesh_divides_activations(models: dict[str, Models]) -> None:

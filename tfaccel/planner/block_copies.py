@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 from tfaccel.planner.block_indices import BlockIndices
 from tfaccel.planner.block_places import BLOCKS, Place, UnevenError
-from tfaccel.planner.reroll import EACH_OPERAND, Rolled
+from tfaccel.planner.reroll import Rolled
 from tfaccel.planner.steps import Operation, Step, Value
 
 Role: TypeAlias = tuple[int, str, int]
@@ -71,7 +71,7 @@ class BlockCopies:
             inputs = self._inputs(i, index, op)
             results = self._results(i, index)
             outputs = tuple(self._new_value[copy] for copy in results)
-            joined = len(inputs) - len(op.inputs) if op.kind != EACH_OPERAND else 0
+            joined = len(inputs) - len(op.inputs)
             values += [_joined(op, step.values[v], joined, index) for v, _ in results]
             operations.append(
                 Operation(
@@ -125,10 +125,7 @@ class BlockCopies:
 
     def _results(self, i: int, index: int | None) -> list[Copy]:
         """The values that an operation makes."""
-        op = self._step.operations[i]
-        if op.kind == EACH_OPERAND and index is None:
-            return [(op.outputs[k], at) for k, at in self._collected(op)]
-        return [(value, index) for value in op.outputs]
+        return [(value, index) for value in self._step.operations[i].outputs]
 
     def _roles(self, i: int, index: int | None) -> Iterator[Role]:
         if index is None or self._indices.like(index) != 1:

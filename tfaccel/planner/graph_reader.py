@@ -115,6 +115,11 @@ class _Reader:
             begun = len(self.made)
             if _private.only_calls(op.type) and self._inline(op, smaller, few, graph, backward):
                 ends[k] = tuple(range(begun, len(self.made)))
+            elif op.type == "IdentityN":
+                # Grappler leaves it out: whoever uses a result waits for that one alone.
+                sources = [[self.number[id(t)]] if id(t) in self.number else [] for t in op.inputs]
+                self._pass(op, smaller, sources, after, backward or _BACKWARD in op.name)
+                ends[k] = tuple(range(begun, len(self.made)))
             else:
                 self._add(op, smaller, after, backward or _BACKWARD in op.name)
                 ends[k] = (begun,)
@@ -166,15 +171,23 @@ class _Reader:
             given, within = op.inputs[first:], backward or _BACKWARD in op.name
             self.read(bodies[0], bodies[1], given, within, step_parts.whole(bodies[1]))
             results.append(bodies[1].outputs)
+        sources = [
+            [self.number[id(r[k])] for r in results if id(r[k]) in self.number]
+            for k in range(len(op.outputs))
+        ]
+        self._pass(op, smaller, sources, (), backward)
+        return True
+
+    def _pass(self, op: Any, smaller: Any, sources: Sequence[Sequence[int]],
+              after: tuple[int, ...], backward: bool) -> None:  # fmt: skip
+        """Makes each output of an operation the values that it comes from."""
         for k, (more, fewer) in enumerate(zip(op.outputs, smaller.outputs, strict=True)):
             self.number[id(more)] = len(self.values)
             self.values.append(Value(shape_of(fewer), shape_of(more), int(more.dtype.size)))
-            sources = [self.number[id(r[k])] for r in results if id(r[k]) in self.number]
             self.made.append(
-                Operation(f"{op.name}:{k}", "Identity", tuple(sources), (len(self.values) - 1,),
-                          (), None, backward)
+                Operation(f"{op.name}:{k}", "Identity", tuple(sources[k]), (len(self.values) - 1,),
+                          after, None, backward)
             )  # fmt: skip
-        return True
 
 
 def _gradients(

@@ -2,11 +2,10 @@
 
 Kernels of convolution gradients lay out image patches as rows of a matrix, as many images at a time
 as fit into 30 MB (`conv_grad_filter_ops.cc`, `conv_grad_input_ops_cpu` of TensorFlow 2.21). A
-product of matrices on several threads copies all of both operands into blocks, a slice of the
-summed dimension at a time and the next one meanwhile (`packed_mem_` in Eigen's
-`TensorContractionThreadPool.h`). Observed slices were 256: 17.4 MB for (16384, 256) x (256, 256),
-1.7 MB for (256, 16384) x (16384, 256). oneDNN's and GPU kernels have other needs, which are not
-counted.
+product of matrices on several threads reserves blocks for copies of its operands too
+(`packed_mem_` in Eigen's `TensorContractionThreadPool.h`), and hardly writes to them: of 17.2 MB
+for (16384, 256) x (256, 256) none became resident. They are not counted. oneDNN's and GPU kernels
+have other needs, which are not counted either.
 """
 
 from __future__ import annotations
@@ -15,24 +14,16 @@ import math
 import os
 from collections.abc import Sequence
 
-from tfaccel.planner.steps import Operation, Step
+from tfaccel.planner.steps import Step
 
 _SET = 30 << 20
 _PER_THREAD = 256 << 10
-_SLICE = 256
-_SLICES = 2
-_PRODUCTS = ("MatMul", "BatchMatMul", "BatchMatMulV2", "BatchMatMulV3")
 
 
 def of_processor(step: Step, shapes: Sequence[tuple[int, ...] | None]) -> dict[int, int]:
     """Bytes by operation, for those that need any."""
     found = {}
     for i, op in enumerate(step.operations):
-        if op.kind in _PRODUCTS:
-            packed = _packed(op, shapes)
-            if packed:
-                found[i] = packed * step.values[op.outputs[0]].width
-            continue
         if op.kind not in ("Conv2DBackpropFilter", "Conv2DBackpropInput"):
             continue
         kernel = shapes[op.outputs[0] if op.kind.endswith("Filter") else op.inputs[1]]
@@ -48,15 +39,3 @@ def of_processor(step: Step, shapes: Sequence[tuple[int, ...] | None]) -> dict[i
             images = 1  # threads share one image
         found[i] = images * image * patch * width
     return found
-
-
-def _packed(op: Operation, shapes: Sequence[tuple[int, ...] | None]) -> int:
-    """Elements of both operands that a matrix product copies, for one pair in a batch."""
-    a, result = shapes[op.inputs[0]], shapes[op.outputs[0]]
-    if a is None or result is None:
-        return 0
-    flipped = op.attributes.get("transpose_a", op.attributes.get("adj_x", False))
-    summed = a[-2 if flipped else -1]
-    width = min(summed, _SLICE)
-    slices = min(-(-summed // _SLICE), _SLICES)
-    return slices * width * (result[-2] + result[-1])

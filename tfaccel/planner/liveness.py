@@ -17,7 +17,7 @@ from tfaccel.planner.steps import Step
 # Results that are their first operand's memory.
 ALIASES = frozenset(
     {
-        *("Identity", "IdentityN", "Reshape", "Squeeze", "ExpandDims", "StopGradient", "Snapshot"),
+        *("Identity", "Reshape", "Squeeze", "ExpandDims", "StopGradient", "Snapshot"),
         *("PreventGradient", "CheckNumerics", "EnsureShape", "Bitcast", "ReadVariableOp"),
     }
 )

@@ -16,8 +16,6 @@ import numpy as np
 from tfaccel.planner.block_places import BLOCKS, Place, Places, UnevenError
 from tfaccel.planner.steps import Operation, Step, Value
 
-EACH_OPERAND = "IdentityN"
-"""Hands on each of its operands, and waits for all of them."""
 _PASSING = frozenset({"ReadVariableOp", "Cast", "Identity"})
 
 
@@ -77,7 +75,7 @@ def reroll(step: Step, blocks: Sequence[int | None], likes: Sequence[Hashable]) 
         if label is not None and i not in operations:
             op = step.operations[i]
             raise UnevenError(f"operation {op.name} ({op.kind}) belongs to a block and to no run")
-    values = Places(_value_places(step, runs, operations))
+    values = Places(_value_places(step, operations))
     return Rolled(step, runs, operations, values, Places(_variable_places(blocks, likes)))
 
 
@@ -111,12 +109,6 @@ def _labels(step: Step, blocks: Sequence[int | None]) -> list[int | None]:
         if block is not None and (op.kind in _PASSING or i > last_backward):
             for value in op.outputs:
                 of_value.setdefault(value, block)
-        if op.kind == EACH_OPERAND:
-            for given_value, value in zip(op.inputs, op.outputs, strict=True):
-                if given_value in of_value:
-                    of_value.setdefault(value, of_value[given_value])
-            if op.variable is None and len({of_value.get(v) for v in op.inputs}) > 1:
-                block = None
         found.append(block)
     return found
 
@@ -154,17 +146,13 @@ def _operation_places(runs: Sequence[Run]) -> Iterator[tuple[int, Place]]:
                 yield run.start + window * run.period + p, Place(r, block, (p,))
 
 
-def _value_places(step: Step, runs: Sequence[Run], operations: Places) -> dict[int, Place]:
+def _value_places(step: Step, operations: Places) -> dict[int, Place]:
     found: dict[int, Place] = {}
     for i, op in enumerate(step.operations):
         place = operations.get(i)
-        for k, value in enumerate(op.outputs):
-            if place is not None:
+        if place is not None:
+            for k, value in enumerate(op.outputs):
                 found[value] = replace(place, position=(*place.position, k))
-            elif op.kind == EACH_OPERAND and op.inputs[k] in found:
-                given = found[op.inputs[k]]
-                position = (given.run, *given.position)
-                found[value] = Place(len(runs) + i, given.block, position)
     return found
 
 

@@ -124,10 +124,6 @@ def _elementwise(
     return [wanted] * len(out), whole, False
 
 
-def _each(op: Operation, given: list[int | None], shapes: list[Shape], out: list[Shape]) -> _Answer:
-    return list(given), [], False
-
-
 def _matmul(
     op: Operation, given: list[int | None], shapes: list[Shape], out: list[Shape]
 ) -> _Answer:
@@ -276,7 +272,6 @@ _RULES: dict[str, _Rule] = {
     **dict.fromkeys(("Softmax", "LogSoftmax", "SparseSoftmaxCrossEntropyWithLogits"), _last_whole),
     **dict.fromkeys(("GatherV2", "ResourceGather"), _gather),
     "Einsum": _einsum,
-    "IdentityN": _each,
     "Transpose": _transpose,
     "BiasAdd": _bias,
     "BiasAddGrad": _bias_grad,
