@@ -24,7 +24,7 @@ from tfaccel.distribute.model_parallel.layout_planner import LayoutPlanner
 from tfaccel.distribute.model_parallel.mesh import MeshShape
 from tfaccel.distribute.replacements import replaced
 from tfaccel.errors import StrategyError, TfaccelError
-from tfaccel.planner import layer_lists, liveness, repeated_blocks, trace
+from tfaccel.planner import batch_sizes, layer_lists, liveness, repeated_blocks, trace
 from tfaccel.planner.abstract import AbstractStrategy, Made
 from tfaccel.planner.block_copies import Role
 from tfaccel.planner.block_places import UnevenError
@@ -324,7 +324,7 @@ class Models:
             raise _untraceable(error, self._rows) from error
         finally:
             keras.config.set_dtype_policy(before)
-        self._dimensions = self._dimensions or trace.dimensions(steps[0])
+        self._dimensions = self._dimensions or batch_sizes.dimensions(steps[0])
         return dict(zip(fused, steps, strict=True))
 
     def _build(
