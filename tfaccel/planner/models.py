@@ -271,7 +271,7 @@ class Models:
             models.append(_build(self._source))
             return models[-1]
 
-        with strategy.scope():
+        with _private.without_stack_traces(), strategy.scope():
             found = repeated_blocks.find(build)
             if found is None and models and not getattr(models[0], "inputs", None):
                 return layer_lists.find(models[0], self._shape, self._dtype)
@@ -338,7 +338,7 @@ class Models:
         before = keras.config.dtype_policy()
         keras.config.set_dtype_policy(precision)
         try:
-            with strategy.scope():
+            with _private.without_stack_traces(), strategy.scope():
                 repeats = found if isinstance(found, repeated_blocks.Repeats) else None
                 with repeated_blocks.shortened(repeats) as short:
                     model = _build(self._source)

@@ -48,6 +48,17 @@ def trace(
     """
     gradients.install()
     rematerialization.install()
+    with _private.without_stack_traces():
+        return _of_batches(target, strategy, rows, known, updates)
+
+
+def _of_batches(
+    target: Target,
+    strategy: AbstractStrategy,
+    rows: tuple[int, int],
+    known: Mapping[int, int],
+    updates: Updates,
+) -> tuple[Step, ...]:
     large = _traces(target, strategy, rows[1], updates)
     for sizes in _sizes_of_all(target, strategy, rows, known, large[0].graph):
         if not sizes:
