@@ -12,11 +12,12 @@ from tfaccel.planner import costs, liveness, sharding_propagation
 from tfaccel.planner import kernel_workspace as kernels
 from tfaccel.planner.candidates import Candidate
 from tfaccel.planner.device_catalogue import Machines
-from tfaccel.planner.models import Models, Sized, Variant
+from tfaccel.planner.models import Models
 from tfaccel.planner.state import Item, State, parts
 from tfaccel.planner.step_counts import Figures, extended
 from tfaccel.planner.step_work import Array, Work
 from tfaccel.planner.steps import Step
+from tfaccel.planner.variants import Sized, Variant
 
 
 @dataclass(frozen=True)
