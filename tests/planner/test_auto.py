@@ -29,6 +29,16 @@ def build() -> Any:
     return model
 
 
+def chain() -> Any:
+    """Activations take most of its memory."""
+    import keras
+
+    hidden = [keras.layers.Dense(64, activation="gelu") for _ in range(8)]
+    model = keras.Sequential([keras.Input((64,)), *hidden, keras.layers.Dense(4)])
+    model.compile("adam", "mse")
+    return model
+
+
 def select(megabytes: int, cluster: Cluster | None = None, **values: Any) -> Selection:
     """On a host with so much memory."""
     host = dataclasses.replace(device_catalogue.here(), usable=megabytes << 20)
@@ -50,6 +60,38 @@ def test_what_does_not_fit_as_replicas_is_split(megabytes: int, name: str, mesh:
     assert (found.choice.name, found.options.mesh) == (name, mesh)
     assert found.choice.reason.startswith("planned for build: the simplest of ")
     assert len(found.devices) == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("megabytes", "requested", "mode"),
+    [
+        pytest.param(100, None, None, id="fits"),
+        pytest.param(72, None, "full", id="may just fit as it is"),
+        pytest.param(48, None, "full", id="does not fit as it is"),
+        pytest.param(48, "full", "full", id="requested too"),
+    ],
+)
+def test_layers_are_computed_again_where_nothing_fits_as_it_is(
+    megabytes: int, requested: str | None, mode: str | None
+) -> None:
+    host = dataclasses.replace(device_catalogue.here(), usable=megabytes << 20)
+    values = {"device_type": "cpu", "devices": 2, "rematerialization": requested}
+    with mock.patch.object(device_catalogue, "here", return_value=host):
+        found = planned_strategy.select(chain, 8192, None, values, {}, CPU, None)
+    assert (found.choice.name, found.options.rematerialization) == ("mirrored", mode)
+    assert ("with layers that are computed again" in found.choice.reason) == (mode == "full")
+
+
+@pytest.mark.slow
+def test_another_rematerialization_that_was_requested_is_kept() -> None:
+    host = dataclasses.replace(device_catalogue.here(), usable=48 << 20)
+    values = {"device_type": "cpu", "devices": 2, "rematerialization": "activations"}
+    with (
+        mock.patch.object(device_catalogue, "here", return_value=host),
+        pytest.raises(StrategyError, match="'auto' for chain: "),
+    ):
+        planned_strategy.select(chain, 8192, None, values, {}, CPU, None)
 
 
 @pytest.mark.slow
@@ -103,6 +145,31 @@ try:
 except ZeroDivisionError:
     print("a builder's own error, once TensorFlow runs")
 """
+
+
+AGAIN = """
+import dataclasses
+import numpy as np
+import tfaccel
+from tests.planner.test_auto import chain
+from tfaccel.planner import device_catalogue
+
+host = dataclasses.replace(device_catalogue.here(), usable=48 << 20)
+device_catalogue.here = lambda: host
+strategy = tfaccel.strategy(model=chain, batch_size=8192, device_type="cpu", devices=2)
+said = tfaccel.describe(strategy)
+assert "mirrored" in said and "layers are computed again" in said, said
+with strategy.scope():
+    model = chain()
+x = np.random.default_rng(0).normal(size=(8192, 64)).astype("float32")
+losses = model.fit(x, x[:, :4], batch_size=8192, epochs=3, verbose=0).history["loss"]
+assert losses[-1] < losses[0], losses
+"""
+
+
+@pytest.mark.slow
+def test_a_planned_strategy_computes_layers_again() -> None:
+    run_child(["-c", AGAIN])
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ import tfaccel
 from tests.planner import builders
 from tests.support import run_child
 from tfaccel.errors import InputError, StrategyError
-from tfaccel.planner import run_command
+from tfaccel.planner import run_command, trace
 from tfaccel.planner.plan import Plan
 from tfaccel.planner.plan_command import main
 
@@ -135,6 +135,27 @@ def test_layers_that_are_computed_again_take_less(small: str) -> None:
     assert again.flops > plain.flops
     line = run_command.command(__file__, again.candidate, found.machines, 256)
     assert "--rematerialization=full" in line
+
+
+def test_nothing_is_traced_for_a_device_that_cannot_hold_the_variables(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Neither with layers that are computed again nor with accumulated gradients."""
+    traced: list[int] = []
+    once = trace.trace
+
+    def watched(target, strategy, rows, *args):  # type: ignore[no-untyped-def]
+        traced.append(rows)
+        return once(target, strategy, rows, *args)
+
+    monkeypatch.setattr(trace, "trace", watched)
+    file = tmp_path / "tiny.toml"
+    file.write_text(SMALL.replace("[small]", "[tiny]").replace("1_000_000", "150_000"))
+    found = tfaccel.plan(builders.mlp, devices="2xtiny", batch_size=64, device_file=str(file))
+    least = min(one.bytes_between_steps for one in found.estimates)
+    assert 150_000 / 1.6 < least < 150_000
+    assert not any(one.fits for one in found.estimates)
+    assert len(traced) == 1
 
 
 def test_fewer_rows_take_less_on_one_device_too(small: str) -> None:

@@ -12,7 +12,7 @@ import tensorflow as tf
 from keras import layers
 
 from tests.planner.builders import BUILDERS
-from tfaccel.planner import step_parts, trace
+from tfaccel.planner import batch_sizes, step_parts, trace
 from tfaccel.planner.models import Models
 from tfaccel.planner.steps import Step
 
@@ -179,5 +179,28 @@ def test_a_trace_ends_where_it_is_asked_to(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(trace, "_until", watched)
     short = Models(BUILDERS["transformer"], (2, 31)).variant("float32", True).step
     assert ended == ["gradient"]
-    monkeypatch.setattr(trace, "_sizes", lambda few, graph: {})
+    monkeypatch.setattr(batch_sizes, "of_graphs", lambda few, graph: {})
     assert of(short) == of(Models(BUILDERS["transformer"], (2, 31)).variant("float32", True).step)
+
+
+def test_a_step_that_computes_layers_again_is_traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its flat gradients have sizes of their own, which follow from what they are reshaped from."""
+    traced: list[int] = []
+    traces = trace._traces
+
+    def watched(target, strategy, rows, updates):  # type: ignore[no-untyped-def]
+        traced.append(rows)
+        return traces(target, strategy, rows, updates)
+
+    def step() -> Step:
+        models = Models(BUILDERS["transformer"], (2, 31))
+        assert models.variant("float32", True).step.operations
+        traced.clear()
+        return models.variant("float32", True, rematerialized=True).step
+
+    monkeypatch.setattr(trace, "_traces", watched)
+    short = step()
+    assert traced == [31]
+    monkeypatch.setattr(batch_sizes, "reshaped", lambda step, sizes: {})
+    assert of(short) == of(step())
+    assert traced == [31, 2]

@@ -169,6 +169,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     f"{_TF}.data.ops.take_op._TakeDataset": ("_count",),
     f"{_TF}.data.ops.zip_op._ZipDataset": ("_datasets",),
     f"{_TF}.util._pywrap_util_port": ("IsMklEnabled",),
+    f"{_TF}.util.tf_stack": ("extract_stack",),
     # Keras's trainer, and what a model was compiled with.
     _TRAINER: (
         "_aggregate_additional_loss",

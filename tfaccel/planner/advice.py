@@ -12,7 +12,7 @@ from tfaccel.planner import run_command
 from tfaccel.planner.block_places import UnevenError
 from tfaccel.planner.candidates import Candidate, candidates
 from tfaccel.planner.device_catalogue import Machines
-from tfaccel.planner.estimate import Estimate, estimate, held
+from tfaccel.planner.estimate import Estimate, estimate, may_fit
 from tfaccel.planner.models import Models
 
 _MOST_DEVICES = 1024
@@ -88,23 +88,23 @@ def eased(
         machines: what they are for.
         models: makes the model's variants.
     """
-    may_fit = [
+    close = [
         one
         for one in found
         if not one.fits
         and one.peak is not None
         and one.bytes_between_steps + one.all_gradients <= machines.device.usable
     ]
-    if not may_fit:
+    if not close:
         return
-    accumulated = [_accumulation(one.candidate, batch, machines, models) for one in may_fit]
+    accumulated = [_accumulation(one.candidate, batch, machines, models) for one in close]
 
     def again(i: int) -> Estimate | None:
         """Rematerialized: as it is, or accumulated where that alone does not help."""
         alone = accumulated[i] is not None
-        return _rematerialized(may_fit[i].candidate, batch, machines, models, accumulates=not alone)
+        return _rematerialized(close[i].candidate, batch, machines, models, accumulates=not alone)
 
-    least = min(range(len(may_fit)), key=lambda i: may_fit[i].needed)
+    least = min(range(len(close)), key=lambda i: close[i].needed)
     rematerializes = again(least) is not None
     for i, other in enumerate(accumulated):
         if rematerializes and (found_again := again(i)) is not None:
@@ -117,7 +117,7 @@ def _rematerialized(
     candidate: Candidate, batch: int, machines: Machines, models: Models, accumulates: bool = False
 ) -> Estimate | None:
     """The same with layers computed again, if it fits; with steps of accumulation where allowed."""
-    if not hasattr(keras, "RematScope"):
+    if not hasattr(keras, "RematScope") or not may_fit(candidate, machines, models):
         return None
     try:
         found = estimate(replace(candidate, rematerialized=True), batch, machines, models)
@@ -131,7 +131,7 @@ def _rematerialized(
 def _batch(candidate: Candidate, batch: int, machines: Machines, models: Models) -> int:
     """The largest batch that fits, a multiple of the candidate's replicas; 0 for none."""
     unit = candidate.replicas
-    low, high = 0, batch // unit
+    low, high = 0, batch // unit if may_fit(candidate, machines, models) else 0
     while low < high:
         middle = (low + high + 1) // 2
         if estimate(candidate, middle * unit, machines, models).fits:
@@ -145,6 +145,8 @@ def _accumulation(
     candidate: Candidate, batch: int, machines: Machines, models: Models
 ) -> Estimate | None:
     """The fewest steps of accumulation that fit, at the same global batch."""
+    if not may_fit(candidate, machines, models):
+        return None
     rows = batch // candidate.replicas
     steps = [n for n in range(2, rows + 1) if batch % (n * candidate.replicas) == 0]
 
@@ -180,9 +182,7 @@ def _devices(
             sizes.append(replace(last, hosts=last.hosts * 2))
 
     def best(larger: Machines) -> Estimate | None:
-        holding = [
-            c for c in candidates(larger, [precision]) if held(c, models) <= larger.device.usable
-        ]
+        holding = [c for c in candidates(larger, [precision]) if may_fit(c, larger, models)]
         made = [estimate(c, batch, larger, models) for c in holding]
         return min((m for m in made if m.fits), key=lambda m: m.peak or 0, default=None)
 

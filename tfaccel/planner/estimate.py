@@ -12,11 +12,12 @@ from tfaccel.planner import costs, liveness, sharding_propagation
 from tfaccel.planner import kernel_workspace as kernels
 from tfaccel.planner.candidates import Candidate
 from tfaccel.planner.device_catalogue import Machines
-from tfaccel.planner.models import Models, Sized, Variant
+from tfaccel.planner.models import Models
 from tfaccel.planner.state import Item, State, parts
 from tfaccel.planner.step_counts import Figures, extended
 from tfaccel.planner.step_work import Array, Work
 from tfaccel.planner.steps import Step
+from tfaccel.planner.variants import Sized, Variant
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class Estimate:
         """Bytes that a device must have for the candidate to fit; infinite if unknown."""
         if self.peak is None:
             return float("inf")
-        return self.peak * (1 + (MARGIN if self.candidate.mesh is None else MESH_MARGIN))
+        return self.peak * (1 + _margin(self.candidate))
 
 
 # Measured runs took up to 15 % more than counted, on a mesh up to 53 % (docs/planner.md).
@@ -159,14 +160,18 @@ def estimate(candidate: Candidate, batch: int, machines: Machines, models: Model
         activations=most.activations,
         workspace=most.workspace,
         peak=peak,
-        fits=_fits(peak, machines.device.usable, MARGIN if candidate.mesh is None else MESH_MARGIN),
+        fits=_fits(peak, machines.device.usable, _margin(candidate)),
     )
 
 
-def held(candidate: Candidate, models: Models) -> int:
-    """Bytes of the variables of a candidate on one device: the least that it takes."""
-    variant = _variant(candidate, models)
-    return variant.state(variant.count, candidate.mesh, candidate.layouts).total
+def may_fit(candidate: Candidate, machines: Machines, models: Models) -> bool:
+    """Whether the variables alone leave room on a device; traces nothing that is rematerialized.
+
+    A model that is rematerialized, or accumulates gradients, has these variables at least.
+    """
+    variant = _variant(replace(candidate, accumulate=1, rematerialized=False), models)
+    least = variant.state(variant.count, candidate.mesh, candidate.layouts).total
+    return _fits(least, machines.device.usable, _margin(candidate)) is True
 
 
 def _variant(candidate: Candidate, models: Models) -> Variant:
@@ -239,6 +244,10 @@ def _figures(
         return replace(found, why_not=f"the shape of what {work.unknown.kind} gives")
     walked = liveness.walk(step, work.sequence, sizes, gathered, scratch)
     return replace(found, walk=walked, roles=sized.by_role(len(step.operations)))
+
+
+def _margin(candidate: Candidate) -> float:
+    return MARGIN if candidate.mesh is None else MESH_MARGIN
 
 
 def _fits(peak: int, usable: int, margin: float) -> bool | None:

@@ -3,6 +3,7 @@
 TensorFlow imports JAX to convert JAX models to TFLite, Keras imports scikit-learn for its wrappers,
 Matplotlib for its galleries, and IPython for its editor of files. A plan needs none of them, and
 they are two fifths of the import's processor time and memory. A builder may import them later.
+Nor does it need most of TensorFlow's public modules (`lazy_api.py`): a fifth of the rest.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import sys
 from collections.abc import Iterator
 from importlib.machinery import ModuleSpec
 from pathlib import Path
+
+from tfaccel.planner import lazy_api
 
 OPTIONAL = frozenset({"jax", "jaxlib", "matplotlib", "sklearn", "IPython"})
 """Packages that TensorFlow 2.21 and Keras 3.15 import in a `try` that expects them to be absent."""
@@ -38,6 +41,7 @@ def import_tensorflow() -> None:
 
     Keras on another backend than TensorFlow is imported as it is.
     """
+    lazy_api.install()
     with _hidden() if _backend() == "tensorflow" else contextlib.nullcontext(), _uncollected():
         import tensorflow  # noqa: F401, I001
         import keras  # noqa: F401

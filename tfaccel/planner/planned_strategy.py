@@ -55,7 +55,7 @@ def strategy(
         name: one of `tfaccel.strategies.NAMES`; None takes ``TFACCEL_STRATEGY``, else ``"auto"``.
         model: for ``"auto"``: a function that builds and compiles the model, or what else
             `tfaccel.plan` takes. If it does not fit on the devices as replicas, it is split over
-            them.
+            them; if it does not fit so either, its layers are computed again backwards.
         batch_size: rows of the global batch that `model` is trained with.
         **options: see `tfaccel.strategies.Options`; one that is not given is read from
             ``TFACCEL_<OPTION>``.
@@ -126,7 +126,8 @@ def select(
     if machines is None:
         return found
     precision = _precision(found)
-    planned = _in_child(lambda: _recommend(model, machines, batch_size, precision))
+    again = found.options.rematerialization in (None, "full")
+    planned = _in_child(lambda: _recommend(model, machines, batch_size, precision, again))
     values = {**values, **planned.options}
     found = selection.select(planned.name, values, environ, detected, cluster)
     return dataclasses.replace(found, choice=Choice(planned.name, planned.reason))
@@ -158,17 +159,24 @@ def _precision(found: Selection) -> str:
     return str(keras.config.dtype_policy().name)
 
 
-def _recommend(model: Source, machines: Machines, batch_size: int, precision: str) -> Planned:
+def _recommend(
+    model: Source, machines: Machines, batch_size: int, precision: str, rematerializes: bool = True
+) -> Planned:
+    """Of the ways that fit the first, as the model is before those with layers computed again."""
     from tfaccel.planner.plan import plan
 
     found = plan(model, machines, batch_size, precision=precision)
     # Simple ones come first. The first one of all uses one device.
-    as_it_is = [one for one in found.estimates if one.candidate.is_plain]
-    as_it_is = [one for one in as_it_is if one.candidate.devices == machines.count]
+    all_devices = [one for one in found.estimates if one.candidate.devices == machines.count]
+    as_it_is = [one for one in all_devices if one.candidate.is_plain]
+    again = [one for one in all_devices if one.candidate.rematerialized] if rematerializes else []
+    again = [one for one in again if one.candidate.accumulate == 1]
     known = [one for one in as_it_is if one.peak is not None]
-    best = next((one for one in known if one.fits), None)
+    best = next((one for one in (*known, *again) if one.fits), None)
     if best is not None:
         reason = f"the simplest of {len(as_it_is)} ways in which it fits"
+        if best.candidate.rematerialized:
+            reason = "the simplest in which it fits, with layers that are computed again"
     else:
         tight = [one for one in known if one.fits is None]
         if known and not tight:
@@ -181,6 +189,8 @@ def _recommend(model: Source, machines: Machines, batch_size: int, precision: st
     options = {}
     if candidate.mesh is not None:
         options = {"mesh": str(candidate.mesh), "layouts": str(candidate.layouts)}
+    if candidate.rematerialized:
+        options["rematerialization"] = "full"
     return Planned(candidate.strategy, options, f"planned for {found.target}: {reason}")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
@@ -14,10 +14,9 @@ import tensorflow as tf
 
 from tfaccel.distribute import _private, gradients, rematerialization
 from tfaccel.distribute.replacements import Replacements
-from tfaccel.planner import graph_reader, step_parts
+from tfaccel.planner import batch_sizes, graph_reader, step_parts
 from tfaccel.planner.abstract import AbstractStrategy
-from tfaccel.planner.graph_reader import shape_of
-from tfaccel.planner.steps import Step, Value
+from tfaccel.planner.steps import Step
 from tfaccel.target import Target
 
 Updates: TypeAlias = "Sequence[Callable[[], AbstractContextManager[Any]]]"
@@ -37,8 +36,9 @@ def trace(
         target: a compiled model built under `strategy`.
         strategy: which variables belong to it.
         rows: of each batch.
-        known: from `dimensions` of the same model in another precision, or with another optimizer.
-            If it has every size that is no less than the batch, only the larger batch is traced.
+        known: from `batch_sizes.dimensions` of the same model in another precision, or with another
+            optimizer. If it has every size that is no less than the batch, or a reshape makes the
+            others of these, only the larger batch is traced.
             Without it, the smaller batch is traced up to the gradients, or up to the optimizer,
             whose operations have no sizes of their own.
         updates: ways to update; one trace serves them all where that is possible.
@@ -48,34 +48,32 @@ def trace(
     """
     gradients.install()
     rematerialization.install()
+    with _private.without_stack_traces():
+        return _of_batches(target, strategy, rows, known, updates)
+
+
+def _of_batches(
+    target: Target,
+    strategy: AbstractStrategy,
+    rows: tuple[int, int],
+    known: Mapping[int, int],
+    updates: Updates,
+) -> tuple[Step, ...]:
     large = _traces(target, strategy, rows[1], updates)
     for sizes in _sizes_of_all(target, strategy, rows, known, large[0].graph):
+        if not sizes:
+            continue
         steps = [_read(one.graph, one, strategy, rows) for one in large]
-        more = {size for step in steps for size in _sizes_in(step)} - sizes.keys()
+        sizes = {**sizes, **batch_sizes.reshaped(steps[0], sizes)}
+        more = {size for step in steps for size in batch_sizes.sizes_in(step)} - sizes.keys()
         # What is smaller than the batch does not grow with it, unless the forward part has it too.
-        if sizes and all(size < rows[1] for size in more):
+        if all(size < rows[1] for size in more):
             every = {**sizes, **{size: size for size in more}}
-            return tuple(_with_fewer(step, every) for step in steps)
+            return tuple(batch_sizes.with_fewer(step, every) for step in steps)
     small = _traces(target, strategy, rows[0], updates)
     return tuple(
         _of_two(fewer, more, strategy, rows) for fewer, more in zip(small, large, strict=True)
     )
-
-
-def dimensions(step: Step) -> dict[int, int]:
-    """Each size of the larger batch with that of the smaller one; empty if one has two.
-
-    >>> dimensions(Step((2, 7), (Value((2, 5), (7, 5), 4),), (), (), (), {}, 0, ""))
-    {7: 2, 5: 5}
-    >>> dimensions(Step((2, 5), (Value((2, 5), (5, 5), 4),), (), (), (), {}, 0, ""))
-    {}
-    """
-    found: dict[int, int] = {}
-    for value in step.values:
-        for more, fewer in zip(value.more or (), value.fewer or (), strict=True):
-            if found.setdefault(more, fewer) != fewer:
-                return {}
-    return found
 
 
 @dataclass(frozen=True)
@@ -119,20 +117,6 @@ def _of_two(fewer: _Traced, more: _Traced, strategy: AbstractStrategy, rows: Any
     return _read(fewer.graph, more, strategy, rows)
 
 
-def _sizes_in(step: Step) -> set[int]:
-    shapes = {value.more for value in step.values}
-    return {size for shape in shapes if shape is not None for size in shape}
-
-
-def _with_fewer(step: Step, sizes: Mapping[int, int]) -> Step:
-    """A step that was traced for the larger batch alone, with the shapes of the smaller one."""
-    values = tuple(
-        Value(None if v.more is None else tuple(sizes[n] for n in v.more), v.more, v.width)
-        for v in step.values
-    )
-    return replace(step, values=values)
-
-
 class _Reached(Exception):  # noqa: N818
     """Ends a trace early."""
 
@@ -153,11 +137,11 @@ def _sizes_of_all(
         yield known
         return
     few = _until(_GRADIENT, target, strategy, rows[0])
-    sizes = _sizes(few, graph)
+    sizes = batch_sizes.of_graphs(few, graph)
     # A constant that is a multiple of the rows may be one of the backward part's own sizes too.
     if all(fewer != more for more, fewer in sizes.items() if more and more % rows[1] == 0):
         yield sizes
-    yield _sizes(_until(_UPDATE, target, strategy, rows[0]), graph)
+    yield batch_sizes.of_graphs(_until(_UPDATE, target, strategy, rows[0]), graph)
 
 
 def _until(
@@ -175,26 +159,6 @@ def _until(
             replacements.replace(owner, name, end)
         return _graph(target, strategy, rows, [contextlib.nullcontext])[0]
     return found[-1] if len(found) == 1 else None
-
-
-def _sizes(few: Any, graph: Any) -> dict[int, int]:
-    """`dimensions` from graphs of which that of the smaller batch may end earlier."""
-    if few is None:
-        return {}
-    begun = graph.get_operations()
-    found: dict[int, int] = {}
-    for k, op in enumerate(few.get_operations()):
-        # A loop has more results where a gradient is taken of it.
-        if k >= len(begun) or begun[k].type != op.type or len(begun[k].outputs) != len(op.outputs):
-            return {}
-        for more, fewer in zip(begun[k].outputs, op.outputs, strict=True):
-            larger, smaller = shape_of(more) or (), shape_of(fewer) or ()
-            if len(larger) != len(smaller):  # another operation, of the same type
-                return {}
-            for a, b in zip(larger, smaller, strict=True):
-                if found.setdefault(a, b) != b:
-                    return {}
-    return found
 
 
 _Graph: TypeAlias = tuple[Any, list[Any], list[int]]

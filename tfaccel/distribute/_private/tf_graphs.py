@@ -6,7 +6,8 @@ Seen with TensorFlow 2.21, watched by `tests/distribute/test_private.py` and
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -26,6 +27,9 @@ from tensorflow.python.framework.auto_control_deps import (
     op_is_stateful,
 )
 
+# Where the code is that created an operation.
+from tensorflow.python.util import tf_stack
+
 from tfaccel.distribute.replacements import replaced
 
 __all__ = [
@@ -39,6 +43,7 @@ __all__ = [
     "operations_replaced",
     "resources_of",
     "run_after",
+    "without_stack_traces",
 ]
 
 
@@ -71,6 +76,17 @@ def library_graphs(graph: tf.Graph) -> list[tf.Graph]:
     """
     functions = graph._functions.values()
     return [function.graph for function in functions if hasattr(function, "graph")]
+
+
+@contextlib.contextmanager
+def without_stack_traces() -> Iterator[None]:
+    """Inside, operations do not record the lines that created them, a tenth of a trace's time.
+
+    There is no option for it. All have the one of the first call.
+    """
+    once = tf_stack.extract_stack()
+    with replaced(tf_stack, "extract_stack", lambda stacklevel=1: once):
+        yield
 
 
 def is_pure(operation: str) -> bool:
