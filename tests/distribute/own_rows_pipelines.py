@@ -192,6 +192,15 @@ def _as_numbers(x: Any, y: Any) -> Any:
     return tf.cast(x, tf.int64), y
 
 
+def concatenated() -> Any:
+    def halved(i: Any) -> Any:
+        return tf.cast(i, tf.float32) / 2, {"filled": tf.fill([3], 2 * i)}
+
+    cached = rows(ROWS).map(double).cache().map(lambda x, y: (x + 1, y)).cache()
+    parts = cached.concatenate(rows(9).map(halved)).concatenate(rows(5).map(double).cache())
+    return parts.skip(2).map(more).batch(8)
+
+
 def rows_of_other_shapes_cached() -> Any:
     made = rows(ROWS).map(lambda i: (tf.range(i), tf.fill([i % 3], i % 2 > 0), i)).cache()
     return made.map(lambda x, y, i: (tf.reduce_sum(x), tf.reduce_any(y), i)).batch(8)
@@ -213,6 +222,7 @@ MOVED = [
     cached_and_taken,
     cached_and_repeated,
     cached_and_zipped,
+    concatenated,
     rows_of_other_shapes_cached,
     cached_and_padded,
     class_weighted,
@@ -285,6 +295,12 @@ def cached_and_zipped_with_rows_that_may_differ() -> Any:
     """cache comes after it, then zip with rows that may differ"""
     seeds = tf.data.Dataset.random(seed=1)
     return tf.data.Dataset.zip((rows(ROWS).map(double).cache(), seeds)).batch(8)
+
+
+def concatenated_rows_of_two_sources() -> Any:
+    """concatenate comes after it of rows that differ in structure before a map"""
+    pairs = tf.data.Dataset.zip((rows(9), rows(9))).map(lambda i, j: i - j)
+    return rows(ROWS).map(lambda i: 2 * i).concatenate(pairs).batch(8)
 
 
 def zipped_with_ragged_rows() -> Any:
@@ -386,6 +402,7 @@ STAYS = [
     cached_and_repeated_within_a_batch,
     cached_repeated_and_taken,
     cached_and_zipped_with_rows_that_may_differ,
+    concatenated_rows_of_two_sources,
     zipped_with_ragged_rows,
     whole_batches,
     padded,

@@ -64,6 +64,9 @@ ONCE: dict[str, Callable[[Any], Any]] = {
     "without end": lambda f: rows(ROWS).map(f).cache().map(augment).repeat().batch(SIZE).take(11),
     "batches repeated": lambda f: rows(ROWS).map(f).cache().map(augment).batch(SIZE).repeat(2),
     "some taken": lambda f: rows(ROWS).map(f).cache().skip(2).take(19).map(augment).batch(SIZE),
+    "concatenated": lambda f: (
+        rows(9).map(f).cache().concatenate(rows(9, ROWS).map(f)).map(augment).batch(SIZE)
+    ),
     "counted": lambda f: (
         tf.data.Dataset.zip((rows(ROWS).map(f).cache(), rows(ROWS).repeat()))
         .map(lambda i, _: augment(i))

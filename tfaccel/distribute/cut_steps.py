@@ -101,6 +101,37 @@ RowStep = RowFunction | Caching | ByPosition
 CutStep = Computing | Caching | ByPosition
 
 
+@dataclass(frozen=True)
+class Rows:
+    """A dataset as a source and the steps that follow it.
+
+    Attributes:
+        source: a dataset.
+        steps: none, or first a function.
+    """
+
+    source: tf.data.Dataset
+    steps: tuple[RowStep, ...] = ()
+
+    @property
+    def are_cached(self) -> bool:
+        """Whether one of the steps is a cache."""
+        return any(isinstance(step, Caching) for step in self.steps)
+
+    def then(self, step: RowStep) -> Rows:
+        """The same, and then another step."""
+        last = self.steps[-1] if self.steps else None
+        if isinstance(last, RowFunction) and isinstance(step, RowFunction):
+            return Rows(self.source, (*self.steps[:-1], last.then(step)))
+        return Rows(self.source, (*self.steps, step))
+
+    def of_source(self, found: _private.Stage) -> Rows:
+        """The same of some rows of the source, by their position."""
+        what = f"{found.kind}{found.number}" + (f"from{found.index}" if found.index else "")
+        steps = (s.also_of(what) if isinstance(s, Caching) else s for s in self.steps)
+        return Rows(found.applied_to(self.source), tuple(steps))
+
+
 def of_batches(given: Packing, steps: tuple[RowStep, ...]) -> tuple[CutStep, ...]:
     """The steps of rows, for batches of them.
 

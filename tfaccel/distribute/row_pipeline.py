@@ -9,13 +9,12 @@ transformations after it that take rows by their position are done to the source
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from itertools import zip_longest
-from typing import Any
 
 import tensorflow as tf
 
 from tfaccel.distribute import _private
-from tfaccel.distribute.cut_steps import ByPosition, Caching, RowFunction, RowStep
+from tfaccel.distribute.cut_steps import ByPosition, Caching, RowFunction, Rows
+from tfaccel.distribute.joined_rows import concatenated, zipped
 from tfaccel.distribute.own_rows_report import Report, place
 from tfaccel.distribute.row_functions import is_dense, is_reproducible, why_not_row_by_row
 
@@ -23,37 +22,6 @@ from tfaccel.distribute.row_functions import is_dense, is_reproducible, why_not_
 # by their position, of rows as well as of batches.
 UNCHANGING = ("options", "prefetch")
 BY_POSITION = ("repeat", "take", "skip", "shard", "assert_cardinality")
-
-
-@dataclass(frozen=True)
-class Rows:
-    """A dataset as a source and the steps that follow it.
-
-    Attributes:
-        source: a dataset.
-        steps: none, or first a function.
-    """
-
-    source: tf.data.Dataset
-    steps: tuple[RowStep, ...] = ()
-
-    @property
-    def are_cached(self) -> bool:
-        """Whether one of the steps is a cache."""
-        return any(isinstance(step, Caching) for step in self.steps)
-
-    def then(self, step: RowStep) -> Rows:
-        """The same, and then another step."""
-        last = self.steps[-1] if self.steps else None
-        if isinstance(last, RowFunction) and isinstance(step, RowFunction):
-            return Rows(self.source, (*self.steps[:-1], last.then(step)))
-        return Rows(self.source, (*self.steps, step))
-
-    def of_source(self, found: _private.Stage) -> Rows:
-        """The same of some rows of the source, by their position."""
-        what = f"{found.kind}{found.number}" + (f"from{found.index}" if found.index else "")
-        steps = (s.also_of(what) if isinstance(s, Caching) else s for s in self.steps)
-        return Rows(found.applied_to(self.source), tuple(steps))
 
 
 @dataclass(frozen=True)
@@ -119,8 +87,8 @@ def _rows(dataset: tf.data.Dataset, way: _Way) -> Rows:
         case "unbatch" if (rows := unbatched(found.inputs[0])) is not None:
             inner = _rows(rows, way)
             return inner if inner.steps else Rows(dataset)
-        case "zip":
-            return _zipped(dataset, found, way)
+        case "zip" | "concatenate":
+            return _joined(dataset, found, way)
     way.report.last(dataset)
     return Rows(dataset)
 
@@ -173,61 +141,34 @@ def _repeated(dataset: tf.data.Dataset, found: _private.Stage, way: _Way) -> Row
     return inner.of_source(found) if inner.steps else Rows(dataset)
 
 
-def _zipped(dataset: tf.data.Dataset, found: _private.Stage, way: _Way) -> Rows:
+def _joined(dataset: tf.data.Dataset, found: _private.Stage, way: _Way) -> Rows:
     if not is_dense(dataset.element_spec):
         way.report.last(dataset, " with ragged or sparse rows")
         return Rows(dataset)
-    differs = "" if is_reproducible(dataset) else ", then zip with rows that may differ"
+    kind = found.kind
+    differs = "" if is_reproducible(dataset) else f", then {kind} with rows that may differ"
     way = replace(
         way,
         no_cache=way.no_cache or differs,
-        no_repeat=way.no_repeat or ", then repeat and zip",
-        no_file=way.no_file or ", in a file, then zip",
+        no_repeat=way.no_repeat or f", then repeat and {kind}",
+        no_file=way.no_file or f", in a file, then {kind}",
     )
-    inner = [_rows(each, way) for each in found.inputs]
+    inputs = found.inputs if kind == "zip" else _concatenated(dataset)
+    inner = [_rows(each, way) for each in inputs]
     if not any(each.steps for each in inner):
         return Rows(dataset)
-    structure = tf.nest.map_structure(lambda _: None, found.structure)
-    done = Rows(tf.data.Dataset.zip(_packed_as(structure, [each.source for each in inner])))
-    specs = [each.source.element_spec for each in inner]
-    for number, functions in enumerate(zip_longest(*map(_functions, inner))):
-        if number:
-            done = done.then(Caching(dataset, "", f"-zip{number}"))
-        if any(functions):
-            specs = [f.output if f else spec for f, spec in zip(functions, specs, strict=True)]
-            done = done.then(_of_parts(structure, functions, specs))
-    return done
+    if kind == "zip":
+        return zipped(dataset, found.structure, inner)
+    rows = concatenated(dataset, inner)
+    if rows is None:
+        way.report.last(dataset, " of rows that differ in structure before a map")
+        return Rows(dataset)
+    return rows
 
 
-def _functions(rows: Rows) -> list[RowFunction | None]:
-    """The functions before, between and after the caches, of which none is repeated."""
-    found: list[RowFunction | None] = [None]
-    for step in rows.steps:
-        if isinstance(step, Caching):
-            found.append(None)
-        else:
-            assert isinstance(step, RowFunction)
-            found[-1] = step
-    return found
-
-
-def _of_parts(structure: Any, functions: Any, specs: list[Any]) -> RowFunction:
-    """A function of a zip of rows, from those of its datasets; None for one that stays as it is."""
-
-    def call(element: Any) -> Any:
-        parts = zip(functions, _up_to(structure, element), strict=True)
-        return _packed_as(structure, [f.call(part) if f else part for f, part in parts])
-
-    return RowFunction(call, _packed_as(structure, specs))
-
-
-def _packed_as(structure: Any, parts: list[Any]) -> Any:
-    return tf.nest.pack_sequence_as(structure, parts)
-
-
-def _up_to(structure: Any, element: Any) -> list[Any]:
-    """The elements of the datasets in `structure`, from one of their zip."""
-    if structure is None:
-        return [element]
-    keys = sorted(structure) if isinstance(structure, dict) else range(len(structure))
-    return [part for key in keys for part in _up_to(structure[key], element[key])]
+def _concatenated(dataset: tf.data.Dataset) -> list[tf.data.Dataset]:
+    """The datasets of which a dataset consists, one after the other."""
+    found = _private.stage(dataset)
+    if found.kind != "concatenate":
+        return [dataset]
+    return [part for each in found.inputs for part in _concatenated(each)]
