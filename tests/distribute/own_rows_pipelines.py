@@ -155,13 +155,76 @@ def files_cached() -> Any:
     return files.map(double).cache().batch(8).repeat(2)
 
 
-def class_weighted(cached: bool = False) -> Any:
+def cached_in_the_middle() -> Any:
+    return rows(ROWS).map(double).cache().prefetch(1).map(more).batch(8)
+
+
+def cached_again_and_again() -> Any:
+    return rows(ROWS).map(double).cache().cache().map(more).cache().batch(8).cache()
+
+
+def shuffled_to_one_order_and_cached() -> Any:
+    ordered = rows(ROWS).shuffle(ROWS, seed=3, reshuffle_each_iteration=False)
+    return ordered.filter(lambda i: i % 5 > 0).map(double).cache().map(more).batch(8)
+
+
+def cached_and_taken() -> Any:
+    taken = rows(ROWS).map(double).cache().skip(1).take(30).map(more).shard(2, 1)
+    return taken.cache().take(13).batch(4)
+
+
+def cached_and_repeated() -> Any:
+    repeated = rows(32).map(double).cache().repeat(2).map(more).cache().repeat(2)
+    return repeated.map(lambda row: (row["x"], row["y"])).batch(8)
+
+
+def cached_and_zipped() -> Any:
+    def pair(number: Any, of: Any) -> Any:
+        return number, of["a"], of["b"][0] + of["b"][1]["filled"][0]
+
+    a = rows(ROWS).map(lambda i: 3 * i).cache().cache()
+    a = a.map(lambda i: i + 1)
+    zipped = tf.data.Dataset.zip({"a": a, "b": rows(ROWS).map(double).cache().map(_as_numbers)})
+    return zipped.enumerate().map(pair).batch(8)
+
+
+def _as_numbers(x: Any, y: Any) -> Any:
+    return tf.cast(x, tf.int64), y
+
+
+def concatenated() -> Any:
+    def halved(i: Any) -> Any:
+        return tf.cast(i, tf.float32) / 2, {"filled": tf.fill([3], 2 * i)}
+
+    cached = rows(ROWS).map(double).cache().map(lambda x, y: (x + 1, y)).cache()
+    parts = cached.concatenate(rows(9).map(halved)).concatenate(rows(5).map(double).cache())
+    return parts.skip(2).map(more).batch(8)
+
+
+def rows_of_other_shapes_cached() -> Any:
+    made = rows(ROWS).map(lambda i: (tf.range(i), tf.fill([i % 3], i % 2 > 0), i)).cache()
+    return made.map(lambda x, y, i: (tf.reduce_sum(x), tf.reduce_any(y), i)).batch(8)
+
+
+def cached_and_padded() -> Any:
+    return rows(ROWS).map(lambda i: tf.range(i)).cache().padded_batch(8, [ROWS])
+
+
+def class_weighted() -> Any:
     pairs = rows(ROWS).map(lambda i: (tf.fill([3], i), i % 3)).batch(8)
-    given = pairs.cache() if cached else pairs
-    return TFDatasetAdapter(given, class_weight={0: 2.0, 2: 0.5}).get_tf_dataset()
+    return TFDatasetAdapter(pairs, class_weight={0: 2.0, 2: 0.5}).get_tf_dataset()
 
 
 MOVED = [
+    cached_in_the_middle,
+    cached_again_and_again,
+    shuffled_to_one_order_and_cached,
+    cached_and_taken,
+    cached_and_repeated,
+    cached_and_zipped,
+    concatenated,
+    rows_of_other_shapes_cached,
+    cached_and_padded,
     class_weighted,
     rows_counted,
     batches_counted,
@@ -214,8 +277,36 @@ def cached_before_a_shuffle() -> Any:
 
 
 def shuffled_and_cached() -> Any:
-    """cache comes after it"""
+    """cache comes after it, of rows whose order a shuffle draws in each pass; with reshuffle"""
     return rows(ROWS).shuffle(8, seed=1).map(double).cache().batch(8)
+
+
+def cached_and_repeated_within_a_batch() -> Any:
+    """cache comes after it, then repeat, of rows not known to fill batches of 8; with repeat"""
+    return rows(ROWS).map(double).cache().repeat(2).batch(8)
+
+
+def cached_repeated_and_taken() -> Any:
+    """cache comes after it, then repeat and take; with repeat after batch it may move"""
+    return rows(32).map(double).cache().repeat(2).take(40).batch(8)
+
+
+def cached_and_zipped_with_rows_that_may_differ() -> Any:
+    """cache comes after it, then zip with rows that may differ"""
+    seeds = tf.data.Dataset.random(seed=1)
+    return tf.data.Dataset.zip((rows(ROWS).map(double).cache(), seeds)).batch(8)
+
+
+def concatenated_rows_of_two_sources() -> Any:
+    """concatenate comes after it of rows that differ in structure before a map"""
+    pairs = tf.data.Dataset.zip((rows(9), rows(9))).map(lambda i, j: i - j)
+    return rows(ROWS).map(lambda i: 2 * i).concatenate(pairs).batch(8)
+
+
+def zipped_with_ragged_rows() -> Any:
+    """zip comes after it with ragged or sparse rows"""
+    ragged = tf.data.Dataset.from_tensor_slices(tf.RaggedTensor.from_row_lengths(range(6), [1, 5]))
+    return tf.data.Dataset.zip((rows(ROWS).map(double), ragged)).batch(2)
 
 
 def whole_batches() -> Any:
@@ -308,6 +399,11 @@ STAYS = [
     flat_mapped_after,
     cached_before_a_shuffle,
     shuffled_and_cached,
+    cached_and_repeated_within_a_batch,
+    cached_repeated_and_taken,
+    cached_and_zipped_with_rows_that_may_differ,
+    concatenated_rows_of_two_sources,
+    zipped_with_ragged_rows,
     whole_batches,
     padded,
     calls_python,

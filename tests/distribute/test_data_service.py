@@ -65,6 +65,14 @@ PIPELINES: dict[str, Callable[[], tf.data.Dataset]] = {
     "cached": lambda: (
         tf.data.Dataset.from_tensor_slices(NUMBERS).map(doubled).cache().batch(4).repeat(2)
     ),
+    "cached in the middle": lambda: (
+        tf.data.Dataset.from_tensor_slices(NUMBERS)
+        .map(lambda row: row[: tf.cast(row[0], tf.int32) % 3])
+        .cache()
+        .map(lambda row: doubled(tf.reshape(tf.pad(row, [[0, 2 - tf.size(row)]]), [2])))
+        .batch(4)
+        .repeat(2)
+    ),
     "interleaved": lambda: (
         tf.data.Dataset.range(3)
         .interleave(lambda i: tf.data.Dataset.range(i * 10, i * 10 + 5))
@@ -104,7 +112,7 @@ def assert_same(found: Any, expected: Any) -> None:
     tf.nest.map_structure(np.testing.assert_array_equal, found, expected)
 
 
-ALWAYS = ("shuffled, with a last batch of two", "cached")
+ALWAYS = ("shuffled, with a last batch of two", "cached", "cached in the middle")
 
 
 @pytest.mark.parametrize(

@@ -153,12 +153,6 @@ def test_a_cache_in_memory_is_kept_from_one_fit_to_the_next(tmp_path: Path) -> N
     assert first == again == [[b"read"] * 2]
 
 
-def test_weights_of_classes_are_not_kept_in_a_cache() -> None:
-    moved, (line, _) = own_rows.move_cut(pipelines.class_weighted(cached=True))
-    assert moved is None
-    assert line.startswith("map of class_weights_map_fn")
-
-
 def test_batches_of_another_size_have_a_cache_of_their_own() -> None:
     rows = tf.data.Dataset.range(8).map(lambda i: 2 * i).cache()
     found = [

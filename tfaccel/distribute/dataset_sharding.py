@@ -76,19 +76,15 @@ def shard_dataset(
         source = moved.batches
     if placement.workers > 1 and arrays is None:
         check_order(source, PER_WORKER)
-    if moved is not None and not data_service.in_use():
-        parts = _and_computed(parts, moved)
     if first is not None:
         source, parts = source.enumerate(), with_first(parts, whole, first)
     if not read_ahead:
         return source.map(parts).with_options(dataset.options())
     divided = source.map(parts, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     if moved is not None:
-        if data_service.in_use():
-            divided = computed_elsewhere(divided, _of_parts(moved))
         place = f"{placement.rank}-of-{placement.workers}x{placement.local}"
         key = f"{place}-{sharding.undersized}{sharding.multiples:d}{first is not None:d}"
-        divided = moved.finish(divided, key)
+        divided = moved.finish(divided, key, _computed_by_parts)
     return divided.with_options(dataset.options()).prefetch(tf.data.AUTOTUNE)
 
 
@@ -137,49 +133,38 @@ def with_data_workers(dataset: tf.data.Dataset) -> tf.data.Dataset:
     if moved is None:
         return dataset
     cut = moved.batches.map(lambda *batch: (batch if len(batch) > 1 else batch[0],))
-    made = computed_elsewhere(cut, moved.compute_rows).map(lambda batch: batch)
-    made = moved.finish(made, "whole")
+    made = moved.finish(cut, "whole", computed).map(lambda batch: batch)
     return made.with_options(dataset.options()).prefetch(tf.data.AUTOTUNE)
 
 
-def _of_parts(moved: own_rows.MovedCut) -> Any:
-    @tf.autograph.experimental.do_not_convert
-    def compute(own: Any) -> Any:
-        return tuple(moved.compute_rows(part) for part in own)
-
-    return compute
+def _computed_by_parts(cut: tf.data.Dataset, compute: Callable[[Any], Any]) -> tf.data.Dataset:
+    """As `computed`, where the first component has rows of several replicas."""
+    return computed(cut, lambda own: tuple(compute(part) for part in own))
 
 
-def computed_elsewhere(cut: tf.data.Dataset, compute: Callable[[Any], Any]) -> tf.data.Dataset:
-    """The user's rows of what was cut, made by data workers, or here where these cannot.
+def computed(cut: tf.data.Dataset, compute: Callable[[Any], Any]) -> tf.data.Dataset:
+    """Applies a function of rows to the first component of each element.
+
+    On data workers, if there are any and they can.
 
     Args:
-        cut: of tuples whose first part are rows at the cut.
-        compute: makes the user's of them.
+        cut: of tuples whose first component are rows.
+        compute: the function.
     """
-    found = data_service.computed_elsewhere(cut, compute)
-    if found is not None:
-        return found
-    logging.warning(
-        "tfaccel: input: a map reads variables or tables, which data workers do not have; rows are "
-        "computed here."
-    )
-    return cut.map(
-        lambda own, *rest: (compute(own), *rest),
-        num_parallel_calls=tf.data.AUTOTUNE,
-        deterministic=True,
-    )
-
-
-def _and_computed(parts: Any, moved: own_rows.MovedCut) -> Any:
-    """`parts` of the rows that the cut takes from, and the user's rows made of them."""
+    if data_service.in_use():
+        found = data_service.computed_elsewhere(cut, compute)
+        if found is not None:
+            return found
+        logging.warning(
+            "tfaccel: input: a map reads variables or tables, which data workers do not have; rows "
+            "are computed here."
+        )
 
     @tf.autograph.experimental.do_not_convert
-    def computed(*batch: Any) -> Any:
-        own, fractions, rows = parts(*batch)
-        return tuple(moved.compute_rows(part) for part in own), fractions, rows
+    def first(own: Any, *rest: Any) -> Any:
+        return (compute(own), *rest)
 
-    return computed
+    return cut.map(first, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
 
 def with_first(parts: Any, whole: Any, first: Callable[[Any], tf.Tensor]) -> Any:

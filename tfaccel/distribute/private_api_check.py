@@ -165,6 +165,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     f"{_TF}.data.ops.cache_op.CacheDataset": ("_filename",),
     f"{_TF}.data.ops.prefetch_op._PrefetchDataset": ("_buffer_size",),
     f"{_TF}.data.ops.repeat_op._RepeatDataset": ("_count",),
+    f"{_TF}.data.ops.shuffle_op._ShuffleDataset": ("_reshuffle_each_iteration",),
     f"{_TF}.data.ops.skip_op._SkipDataset": ("_count",),
     f"{_TF}.data.ops.take_op._TakeDataset": ("_count",),
     f"{_TF}.data.ops.zip_op._ZipDataset": ("_datasets",),

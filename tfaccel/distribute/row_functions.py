@@ -26,14 +26,16 @@ _ROW_BY_ROW = frozenset(
 _REPRODUCIBLE = frozenset(
     {
         *("map", "batch", "prefetch", "options", "repeat", "take", "skip", "zip", "cache"),
-        *("assert_cardinality", "padded_batch", "ragged_batch", "unbatch", "rebatch"),
+        *("assert_cardinality", "padded_batch", "ragged_batch", "unbatch", "rebatch", "shard"),
         *("from_tensor_slices", "from_tensors", "range", "concatenate"),
         *("tfrecord", "text_line", "fixed_length_record"),
     }
 )
-_SEEDED = frozenset({"shuffle", "shard"})  # by seeds on which all workers agree
-# These too, if the datasets that their function makes are of the operations below.
-_OF_DATASETS = frozenset({"interleave", "flat_map"})
+_SEEDED = frozenset({"shuffle"})  # by seeds on which all workers agree
+# These too, if their function keeps no state, and what datasets it makes are of the operations
+# below.
+_BY_FUNCTION = frozenset({"filter", "interleave", "flat_map"})
+_NUMBERS = frozenset({"numbers of enumerate"})
 _MAPS = frozenset({"MapDataset", "ParallelMapDataset", "ParallelMapDatasetV2"})
 _MAKE_DATASETS = _MAPS | {
     *("TensorDataset", "TensorSliceDataset", "RangeDataset", "ZipDataset", "ConcatenateDataset"),
@@ -52,19 +54,25 @@ def is_deterministic(dataset: tf.data.Dataset) -> bool:
     return arrays or _consists_of(dataset, _REPRODUCIBLE | _SEEDED)
 
 
-def is_reproducible(dataset: tf.data.Dataset) -> bool:
-    """Whether each pass gives the same rows, so that a cache may be refilled."""
-    return _consists_of(dataset, _REPRODUCIBLE | _OF_DATASETS)
+def is_reproducible(dataset: tf.data.Dataset, given_order: bool = False) -> bool:
+    """Whether each pass gives the same rows, so that a cache may be refilled.
+
+    Args:
+        dataset: of rows, or batches.
+        given_order: whether shuffles are taken to give one order.
+    """
+    kinds = _REPRODUCIBLE | _BY_FUNCTION | _NUMBERS
+    return _consists_of(dataset, kinds | _SEEDED if given_order else kinds)
 
 
 def _consists_of(dataset: tf.data.Dataset, kinds: frozenset[str]) -> bool:
     """Whether a pipeline has only these transformations, and functions without a state."""
     found = _private.stage(dataset)
-    if found.kind not in kinds:
+    if found.kind not in kinds and not found.keeps_order:
         return False
     if found.function is not None and state(found.function.operations):
         return False
-    if found.kind in _OF_DATASETS and state(_operations_of(dataset), _MAKE_DATASETS):
+    if found.kind in _BY_FUNCTION and state(_operations_of(dataset), _MAKE_DATASETS):
         return False
     return all(_consists_of(each, kinds) for each in found.inputs)
 

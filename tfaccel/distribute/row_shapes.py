@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import tensorflow as tf
@@ -13,35 +14,60 @@ def have_one_shape(spec: Any) -> bool:
     return all(leaf.shape.is_fully_defined() for leaf in tf.nest.flatten(spec))
 
 
-def packed(rows: tf.data.Dataset) -> tuple[tf.data.Dataset, Callable[[Any], Any]]:
-    """Rows that can be batched, whatever their shapes are.
+@dataclass(frozen=True)
+class Packing:
+    """Rows as they can be batched, whatever their shapes are.
 
-    What has no known shape is a string in them, since `batch` takes rows of one shape alone.
+    What has no known shape is a string in them, since `batch` takes rows of one shape alone. Rows
+    whose shapes are known stay as they are.
 
-    Args:
-        rows: of dense tensors.
-
-    Returns:
-        The rows, and a function that makes the given one of each.
+    Attributes:
+        given: the structure of the rows, of dense tensors.
     """
-    spec = rows.element_spec
-    leaves = tf.nest.flatten(spec)
-    if have_one_shape(spec):
-        return rows, lambda row: row
 
-    @tf.autograph.experimental.do_not_convert
-    def pack(*row: Any) -> Any:
-        parts = zip(tf.nest.flatten(row), leaves, strict=True)
+    given: Any
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether packed rows differ from those given."""
+        return not have_one_shape(self.given)
+
+    @property
+    def packed(self) -> Any:
+        """The structure of the packed rows."""
+        if not self.is_needed:
+            return self.given
+        string = tf.TensorSpec([], tf.string)
+        leaves = tf.nest.flatten(self.given)
+        return tuple(leaf if leaf.shape.is_fully_defined() else string for leaf in leaves)
+
+    def pack(self, row: Any) -> Any:
+        """A packed row."""
+        if not self.is_needed:
+            return row
+        parts = zip(tf.nest.flatten(row), tf.nest.flatten(self.given), strict=True)
         return tuple(
             part if leaf.shape.is_fully_defined() else tf.io.serialize_tensor(part)
             for part, leaf in parts
         )
 
-    def unpack(row: Any) -> Any:
-        parts = zip(tf.nest.flatten(row), leaves, strict=True)
-        return tf.nest.pack_sequence_as(spec, [_unpacked(part, leaf) for part, leaf in parts])
+    def unpack(self, row: Any) -> Any:
+        """The row that was given, of a packed one."""
+        if not self.is_needed:
+            return row
+        parts = zip(tf.nest.flatten(row), tf.nest.flatten(self.given), strict=True)
+        return tf.nest.pack_sequence_as(self.given, [_unpacked(part, leaf) for part, leaf in parts])
 
-    return rows.map(pack), unpack
+    def rows(self, rows: tf.data.Dataset) -> tf.data.Dataset:
+        """The packed rows of a dataset."""
+        if not self.is_needed:
+            return rows
+
+        @tf.autograph.experimental.do_not_convert
+        def pack(*row: Any) -> Any:
+            return self.pack(row)
+
+        return rows.map(pack)
 
 
 def _unpacked(part: tf.Tensor, spec: tf.TensorSpec) -> tf.Tensor:

@@ -92,6 +92,7 @@ class Stage:
         padding: of a padded_batch, the value for each component of a row.
         filename: of a cache.
         structure: of a zip, its datasets as passed.
+        keeps_order: of a shuffle, whether each pass has the same order.
     """
 
     kind: str
@@ -103,6 +104,7 @@ class Stage:
     padding: Any = None
     filename: str = ""
     structure: Any = None
+    keeps_order: bool = False
 
     def applied_to(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
         """The same repeat, take, skip, shard or assert_cardinality of another dataset."""
@@ -146,7 +148,20 @@ def stage(dataset: tf.data.Dataset) -> Stage:
             return Stage(kind, inputs, filename=dataset._filename.numpy().decode())
         case "zip":
             return Stage(kind, inputs, structure=dataset._datasets)
+        case "shuffle":
+            anew = dataset._reshuffle_each_iteration
+            return Stage(kind, inputs, keeps_order=anew is not None and not anew)
+        case "variant" if _are_numbers(dataset):
+            return Stage("numbers of enumerate", inputs)
     return Stage(kind, inputs)
+
+
+def _are_numbers(dataset: Any) -> bool:
+    """Whether a dataset without inputs in Python is the range that `enumerate` zips with rows."""
+    if dataset.element_spec != tf.TensorSpec([], tf.int64):
+        return False
+    datasets = {node.op for node in _serialized(dataset).node if "Dataset" in node.op}
+    return datasets <= {"RangeDataset", "RewriteDataset"}
 
 
 def _as_given(inputs: tuple[Any, ...]) -> tuple[Any, ...]:

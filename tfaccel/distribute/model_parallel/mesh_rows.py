@@ -17,11 +17,11 @@ import numpy.typing as npt
 import tensorflow as tf
 from absl import logging
 
-from tfaccel.distribute import _private, batch_rows, data_service, dataset_consistency, own_rows
+from tfaccel.distribute import _private, batch_rows, dataset_consistency, own_rows
 from tfaccel.distribute.batch_rows import PyDatasetRows
 from tfaccel.distribute.batch_sharding import is_absent, row_count
 from tfaccel.distribute.dataset_order import check_order
-from tfaccel.distribute.dataset_sharding import as_it_is, computed_elsewhere, gathered, with_first
+from tfaccel.distribute.dataset_sharding import as_it_is, computed, gathered, with_first
 
 
 @dataclass(frozen=True)
@@ -120,18 +120,9 @@ def of_own_rows(dataset: tf.data.Dataset, rows: MeshRows) -> tf.data.Dataset | N
         own = tf.nest.map_structure(lambda leaf: tf.gather(leaf, numbers), given)
         return own, numbers, count
 
-    @tf.autograph.experimental.do_not_convert
-    def compute(*batch: Any) -> Any:
-        own, numbers, count = take(*batch)
-        return moved.compute_rows(own), numbers, count
-
-    if data_service.in_use():
-        cut = _mapped(moved.batches, take, as_it_is)
-        made = computed_elsewhere(cut, moved.compute_rows)
-    else:
-        made = _mapped(moved.batches, compute, as_it_is)
+    cut = _mapped(moved.batches, take, as_it_is)
     key = f"mesh-first-{'-'.join(map(str, rows.held))}-of-{rows.parts}"
-    done = moved.finish(made, key)
+    done = moved.finish(cut, key, computed)
     return done.with_options(dataset.options()).prefetch(tf.data.AUTOTUNE)
 
 
