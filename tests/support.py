@@ -259,9 +259,9 @@ def _reported(item: pytest.Function, **_: Any) -> None:
     """Stands for a test that ran in a child: passes or fails as it did there."""
     requested = _asked(item)
     ran = item.session.stash.setdefault(_RAN, {})
-    child = item.path, requested
+    child = _child(item)
     if child not in ran:
-        same = [i for i in item.session.items if (i.path, _asked(i)) == child]
+        same = [i for i in item.session.items if _child(i) == child]
         ran[child] = _run_all([i.nodeid for i in same], **dict(requested))
     output, ranks = ran[child]
     for rank, found in enumerate(ranks):
@@ -272,6 +272,11 @@ def _reported(item: pytest.Function, **_: Any) -> None:
 
 
 _RAN: pytest.StashKey[dict[Any, Any]] = pytest.StashKey()
+
+
+def _child(item: pytest.Item) -> tuple[Path, tuple[tuple[str, Any], ...], bool]:
+    """What tests of one child have in common; rare ones have one to themselves, for its limit."""
+    return item.path, _asked(item), item.get_closest_marker("exhaustive") is not None
 
 
 def _asked(item: pytest.Item) -> tuple[tuple[str, Any], ...]:
