@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keras
 import pytest
 
 from tests.planner.builders import BUILDERS, deep
@@ -90,6 +91,21 @@ def test_sizes_are_linear_in_rows(name: str, models: dict[str, Models]) -> None:
     traced = Models(BUILDERS[name], (8, 9)).variant("float32", True).step
     assert between.rows == (2, ROWS)
     assert between.sizes(8) == traced.sizes(8)
+
+
+def test_zeros_that_are_constants_for_few_rows_do_not_stop_them() -> None:
+    """Of the states of a recurrent layer: (2, 128) is a constant, (16, 128) is filled."""
+
+    def build() -> keras.Model:
+        x = keras.Input((4, 8))
+        model = keras.Model(x, keras.layers.LSTM(128, unroll=True)(x))
+        model.compile("sgd", "mse")
+        return model
+
+    models = Models(build, (2, ROWS))
+    whole, half = (of(models, rows=rows) for rows in (ROWS, ROWS // 2))
+    assert half.activations is not None
+    assert 0 <= 2 * half.activations - whole.activations < 16  # but for a few numbers
 
 
 def test_everything_is_counted(models: dict[str, Models]) -> None:

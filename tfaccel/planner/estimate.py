@@ -99,7 +99,7 @@ class Estimate:
         return self.peak * (1 + _margin(self.candidate))
 
 
-# Measured runs took up to 15 % more than counted, on a mesh up to 53 % (docs/planner.md).
+# Measured runs took up to 8 % more than counted in float32, on a mesh up to 34 % (docs/planner.md).
 MARGIN, MESH_MARGIN = 0.2, 0.6
 # Up to this many equal blocks are counted one by one.
 EXACT = 6

@@ -70,9 +70,14 @@ def _of_batches(
         if all(size < rows[1] for size in more):
             every = {**sizes, **{size: size for size in more}}
             return tuple(batch_sizes.with_fewer(step, every) for step in steps)
-    small = _traces(target, strategy, rows[0], updates)
+    # Of few rows TensorFlow makes some zeros as constants, which it fills in for more.
+    for few in (rows[0], max(1, rows[1] // 2)):
+        small = _traces(target, strategy, few, updates)
+        if all(map(_are_alike, small, large)):
+            break
     return tuple(
-        _of_two(fewer, more, strategy, rows) for fewer, more in zip(small, large, strict=True)
+        _of_two(fewer, more, strategy, (few, rows[1]))
+        for fewer, more in zip(small, large, strict=True)
     )
 
 
@@ -111,10 +116,15 @@ def _traces(
 
 def _of_two(fewer: _Traced, more: _Traced, strategy: AbstractStrategy, rows: Any) -> Step:
     """The step that was traced for both batches."""
-    kinds = [[op.type for op in one.graph.get_operations()] for one in (fewer, more)]
-    if kinds[0] != kinds[1]:  # a step that depends on the number of rows
+    if not _are_alike(fewer, more):  # a step that depends on the number of rows
         return _read(more.graph, more, strategy, (rows[1], rows[1]))
     return _read(fewer.graph, more, strategy, rows)
+
+
+def _are_alike(fewer: _Traced, more: _Traced) -> bool:
+    """Whether two traces have the same operations."""
+    kinds = [[op.type for op in one.graph.get_operations()] for one in (fewer, more)]
+    return kinds[0] == kinds[1]
 
 
 class _Reached(Exception):  # noqa: N818
