@@ -170,7 +170,8 @@ class Models:
             raise _untraceable(error, self._rows) from error
         finally:
             keras.config.set_dtype_policy(before)
-        self._dimensions = self._dimensions or batch_sizes.dimensions(steps[0])
+        if steps[0].rows == self._rows:
+            self._dimensions = self._dimensions or batch_sizes.dimensions(steps[0])
         return dict(zip(fused, steps, strict=True))
 
     def _build(

@@ -23,6 +23,7 @@ Updates: TypeAlias = "Sequence[Callable[[], AbstractContextManager[Any]]]"
 """Contexts, in each of which the optimizer updates in another way."""
 
 
+@_private.without_stack_traces()
 def trace(
     target: Target,
     strategy: AbstractStrategy,
@@ -36,9 +37,9 @@ def trace(
         target: a compiled model built under `strategy`.
         strategy: which variables belong to it.
         rows: of each batch.
-        known: from `batch_sizes.dimensions` of the same model in another precision, or with another
-            optimizer. If it has every size that is no less than the batch, or a reshape makes the
-            others of these, only the larger batch is traced.
+        known: from `batch_sizes.dimensions` of a step for `rows`, of the same model in another
+            precision, or with another optimizer. If it has every size that is no less than the
+            batch, or a reshape makes the others of these, only the larger batch is traced.
             Without it, the smaller batch is traced up to the gradients, or up to the optimizer,
             whose operations have no sizes of their own.
         updates: ways to update; one trace serves them all where that is possible.
@@ -48,17 +49,6 @@ def trace(
     """
     gradients.install()
     rematerialization.install()
-    with _private.without_stack_traces():
-        return _of_batches(target, strategy, rows, known, updates)
-
-
-def _of_batches(
-    target: Target,
-    strategy: AbstractStrategy,
-    rows: tuple[int, int],
-    known: Mapping[int, int],
-    updates: Updates,
-) -> tuple[Step, ...]:
     large = _traces(target, strategy, rows[1], updates)
     for sizes in _sizes_of_all(target, strategy, rows, known, large[0].graph):
         if not sizes:
