@@ -114,11 +114,20 @@ def test_who_stands_still_in_a_trace_is_at_fault() -> None:
     assert (only.ranks, only.ends) == ((1,), True)
 
 
-def test_a_worker_that_is_stopped_as_it_compiles_ends_the_job_later() -> None:
-    reports = says(COMPILES, **UNUSED), says(COMPILES, longest_s=0.0)
-    told, *none = found(*reports, after_s=3 * FLOOR_S - 1, silent=[1])
-    assert (told.ends, none) == (False, [])
-    _, ends = found(*reports, after_s=3 * FLOOR_S + 1, silent=[1])
+@pytest.mark.parametrize(
+    ("one", "stopped"),
+    [
+        (says(COMPILES, **UNUSED), says(COMPILES, longest_s=0.0)),
+        (says(STEP), says(BUSY)),
+    ],
+)
+def test_a_worker_that_is_stopped_in_what_may_take_long_ends_the_job_later(
+    one: WorkerStatus, stopped: WorkerStatus
+) -> None:
+    reports = one, stopped
+    told = found(*reports, after_s=3 * FLOOR_S - 1, silent=[1])
+    assert {(one.ranks, one.ends) for one in told} == {((1,), False)}
+    *_, ends = found(*reports, after_s=3 * FLOOR_S + 1, silent=[1])
     assert (ends.ranks, ends.ends) == ((1,), True)
 
 

@@ -99,14 +99,19 @@ class Fake:
             (folder / name).write_text(text)
             (folder / name).chmod(0o755)
 
-    def run(self, script: str, *steps: str) -> subprocess.CompletedProcess[str]:
+    def run(self, script: str, *steps: str, requeues: int = 0) -> subprocess.CompletedProcess[str]:
         (self.folder / "steps").write_text("".join(f"{step}\n" for step in steps))
         path = f"{self.folder}:{os.environ['PATH']}"
         return subprocess.run(
             ["bash"],
             input=script,
             cwd=self.folder,
-            env={**os.environ, "PATH": path, "SLURM_JOB_ID": "12"},
+            env={
+                **os.environ,
+                "PATH": path,
+                "SLURM_JOB_ID": "12",
+                "SLURM_RESTART_COUNT": str(requeues),
+            },
             capture_output=True,
             text=True,
             timeout=30,
@@ -160,6 +165,28 @@ def test_a_preempted_job_is_requeued(fake: Fake) -> None:
     done = fake.run(script(), f"143|n1: task 0: Exited with exit code {PREEMPTED}")
     assert done.returncode == PREEMPTED
     assert fake.lines("requeued") == ["requeue 12"]
+
+
+@pytest.mark.parametrize("said", ["task 0: Terminated", "task 1: Exited with exit code 143"])
+def test_a_job_that_is_told_to_stop_as_it_starts_is_requeued(fake: Fake, said: str) -> None:
+    done = fake.run(script(), f"143|n1: {said}", requeues=2)
+    assert done.returncode == 143
+    assert fake.lines("requeued") == ["requeue 12"]
+    assert "told to stop before they could save; requeued" in done.stderr
+
+
+def test_a_job_that_is_told_to_stop_at_every_start_is_not_requeued_for_ever(fake: Fake) -> None:
+    done = fake.run(script(), "143|n1: task 0: Terminated", requeues=3)
+    assert done.returncode == 143
+    assert fake.lines("requeued") == []
+
+
+def test_a_script_that_does_not_save_is_not_requeued_at_its_limit(fake: Fake) -> None:
+    later = SRUN.replace('exit "$code"', 'sleep 2; exit "$code"')
+    (fake.folder / "srun").write_text(later)
+    done = fake.run(script().replace("SECONDS < 120", "SECONDS < 1"), "143|n1: task 0: Terminated")
+    assert done.returncode == 143
+    assert fake.lines("requeued") == []
 
 
 def test_without_progress_nothing_is_started_again(fake: Fake) -> None:

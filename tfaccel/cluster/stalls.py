@@ -9,7 +9,8 @@ Operations that may legitimately take long are not ended: compiling, validation 
 as steps), a callback, code between two calls of `fit`, the first batch of a pass over the data when
 no earlier one shows how long that takes. They are reported once the others have waited that long.
 Compiling uses CPU time, though: where no worker has used any for three times as long, none is
-compiling.
+compiling. A worker without heartbeats is stopped, or a call holds the GIL: it ends the job when
+that stalls, or after three times as long where the worker was last seen in what may take long.
 """
 
 from __future__ import annotations
@@ -26,8 +27,7 @@ STEP, COLLECTIVE, DATA, BUSY, TRACES, COMPILES, DEBUGGER = (
 WAITS = (STEP, COLLECTIVE)
 _BEGINS = (TRACES, COMPILES)
 _TIMES_LONGEST = 3.0
-_TIMES_UNUSED = 3.0  # without CPU time, while a step is traced or compiled
-_TIMES_SILENT = 10.0  # a call that holds the GIL this long, where it may take long
+_TIMES_UNCERTAIN = 3.0  # where it may compile, or a call may hold the GIL
 SILENT_S = 6.0
 _DEADLOCK = "deadlock: workers are waiting for each other (possible collective mismatch)"
 
@@ -127,8 +127,7 @@ class _Worker:
         state, known = self.report.state, self.report.longest_s > 0
         if self.is_silent(now) and state != DEBUGGER:
             is_certain = state in (STEP, COLLECTIVE, DATA) or self.report.batches + 1 < batches
-            times = _TIMES_UNUSED if state in _BEGINS else _TIMES_SILENT
-            return is_certain or self.silent_s(now) > times * limit_s
+            return is_certain or self.silent_s(now) > _TIMES_UNCERTAIN * limit_s
         return (state == DATA and known) or (state == TRACES and all_idle)
 
     def waits(self, all_idle: bool) -> bool:
@@ -199,7 +198,7 @@ class StallWatch:
         setting += f" ({longest:.1f} s)"
         most_batches = max(one.report.batches for one in workers.values())
         unused = min(idle, *(one.unused_s(now) for one in workers.values()))
-        all_idle = unused > _TIMES_UNUSED * limit
+        all_idle = unused > _TIMES_UNCERTAIN * limit
         stuck = tuple(
             r for r, one in workers.items() if one.is_stuck(now, limit, most_batches, all_idle)
         )

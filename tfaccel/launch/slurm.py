@@ -57,8 +57,10 @@ while :; do
     export TFACCEL_JOB_ID="$SLURM_JOB_ID.${{SLURM_RESTART_COUNT:-0}}.$restarts"
     export TFACCEL_JOB_SECRET="{new_secret}"
     said=$(mktemp)
+    SECONDS=0
     {{ {srun} 2>&1 >&3 | sed -u "/^srun: error: /w $said" >&2; code=${{PIPESTATUS[0]}}; }} 3>&1
-    first=$(sed -n '1s/.*: Exited with exit code \\([0-9]*\\)$/\\1/p' "$said")
+    first=$(sed -n -e '1s/.*: Exited with exit code \\([0-9]*\\)$/\\1/p' \\
+        -e '1s/.*: Terminated$/143/p' "$said")
     rm -f "$said"
     ((code == 0)) && exit 0
     code=${{first:-$code}}
@@ -74,6 +76,12 @@ done
 _REQUEUE = """\
     if ((code == {preempted})); then
         echo "tfaccel launch: the workers were preempted and saved a checkpoint; requeued" >&2
+        scontrol requeue "$SLURM_JOB_ID"
+        exit "$code"
+    fi
+    # By SIGTERM while they imported: at most three times, as a short limit may always cause it.
+    if ((first == 143 && SECONDS < {notice_s} && ${{SLURM_RESTART_COUNT:-0}} < 3)); then
+        echo "tfaccel launch: the workers were told to stop before they could save; requeued" >&2
         scontrol requeue "$SLURM_JOB_ID"
         exit "$code"
     fi"""
@@ -190,7 +198,7 @@ def _loop(job: Job, options: Options, preempted: str) -> str:
         new_secret=shell.NEW_SECRET,
         max_restarts=job.max_restarts,
         no_progress=NO_PROGRESS,
-        preempted=preempted.format(preempted=PREEMPTED),
+        preempted=preempted.format(preempted=PREEMPTED, notice_s=_NOTICE_S),
     )
 
 
