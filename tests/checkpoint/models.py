@@ -28,8 +28,19 @@ def loss(y: Any, p: Any) -> Any:
     return ops.mean((y - p[:, :2]) ** 2, -1)
 
 
+class Noise(layers.Layer):
+    """Noise from a state that TensorFlow does not show, also in validation."""
+
+    def call(self, x: Any) -> Any:
+        return x + 0.1 * tf.random.normal(tf.shape(x))
+
+
 def dense(
-    optimizer: Any = None, units: int = 8, deep: bool = False, replica_independent: bool = False
+    optimizer: Any = None,
+    units: int = 8,
+    deep: bool = False,
+    replica_independent: bool = False,
+    noise: bool = False,
 ) -> keras.Model:
     """A network; `replica_independent`: without what depends on the number of replicas."""
     inputs = keras.Input((6,))
@@ -38,6 +49,8 @@ def dense(
         hidden = layers.Dense(units, "tanh")(hidden)
     if not replica_independent:
         hidden = layers.Dropout(0.3)(layers.BatchNormalization()(hidden))
+    if noise:
+        hidden = Noise()(hidden)
     outputs = layers.Concatenate()([layers.Dense(2)(hidden), inputs[:, :1]])
     model = keras.Model(inputs, outputs)
     optimizer = optimizer or keras.optimizers.Adam(0.01, weight_decay=0.01)
@@ -133,6 +146,7 @@ MODELS: dict[str, Callable[[], keras.Model]] = {
     "dense": dense,
     "alike": lambda: dense(replica_independent=True),
     "accumulating alike": lambda: accumulating(replica_independent=True),
+    "tf.random": lambda: dense(noise=True),
     "wide": lambda: dense(units=64, deep=True),
     "gan": gan,
     "draws": draws,

@@ -27,7 +27,7 @@ from tfaccel.checkpoint import manifest, sharded_files
 
 EPOCHS = 3
 _UNTIL_IN_STEP_S = 5.0
-VALIDATED = ("dense", "digits", "transformer", "averaged", "averaged by epoch")
+VALIDATED = ("dense", "tf.random", "digits", "transformer", "averaged", "averaged by epoch")
 PHASES = ("step", "validation", "part", "save", "trace", "compile")
 
 

@@ -265,14 +265,14 @@ def test_on_a_mesh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         MeshChecks, "_compare", lambda *args: (compared.append(1), compare(*args))[1]
     )
-    run(tmp_path / "whole", made)
-    run(tmp_path / "lost", made, stop=10)
+    run(tmp_path / "whole", made, model="tf.random")
+    run(tmp_path / "lost", made, model="tf.random", stop=10)
     assert len(compared) == 2
-    run(tmp_path / "lost", made)
+    run(tmp_path / "lost", made, model="tf.random")
     assert_same(tmp_path / "whole", tmp_path / "lost")
     assert len(compared) == 2  # the first try has compared this step
     mesh = lambda: strategy("model_parallel", mesh="batch=1,model=2", layouts="auto")  # noqa: E731
-    run(tmp_path / "lost", mesh, epochs=4)
+    run(tmp_path / "lost", mesh, model="tf.random", epochs=4)
     assert len(compared) == 4  # the step of the validation that was due, and of the next epoch
 
 

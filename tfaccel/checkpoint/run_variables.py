@@ -90,6 +90,9 @@ def restore(
         if part_name.startswith(_PREFIX):
             stored_parts.setdefault(_PART.sub("", part_name), {})[part_name] = shape
     same_topology = saved == topology_of(strategy)
+    if hasattr(strategy, "expect_state"):
+        of_strategy = (name for name in stored_parts if name.startswith(_STRATEGY))
+        strategy.expect_state([name.removeprefix(_STRATEGY) for name in of_strategy])
     restored, named = Restored(), _named(model, strategy, callbacks)
     for name, variable in named.items():
         stored = stored_parts.get(name, {})

@@ -114,6 +114,18 @@ class ModelParallelStrategy(KerasStrategy, tf.distribute.Strategy):  # type: ign
         self._devices = tuple(devices)
         super().__init__(ModelParallelExtended(self))
 
+    def state_variables(self, model: keras.Model) -> list[tf.Variable]:
+        """The variables of this strategy with state of a run of `model`, in a fixed order."""
+        return list(self.seeds.states)
+
+    def expect_state(self, names: Sequence[str]) -> None:
+        """Creates those of `state_variables` that a step creates as it is traced.
+
+        Args:
+            names: of those that a checkpoint has.
+        """
+        self.seeds.expect(names)
+
     def _distribute_for_loop(self, dataset: tf.data.Dataset, options: Any) -> Any:
         axis = self.planner.mesh.batch_axis
         return MeshBatches(dataset, self.mesh, axis, strategy=self, by_leaf=True)
