@@ -105,6 +105,8 @@ def train(
     given = DATA[data]()
     with strategy.scope():
         trained = MODELS[model]()
+        if trained.built:  # else one device would trace the step a second time
+            trained.optimizer.build(trained.trainable_variables)
     history = trained.fit(
         **given,
         epochs=epochs,

@@ -111,6 +111,7 @@ def runs_over_all_rows(made: Any, says: str, x: Any = X) -> None:
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.exhaustive  # below `train_on_batch` refuses it, and `fit` runs it over all rows
 def test_a_loss_that_compares_rows() -> None:
     refuses(own(contrastive), "gradient of '.*kernel' would be .* on 2 replicas; expected")
 

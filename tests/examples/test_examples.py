@@ -50,8 +50,13 @@ STRATEGIES = {
 
 @pytest.mark.parametrize(
     "name",
-    # The notebook trains on two replicas in every run.
-    [pytest.param(n, marks=pytest.mark.exhaustive) if n == "mirrored" else n for n in STRATEGIES],
+    # The notebook trains on two replicas in every run, and tests/model_parallel on this mesh.
+    [
+        pytest.param(name, marks=pytest.mark.exhaustive)
+        if name in ("mirrored", "model_parallel")
+        else name
+        for name in STRATEGIES
+    ],
 )
 def test_digits_reach_their_accuracy(name: str, tmp_path: Path) -> None:
     start, flags = STRATEGIES[name]

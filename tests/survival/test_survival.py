@@ -198,6 +198,8 @@ def test_kills_in_a_save_and_in_validation(
     goes_on(two, tmp_path, script, undisturbed)
 
 
+# In every run tests/checkpoint/test_killed.py tells two workers to stop.
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("strategy", "rank", "phase"),
@@ -281,6 +283,8 @@ def test_a_worker_that_hangs(
     goes_on(two, tmp_path, script, undisturbed)
 
 
+# In every run a write fails in tests/checkpoint/test_background.py.
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", cases(TWO, MESH))
 def test_a_full_disk_is_every_workers_error(
