@@ -205,7 +205,7 @@ def test_a_step_of_keras_that_is_the_first(method: str, without: Any) -> None:
         FIRST[method](model)
 
 
-@methods("evaluate", "predict_on_batch")
+@methods("predict_on_batch")
 def test_a_step_of_the_users_own_after_training(method: str, without: Any) -> None:
     model = fitted(with_steps)
     FIRST[method](model)

@@ -85,7 +85,7 @@ _OF_WORKERS = ("diffusion_judged_by_its_batch",)
 # variables, operations, host and loops are other ones. On the replicas of one process
 # tests/distribute compares losses, gradients, embeddings and state with plain Keras in every run.
 _KINDS = {
-    "mirrored": (2, 8, 10, 11, 12, 13, 17, 18),
+    "mirrored": (2, 10, 11, 12, 13, 17, 18),
     "workers": (1, 3, 6, 7, 8, 14, 16),
     "mesh": (4, 5, 9, 10, 11, 12, 13, 15, 16),
 }
