@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import tfaccel
-from tests.support import run_child
+from tests.support import run_child, run_forked
 from tfaccel.errors import CheckpointError
 
 ONE_DEVICE = ("one_device",)
@@ -35,8 +35,9 @@ TABLE = {
 
 
 def run(action: str, folder: Path, strategy: tuple[str, ...], workers: int) -> dict[str, Any]:
-    module = ["-m", "tests.model_parallel.files", action, str(folder), *strategy]
-    printed = run_child(module, workers=workers)
+    module = ["tests.model_parallel.files", action, str(folder), *strategy]
+    alone = workers == 1
+    printed = run_forked(module) if alone else run_child(["-m", *module], workers=workers)
     return json.loads(printed.partition("SAID ")[2].splitlines()[0])  # type: ignore[no-any-return]
 
 
