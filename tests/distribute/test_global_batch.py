@@ -85,7 +85,7 @@ def trained(scope: Any, make: Any, rows: int = ROWS, weight: Any = None, **more:
         model = make()
         loss = more.pop("loss")()
         model.compile(**{"optimizer": keras.optimizers.SGD(0.05), "loss": loss, **more})
-        # As a strategy does; else one device would trace the step a second time.
+    if scope is not mirrored():  # as a strategy does; else the step would be traced twice
         model.optimizer.build(model.trainable_variables)
     x, y = (part[:rows] for part in data())
     targets = dict.fromkeys(loss, y) if isinstance(loss, dict) else y

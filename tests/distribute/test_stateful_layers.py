@@ -67,7 +67,7 @@ def trained(scope: Any, make: Any, rows: int = ROWS, **more: Any) -> Any:
         model = keras.Model(x, keras.layers.Dense(3)(mean))
         metrics = more.pop("metrics", list)()
         model.compile(keras.optimizers.SGD(0.01), "mse", metrics=metrics, **more)
-        # As a strategy does; else one device would trace the step a second time.
+    if scope is not mirrored():  # as a strategy does; else the step would be traced twice
         model.optimizer.build(model.trainable_variables)
     x_of, y_of = (part[:rows] for part in data())
     given = {"x": x_of, "y": y_of, "batch_size": 5, "verbose": 0}

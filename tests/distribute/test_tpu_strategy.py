@@ -134,7 +134,7 @@ def test_shapes_are_static_and_rows_are_filled_up(rows: int) -> None:
     ("method", "steps"),
     [
         ("fit", 3),
-        ("evaluate", 1),
+        pytest.param("evaluate", 1, marks=pytest.mark.exhaustive),  # its one message is above
         ("predict", 1),
         pytest.param("fit", 1, marks=pytest.mark.exhaustive),  # below, of batches with None
         pytest.param("evaluate", 3, marks=pytest.mark.exhaustive),

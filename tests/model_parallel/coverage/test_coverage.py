@@ -90,15 +90,12 @@ ALWAYS = {
     "Reshape that splits the features",
     "GemmaBackbone of one key head",
     # Operations that each device runs on whole tensors: places that move, gradients of windows and
-    # of convolutions, images, reversed sequences, strings, random numbers, matrices.
+    # of convolutions, reversed sequences, strings, matrices.
     "Lambda of a roll",
     "Lambda of a reflecting pad",
-    "AveragePooling3D",
     "DepthwiseConv2D",
-    "UpSampling2D bicubic",
     "Bidirectional LSTM with mask_zero and return_sequences",
     "Hashing with salt",
-    "CutMix",
     "MeanIoU (metric)",
     # Steps that are not divided: by what a layer's options are, and by what a layer is.
     "Conv3D grouped",
