@@ -17,6 +17,7 @@ from tfaccel.distribute.stateful_layers import _aggregations
 pytestmark = pytest.mark.child(devices=2, group="pair")
 
 ops = keras.ops
+FIRST_REPLICA = "only_first_replica"
 ROWS = 11  # in batches of 5: shares of 3 and 2, and at the end of 1 and 0
 
 
@@ -194,12 +195,22 @@ class Made(Keeps):
         self.kept = keras.Variable(value, trainable=False, name=f"{update}_{self.name}", **how)
 
 
-def test_also_of_integers_and_variables_of_any_make() -> None:
+WHOLE = [(update, how) for update in ("steps", "rows") for how in ("none", "sum", FIRST_REPLICA)]
+
+
+@pytest.mark.parametrize(
+    "pairs",
+    [
+        (("steps", FIRST_REPLICA), ("rows", "none"), ("rows", "sum")),
+        pytest.param(tuple(WHOLE), marks=pytest.mark.exhaustive),
+    ],
+    ids=["some", "all"],
+)
+def test_also_of_integers_and_variables_of_any_make(pairs: tuple[tuple[str, str], ...]) -> None:
     def make() -> list[Any]:
         whole = [
             Keeps(*UPDATES[update], dtype="int32", aggregation=aggregation)
-            for update in ("steps", "rows")
-            for aggregation in ("none", "sum", "only_first_replica")
+            for update, aggregation in pairs
         ]
         return [*whole, Counts(), Always()]
 
@@ -302,10 +313,18 @@ METRICS: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("eagerly", [False, pytest.param(True, marks=pytest.mark.exhaustive)])
-def test_a_metric_is_that_of_one_device(eagerly: bool) -> None:
+@pytest.mark.parametrize(
+    ("kinds", "eagerly"),
+    [
+        # A maximum, a mean of rows, a sum, and what is made of all rows.
+        (("largest", "moving", "sum", "median"), False),
+        pytest.param(tuple(METRICS), False, marks=pytest.mark.exhaustive),
+        pytest.param(tuple(METRICS), True, marks=pytest.mark.exhaustive),
+    ],
+)
+def test_a_metric_is_that_of_one_device(kinds: tuple[str, ...], eagerly: bool) -> None:
     def metrics() -> list[Any]:
-        return [*(KeepsMetric(name, *METRICS[name]) for name in METRICS), "mae"]
+        return [*(KeepsMetric(name, *METRICS[name]) for name in kinds), "mae"]
 
     same(lambda: [keras.layers.Identity()], metrics=metrics, rows=9, run_eagerly=eagerly)
 
