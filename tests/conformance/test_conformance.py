@@ -79,10 +79,10 @@ EVERY_CASE = [*CASES, *SCRIPTS]
 # which tests/programs has a kind are left to it, and to tests/distribute the losses, weights and
 # masks that it compares on the same replicas.
 PART = (
-    *("arrays", "tf_data", "generator", "pydataset", "last_batch_of_one"),
+    *("arrays", "tf_data", "generator", "pydataset"),
     *("fewer_rows_than_replicas", "dict_inputs_two_outputs", "optional_input"),
     *("loss_of_the_batch", "layer_state", "metric_auc", "gradient_accumulation"),
-    *("mixed_bfloat16", "overflow_on_one_replica", "run_eagerly", "steps_per_execution", "gan"),
+    *("mixed_bfloat16", "overflow_on_one_replica", "run_eagerly", "steps_per_execution"),
     *("batch_norm_synchronized", "embedding_sparse_gradients", "on_batch"),
     *("csv_and_tensorboard", "save_and_load", "checkpoints", "batch_norm_in_the_file", "dropout"),
     *("sees_every_row_once", "distributed_by_hand", "loop_by_hand", "refusals"),
@@ -90,9 +90,12 @@ PART = (
     "model_outside",
     "one_row_of_an_image_in_a_train_step",
 )
-# Several steps in a call are those of one by one in tests/distribute/test_multi_step.py, and state
-# of layers one device's in test_stateful_layers.py; tests/programs has loops by hand.
-_NOT_OF_ONE_PROCESS = ("steps_per_execution", "layer_state", "loop_by_hand")
+# Of these tests/distribute compares replicas of one process with plain Keras, and tests/programs
+# has loops by hand; sixteen bits are in the row of an overflow too.
+_NOT_OF_ONE_PROCESS = (
+    *("steps_per_execution", "layer_state", "loop_by_hand", "loss_of_the_batch", "on_batch"),
+    *("batch_norm_synchronized", "embedding_sparse_gradients", "mixed_bfloat16"),
+)
 # Four replicas of two processes are the slowest: one of each kind of tensor that travels (dense,
 # sparse, an overflow), and processes whose replicas get no row. State and statistics travel as
 # dense ones do, and gathered rows do so in tests/programs.
@@ -103,12 +106,10 @@ _OVER_RINGS = (
 # Of these each process does what a replica of `mirrored_2` does, and sends what others send too.
 _NOT_OF_PROCESSES = (
     *("swap_ema_weights", "dict_inputs_two_outputs", "optional_input", "metric_auc", "pydataset"),
-    *("gan", "model_outside"),
-    "one_row_of_an_image_in_a_train_step",
-    # Pipelines, state and a last row of workers are in tests/programs in every run, accumulated
-    # gradients in tests/distribute/test_sync_frequency.py, and what the chief alone writes in
-    # tests/distribute/test_workers.py.
-    *("tf_data", "layer_state", "last_batch_of_one", "gradient_accumulation"),
+    *("model_outside", "one_row_of_an_image_in_a_train_step"),
+    # Pipelines and state of workers are in tests/programs in every run, accumulated gradients in
+    # tests/distribute/test_sync_frequency.py, and what the chief alone writes in test_workers.py.
+    *("tf_data", "layer_state", "gradient_accumulation"),
     *("csv_and_tensorboard", "checkpoints"),
 )
 # These go no way of their own on a mesh: a batch is one tensor there, of whatever rows and source,
@@ -118,10 +119,10 @@ _NOT_OF_A_MESH = (
     *("swap_ema_weights", "overflow_on_one_replica", "batch_norm_synchronized"),
     *("tf_data", "pydataset", "fewer_rows_than_replicas", "on_batch"),
     *("metric_auc", "optional_input"),
-    *("generator", "last_batch_of_one", "dict_inputs_two_outputs", "gradient_accumulation"),
-    # Steps of its own, rows of an embedding, loops and what is made outside are in tests/programs;
-    # eager steps in tests/model_parallel/test_host_fallback.py, and files in test_files.py.
-    *("gan", "embedding_sparse_gradients", "loop_by_hand", "model_outside"),
+    *("generator", "dict_inputs_two_outputs", "gradient_accumulation"),
+    # Rows of an embedding, loops and what is made outside are in tests/programs; eager steps in
+    # tests/model_parallel/test_host_fallback.py, and files in test_files.py.
+    *("embedding_sparse_gradients", "loop_by_hand", "model_outside"),
     *("run_eagerly", "csv_and_tensorboard", "checkpoints"),
     "one_row_of_an_image_in_a_train_step",
 )
