@@ -12,19 +12,22 @@ import pytest
 TESTS = Path(__file__).parent
 LONGEST = (
     "conformance/test_conformance.py",
-    "survival/test_survival.py",
     "checkpoint/test_resume.py",
+    "survival/test_survival.py",
     "programs/test_programs.py",
     "distribute/test_workers.py",
-    "distribute/test_stateful_layers.py",
     "distribute/test_first_step_check.py",
-    "model_parallel/coverage/test_coverage.py",
-    "distribute/test_global_batch.py",
     "fpga/test_quantized.py",
     "tpu/test_check.py",
+    "distribute/test_stateful_layers.py",
+    "docs/test_snippets.py",
+    "model_parallel/coverage/test_coverage.py",
     "distribute/test_padding.py",
-    "model_parallel/test_files.py",
-    "launch/test_training.py",
+    "distribute/test_global_batch.py",
+    "distribute/test_sync_frequency.py",
+    "distribute/test_gradients.py",
+    "distribute/test_per_worker.py",
+    "model_parallel/test_mesh_check.py",
 )
 
 

@@ -1,4 +1,4 @@
-"""A process that has imported TensorFlow and Keras, from which child processes are forked.
+"""A process from which child processes are forked, and which has imported what most import first.
 
 Usage: python -m tests.fork_server
 
@@ -93,7 +93,10 @@ def _next_child() -> list[str]:
     """Forks children as they are asked for; returns in each of them with its words."""
     import keras  # noqa: F401
     import numpy as np
+    import pytest  # noqa: F401
     import tensorflow as tf  # noqa: F401
+
+    from tfaccel.distribute import mirrored  # noqa: F401
 
     gc.freeze()  # no child looks through what was imported for garbage
     for line in sys.stdin:

@@ -121,7 +121,13 @@ def run_child(
     return output
 
 
-def run_forked(words: Sequence[str], *, env: Mapping[str, str], codes: Sequence[int] = (0,)) -> str:
+def run_forked(
+    words: Sequence[str],
+    *,
+    env: Mapping[str, str] | None = None,
+    limit_s: float = LIMIT_S,
+    codes: Sequence[int] = (0,),
+) -> str:
     """As `run_child` of one process, in a child that need not import TensorFlow and Keras.
 
     For what does so before anything else: with them come settings of the environment.
@@ -129,24 +135,26 @@ def run_forked(words: Sequence[str], *, env: Mapping[str, str], codes: Sequence[
     Args:
         words: what follows `python -m`.
         env: variables on top of `environment()`.
+        limit_s: seconds after which it is ended.
         codes: the exit codes that are no failure.
     """
-    server = _fork_server()
+    server = _free_fork_server()
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
         log.touch()
         child = server.start(words, environment(env), log)
         code = None
         try:
-            code = server.wait(LIMIT_S)
+            code = server.wait(limit_s)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child, signal.SIGKILL)
         if late := code is None:
             server.wait(LIMIT_S)
         output = log.read_text(encoding="utf-8", errors="replace")
+    _FORK_SERVERS.append(server)
     if late:
-        raise AssertionError(f"the child was not done after {LIMIT_S:g} s\n{output}")
+        raise AssertionError(f"the child was not done after {limit_s:g} s\n{output}")
     if code not in codes:
         raise AssertionError(f"the child exited with {code}\n{output}")
     return output
@@ -155,12 +163,15 @@ def run_forked(words: Sequence[str], *, env: Mapping[str, str], codes: Sequence[
 _FORK_SERVERS: list[ForkServer] = []
 
 
-def _fork_server() -> ForkServer:
-    """The one of this process."""
-    if not _FORK_SERVERS or not _FORK_SERVERS[-1].lives():
-        _FORK_SERVERS.append(ForkServer(environment(), ROOT))
-        atexit.register(_FORK_SERVERS[-1].close)
-    return _FORK_SERVERS[-1]
+def _free_fork_server() -> ForkServer:
+    """One for one child: threads that run some side by side have one each."""
+    while _FORK_SERVERS:
+        server = _FORK_SERVERS.pop()
+        if server.lives():
+            return server
+    server = ForkServer(environment(), ROOT)
+    atexit.register(server.close)
+    return server
 
 
 def run_workers(script: Path, *, limit_s: float = LIMIT_S) -> list[tuple[int, str, str]]:

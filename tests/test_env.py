@@ -206,6 +206,7 @@ def test_a_backend_that_is_not_there_and_legacy_keras_are_problems():
     assert shown["backend"] == ""
 
 
+@pytest.mark.exhaustive  # its rows are above
 def test_a_table_for_people():
     shown = run(CUDA_VISIBLE_DEVICES="-1").stdout
     assert "one_device: " in shown

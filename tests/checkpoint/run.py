@@ -105,6 +105,9 @@ def train(
     given = DATA[data]()
     with strategy.scope():
         trained = MODELS[model]()
+    if trained.built and strategy is tf.distribute.get_strategy():
+        # As other strategies do; else one device would trace the step a second time.
+        trained.optimizer.build(trained.trainable_variables)
     history = trained.fit(
         **given,
         epochs=epochs,

@@ -155,7 +155,7 @@ def test_what_could_not_be_written_is_an_error_after_the_next_batch(
 
 
 @pytest.mark.child(workers=2)
-@pytest.mark.parametrize("rank", [1, 0])
+@pytest.mark.parametrize("rank", [1, pytest.param(0, marks=pytest.mark.exhaustive)])
 def test_what_one_worker_could_not_write_is_the_same_error_on_all(
     rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -170,7 +170,9 @@ def test_what_one_worker_could_not_write_is_the_same_error_on_all(
 
 
 @pytest.mark.child(workers=2)
-@pytest.mark.parametrize("where", ["/proc/nothing/run", "file"])
+@pytest.mark.parametrize(
+    "where", ["/proc/nothing/run", pytest.param("file", marks=pytest.mark.exhaustive)]
+)
 def test_a_directory_that_the_chief_cannot_use_is_the_same_error_on_all(
     where: str, tmp_path: Path
 ) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.checkpoint.same import assert_same
-from tests.support import run_child
+from tests.support import run_child, run_forked
 from tfaccel.checkpoint.restart_counter import RestartCounter
 from tfaccel.exit_codes import PREEMPTED
 
@@ -33,7 +33,7 @@ def job(out: Path, *more: str, data: str = "arrays", restarts: int = 0) -> str:
 @pytest.mark.parametrize(
     ("rank", "phase", "data"),
     [
-        # In every run: tests/survival, and tests/launch/test_training.py.
+        # In every run: tests/survival.
         pytest.param(1, "part", "tf.data", marks=pytest.mark.exhaustive),
         pytest.param(0, "part", "arrays", marks=pytest.mark.exhaustive),
         pytest.param(1, "step", "tf.data", marks=pytest.mark.exhaustive),
@@ -76,7 +76,7 @@ def test_a_worker_is_told_to_stop_where_no_step_ends(
 
 def test_a_notice_is_heard_in_a_first_step_that_does_not_end(tmp_path: Path) -> None:
     told = ["--kill", "1", "--kill-in", "compile", "--signal", "SIGTERM"]
-    said = run_child([*RUN, str(tmp_path), *told], codes=(PREEMPTED,))
+    said = run_forked([RUN[1], str(tmp_path), *told], codes=(PREEMPTED,))
     assert "SIGTERM: stopped before the first step; exit code 33" in said
     assert not (tmp_path / "seen-0.jsonl").exists()
     assert RestartCounter(str(tmp_path / "checkpoints")).starts == 0, "it does not count"

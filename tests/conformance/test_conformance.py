@@ -22,7 +22,7 @@ import pytest
 from tests.conformance.cases import CASES
 from tests.conformance.data import ROWS
 from tests.conformance.scripts import SCRIPTS
-from tests.support import at_once, environment
+from tests.support import at_once, environment, run_forked
 
 pytestmark = pytest.mark.slow
 
@@ -74,63 +74,60 @@ COLUMNS = {
     "mesh_2x2": Column("model_parallel", 2, 2, "batch=2,model=2", "auto"),
 }
 EVERY_CASE = [*CASES, *SCRIPTS]
-# What these would show, a quicker column shows nearly as well.
-_EXHAUSTIVE = ("one_device", "mirrored_4", "ring_2x1", "mpi_2x2")
-# What a strategy runs in every run of the tests: one of each kind, what depends on the transport,
-# on the number of processes or on whether a batch divides, and READ. `mirrored_2` runs them all.
-# Models, loops and batches of which tests/programs has a kind are left to it, and to
-# tests/distribute the losses and metrics that it compares on the same replicas.
+# What strategies run in every run of the tests: one of each kind, and what depends on the
+# transport, on the number of processes or on whether a batch divides. Models, loops and batches of
+# which tests/programs has a kind are left to it, and to tests/distribute the losses, weights and
+# masks that it compares on the same replicas.
 PART = (
-    *("arrays", "tf_data", "generator", "pydataset", "last_batch_of_one"),
-    "one_row_of_an_image",
-    *("fewer_rows_than_replicas", "sample_weight", "dict_inputs_two_outputs", "optional_input"),
-    *("loss_of_the_batch", "layer_state"),
-    *("loss_masked", "metric_auc", "gradient_accumulation"),
-    *("mixed_bfloat16", "overflow_on_one_replica", "run_eagerly", "steps_per_execution", "gan"),
-    *("custom_train_step", "batch_norm_synchronized", "embedding_sparse_gradients", "on_batch"),
+    *("arrays", "tf_data", "generator", "pydataset"),
+    *("fewer_rows_than_replicas", "dict_inputs_two_outputs", "optional_input"),
+    *("loss_of_the_batch", "layer_state", "metric_auc", "gradient_accumulation"),
+    *("mixed_bfloat16", "overflow_on_one_replica", "run_eagerly", "steps_per_execution"),
+    *("batch_norm_synchronized", "embedding_sparse_gradients", "on_batch"),
     *("csv_and_tensorboard", "save_and_load", "checkpoints", "batch_norm_in_the_file", "dropout"),
     *("sees_every_row_once", "distributed_by_hand", "loop_by_hand", "refusals"),
-    *("adam", "lstm", "swap_ema_weights"),
+    "swap_ema_weights",
     "model_outside",
     "one_row_of_an_image_in_a_train_step",
 )
-# Scripts whose results the tests at the end read.
-READ = (
-    *("sees_every_row_once", "csv_and_tensorboard", "save_and_load", "checkpoints", "dropout"),
-    *("batch_norm_in_the_file", "refusals"),
+# Of these tests/distribute compares replicas of one process with plain Keras, and tests/programs
+# has loops by hand; sixteen bits are in the row of an overflow too.
+_NOT_OF_ONE_PROCESS = (
+    *("steps_per_execution", "layer_state", "loop_by_hand", "loss_of_the_batch", "on_batch"),
+    *("batch_norm_synchronized", "embedding_sparse_gradients", "mixed_bfloat16"),
 )
 # Four replicas of two processes are the slowest: one of each kind of tensor that travels (dense,
-# sparse, gathered rows, an overflow), and processes whose replicas get no row. State and statistics
-# travel as dense ones do.
+# sparse, an overflow), and processes whose replicas get no row. State and statistics travel as
+# dense ones do, and gathered rows do so in tests/programs.
 _OVER_RINGS = (
-    *("arrays", "fewer_rows_than_replicas", "loss_of_the_batch"),
+    *("arrays", "fewer_rows_than_replicas"),
     *("embedding_sparse_gradients", "overflow_on_one_replica"),
 )
 # Of these each process does what a replica of `mirrored_2` does, and sends what others send too.
 _NOT_OF_PROCESSES = (
-    *("adam", "lstm", "swap_ema_weights"),
-    *("sample_weight", "dict_inputs_two_outputs", "optional_input"),
-    *("custom_train_step", "metric_auc", "one_row_of_an_image"),
-    "pydataset",
-    "one_row_of_an_image_in_a_train_step",
-    # Losses of workers are in tests/programs in every run, and accumulated gradients in
-    # tests/distribute/test_sync_frequency.py.
-    *("loss_masked", "gradient_accumulation"),
+    *("swap_ema_weights", "dict_inputs_two_outputs", "optional_input", "metric_auc", "pydataset"),
+    *("model_outside", "one_row_of_an_image_in_a_train_step"),
+    # Pipelines and state of workers are in tests/programs in every run, accumulated gradients in
+    # tests/distribute/test_sync_frequency.py, and what the chief alone writes in test_workers.py.
+    *("tf_data", "layer_state", "gradient_accumulation"),
+    *("csv_and_tensorboard", "checkpoints"),
 )
 # These go no way of their own on a mesh: a batch is one tensor there, of whatever rows and source,
 # an optimizer's formula is one of whole variables, and a metric's one of whole tensors; layers are
 # the subject of tests/model_parallel/coverage.
 _NOT_OF_A_MESH = (
-    *("adam", "swap_ema_weights", "overflow_on_one_replica"),
-    *("pydataset", "fewer_rows_than_replicas", "sample_weight", "on_batch"),
-    *("metric_auc", "lstm", "optional_input"),
-    *("generator", "last_batch_of_one", "dict_inputs_two_outputs", "gradient_accumulation"),
-    # Masks are in the coverage too; loops and what is made outside in tests/programs.
-    *("loss_masked", "loop_by_hand", "model_outside"),
-    "one_row_of_an_image",
+    *("swap_ema_weights", "overflow_on_one_replica", "batch_norm_synchronized"),
+    *("tf_data", "pydataset", "fewer_rows_than_replicas", "on_batch"),
+    *("metric_auc", "optional_input"),
+    *("generator", "dict_inputs_two_outputs", "gradient_accumulation"),
+    # Rows of an embedding, loops and what is made outside are in tests/programs; eager steps in
+    # tests/model_parallel/test_host_fallback.py, and files in test_files.py.
+    *("embedding_sparse_gradients", "loop_by_hand", "model_outside"),
+    *("run_eagerly", "csv_and_tensorboard", "checkpoints"),
     "one_row_of_an_image_in_a_train_step",
 )
 _IN_EVERY_RUN = {
+    "mirrored_2": tuple(case for case in PART if case not in _NOT_OF_ONE_PROCESS),
     "ring_2x2": _OVER_RINGS,
     "mpi_2x1": tuple(case for case in PART if case not in _NOT_OF_PROCESSES),
     "mesh_2x2": tuple(case for case in PART if case not in _NOT_OF_A_MESH),
@@ -143,13 +140,14 @@ REPLICATED = [name for name in DISTRIBUTED if name not in MESHES]
 
 def always(column: str) -> set[str]:
     """The cases of a column in every run of the tests."""
-    return set() if column in _EXHAUSTIVE else set(_IN_EVERY_RUN.get(column, PART))
+    # What others would show, these show nearly as well; plain Keras is compared with.
+    return set(PART) if column == "plain" else set(_IN_EVERY_RUN.get(column, ()))
 
 
-def shown(columns: list[str]) -> list[Any]:
-    """Columns for a parametrized test of READ, some of them only when all is requested."""
+def shown(columns: list[str], case: str) -> list[Any]:
+    """As `pairs`, of one script whose results a test reads."""
     rare = pytest.mark.exhaustive
-    return [c if always(c) >= set(READ) else pytest.param(c, marks=rare) for c in columns]
+    return [(c, case) if case in always(c) else pytest.param(c, case, marks=rare) for c in columns]
 
 
 def pairs(columns: list[str]) -> list[Any]:
@@ -200,8 +198,14 @@ class Table:
 
     def _run(self, name: str, needed: set[str]) -> str:
         only = [case for case in EVERY_CASE if case in needed]
+        command = [*COLUMNS[name].command(str(self._folder / name)), "--only", ",".join(only)]
+        if COLUMNS[name].workers == 1:
+            try:
+                return run_forked(command[2:], limit_s=TIME_LIMIT_S)
+            except AssertionError as error:
+                return str(error)
         process = subprocess.Popen(
-            [*COLUMNS[name].command(str(self._folder / name)), "--only", ",".join(only)],
+            command,
             cwd=ROOT,
             env=environment(),
             stdout=subprocess.PIPE,
@@ -240,8 +244,7 @@ def table(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     for item in request.session.items:
         if "table" in getattr(item, "fixturenames", ()) and item.path == Path(__file__):
             parameters = item.callspec.params
-            cases = {parameters["case"]} if "case" in parameters else set(READ)
-            needed.setdefault(parameters["column"], set()).update(cases)
+            needed.setdefault(parameters["column"], set()).add(parameters["case"])
     needed["plain"] = set().union(*needed.values())
     made = Table(tmp_path_factory.mktemp("conformance"), needed)
     yield made
@@ -249,11 +252,10 @@ def table(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def test_a_part_is_of_the_table() -> None:
-    assert set(READ) <= set(PART) <= set(EVERY_CASE)
-    assert always("mirrored_2") == set(PART)
-    for left_out in (_NOT_OF_PROCESSES, _NOT_OF_A_MESH):
+    assert set(PART) <= set(EVERY_CASE)
+    for left_out in (_NOT_OF_ONE_PROCESS, _NOT_OF_PROCESSES, _NOT_OF_A_MESH):
         assert set(left_out) <= set(PART)
-        assert not set(left_out) & set(READ)
+    assert set(PART) == set().union(*(always(column) for column in STRATEGIES))
     assert set(_OVER_RINGS) <= always("mpi_2x1"), "what fails over rings alone is the ring's"
 
 
@@ -315,43 +317,43 @@ def assert_equal(want: Any, got: Any, where: str, rtol: float, atol: float) -> N
         np.testing.assert_allclose(got, want, rtol=rtol, atol=atol, err_msg=where)
 
 
-@pytest.mark.parametrize("column", shown(DISTRIBUTED))
-def test_dropout_differs_between_replicas_and_repeats(table: Table, column: str) -> None:
-    result = table.result(column, "dropout")
+@pytest.mark.parametrize(("column", "case"), shown(DISTRIBUTED, "dropout"))
+def test_dropout_differs_between_replicas_and_repeats(table: Table, column: str, case: str) -> None:
+    result = table.result(column, case)
     assert result["repeated"]
     kept_of_eight = result["own_masks"] * 8  # each part has 8 / shares of the rows
     together = np.mod(np.round(kept_of_eight), max(2, COLUMNS[column].shares))
     assert np.any(together != 0), "every replica kept the same units"
 
 
-@pytest.mark.parametrize("column", shown(DISTRIBUTED))
-def test_saved_batch_norm_evaluates_the_same(table: Table, column: str) -> None:
-    result = table.result(column, "batch_norm_in_the_file")
+@pytest.mark.parametrize(("column", "case"), shown(DISTRIBUTED, "batch_norm_in_the_file"))
+def test_saved_batch_norm_evaluates_the_same(table: Table, column: str, case: str) -> None:
+    result = table.result(column, case)
     np.testing.assert_allclose(result["own_here"], result["own_file"], rtol=1e-5)
 
 
-@pytest.mark.parametrize("column", shown(list(COLUMNS)))
-def test_an_unseeded_shuffle_covers_every_row(table: Table, column: str) -> None:
-    squares = table.result(column, "sees_every_row_once")["history"]["squares"]
+@pytest.mark.parametrize(("column", "case"), shown(list(COLUMNS), "sees_every_row_once"))
+def test_an_unseeded_shuffle_covers_every_row(table: Table, column: str, case: str) -> None:
+    squares = table.result(column, case)["history"]["squares"]
     assert squares.tolist() == [sum(i * i for i in range(ROWS))] * 3
 
 
-@pytest.mark.parametrize("column", shown(DISTRIBUTED))
-def test_the_log_file_has_one_line_an_epoch(table: Table, column: str) -> None:
-    table.result(column, "csv_and_tensorboard")
-    lines = table.file(column, "csv_and_tensorboard", "log.csv").read_text().splitlines()
+@pytest.mark.parametrize(("column", "case"), shown(DISTRIBUTED, "csv_and_tensorboard"))
+def test_the_log_file_has_one_line_an_epoch(table: Table, column: str, case: str) -> None:
+    table.result(column, case)
+    lines = table.file(column, case, "log.csv").read_text().splitlines()
     assert [line.split(",")[0] for line in lines] == ["epoch", "0", "1"]
 
 
-@pytest.mark.parametrize("column", shown(DISTRIBUTED))
-def test_a_saved_optimizer_is_keras_own(table: Table, column: str) -> None:
-    written = table.result(column, "save_and_load")["own_optimizer"]
+@pytest.mark.parametrize(("column", "case"), shown(DISTRIBUTED, "save_and_load"))
+def test_a_saved_optimizer_is_keras_own(table: Table, column: str, case: str) -> None:
+    written = table.result(column, case)["own_optimizer"]
     assert written == ["keras.optimizers", "Adam", 0.05]
 
 
-@pytest.mark.parametrize("column", shown(DISTRIBUTED))
-def test_a_resumed_run_ends_with_its_backup_gone(table: Table, column: str) -> None:
-    result = table.result(column, "checkpoints")
+@pytest.mark.parametrize(("column", "case"), shown(DISTRIBUTED, "checkpoints"))
+def test_a_resumed_run_ends_with_its_backup_gone(table: Table, column: str, case: str) -> None:
+    result = table.result(column, case)
     assert result["iterations"] == 12
     assert not result["left"]
 
@@ -362,31 +364,33 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("column", shown(REPLICATED))
+@pytest.mark.parametrize(("column", "case"), shown(REPLICATED, "refusals"))
 @pytest.mark.parametrize("what", REFUSED)
-def test_refuses_in_one_line(table: Table, column: str, what: str) -> None:
-    said = json.loads(table.result(column, "refusals")["said"])[what]
+def test_refuses_in_one_line(table: Table, column: str, case: str, what: str) -> None:
+    said = json.loads(table.result(column, case)["said"])[what]
     assert "\n" not in said
     assert re.match(REFUSED[what], said), said
 
 
-@pytest.mark.parametrize("column", shown(REPLICATED))
-def test_a_decorated_step_trains(table: Table, column: str) -> None:
-    assert json.loads(table.result(column, "refusals")["said"])["decorated_train_step"] == "nothing"
+@pytest.mark.parametrize(("column", "case"), shown(REPLICATED, "refusals"))
+def test_a_decorated_step_trains(table: Table, column: str, case: str) -> None:
+    assert json.loads(table.result(column, case)["said"])["decorated_train_step"] == "nothing"
 
 
-@pytest.mark.parametrize("column", shown(REPLICATED))
-def test_unsharded_data_is_refused_where_rows_would_repeat(table: Table, column: str) -> None:
-    said = json.loads(table.result(column, "refusals")["said"])["autoshard_off"]
+@pytest.mark.parametrize(("column", "case"), shown(REPLICATED, "refusals"))
+def test_unsharded_data_is_refused_where_rows_would_repeat(
+    table: Table, column: str, case: str
+) -> None:
+    said = json.loads(table.result(column, case)["said"])["autoshard_off"]
     if COLUMNS[column].workers > 1:
         assert "InputError: tfaccel: the dataset's auto_shard_policy is OFF" in said
     else:
         assert said == "nothing"
 
 
-@pytest.mark.parametrize("column", shown(MESHES))
-def test_a_mesh_refuses_less(table: Table, column: str) -> None:
-    said = json.loads(table.result(column, "refusals")["said"])
+@pytest.mark.parametrize(("column", "case"), shown(MESHES, "refusals"))
+def test_a_mesh_refuses_less(table: Table, column: str, case: str) -> None:
+    said = json.loads(table.result(column, case)["said"])
     assert re.match(REFUSED["unbatched"], said["unbatched"]), said["unbatched"]
     for what in ("jit_compile", "decorated_train_step", "autoshard_off"):
         assert said[what] == "nothing"

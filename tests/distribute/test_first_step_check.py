@@ -111,6 +111,7 @@ def runs_over_all_rows(made: Any, says: str, x: Any = X) -> None:
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.exhaustive  # below `train_on_batch` refuses it, and `fit` runs it over all rows
 def test_a_loss_that_compares_rows() -> None:
     refuses(own(contrastive), "gradient of '.*kernel' would be .* on 2 replicas; expected")
 
@@ -315,7 +316,8 @@ def test_the_check_leaves_no_state_behind() -> None:
         np.testing.assert_array_equal(ours, theirs)
 
 
-@pytest.mark.parametrize("eager", [pytest.param(False, marks=pytest.mark.exhaustive), True])
+@pytest.mark.exhaustive  # above they leave no state behind; eager ones are in ..._check_kinds.py
+@pytest.mark.parametrize("eager", [False, True])
 def test_random_layers_agree(eager: bool) -> None:
     def made() -> keras.Model:
         model = noisy()

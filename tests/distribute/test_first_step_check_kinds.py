@@ -69,6 +69,7 @@ def passes_but_refuses(without: Any, part: str, instead: Any, made: Any, says: s
 # 1. Losses that are about the global batch.
 
 
+@RARE  # weights of rows are taken out below
 def test_without_losses_of_the_whole_batch(without: Any) -> None:
     made = dense(loss=lambda y, p: keras.losses.mean_squared_error(y, p))
     fitted(made)
@@ -194,6 +195,7 @@ def test_without_the_gradients_of_a_replicas_own_inputs(without: Any) -> None:
     passes_but_refuses(without, "gradients._divided", lambda g, weight: g, made, "gradient of")
 
 
+@RARE  # below of a multi-optimizer
 def test_without_what_the_tape_has_summed_for_a_second_optimizer(without: Any) -> None:
     def step(model: Any, x: Any, y: Any) -> Any:
         with tf.GradientTape() as tape:

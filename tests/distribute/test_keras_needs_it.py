@@ -109,11 +109,13 @@ def test_without_sharding_all_workers_see_the_same(workers: dict[int, dict[str, 
     assert first == second, "the refusal of D13 (distribute/fit.py) may go"
 
 
+@pytest.mark.exhaustive
 def test_every_worker_writes_the_same_log(half_mended: dict[int, dict[str, Any]]) -> None:
     lines = max(seen["d3_lines_of_a_log_that_all_write"] for seen in half_mended.values())
     assert lines == 4, f"two epochs gave {lines} lines: D3 (distribute/files/) may go"
 
 
+@pytest.mark.exhaustive
 def test_workers_report_other_losses_when_compiled_outside(
     half_mended: dict[int, dict[str, Any]],
 ) -> None:

@@ -57,18 +57,28 @@ def trained(scope: Any, loss: Any, weight: Any, rows: int, **more: Any) -> list[
 REDUCTIONS = ["sum_over_batch_size", "sum", "mean_with_sample_weight"]
 
 
+WAYS = [
+    # Masked, weighted, and of how many rows.
+    (False, "unweighted", 7),
+    (False, "by_token", 7),
+    (True, "unweighted", 7),
+    (True, "by_row", 7),
+    (True, "by_token", 7),
+    (True, "by_token", 1),
+]
+
+
+# Of one reduction all ways, and of each the last two.
 @pytest.mark.parametrize(
-    ("mask", "weight", "rows"),
+    ("reduction", "mask", "weight", "rows"),
     [
-        (False, "unweighted", 7),
-        (False, "by_token", 7),
-        (True, "unweighted", 7),
-        (True, "by_row", 7),
-        (True, "by_token", 7),
-        (True, "by_token", 1),
+        (reduction, *way)
+        if way in WAYS[-2:] or reduction == REDUCTIONS[0]
+        else pytest.param(reduction, *way, marks=pytest.mark.exhaustive)
+        for reduction in REDUCTIONS
+        for way in WAYS
     ],
 )
-@pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_loss_is_that_of_one_device(reduction: str, mask: bool, weight: str, rows: int) -> None:
     given = {
         "unweighted": None,

@@ -83,8 +83,8 @@ FITS: dict[str, Any] = {
 }
 
 
-# Others show a dataset and a generator too, and what they hold.
-RARE = ("dataset", "a generator", "one without weights", "part of an epoch", "no weights")
+# Others show arrays, a dataset and a generator too, and what they hold.
+RARE = ("arrays", "dataset", "a generator", "one without weights", "part of an epoch", "no weights")
 
 
 @pytest.mark.parametrize(

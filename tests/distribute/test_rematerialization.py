@@ -65,7 +65,11 @@ def trained(mode: str | None, strategy: Any = None, **compile_args: Any) -> list
 
 @pytest.mark.parametrize(
     ("replicas", "eager"),
-    [(1, False), (2, False), pytest.param(1, True, marks=pytest.mark.exhaustive)],
+    [
+        (2, False),
+        pytest.param(1, False, marks=pytest.mark.exhaustive),
+        pytest.param(1, True, marks=pytest.mark.exhaustive),
+    ],
 )
 def test_numbers_are_those_without(replicas: int, eager: bool) -> None:
     """Dropout's masks, seeds and moving statistics too."""
@@ -168,7 +172,7 @@ class TwoHeads(keras.layers.Layer):
         return keras.ops.matmul(x, self.used)
 
 
-@pytest.mark.parametrize("eager", [False, True])
+@pytest.mark.parametrize("eager", [False, pytest.param(True, marks=pytest.mark.exhaustive)])
 def test_a_weight_that_a_call_leaves_out_is_not_trained(eager: bool) -> None:
     """Nor does it decay, as it would with a gradient of zeros."""
     rematerialization.install()

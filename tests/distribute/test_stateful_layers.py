@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -16,6 +17,7 @@ from tfaccel.distribute.stateful_layers import _aggregations
 pytestmark = pytest.mark.child(devices=2, group="pair")
 
 ops = keras.ops
+FIRST_REPLICA = "only_first_replica"
 ROWS = 11  # in batches of 5: shares of 3 and 2, and at the end of 1 and 0
 
 
@@ -66,6 +68,8 @@ def trained(scope: Any, make: Any, rows: int = ROWS, **more: Any) -> Any:
         model = keras.Model(x, keras.layers.Dense(3)(mean))
         metrics = more.pop("metrics", list)()
         model.compile(keras.optimizers.SGD(0.01), "mse", metrics=metrics, **more)
+    if scope is not mirrored():  # as a strategy does; else the step would be traced twice
+        model.optimizer.build(model.trainable_variables)
     x_of, y_of = (part[:rows] for part in data())
     given = {"x": x_of, "y": y_of, "batch_size": 5, "verbose": 0}
     fitted = model.fit(**given, epochs=2, shuffle=False)
@@ -91,16 +95,23 @@ def same(make: Any, **more: Any) -> None:
             np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
-def of_all_kinds(**how: Any) -> list[Any]:
-    return [Keeps(*UPDATES[update], **how) for update in UPDATES]
+def of_all_kinds(kinds: Iterable[str] = UPDATES, **how: Any) -> list[Any]:
+    return [Keeps(*UPDATES[update], **how) for update in kinds]
 
 
 def test_a_layer_s_state_is_that_of_one_device() -> None:
     same(of_all_kinds)
 
 
-def test_also_when_a_layer_reads_what_it_has_just_written() -> None:
-    same(lambda: of_all_kinds(reads=True))
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        ("sums", "largest", "moving_mean", "newest"),
+        pytest.param(tuple(UPDATES), marks=pytest.mark.exhaustive),
+    ],
+)
+def test_also_when_a_layer_reads_what_it_has_just_written(kinds: tuple[str, ...]) -> None:
+    same(lambda: of_all_kinds(kinds, reads=True))
 
 
 def test_also_eagerly() -> None:
@@ -134,7 +145,7 @@ def predicted(scope: Any, compiles: bool, eager: bool) -> tuple[Any, list[Any]]:
     [
         pytest.param(False, False, marks=pytest.mark.exhaustive),
         (True, False),
-        (True, True),
+        pytest.param(True, True, marks=pytest.mark.exhaustive),
     ],
 )
 def test_a_state_that_changes_in_predict(compiles: bool, eager: bool) -> None:
@@ -184,27 +195,54 @@ class Made(Keeps):
         self.kept = keras.Variable(value, trainable=False, name=f"{update}_{self.name}", **how)
 
 
-def test_also_of_integers_and_variables_of_any_make() -> None:
+WHOLE = [(update, how) for update in ("steps", "rows") for how in ("none", "sum", FIRST_REPLICA)]
+
+
+@pytest.mark.parametrize(
+    "pairs",
+    [
+        (("steps", FIRST_REPLICA), ("rows", "none"), ("rows", "sum")),
+        pytest.param(tuple(WHOLE), marks=pytest.mark.exhaustive),
+    ],
+    ids=["some", "all"],
+)
+def test_also_of_integers_and_variables_of_any_make(pairs: tuple[tuple[str, str], ...]) -> None:
     def make() -> list[Any]:
         whole = [
             Keeps(*UPDATES[update], dtype="int32", aggregation=aggregation)
-            for update in ("steps", "rows")
-            for aggregation in ("none", "sum", "only_first_replica")
+            for update, aggregation in pairs
         ]
         return [*whole, Counts(), Always()]
 
     same(make)
 
 
-def test_whatever_num_replicas_in_sync_is() -> None:
-    hows = ["sum on_read", "sum auto", "mean on_write", "mean on_read", "none on_read",
-            "only_first_replica on_read"]  # fmt: skip
+HOWS = {
+    "sum on_read": "sums",
+    "sum auto": "steps",
+    "mean on_write": "sums",
+    "mean on_read": "moving_mean",
+    "none on_read": "steps",
+    "only_first_replica on_read": "moving_mean",
+}
+ANY = ("steps", "sums", "moving_mean")
 
+
+@pytest.mark.parametrize(
+    "pairs",
+    [
+        tuple(HOWS.items()),
+        pytest.param(
+            tuple((how, update) for update in ANY for how in HOWS), marks=pytest.mark.exhaustive
+        ),
+    ],
+    ids=["each once", "all"],
+)
+def test_whatever_num_replicas_in_sync_is(pairs: tuple[tuple[str, str], ...]) -> None:
     def make() -> list[Any]:
         return [
             Made(update, aggregation=how.split()[0], synchronization=how.split()[1])
-            for update in ("steps", "sums", "moving_mean")
-            for how in hows
+            for how, update in pairs
         ]
 
     same(make)
@@ -275,10 +313,18 @@ METRICS: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("eagerly", [False, pytest.param(True, marks=pytest.mark.exhaustive)])
-def test_a_metric_is_that_of_one_device(eagerly: bool) -> None:
+@pytest.mark.parametrize(
+    ("kinds", "eagerly"),
+    [
+        # A maximum, a mean of rows, a sum, and what is made of all rows.
+        (("largest", "moving", "sum", "median"), False),
+        pytest.param(tuple(METRICS), False, marks=pytest.mark.exhaustive),
+        pytest.param(tuple(METRICS), True, marks=pytest.mark.exhaustive),
+    ],
+)
+def test_a_metric_is_that_of_one_device(kinds: tuple[str, ...], eagerly: bool) -> None:
     def metrics() -> list[Any]:
-        return [*(KeepsMetric(name, *METRICS[name]) for name in METRICS), "mae"]
+        return [*(KeepsMetric(name, *METRICS[name]) for name in kinds), "mae"]
 
     same(lambda: [keras.layers.Identity()], metrics=metrics, rows=9, run_eagerly=eagerly)
 

@@ -58,6 +58,7 @@ def test_every_batch_is_evaluated_once(pause_s: float) -> None:
     same(lambda model: [model.evaluate(Pages(pause_s), verbose=0) for _ in range(3)])
 
 
+@pytest.mark.exhaustive  # what is drawn below is an order too
 def test_batches_come_in_order_in_every_epoch() -> None:
     def train(model: Any) -> Any:
         shown = {"shuffle": False, "epochs": 2, "verbose": 0}

@@ -90,7 +90,10 @@ def test_a_variable_lies_on_every_core() -> None:
     assert all(len(v.value.values) == CORES for v in model.trainable_variables)
 
 
-@pytest.mark.parametrize("name", BUILD)
+# Optimizers of the other one are below.
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.exhaustive) if n == "cnn" else n for n in BUILD]
+)
 def test_each_gradient_is_summed_once_and_all_else_in_one_message(name: str) -> None:
     model = compiled(name)
     found = operations(traced(model, model.train_step, batch(name, 8)))
@@ -116,7 +119,7 @@ def test_an_optimizer_sees_summed_gradients(optimizer: Any) -> None:
     assert found["CrossReplicaSum"] == len(model.trainable_variables) + 1
 
 
-@pytest.mark.parametrize("rows", [8, 7, 2])
+@pytest.mark.parametrize("rows", [pytest.param(8, marks=pytest.mark.exhaustive), 7, 2])
 def test_shapes_are_static_and_rows_are_filled_up(rows: int) -> None:
     model = compiled("transformer")
     graph = traced(model, model.train_step, batch("transformer", rows))
@@ -131,7 +134,7 @@ def test_shapes_are_static_and_rows_are_filled_up(rows: int) -> None:
     ("method", "steps"),
     [
         ("fit", 3),
-        ("evaluate", 1),
+        pytest.param("evaluate", 1, marks=pytest.mark.exhaustive),  # its one message is above
         ("predict", 1),
         pytest.param("fit", 1, marks=pytest.mark.exhaustive),  # below, of batches with None
         pytest.param("evaluate", 3, marks=pytest.mark.exhaustive),
@@ -156,7 +159,9 @@ def test_a_batch_may_hold_none(steps: int) -> None:
     assert "multi_step_on_iterator" in str(error.value)
 
 
-@pytest.mark.parametrize("method", ["train_step", "test_step"])
+@pytest.mark.parametrize(
+    "method", ["train_step", pytest.param("test_step", marks=pytest.mark.exhaustive)]
+)
 def test_steps_of_one_call_are_those_of_one_step(method: str) -> None:
     model = compiled("cnn")
     x, y = batch("cnn", 22)

@@ -24,6 +24,8 @@ from tfaccel.errors import InputError, TfaccelError
 
 pytestmark = pytest.mark.child(workers=2, group="pairs")
 
+RARE = pytest.mark.exhaustive
+
 
 @functools.cache
 def strategy() -> Any:
@@ -98,7 +100,13 @@ def test_an_eager_predict_gives_one_device_s_rows() -> None:
     np.testing.assert_allclose(predicted, x @ model.get_weights()[0], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64", "int8", "int64", "bool"])
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        *("bfloat16", "int8", "bool"),
+        *(pytest.param(d, marks=RARE) for d in ("float32", "float64", "int64")),
+    ],
+)
 def test_broadcast_gives_every_worker_the_chief_s_value(dtype: str) -> None:
     rank = strategy().placement.rank
     mine = tf.cast(tf.constant([1.0, 0.0] if rank == 0 else [0.0, 1.0]), dtype)
@@ -393,12 +401,12 @@ def test_every_worker_raises_when_lengths_of_data_differ() -> None:
 @pytest.mark.parametrize(
     ("kind", "told"),
     [
-        ("same", ""),
+        pytest.param("same", "", marks=RARE),
         ("some noise", ""),
         ("noise", "warning"),
         ("arrays", "error"),
-        ("arrays of which one is the same", "error"),
-        ("shard", "error"),
+        pytest.param("arrays of which one is the same", "error", marks=RARE),
+        pytest.param("shard", "error", marks=RARE),
         ("slices, then shuffled", "error"),
     ],
 )
@@ -435,7 +443,7 @@ def test_workers_that_read_different_rows_are_refused_or_warned(
     assert dataset_consistency._warned is (told == "warning")
 
 
-@pytest.mark.parametrize("seed", [3, None])
+@pytest.mark.parametrize("seed", [pytest.param(3, marks=RARE), None])
 def test_without_the_seeds_that_workers_share_their_order_is_refused(
     seed: int | None, monkeypatch: Any
 ) -> None:

@@ -86,6 +86,9 @@ def both_ways(
         keras.utils.set_random_seed(5)
         with strategy.scope() if strategy is not None else contextlib.nullcontext():
             model = made()
+        if strategy is None and model.built:
+            # As a strategy does; else Keras would trace the step a second time.
+            model.optimizer.build(model.trainable_variables)
         fit = {"batch_size": batch, "epochs": 2, "shuffle": False, "verbose": 0}
         with Fallbacks() as fallbacks:
             history = model.fit(x, y, **fit).history

@@ -50,8 +50,9 @@ STRATEGIES = {
 
 @pytest.mark.parametrize(
     "name",
-    # The notebook trains on two replicas in every run.
-    [pytest.param(n, marks=pytest.mark.exhaustive) if n == "mirrored" else n for n in STRATEGIES],
+    # In every run the notebook trains on two replicas, tests/model_parallel on this mesh, and
+    # tests/launch starts two workers.
+    [n if n == "auto" else pytest.param(n, marks=pytest.mark.exhaustive) for n in STRATEGIES],
 )
 def test_digits_reach_their_accuracy(name: str, tmp_path: Path) -> None:
     start, flags = STRATEGIES[name]
@@ -92,7 +93,6 @@ def language_model(start: list[str], flags: list[str], out: Path) -> list[tuple[
 @pytest.mark.parametrize(
     "flags",
     [
-        # Of two workers the digits run always, in this file.
         pytest.param(["--strategy=multi_worker_mirrored"], marks=pytest.mark.exhaustive),
         pytest.param(["--strategy=model_parallel", "--mesh=model=2"], marks=pytest.mark.exhaustive),
     ],

@@ -277,6 +277,7 @@ def test_a_compiler_that_is_not_done_in_time_is_ended(classifier: Any, tmp_path:
     assert (tmp_path / "out" / "export.log").is_file()
 
 
+@pytest.mark.exhaustive
 def test_distributed_arithmetic_is_ended_too(classifier: Any, saved: Path) -> None:
     words = ["--out", str(saved / "da"), "--strategy", "distributed_arithmetic"]
     said = run_child(

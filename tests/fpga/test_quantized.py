@@ -190,7 +190,9 @@ def test_what_a_quantized_model_cannot_have_is_refused(tmp_path: Path) -> None:
 def test_the_example_ends_bit_exact(flags: list[str], workers: int, tmp_path: Path) -> None:
     out = tmp_path / "out"
     said = run_child(
-        ["examples/digits_fpga.py", *flags, f"--out={out}"], workers=workers, full=True
+        ["examples/digits_fpga.py", *flags, "--epochs=10", f"--out={out}"],
+        workers=workers,
+        full=True,
     )
     assert said.strip().splitlines()[-1] == "bit-exact on 360 of 360 rows"
     told = json.loads((out / "report.json").read_text())

@@ -138,6 +138,7 @@ def test_an_exception_in_one_worker_is_the_last_output(start: Start) -> None:
     assert "KeyError: 'from rank one'" in said.rstrip().splitlines()[-1]
 
 
+@pytest.mark.exhaustive  # tests/cluster/test_rendezvous.py has who is missing
 def test_a_worker_that_never_comes_is_given_up(start: Start) -> None:
     wait = 'if \'"index": 1\' in os.environ["TF_CONFIG"]: time.sleep(600)'
     job = start("--start-timeout=8", before=wait)
@@ -146,6 +147,8 @@ def test_a_worker_that_never_comes_is_given_up(start: Start) -> None:
     assert re.search(r"ClusterError: .*worker 1|ClusterError: .*rank 1", said), said[-2000:]
 
 
+# In every run test_local.py restarts jobs, and tests/distribute/test_workers.py takes backups.
+@pytest.mark.exhaustive
 def test_a_job_that_lost_a_worker_resumes_where_it_was(start: Start, tmp_path: Path) -> None:
     """The weights of a run that was split and restarted are those of one that was not."""
     die = (

@@ -57,7 +57,7 @@ HEADS = {
 @pytest.mark.parametrize(
     ("model", "mesh", "rules"),
     [
-        (mlp, "x=2,y=2", TWO),
+        pytest.param(mlp, "x=2,y=2", TWO, marks=pytest.mark.exhaustive),
         # The attention below has kernels and biases that are divided so.
         pytest.param(
             mlp,

@@ -27,7 +27,7 @@ def language_model(sampler: Any, **more: Any) -> Any:
     keras.utils.set_random_seed(3)
     backbone = keras_hub.models.GPT2Backbone(
         vocabulary_size=32,
-        num_layers=2,
+        num_layers=1,
         num_heads=2,
         hidden_dim=16,
         intermediate_dim=32,

@@ -14,7 +14,7 @@ import pytest
 import tensorflow as tf
 from absl import logging
 
-from tests.model_parallel.test_training import strategy
+from tests.model_parallel import test_training
 from tfaccel.distribute.differences import differences
 from tfaccel.distribute.model_parallel import host_parity, mesh_check, rewrites
 from tfaccel.distribute.model_parallel.variable import MeshVariable
@@ -22,6 +22,7 @@ from tfaccel.distribute.rounding import beyond_rounding
 from tfaccel.distribute.step_result import ParityRunError
 from tfaccel.errors import CheckError
 
+strategy = functools.partial(test_training.strategy, check="auto")
 pytestmark = [pytest.mark.slow, pytest.mark.child(devices=4, group="check")]
 
 _RNG = np.random.default_rng(0)
@@ -205,7 +206,7 @@ def test_a_step_of_keras_that_is_the_first(method: str, without: Any) -> None:
         FIRST[method](model)
 
 
-@methods("evaluate", "predict_on_batch")
+@methods("predict_on_batch")
 def test_a_step_of_the_users_own_after_training(method: str, without: Any) -> None:
     model = fitted(with_steps)
     FIRST[method](model)

@@ -26,8 +26,8 @@ RUNS = [
     ("cnn", "batch=4", "fully_sharded"),
     ("transformer", "batch=2,model=2", "fully_sharded"),
 ]
-# Each model, each mesh and each way to lay it out at least once; the transformer of batch=2,model=2
-# in two processes, below.
+# Models, meshes and ways to lay them out, each at least once. The transformer is generated from in
+# test_generate.py; of batch=2,model=2 in two processes tests/conformance has a column.
 ALWAYS = [
     ("mlp", "batch=4", "auto"),
     ("grouped", "model=4", "auto"),
@@ -77,14 +77,9 @@ def test_one_process(name: str, mesh: str, layouts: str) -> None:
 
 
 # The conformance table has a column of this mesh.
+@pytest.mark.exhaustive
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=() if name == "transformer" else pytest.mark.exhaustive)
-        for name in MODELS
-    ],
-)
+@pytest.mark.parametrize("name", MODELS)
 @pytest.mark.child(workers=2, group="2x2")
 def test_two_processes_data_and_model(name: str) -> None:
     assert_equals_one_device(name, "batch=2,model=2", "auto", devices=2)
@@ -198,7 +193,9 @@ def test_two_processes_that_compute_their_own_rows_alone(
     ("kind", "says"),
     [
         ("arrays", "the first batch differs between workers"),
-        ("shard", "the first batch differs between workers"),
+        pytest.param(
+            "shard", "the first batch differs between workers", marks=pytest.mark.exhaustive
+        ),
         ("lengths", r"have 2, 3 batches \(by rank\)"),
         ("a batch that does not divide", "the first batch differs between workers"),
     ],

@@ -62,8 +62,7 @@ FUNCTIONS: dict[str, Callable[[Any], Any]] = {
     "rows between others": _graph,
     "the diagonal of a matrix": lambda t: tf.linalg.set_diag(t[:, :, None] * t[:, None], t),
 }
-FEW = (
-    "a new axis before features",
+FEW = (  # the last one has new axes too
     "an index before rows",
     "rows in reverse",
     "products of rows",
@@ -161,7 +160,7 @@ OPTIMIZERS: dict[str, Callable[[], Any]] = {
 }
 
 
-COMMON = ("RMSprop", "Adadelta")  # with one slot and with two
+COMMON = ("Adadelta",)  # with two slots; tests/programs has words with RMSprop in every run
 
 
 @pytest.mark.parametrize(
@@ -243,7 +242,7 @@ RANDOM: dict[str, Callable[[Any], Any]] = {
 BETWEEN = {"uniform": (2, 3), "integers": (5, 89), "truncated_normal": (-2, 2), "shuffle": (0, 15)}
 
 
-KINDS = ("normal with a seed", "integers", "shuffle")
+KINDS = ("normal with a seed", "shuffle")
 
 
 @pytest.mark.parametrize(

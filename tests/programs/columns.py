@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.programs.run import AGAIN, NOT_DONE
-from tests.support import run_child
+from tests.support import run_child, run_forked
 
 
 @dataclass(frozen=True)
@@ -58,14 +58,14 @@ def run(out: Path, column: str, programs: Sequence[str]) -> str:
     ranks = range(COLUMNS[column].workers)
     left, printed = list(programs), ""
     while left:
-        command = ["-m", "tests.programs.run", str(out), *COLUMNS[column].options]
+        words = ["tests.programs.run", str(out), *COLUMNS[column].options]
+        words += ["--only", ",".join(left)]
+        env, codes = {"TF_CPP_MIN_LOG_LEVEL": "3"}, (0, AGAIN)
         try:
-            printed += run_child(
-                [*command, "--only", ",".join(left)],
-                workers=len(ranks),
-                env={"TF_CPP_MIN_LOG_LEVEL": "3"},
-                codes=(0, AGAIN),
-            )
+            if len(ranks) == 1:
+                printed += run_forked(words, env=env, codes=codes)
+            else:
+                printed += run_child(["-m", *words], workers=len(ranks), env=env, codes=codes)
         except AssertionError as error:
             printed += str(error)
         begun = [name for name in left if result(out, name) is not None]
