@@ -13,7 +13,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfaccel.distribute import _private
+from tfaccel.distribute import _private, row_shapes
 from tfaccel.distribute.row_shapes import Packing
 
 Computed = Callable[[tf.data.Dataset, Callable[[Any], Any]], tf.data.Dataset]
@@ -161,4 +161,11 @@ def _of_rows(given: Packing, step: RowFunction, made: Packing | None) -> Callabl
         result = step.call(given.unpack(row))
         return result if made is None else made.pack(result)
 
-    return lambda rows: tf.map_fn(one, rows, fn_output_signature=output)
+    def of_some(rows: Any) -> Any:
+        return tf.map_fn(one, rows, fn_output_signature=output)
+
+    def of_any_number(rows: Any) -> Any:
+        some = tf.shape(tf.nest.flatten(rows)[0])[0] > 0
+        return tf.cond(some, lambda: of_some(rows), lambda: row_shapes.no_rows(output))
+
+    return of_some if row_shapes.have_one_shape(output) else of_any_number
