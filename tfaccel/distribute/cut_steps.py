@@ -1,4 +1,4 @@
-"""What becomes of the rows behind a cut: functions of a row, caches, and repeat, take and the like.
+"""What becomes of rows behind a cut: functions of a row, caches, repeat, shuffle and the like.
 
 A cache there holds a worker's rows of each batch. So it holds them as they come from one pass over
 the cut, in which every batch begins with the same row as in all others.
@@ -84,13 +84,18 @@ class Caching:
 
 @dataclass(frozen=True)
 class ByPosition:
-    """A repeat, take, skip, shard or assert_cardinality.
+    """A repeat, take, skip, shard, shuffle or assert_cardinality.
 
     Attributes:
         stage: the user's.
     """
 
     stage: _private.Stage
+
+    @property
+    def moves_first(self) -> bool:
+        """Whether it may begin with another than the first element."""
+        return self.stage.kind in ("skip", "shard", "shuffle")
 
     def applied_to(self, cut: tf.data.Dataset, key: str, computed: Computed) -> tf.data.Dataset:
         """As in `Computing`."""
