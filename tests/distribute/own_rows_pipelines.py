@@ -227,6 +227,11 @@ def shuffled_and_repeated() -> Any:
     return shuffled.map(lambda x, label: (more(*x), label)).cache().batch(8)
 
 
+def windows_cached() -> Any:
+    windows = rows(ROWS).window(5, shift=2, drop_remainder=True).flat_map(lambda w: w.batch(5))
+    return windows.map(lambda w: (w[:4], tf.reduce_sum(w[4:]))).batch(8).cache()
+
+
 def batches_cached_and_shuffled() -> Any:
     batches = rows(ROWS).map(double).batch(8).cache()
     return batches.shuffle(3, seed=1, reshuffle_each_iteration=False).prefetch(1)
@@ -246,6 +251,7 @@ MOVED = [
     shuffled_after,
     skipped_below_a_shuffle,
     shuffled_and_repeated,
+    windows_cached,
     batches_cached_and_shuffled,
     batches_shuffled_and_cached,
     cached_in_the_middle,
