@@ -210,12 +210,50 @@ def cached_and_padded() -> Any:
     return rows(ROWS).map(lambda i: tf.range(i)).cache().padded_batch(8, [ROWS])
 
 
+def shuffled_after() -> Any:
+    mapped = rows(ROWS).map(double)
+    return mapped.shuffle(8, seed=1, reshuffle_each_iteration=False).batch(8)
+
+
+def skipped_below_a_shuffle() -> Any:
+    skipped = rows(ROWS).map(double).skip(2)
+    return skipped.shuffle(8, seed=1, reshuffle_each_iteration=False).skip(1).batch(8)
+
+
+def shuffled_and_repeated() -> Any:
+    labels = rows(ROWS).map(lambda i: 3 * i).shuffle(5, seed=2, reshuffle_each_iteration=False)
+    pairs = tf.data.Dataset.zip((rows(ROWS).map(double), labels))
+    shuffled = pairs.shuffle(8, seed=1, reshuffle_each_iteration=False).repeat(2)
+    return shuffled.map(lambda x, label: (more(*x), label)).cache().batch(8)
+
+
+def windows_cached() -> Any:
+    windows = rows(ROWS).window(5, shift=2, drop_remainder=True).flat_map(lambda w: w.batch(5))
+    return windows.map(lambda w: (w[:4], tf.reduce_sum(w[4:]))).batch(8).cache()
+
+
+def batches_cached_and_shuffled() -> Any:
+    batches = rows(ROWS).map(double).batch(8).cache()
+    return batches.shuffle(3, seed=1, reshuffle_each_iteration=False).prefetch(1)
+
+
+def batches_shuffled_and_cached() -> Any:
+    shuffled = batches_cached_and_shuffled().repeat(2).skip(1).cache()
+    return shuffled.shuffle(9, seed=2, reshuffle_each_iteration=False).take(7)
+
+
 def class_weighted() -> Any:
     pairs = rows(ROWS).map(lambda i: (tf.fill([3], i), i % 3)).batch(8)
     return TFDatasetAdapter(pairs, class_weight={0: 2.0, 2: 0.5}).get_tf_dataset()
 
 
 MOVED = [
+    shuffled_after,
+    skipped_below_a_shuffle,
+    shuffled_and_repeated,
+    windows_cached,
+    batches_cached_and_shuffled,
+    batches_shuffled_and_cached,
     cached_in_the_middle,
     cached_again_and_again,
     shuffled_to_one_order_and_cached,
@@ -259,19 +297,13 @@ def filtered_after() -> Any:
     return rows(ROWS).map(double).filter(lambda x, _: x > 5).batch(8)
 
 
-def shuffled_after() -> Any:
-    """shuffle comes after it"""
-    mapped = rows(ROWS).map(double)
-    return mapped.shuffle(8, seed=1, reshuffle_each_iteration=False).batch(8)
-
-
 def flat_mapped_after() -> Any:
     """flat_map comes after it"""
     return rows(ROWS).map(lambda i: 2 * i).flat_map(lambda i: rows(i, i + 2)).batch(8)
 
 
 def cached_before_a_shuffle() -> Any:
-    """shuffle comes after it"""
+    """cache comes after it, then shuffle; with shuffle after batch it may move"""
     shuffled = rows(ROWS).map(double).cache().shuffle(8, seed=1, reshuffle_each_iteration=False)
     return shuffled.batch(8)
 
@@ -340,12 +372,6 @@ def ragged_batches() -> Any:
     return rows(ROWS).map(lambda i: tf.range(i)).ragged_batch(8)
 
 
-def skipped_below_a_shuffle() -> Any:
-    """shuffle comes after it"""
-    skipped = rows(ROWS).map(double).skip(2)
-    return skipped.shuffle(8, seed=1, reshuffle_each_iteration=False).skip(1).batch(8)
-
-
 def calls_python() -> Any:
     """it calls Python"""
     return (
@@ -393,9 +419,7 @@ STAYS = [
     rebatched_to_several_sizes,
     mapped_and_batched_in_one,
     ragged_batches,
-    skipped_below_a_shuffle,
     filtered_after,
-    shuffled_after,
     flat_mapped_after,
     cached_before_a_shuffle,
     shuffled_and_cached,

@@ -96,6 +96,21 @@ def test_rows_of_other_shapes_may_stand_at_the_cut() -> None:
     assert_same(gathered(made(), 2, 1, "whole"), made())
 
 
+@pytest.mark.parametrize("last", [2, pytest.param(3, marks=pytest.mark.exhaustive)])
+def test_a_replica_without_rows_gets_none_of_an_unknown_shape(last: int) -> None:
+    def row(i: Any) -> Any:
+        free = tf.cast(i - i + 3, tf.int32)
+        return tf.fill([free], i), {"text": tf.fill([free, 2], "a")}
+
+    made = tf.data.Dataset.range(4 + last).map(row).batch(4)
+    *_, (parts, fractions, rows) = shard_dataset(made, Placement(2, 1, 2))
+    assert int(rows) == last
+    assert fractions.numpy().tolist() == [np.float32(1 / last), 0.0]
+    *_, whole = made
+    assert_same([parts[0]], [tf.nest.map_structure(lambda leaf: leaf[1:2], whole)])
+    assert [leaf.shape for leaf in tf.nest.flatten(parts[1])] == [[0, 0], [0, 0, 2]]
+
+
 def test_a_map_inside_a_reader_is_told_where_the_cut_moves_too() -> None:
     files = tf.data.Dataset.range(5).interleave(lambda i: pipelines.rows(i).map(lambda j: j + 1))
     moved, (line,) = own_rows.move_cut(files.map(pipelines.double).batch(8))

@@ -1,4 +1,4 @@
-"""What becomes of the rows behind a cut: functions of a row, caches, and repeat, take and the like.
+"""What becomes of rows behind a cut: functions of a row, caches, repeat, shuffle and the like.
 
 A cache there holds a worker's rows of each batch. So it holds them as they come from one pass over
 the cut, in which every batch begins with the same row as in all others.
@@ -13,7 +13,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfaccel.distribute import _private
+from tfaccel.distribute import _private, row_shapes
 from tfaccel.distribute.row_shapes import Packing
 
 Computed = Callable[[tf.data.Dataset, Callable[[Any], Any]], tf.data.Dataset]
@@ -84,13 +84,18 @@ class Caching:
 
 @dataclass(frozen=True)
 class ByPosition:
-    """A repeat, take, skip, shard or assert_cardinality.
+    """A repeat, take, skip, shard, shuffle or assert_cardinality.
 
     Attributes:
         stage: the user's.
     """
 
     stage: _private.Stage
+
+    @property
+    def moves_first(self) -> bool:
+        """Whether it may begin with another than the first element."""
+        return self.stage.kind in ("skip", "shard", "shuffle")
 
     def applied_to(self, cut: tf.data.Dataset, key: str, computed: Computed) -> tf.data.Dataset:
         """As in `Computing`."""
@@ -161,4 +166,11 @@ def _of_rows(given: Packing, step: RowFunction, made: Packing | None) -> Callabl
         result = step.call(given.unpack(row))
         return result if made is None else made.pack(result)
 
-    return lambda rows: tf.map_fn(one, rows, fn_output_signature=output)
+    def of_some(rows: Any) -> Any:
+        return tf.map_fn(one, rows, fn_output_signature=output)
+
+    def of_any_number(rows: Any) -> Any:
+        some = tf.shape(tf.nest.flatten(rows)[0])[0] > 0
+        return tf.cond(some, lambda: of_some(rows), lambda: row_shapes.no_rows(output))
+
+    return of_some if row_shapes.have_one_shape(output) else of_any_number

@@ -49,7 +49,7 @@ def shard_dataset(
         read_ahead: whether batches are made before they are requested.
         sharding: as in `shard_batch`.
         first: makes a fingerprint of the first batch, whole, which is a last element (int64, shape
-            `[n]`); of the others it is empty.
+            `[n]`); of the others it is empty, or as in `with_first`.
 
     Raises:
         InputError: when an element of `dataset` is not a batch, or has parts of different rows; or
@@ -77,13 +77,15 @@ def shard_dataset(
     if placement.workers > 1 and arrays is None:
         check_order(source, PER_WORKER)
     if first is not None:
-        source, parts = source.enumerate(), with_first(parts, whole, first)
+        of_each = moved is not None and moved.begins_elsewhere
+        source, parts = source.enumerate(), with_first(parts, whole, first, of_each)
     if not read_ahead:
         return source.map(parts).with_options(dataset.options())
     divided = source.map(parts, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     if moved is not None:
         place = f"{placement.rank}-of-{placement.workers}x{placement.local}"
-        key = f"{place}-{sharding.undersized}{sharding.multiples:d}{first is not None:d}"
+        marks = (sharding.multiples, first is not None, moved.begins_elsewhere)
+        key = f"{place}-{sharding.undersized}{''.join(f'{mark:d}' for mark in marks)}"
         divided = moved.finish(divided, key, _computed_by_parts)
     return divided.with_options(dataset.options()).prefetch(tf.data.AUTOTUNE)
 
@@ -167,17 +169,33 @@ def computed(cut: tf.data.Dataset, compute: Callable[[Any], Any]) -> tf.data.Dat
     return cut.map(first, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
 
-def with_first(parts: Any, whole: Any, first: Callable[[Any], tf.Tensor]) -> Any:
-    """`parts` of numbered elements, and the result of `first` for the `whole` first batch."""
+def with_first(
+    parts: Any, whole: Any, first: Callable[[Any], tf.Tensor], of_each: bool = False
+) -> Any:
+    """`parts` of numbered elements, and a fingerprint of the first.
+
+    Args:
+        parts: a function of an element.
+        whole: gives the batch of an element.
+        first: makes the fingerprint of a batch.
+        of_each: whether each has one, of its first row alone: any may come first in a pass.
+    """
 
     @tf.autograph.experimental.do_not_convert
     def numbered(number: tf.Tensor, element: Any) -> Any:
         given = element if isinstance(element, tuple) else (element,)
         none = tf.zeros([0], tf.int64)
-        fingerprint = tf.cond(tf.equal(number, 0), lambda: first(whole(*given)), lambda: none)
+        if of_each:
+            fingerprint = first(tf.nest.map_structure(_first_row, whole(*given)))
+        else:
+            fingerprint = tf.cond(tf.equal(number, 0), lambda: first(whole(*given)), lambda: none)
         return (*parts(*given), tf.ensure_shape(fingerprint, [None]))
 
     return numbered
+
+
+def _first_row(leaf: Any) -> Any:
+    return leaf[:1] if isinstance(leaf, tf.Tensor) else leaf
 
 
 def as_it_is(*batch: Any) -> Any:

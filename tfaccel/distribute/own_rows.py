@@ -14,6 +14,7 @@ Global batches stay the same, row by row.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -36,6 +37,7 @@ from tfaccel.distribute.row_pipeline import (
     UNCHANGING,
     cache_hint,
     rows_of,
+    shuffle_hint,
     unbatched,
 )
 
@@ -53,6 +55,11 @@ class MovedCut:
     batches: tf.data.Dataset
     steps: tuple[CutStep, ...]
     size: str
+
+    @property
+    def begins_elsewhere(self) -> bool:
+        """Whether a pass may begin with another than the first batch at the cut."""
+        return any(isinstance(step, ByPosition) and step.moves_first for step in self.steps)
 
     def finish(self, cut: tf.data.Dataset, key: str, computed: Computed) -> tf.data.Dataset:
         """The user's batches, of a dataset with some rows of each batch at the cut.
@@ -96,6 +103,8 @@ def _move(dataset: tf.data.Dataset) -> tuple[MovedCut | None, list[str]]:
             if not is_reproducible(node):
                 break
             after.insert(0, Caching(node, found.filename))
+        elif found.kind == "shuffle" and shuffle_hint(node):
+            break
         elif found.kind in BY_POSITION:
             after.insert(0, ByPosition(found))
         (node,) = found.inputs
@@ -112,8 +121,21 @@ def _move(dataset: tf.data.Dataset) -> tuple[MovedCut | None, list[str]]:
         rows = rows.then(RowFunction(row_shapes.padded(output, found.padding), output))
     packing = row_shapes.Packing(rows.source.element_spec)
     batches = packing.rows(rows.source).batch(found.number, found.drop_remainder)
+    batches, after = (batches, after) if rows.are_cached else _taken(batches, after)
     size = f"{found.number}{'-whole' if found.drop_remainder else ''}"
     return MovedCut(batches, (*of_batches(packing, rows.steps), *after), size), report.lines
+
+
+def _taken(batches: tf.data.Dataset, after: list[CutStep]) -> tuple[tf.data.Dataset, list[CutStep]]:
+    """Some batches, by the first of the steps `after` them, and the other steps.
+
+    So no order is drawn, nor row read, for batches that are computed ahead and then not taken.
+    """
+    first = list(itertools.takewhile(lambda step: isinstance(step, ByPosition), after))
+    for step in first:
+        assert isinstance(step, ByPosition)
+        batches = step.stage.applied_to(batches)
+    return batches, after[len(first) :]
 
 
 def _batched(dataset: tf.data.Dataset, found: _private.Stage) -> tf.data.Dataset | None:
@@ -139,6 +161,8 @@ def _hint(dataset: tf.data.Dataset, found: _private.Stage) -> str:
     match found.kind:
         case "cache":
             return cache_hint(dataset)
+        case "shuffle":
+            return shuffle_hint(dataset)
         case "padded_batch":
             sizes = "with padded_shapes of known sizes it may move"
             return f", and pads to the longest row of a batch; {sizes}"

@@ -27,7 +27,7 @@ _REPRODUCIBLE = frozenset(
     {
         *("map", "batch", "prefetch", "options", "repeat", "take", "skip", "zip", "cache"),
         *("assert_cardinality", "padded_batch", "ragged_batch", "unbatch", "rebatch", "shard"),
-        *("from_tensor_slices", "from_tensors", "range", "concatenate"),
+        *("from_tensor_slices", "from_tensors", "range", "concatenate", "window"),
         *("tfrecord", "text_line", "fixed_length_record"),
     }
 )

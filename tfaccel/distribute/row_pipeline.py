@@ -3,7 +3,8 @@
 A cache of rows that are the same in each pass is one of these steps: a cache of some rows of each
 batch holds them in its place. That is so as long as each pass over it begins with a batch:
 transformations after it that take rows by their position are done to the source instead, except
-`repeat`, which stays after it where passes consist of whole batches.
+`repeat`, which stays after it where passes consist of whole batches. A shuffle of rows is done to
+the source too, in the same order, but not of cached rows: a worker's own are others in each pass.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ from tfaccel.distribute.joined_rows import concatenated, zipped
 from tfaccel.distribute.own_rows_report import Report, place
 from tfaccel.distribute.row_functions import is_dense, is_reproducible, why_not_row_by_row
 
-# Transformations that neither change elements nor their number, and those that take or repeat some
-# by their position, of rows as well as of batches.
+# Transformations that neither change elements nor their number, and those that take, repeat or move
+# some by their position, of rows as well as of batches.
 UNCHANGING = ("options", "prefetch")
-BY_POSITION = ("repeat", "take", "skip", "shard", "assert_cardinality")
+BY_POSITION = ("repeat", "take", "skip", "shard", "assert_cardinality", "shuffle")
+
+_CACHE_BEFORE_SHUFFLE = ", then shuffle; with shuffle after batch it may move"
 
 
 @dataclass(frozen=True)
@@ -80,8 +83,13 @@ def _rows(dataset: tf.data.Dataset, way: _Way) -> Rows:
         case kind if kind in UNCHANGING:
             inner = _rows(found.inputs[0], way)
             return inner if inner.steps else Rows(dataset)
+        case "shuffle" if hint := shuffle_hint(dataset):
+            way.report.last(dataset, hint)
+            return Rows(dataset)
         case kind if kind in BY_POSITION:
             way = replace(way, no_repeat=way.no_repeat or f", then repeat and {kind}")
+            if kind == "shuffle":
+                way = replace(way, no_cache=way.no_cache or _CACHE_BEFORE_SHUFFLE)
             inner = _rows(found.inputs[0], way)
             return inner.of_source(found) if inner.steps else Rows(dataset)
         case "unbatch" if (rows := unbatched(found.inputs[0])) is not None:
@@ -111,6 +119,17 @@ def _cached(dataset: tf.data.Dataset, found: _private.Stage, way: _Way) -> Rows:
         return Rows(dataset)
     inner = _rows(found.inputs[0], way)
     return inner.then(Caching(dataset, found.filename)) if inner.steps else Rows(dataset)
+
+
+def shuffle_hint(dataset: tf.data.Dataset) -> str:
+    """Why the cut cannot pass a shuffle, as the end of a sentence; empty where it can.
+
+    Args:
+        dataset: a shuffle of rows, or batches.
+    """
+    if _private.has_known_order(dataset):
+        return ""
+    return ", whose order is not known, since it reads too much from memory; put it first"
 
 
 def cache_hint(dataset: tf.data.Dataset) -> str:

@@ -14,6 +14,20 @@ def have_one_shape(spec: Any) -> bool:
     return all(leaf.shape.is_fully_defined() for leaf in tf.nest.flatten(spec))
 
 
+def no_rows(spec: Any) -> Any:
+    """A batch without rows, which `tf.map_fn` cannot make where a shape is not known.
+
+    Args:
+        spec: the structure of a row. A size that it leaves open is 0: no row tells it.
+    """
+
+    def none(leaf: tf.TensorSpec) -> tf.Tensor:
+        sizes = leaf.shape.as_list() if leaf.shape.rank is not None else []
+        return tf.zeros([0, *(size or 0 for size in sizes)], leaf.dtype)
+
+    return tf.nest.map_structure(none, spec)
+
+
 @dataclass(frozen=True)
 class Packing:
     """Rows as they can be batched, whatever their shapes are.

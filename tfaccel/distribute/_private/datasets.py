@@ -10,11 +10,16 @@ from __future__ import annotations
 import functools
 import itertools
 import re
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import tensorflow as tf
+
+# The base of transformations that give elements of their input. Only it makes a dataset, of a
+# variant, that has an input in Python.
+from tensorflow.python.data.ops.dataset_ops import UnaryUnchangedStructureDataset
 
 # The class of `iter(dataset)`, from which Keras reads batches inside a function. Only its base is
 # public, which has no batches.
@@ -28,6 +33,7 @@ __all__ = [
     "called_operations",
     "class_weighted",
     "has_any_order",
+    "has_known_order",
     "input_datasets",
     "is_parallel",
     "restart_threads",
@@ -46,6 +52,7 @@ _KINDS = {
     "_TakeDataset": "take",
     "_SkipDataset": "skip",
     "_ZipDataset": "zip",
+    "_ShuffledAlike": "shuffle",
     "CacheDataset": "cache",
     "_TensorDataset": "from_tensors",
     "_TensorSliceDataset": "from_tensor_slices",
@@ -93,6 +100,7 @@ class Stage:
         filename: of a cache.
         structure: of a zip, its datasets as passed.
         keeps_order: of a shuffle, whether each pass has the same order.
+        shuffled: of a shuffle, the dataset that it made.
     """
 
     kind: str
@@ -105,10 +113,18 @@ class Stage:
     filename: str = ""
     structure: Any = None
     keeps_order: bool = False
+    shuffled: Any = None
 
     def applied_to(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
-        """The same repeat, take, skip, shard or assert_cardinality of another dataset."""
+        """The same repeat, take, skip, shard, shuffle or assert_cardinality of another dataset.
+
+        A shuffle must be one that `has_known_order`.
+        """
         match self.kind:
+            case "shuffle":
+                return _ShuffledAlike(dataset, self.shuffled)
+            case "repeat" if not _is_shuffle(self.inputs[0]) and _is_shuffle(dataset):
+                dataset = _kept_apart(dataset)
             case "assert_cardinality":
                 return dataset.apply(tf.data.experimental.assert_cardinality(self.number))
             case "shard":
@@ -150,10 +166,87 @@ def stage(dataset: tf.data.Dataset) -> Stage:
             return Stage(kind, inputs, structure=dataset._datasets)
         case "shuffle":
             anew = dataset._reshuffle_each_iteration
-            return Stage(kind, inputs, keeps_order=anew is not None and not anew)
+            keeps = anew is not None and not anew
+            return Stage(kind, inputs, keeps_order=keeps, shuffled=dataset)
         case "variant" if _are_numbers(dataset):
             return Stage("numbers of enumerate", inputs)
     return Stage(kind, inputs)
+
+
+def _is_shuffle(dataset: tf.data.Dataset) -> bool:
+    return stage(dataset).kind == "shuffle"
+
+
+def _kept_apart(shuffled: tf.data.Dataset) -> tf.data.Dataset:
+    """The same dataset, of which no optimization makes one with a repeat after it.
+
+    `tf.data` makes one of a shuffle and a repeat next to it, which draws one order fewer in each
+    pass than the two with anything between them.
+    """
+    return shuffled.with_options(tf.data.Options())
+
+
+class _ShuffledAlike(UnaryUnchangedStructureDataset):  # type: ignore[misc]
+    """A dataset in the order that a shuffle of the user's gives another one.
+
+    Both draw the order of each pass from one generator, as two passes over the user's would.
+
+    Args:
+        dataset: to shuffle.
+        like: the user's.
+    """
+
+    def __init__(self, dataset: Any, like: Any) -> None:
+        self._input_dataset = dataset
+        self._buffer_size, self._seed, self._seed2 = like._buffer_size, like._seed, like._seed2
+        self._reshuffle_each_iteration = like._reshuffle_each_iteration
+        self._like = like  # whose end is that of the generator
+        variant = tf.raw_ops.ShuffleDatasetV3(
+            input_dataset=tf.data.experimental.to_variant(dataset),
+            buffer_size=self._buffer_size,
+            seed=self._seed,
+            seed2=self._seed2,
+            seed_generator=_generator(like),
+            reshuffle_each_iteration=self._reshuffle_each_iteration,
+            **dataset._flat_structure,
+        )
+        super().__init__(dataset, variant)
+
+
+_generators: weakref.WeakKeyDictionary[Any, tf.Tensor | None] = weakref.WeakKeyDictionary()
+
+
+def has_known_order(shuffled: tf.data.Dataset) -> bool:
+    """Whether another dataset can have the order that a shuffle draws.
+
+    Its generator is in its graph, which is not looked at where it would copy large tensors.
+    """
+    return _generator(shuffled) is not None
+
+
+def _generator(shuffled: Any) -> tf.Tensor | None:
+    """The generator from which a shuffle draws the order of each pass; None where not known."""
+    if isinstance(shuffled, _ShuffledAlike):
+        return _generator(shuffled._like)
+    if shuffled not in _generators:
+        _generators[shuffled] = _read_generator(shuffled)
+    return _generators[shuffled]
+
+
+def _read_generator(shuffled: Any) -> tf.Tensor | None:
+    try:
+        if _bytes_inside(shuffled) > _MOST_BYTES_COPIED:
+            return None
+        graph = _serialized(shuffled)
+    except (ValueError, tf.errors.OpError):  # larger than a graph may be (2 GB)
+        return None
+    nodes = {node.name: node for node in graph.node}
+    *_, output = graph.node
+    made = nodes[output.input[0].partition(":")[0]]
+    if made.op != "ShuffleDatasetV3":
+        return None
+    value = nodes[made.input[4].partition(":")[0]].attr["value"].tensor
+    return tf.io.parse_tensor(value.SerializeToString(), tf.resource)
 
 
 def _are_numbers(dataset: Any) -> bool:

@@ -90,7 +90,7 @@ def of_own_rows(dataset: tf.data.Dataset, rows: MeshRows) -> tf.data.Dataset | N
     Returns:
         A dataset of tuples of our rows, their indices (int64, shape `[n]`), the number of rows of
         the batch (int64 scalar), and the fingerprints of the first batch (int64, shape `[k]`),
-        which are empty for the others; None where it would gain nothing.
+        which are empty for the others, or as in `with_first`; None where it would gain nothing.
     """
     arrays = _private.array_pipeline(dataset)
     if arrays is not None:
@@ -120,14 +120,17 @@ def of_own_rows(dataset: tf.data.Dataset, rows: MeshRows) -> tf.data.Dataset | N
         own = tf.nest.map_structure(lambda leaf: tf.gather(leaf, numbers), given)
         return own, numbers, count
 
-    cut = _mapped(moved.batches, take, as_it_is)
-    key = f"mesh-first-{'-'.join(map(str, rows.held))}-of-{rows.parts}"
+    cut = _mapped(moved.batches, take, as_it_is, moved.begins_elsewhere)
+    compared = "each" if moved.begins_elsewhere else "first"
+    key = f"mesh-{compared}-{'-'.join(map(str, rows.held))}-of-{rows.parts}"
     done = moved.finish(cut, key, computed)
     return done.with_options(dataset.options()).prefetch(tf.data.AUTOTUNE)
 
 
-def _mapped(dataset: tf.data.Dataset, function: Any, whole: Any) -> tf.data.Dataset:
-    parts = with_first(function, whole, dataset_consistency.fingerprints)
+def _mapped(
+    dataset: tf.data.Dataset, function: Any, whole: Any, of_each: bool = False
+) -> tf.data.Dataset:
+    parts = with_first(function, whole, dataset_consistency.fingerprints, of_each)
     return dataset.enumerate().map(parts, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
 
