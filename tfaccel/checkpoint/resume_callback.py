@@ -314,7 +314,7 @@ class Resume(keras.callbacks.Callback):  # type: ignore[misc]
                 step=place.step,
                 epochs_before=min(before, 1) if in_python else before,
                 whole=data_replay.has_threads(adapter) if in_python else not repeatable,
-                warm=bool(missing),
+                warm=bool(missing) or _private.compiles_in_step(self.model),
                 data_ready=lambda: (
                     self._state.restore_data(state) if before and place.step else None
                 ),

@@ -16,6 +16,7 @@ __all__ = [
     "additional_losses",
     "compiled_losses",
     "compiled_metrics",
+    "compiles_in_step",
     "loss_tracker",
     "loss_trackers",
     "metric_function",
@@ -34,6 +35,15 @@ def compiled_losses(model: keras.Model) -> list[keras.losses.Loss]:
     compiled = getattr(model, "_compile_loss", None)
     flat = getattr(compiled, "_flat_losses", None) or []
     return [entry[1] for entry in flat if isinstance(entry[1], keras.losses.Loss)]
+
+
+def compiles_in_step(model: keras.Model) -> bool:
+    """Whether the first step is still to build the losses and metrics that `compile` was given.
+
+    Until then Keras has no results, with which an epoch ends. `model.compiled` is True before.
+    """
+    parts = (getattr(model, name, None) for name in ("_compile_loss", "_compile_metrics"))
+    return any(part is not None and not part.built for part in parts)
 
 
 def wrapped_function(loss: keras.losses.Loss) -> tuple[Any, dict[str, Any]]:
