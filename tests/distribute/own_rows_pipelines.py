@@ -247,7 +247,19 @@ def class_weighted() -> Any:
     return TFDatasetAdapter(pairs, class_weight={0: 2.0, 2: 0.5}).get_tf_dataset()
 
 
+def batches_normalized() -> Any:
+    batches = rows(ROWS).map(double).batch(8)
+    return batches.map(lambda i, j: (i / 9, tf.one_hot(j["filled"], 5))).cache()
+
+
+def batches_computed_alone() -> Any:
+    ordered = rows(ROWS).shuffle(8, seed=1, reshuffle_each_iteration=False)
+    return ordered.batch(8).map(lambda i: 2 * i).prefetch(2)
+
+
 MOVED = [
+    batches_normalized,
+    batches_computed_alone,
     shuffled_after,
     skipped_below_a_shuffle,
     shuffled_and_repeated,
@@ -342,7 +354,7 @@ def zipped_with_ragged_rows() -> Any:
 
 
 def whole_batches() -> Any:
-    """it is after batch"""
+    """it is after batch, where Mean in it may take the rows of a batch together, and before it"""
     return rows(ROWS).batch(8).map(lambda i: i - tf.reduce_mean(i))
 
 

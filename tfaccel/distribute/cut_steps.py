@@ -142,9 +142,9 @@ def of_batches(given: Packing, steps: tuple[RowStep, ...]) -> tuple[CutStep, ...
 
     Args:
         given: of the rows at the cut, which are packed.
-        steps: of which one at least is a function.
+        steps: of rows; none, or first a function.
     """
-    last = max(i for i, step in enumerate(steps) if isinstance(step, RowFunction))
+    last = max((i for i, step in enumerate(steps) if isinstance(step, RowFunction)), default=-1)
     done: list[CutStep] = []
     for i, step in enumerate(steps):
         if isinstance(step, RowFunction):

@@ -20,7 +20,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfaccel.distribute import _private, row_shapes
+from tfaccel.distribute import _private, batch_functions, row_shapes
 from tfaccel.distribute.cut_steps import (
     ByPosition,
     Caching,
@@ -98,8 +98,12 @@ def _move(dataset: tf.data.Dataset) -> tuple[MovedCut | None, list[str]]:
     """As `move_cut`, of a dataset without the weights of classes."""
     report, after, node = Report(), list[CutStep](), dataset
     found = _private.stage(node)
-    while found.kind in (*UNCHANGING, *BY_POSITION, "cache"):
-        if found.kind == "cache":
+    while found.kind in (*UNCHANGING, *BY_POSITION, "cache", "map"):
+        if found.function is not None:
+            if batch_functions.why_not_by_row(found.function, found.inputs[0].element_spec):
+                break
+            after.insert(0, Computing(found.function.call))
+        elif found.kind == "cache":
             if not is_reproducible(node):
                 break
             after.insert(0, Caching(node, found.filename))
@@ -114,16 +118,22 @@ def _move(dataset: tf.data.Dataset) -> tuple[MovedCut | None, list[str]]:
         report.last(node, _hint(node, found))
         return None, report.of_all()
     rows = rows_of(batched, found.number, report)
-    if not rows.steps:
+    if not rows.steps and not _computes(after, rows.source):
         return None, report.of_all()
     if found.kind == "padded_batch":
-        output = _row_of(dataset)
+        output = _row_of(node)
         rows = rows.then(RowFunction(row_shapes.padded(output, found.padding), output))
     packing = row_shapes.Packing(rows.source.element_spec)
     batches = packing.rows(rows.source).batch(found.number, found.drop_remainder)
     batches, after = (batches, after) if rows.are_cached else _taken(batches, after)
     size = f"{found.number}{'-whole' if found.drop_remainder else ''}"
     return MovedCut(batches, (*of_batches(packing, rows.steps), *after), size), report.lines
+
+
+def _computes(after: list[CutStep], rows: tf.data.Dataset) -> bool:
+    """Whether own rows of a dataset are worth taking for what steps after `batch` do with them."""
+    one_shape = row_shapes.have_one_shape(rows.element_spec)
+    return one_shape and any(isinstance(step, Computing) for step in after)
 
 
 def _taken(batches: tf.data.Dataset, after: list[CutStep]) -> tuple[tf.data.Dataset, list[CutStep]]:
@@ -159,6 +169,9 @@ def _row_of(dataset: tf.data.Dataset) -> Any:
 
 def _hint(dataset: tf.data.Dataset, found: _private.Stage) -> str:
     match found.kind:
+        case "map" if found.function is not None:
+            why = batch_functions.why_not_by_row(found.function, found.inputs[0].element_spec)
+            return f", where {why}"
         case "cache":
             return cache_hint(dataset)
         case "shuffle":

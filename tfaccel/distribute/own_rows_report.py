@@ -49,9 +49,8 @@ class Report:
         found, function = _private.stage(dataset), _private.user_function(dataset)
         why = f"{found.kind} comes after it{hint}"
         if found.function is not None:
-            self.stays(
-                "map", function, "it is after batch, and before it would run on own rows alone"
-            )
+            alone = "before it would run on own rows alone"
+            self.stays("map", function, f"it is after batch{hint}, and {alone}")
             why = f"the map of {place(function)} is after batch"
         self._reader(dataset)
         for each in found.inputs:

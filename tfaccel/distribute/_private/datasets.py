@@ -76,12 +76,14 @@ class MapFunction:
         operations: gives the types of all its operations, and of the functions it calls; a
             ValueError when its constants are larger than a graph may be (2 GB).
         source: the user's function.
+        graph: of its operations.
     """
 
     call: Callable[[Any], Any]
     output: Any
     operations: Callable[[], frozenset[str]]
     source: Any
+    graph: Any
 
 
 @dataclass(frozen=True)
@@ -385,7 +387,8 @@ def _map_function(wrapper: Any) -> MapFunction:
         flat = returned if isinstance(returned, (list, tuple)) else [returned]
         return tf.nest.pack_sequence_as(output, flat, expand_composites=True)
 
-    return MapFunction(call, output, functools.partial(_operations, function), wrapper._func)
+    operations = functools.partial(_operations, function)
+    return MapFunction(call, output, operations, wrapper._func, function.graph)
 
 
 def _operations(function: Any) -> frozenset[str]:
