@@ -1,6 +1,6 @@
 """Plans for TPUs beside what the TPU's own compiler reports, as `tfaccel tpu check` does.
 
-    python benchmarks/planner_tpu.py MODEL           # one model, as a line of JSON for each topology
+    python benchmarks/planner_tpu.py MODEL      # one model, a line of JSON for each topology
 
 Each model's step is lowered once and compiled for every topology, in a process of its own, where
 libtpu may crash. The same batch is on one device and divided among four.
@@ -17,14 +17,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import keras
 import planner_models
 from keras import layers
 from planner_models import compiled
 
-TOPOLOGIES = {"v5e:1x1": "v5e-1", "v5e:2x2": "v5e-4", "v4:2x2x1": "v4-4", "v6e:2x2": "v6e-4"}
+TOPOLOGIES = ("v5e:1x1", "v5e:2x2", "v4:2x2x1", "v6e:2x2")
 MIB = 1 << 20
 
 
@@ -209,8 +209,10 @@ def report(only: str) -> None:
         errors += [abs(_error(row)) for row in rows.values()]
     if errors:
         within = sum(error <= 0.1 for error in errors)
-        print(f"\n{len(errors)} cells: {within} within 10 %, median {statistics.median(errors):.1%}, "
-              f"worst {max(errors):.1%}")  # fmt: skip
+        print(
+            f"\n{len(errors)} cells: {within} within 10 %, "
+            f"median {statistics.median(errors):.1%}, worst {max(errors):.1%}"
+        )
 
 
 def rows_of(name: str) -> list[dict[str, Any]]:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 import sys
-import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import planner_models
+import tomllib
 
 from tfaccel.distribute.model_parallel.mesh import MeshShape
 from tfaccel.planner import device_catalogue
@@ -24,6 +23,8 @@ from tfaccel.planner.estimate import Estimate, estimate
 from tfaccel.planner.models import Models
 
 RUNS = Path(__file__).with_name("published_runs.toml")
+HEADINGS = ("run", "on", "as", "planned, MiB", "published, MiB", "error", "planned, ms",
+            "published, ms", "published / planned")  # fmt: skip
 MIB = 1 << 20
 
 
@@ -47,17 +48,30 @@ def candidate(run: Mapping[str, Any]) -> Candidate:
 
 def planned(run: Mapping[str, Any]) -> Estimate:
     """The estimate of a run."""
-    build = functools.partial(getattr(planner_models, run["model"]), **run.get("sizes", {}))
-    rows = candidate(run).rows(run["batch"])
-    models = Models(build, (max(2, min(rows, run["batch"] // 2)), max(run["batch"], 3)))
+    models = _models(run["model"], json.dumps(run.get("sizes", {}), sort_keys=True))
     return estimate(candidate(run), run["batch"], _machines(run), models)
+
+
+@functools.cache
+def _models(name: str, sizes: str) -> Models:
+    """A model, traced once for all runs of it."""
+    rows = [
+        candidate(run).rows(run["batch"])
+        for run in read()[0]
+        if run["model"] == name and run.get("sizes", {}) == json.loads(sizes)
+    ]
+    build = functools.partial(getattr(planner_models, name), **json.loads(sizes))
+    most = max(*rows, 4)
+    return Models(build, (max(2, min(*rows, most // 2)), most))
 
 
 def report(only: str) -> None:
     """Prints a Markdown table of the runs whose name holds `only`, each when it is planned."""
     runs, sources = read()
     numbers = {name: k + 1 for k, name in enumerate(sources)}
-    print("| run | on | as | planned, MiB | published, MiB | error | bound, ms | published, ms | published / bound |")
+    print(
+        "| run | on | as | planned, MiB | published, MiB | error | bound, ms | published, ms | published / bound |"
+    )
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for run in runs:
         if only in run["name"]:
@@ -69,19 +83,24 @@ def report(only: str) -> None:
 
 def _cells(run: Mapping[str, Any], found: Estimate) -> Iterator[str]:
     yield run["devices"]
-    yield f"{found.candidate.name}, {found.candidate.precision}"
-    peak = found.peak / MIB if found.peak is not None else math.nan
-    yield f"{peak:,.0f}"
+    recomputed = ", recomputed" if run.get("sizes", {}).get("remat") else ""
+    yield f"{found.candidate.name}{recomputed}, {found.candidate.precision}"
+    peak = found.peak / MIB if found.peak is not None else None
     memory = run.get("memory_mib")
-    yield f"{memory:,}" if memory else "-"
-    yield f"{100 * (peak / memory - 1):+.1f} %" if memory else "-"
-    bound = found.time.total if found.time is not None else math.nan
-    yield f"{1e3 * bound:,.1f}"
+    yield _number(peak)
+    yield _number(memory)
+    yield f"{100 * (peak / memory - 1):+.1f} %" if peak and memory else "-"
+    bound = found.time.total if found.time is not None else None
     step = run.get("step_s")
-    yield f"{1e3 * step:,.1f}" if step else "-"
-    yield f"{step / bound:.2f}" if step else "-"
+    yield _number(bound, 1e3)
+    yield _number(step, 1e3)
+    yield f"{step / bound:.2f}" if step and bound else "-"
     print(json.dumps({"name": run["name"], "source": run["source"], **_parts(found)}),
           file=sys.stderr, flush=True)  # fmt: skip
+
+
+def _number(value: float | None, times: float = 1) -> str:
+    return "-" if value is None else f"{value * times:,.0f}"
 
 
 def _parts(found: Estimate) -> dict[str, Any]:
@@ -90,7 +109,9 @@ def _parts(found: Estimate) -> dict[str, Any]:
     parts = {name: round((getattr(found, name) or 0) / MIB) for name in sizes}
     time = found.time
     if time is not None:
-        parts |= {name: round(1e3 * getattr(time, name)) for name in ("compute", "memory", "network")}
+        parts |= {
+            name: round(1e3 * getattr(time, name)) for name in ("compute", "memory", "network")
+        }
     return {**parts, "tflop": (found.flops or 0) / 1e12, "why": found.why_not}
 
 
