@@ -69,10 +69,7 @@ def report(only: str) -> None:
     """Prints a Markdown table of the runs whose name holds `only`, each when it is planned."""
     runs, sources = read()
     numbers = {name: k + 1 for k, name in enumerate(sources)}
-    print(
-        "| run | on | as | planned, MiB | published, MiB | error | bound, ms | published, ms | published / bound |"
-    )
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    print(f"| {' | '.join(HEADINGS)} |\n|{' --- |' * len(HEADINGS)}")
     for run in runs:
         if only in run["name"]:
             cells = _cells(run, planned(run))
