@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from tfaccel.distribute.model_parallel.layout_planner import LayoutPlanner, VariablePlan
-from tfaccel.planner import costs, liveness, sharding_propagation
+from tfaccel.planner import costs, liveness, sharding_propagation, tpu_fusion
 from tfaccel.planner import kernel_workspace as kernels
 from tfaccel.planner.candidates import Candidate
 from tfaccel.planner.device_catalogue import Machines
@@ -242,6 +242,8 @@ def _figures(
         return replace(found, why_not=f"what {step.uncounted} keeps and computes")
     if work.unknown is not None:
         return replace(found, why_not=f"the shape of what {work.unknown.kind} gives")
+    if candidate.strategy == "tpu":
+        step, sizes = tpu_fusion.fused(step, sizes)
     walked = liveness.walk(step, work.sequence, sizes, gathered, scratch)
     return replace(found, walk=walked, roles=sized.by_role(len(step.operations)))
 
