@@ -38,7 +38,7 @@ def report(only: str) -> None:
             name: min(first[name], _trial(model, batch, c["candidate"]))
             for name, c in planned.items()
         }
-        steps = {name: sum(c["time"].values()) for name, c in planned.items()}
+        steps = {name: c["time"]["total"] for name, c in planned.items()}
         for name, took in seen.items():
             error = steps[name] / took - 1
             errors.append(abs(error))

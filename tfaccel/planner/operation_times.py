@@ -82,19 +82,29 @@ class OperationTimer:
         new = [one for one in signatures if _key(one) not in self._known]
         if not new:
             return
-        if self._process is None:
-            self._process = _start()
-            weakref.finalize(self, _end, self._process)
-        self._process.stdin.write(f"[{','.join(new)}]\n")
-        self._process.stdin.flush()
-        line = self._process.stdout.readline()
-        taken = json.loads(line) if line else [None] * len(new)
+        taken = self._answer(new)
         self._known |= {_key(one): s for one, s in zip(new, taken, strict=True)}
+        if self._process is None:
+            return
         with contextlib.suppress(OSError):  # it is measured again the next time
             self._file.parent.mkdir(parents=True, exist_ok=True)
             unfinished = self._file.with_suffix(f".{os.getpid()}")
             unfinished.write_text(json.dumps(self._known), "utf-8")
             unfinished.replace(self._file)
+
+    def _answer(self, signatures: Sequence[str]) -> list[float | None]:
+        """Seconds of each, or None of all where the process was ended, as by a lack of memory."""
+        if self._process is None:
+            self._process = _start()
+            weakref.finalize(self, _end, self._process)
+        with contextlib.suppress(OSError):
+            self._process.stdin.write(f"[{','.join(signatures)}]\n")
+            self._process.stdin.flush()
+            if line := self._process.stdout.readline():
+                found: list[float | None] = json.loads(line)
+                return found
+        self._process = None
+        return [None] * len(signatures)
 
 
 def signature(
