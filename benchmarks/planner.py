@@ -4,6 +4,7 @@
     python benchmarks/planner.py peak [--only lm]    # peaks of steps, each in its own process
     python benchmarks/planner.py published           # memory and time of runs that others published
     python benchmarks/planner.py tpu [--only lm]     # peaks beside those of the TPU's own compiler
+    python benchmarks/planner.py time [--only lm]    # steps that were timed, and run
 
 `state` builds every row of the model-parallel coverage table on one device, on meshes and fully
 sharded, and compares the bytes of the buffers that a device then holds with what was counted.
@@ -317,13 +318,17 @@ def state(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("state", "peak", "published", "tpu"))
+    parser.add_argument("what", choices=("state", "peak", "published", "tpu", "time"))
     parser.add_argument("--only", default="", help="rows or cells whose name holds this")
     args = parser.parse_args()
     if args.what == "state":
         sys.exit(1 if states(args.only) else 0)
     if args.what == "peak":
         peaks(args.only)
+    elif args.what == "time":
+        import planner_times
+
+        planner_times.report(args.only)
     elif args.what == "published":
         import published
 

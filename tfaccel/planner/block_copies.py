@@ -83,6 +83,7 @@ class BlockCopies:
                     self._variable(i, index, op.variable),
                     op.backward,
                     op.attributes,
+                    op.source,
                 )
             )
         gradients = dict(self._gradients())

@@ -7,11 +7,14 @@ import os
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tfaccel.errors import StrategyError
+
+if TYPE_CHECKING:
+    from tfaccel.planner.operation_times import OperationTimer
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -73,11 +76,13 @@ class Machines:
         device: each of them.
         hosts: how many machines.
         per_host: devices of each.
+        timer: measures operations on them; None where only rates are known.
     """
 
     device: Device
     hosts: int
     per_host: int
+    timer: OperationTimer | None = field(default=None, compare=False, repr=False)
 
     @property
     def count(self) -> int:
@@ -187,7 +192,14 @@ def measured(count: int | None = None) -> Machines:
         source=f"measured on {found['name']}",
         date=found["date"],
     )
-    return Machines(device, 1, count)
+    timer = _timer(measurement.cache_file("operations")) if is_cpu else None
+    return Machines(device, 1, count, timer)
+
+
+def _timer(file: Path) -> OperationTimer:
+    from tfaccel.planner.operation_times import OperationTimer
+
+    return OperationTimer(file)
 
 
 def _read(file: Path) -> dict[str, Device]:

@@ -234,7 +234,8 @@ def _figures(
     scratch = kernels.of_processor(step, shapes) if machines.device.kind == "cpu" else {}
     for i, size in split.gathered.items():
         scratch[i] = scratch.get(i, 0) + size
-    flops, busy = _busy(work, sizes, split, candidate, machines)
+    shapes_of_variables = [one.made.shape for one in sized.items]
+    flops, busy = _busy(work, sizes, split, candidate, machines, shapes_of_variables)
     wire = _wire(candidate, sized, state, planner, split, sizes)
     compute, memory = busy if busy is not None else (None, None)
     found = Figures(sized.step.constants, flops, compute, memory, wire)
@@ -326,6 +327,7 @@ def _busy(
     split: sharding_propagation.Spread,
     candidate: Candidate,
     machines: Machines,
+    variables: Sequence[tuple[int, ...]],
 ) -> tuple[int, tuple[float, float] | None]:
     """Operations of a step, and its compute-bound and memory-bound seconds."""
     device = machines.device
@@ -341,8 +343,13 @@ def _busy(
     # The roofline of each operation, as in `costs.roofline`.
     computing = numbers / np.where(work.halves, fast, usual)
     moving = work.moved(sizes) / device.bandwidth
-    bound = computing >= moving
-    return total, (_added(computing[bound]), _added(moving[~bound]))
+    bound, seconds = computing >= moving, np.maximum(computing, moving)
+    if machines.timer is not None:
+        measured = machines.timer.seconds(work, variables, split, candidate.model_axis)
+        # Logical devices share the processor: one that works alone has all of it.
+        seconds = np.where(np.isnan(measured), seconds / machines.count, measured)
+        seconds = seconds * candidate.devices
+    return total, (_added(seconds[bound]), _added(seconds[~bound]))
 
 
 def _added(seconds: Array) -> float:

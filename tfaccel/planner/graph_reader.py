@@ -152,6 +152,7 @@ class _Reader:
                 variable=variable,
                 backward=backward,
                 attributes=_attributes(op, self.attributes),
+                source=op,
             )
         )
 

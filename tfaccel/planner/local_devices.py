@@ -55,13 +55,13 @@ def measured() -> dict[str, Any]:
     return found
 
 
-def cache_file() -> Path:
-    """The cache file of this machine's rates; each machine has its own."""
+def cache_file(of: str = "devices") -> Path:
+    """A cache file of this machine's measurements; each machine has its own."""
     folder = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     machine = (platform.node(), _processor(), hardware.cores(), gpus if gpus != "-1" else "")
     name = hashlib.sha256(repr(machine).encode()).hexdigest()[:16]
-    return Path(folder) / "tfaccel" / f"devices-{name}.json"
+    return Path(folder) / "tfaccel" / f"{of}-{name}.json"
 
 
 def _processor() -> str:

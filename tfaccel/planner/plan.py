@@ -170,9 +170,12 @@ def recommend(found: Sequence[Estimate], machines: Machines) -> tuple[Estimate |
     if second is None:
         return best, f"{best.candidate.name} fits in {first}, and nothing else does."
     longer = _seconds(second) / _seconds(best)
+    at = "at the rates of the catalogue"
+    if machines.timer is not None:
+        at = "as its operations were measured"
     return best, (
-        f"{best.candidate.name} fits in {first} and its step is the shortest at the rates of the "
-        f"catalogue: that of {second.candidate.name}, the next, takes {longer:.2f} times as long."
+        f"{best.candidate.name} fits in {first} and its step is the shortest {at}: that of "
+        f"{second.candidate.name}, the next, takes {longer:.2f} times as long."
     )
 
 

@@ -18,6 +18,10 @@ _NOTE = (
     "Nothing was run. Bytes are those of one device, the fullest; a step's time is at the rates of "
     "the catalogue, and a real one is longer."
 )
+_MEASURED = (
+    "No step was run. Bytes are those of one device, the fullest; a step's time is the sum of its "
+    "operations, of which each was measured alone, and of its communication."
+)
 
 
 def render(found: Plan) -> Iterator[RenderableType]:
@@ -49,7 +53,7 @@ def render(found: Plan) -> Iterator[RenderableType]:
         yield Text(f"fits with {change.change}: peak {size(one.peak or 0)}{time}")
         if change.command:
             yield Text(f"  {change.command}")
-    yield Text(_NOTE)
+    yield Text(_NOTE if found.machines.timer is None else _MEASURED)
 
 
 def table(found: Plan) -> Table:

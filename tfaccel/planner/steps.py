@@ -36,6 +36,7 @@ class Operation:
         variable: the index of the variable that it reads or changes; None for none.
         backward: whether it was created for a gradient.
         attributes: those that define its effect on dimensions.
+        source: TensorFlow's operation, in the graph for the larger batch; None where it has none.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Operation:
     variable: int | None
     backward: bool
     attributes: Mapping[str, Any] = field(default_factory=dict)
+    source: Any = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
