@@ -133,8 +133,8 @@ def signature(
     node = source.node_def
     del node.input[:]
     node.name = ""
-    for name in ("_output_shapes", "_class", "_gradient_op_type"):
-        node.attr.pop(name, None)
+    for name in [each for each in node.attr if each.startswith("_")]:  # notes to other parts
+        del node.attr[name]
     text = base64.b64encode(node.SerializeToString(deterministic=True)).decode()
     return json.dumps({"node": text, "inputs": inputs})
 
