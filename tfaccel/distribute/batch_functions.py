@@ -15,7 +15,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfaccel.distribute import _private
-from tfaccel.distribute.row_functions import is_dense, state
+from tfaccel.distribute.row_functions import why_not_row_by_row
 
 # What a tensor has: rows as its first dimension; the same value for any rows; or what follows from
 # the number of rows.
@@ -65,13 +65,11 @@ def why_not_by_row(function: _private.MapFunction, given: Any) -> str:
         function: of the map.
         given: the structure of what it takes.
     """
-    if not (is_dense(given) and is_dense(function.output)):
-        return "it takes or gives ragged or sparse tensors, datasets or None"
+    if why := why_not_row_by_row(function, given):
+        return why
     leaves = [*tf.nest.flatten(given), *tf.nest.flatten(function.output)]
     if any(leaf.shape.rank in (None, 0) or leaf.shape[0] is not None for leaf in leaves):
         return "its batches have a fixed number of rows, as with drop_remainder=True, or none"
-    if why := state(function.operations):
-        return why
     try:
         results = _results(function.graph, [_ROWS] * len(tf.nest.flatten(given)))
     except _NotByRow as reason:
