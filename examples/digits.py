@@ -66,7 +66,7 @@ def main(_):
     if FLAGS.checkpoints:
         callbacks.append(tfaccel.checkpoint.resume(FLAGS.checkpoints, every=FLAGS.every))
     fit = {"batch_size": FLAGS.batch_size, "validation_data": (x_held_out, y_held_out)}
-    model.fit(x, y, epochs=FLAGS.epochs, callbacks=callbacks, **fit)
+    model.fit(x, y, epochs=FLAGS.epochs, callbacks=[*callbacks, *flags.callbacks(strategy)], **fit)
     _, accuracy = model.evaluate(x_held_out, y_held_out, batch_size=FLAGS.batch_size)
 
     model.save(FLAGS.out)  # on every worker: each may hold a part of the model

@@ -56,12 +56,15 @@ STRATEGIES = {
 )
 def test_digits_reach_their_accuracy(name: str, tmp_path: Path) -> None:
     start, flags = STRATEGIES[name]
-    said = run([*start, "examples/digits.py", *flags, "--epochs=8"], tmp_path / "digits.keras")
+    monitored = tmp_path / "monitored"
+    command = [*start, "examples/digits.py", *flags, "--epochs=8", f"--monitor={monitored}"]
+    said = run(command, tmp_path / "digits.keras")
     reached = [float(a) for a in re.findall(r"held-out accuracy: ([\d.]+)", said)]
     assert len(reached) == (2 if start is LAUNCH else 1)
     assert len(set(reached)) == 1, "the workers evaluate differently"
     assert reached[0] >= 0.95
     assert "reloads on one device" in said
+    assert (monitored / "report.html").exists()
     assert re.search(rf"strategy   {'one_device' if name == 'auto' else name} \(", said)
 
 
